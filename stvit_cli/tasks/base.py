@@ -1,0 +1,88 @@
+"""What the trainer needs of a task. Engine and tasks meet here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from stvit_cli.models.weights import WeightsInfo
+
+Batch = Any
+"""What ``collate`` made of a list of samples: tensors in dicts, lists or tuples; the engine only moves it to a device."""
+
+
+class Evaluator(Protocol):
+    """Collects what is needed for the metrics of one evaluation.
+
+    ``state`` is what one process saw; ``compute`` takes the states of all processes, in the order of their ranks, so that
+    the figures are the same however many processes there are.
+    """
+
+    def update(self, model: nn.Module, batch: Batch) -> None: ...
+
+    def state(self) -> Any: ...
+
+    def compute(self, states: list[Any]) -> Iterable[tuple[str, float]]: ...
+
+
+class Task(Protocol):
+    """A model, its data, its loss and its metrics.
+
+    Attributes:
+        model: on the CPU, initialised (or loaded); the engine moves and wraps it.
+        train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone.
+        val_set: indexed by int, without randomness.
+        main_metric: the name of the metric that decides which weights are best; higher is better.
+    """
+
+    name: str
+    model: nn.Module
+    train_set: Dataset[Any]
+    val_set: Dataset[Any]
+    main_metric: str
+
+    def collate(self, samples: list[Any]) -> Batch:
+        """Make a batch of training samples."""
+        ...
+
+    def collate_eval(self, samples: list[Any]) -> Batch:
+        """Make a batch of validation samples."""
+        ...
+
+    def training_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return named scalar losses, each the mean over the batch; their sum is what is minimised.
+
+        The global generators (random, numpy, torch) are seeded by the engine with (seed, step, micro-batch) before the call.
+        """
+        ...
+
+    def evaluator(self) -> Evaluator: ...
+
+    def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+        """Return the optimiser's groups; each has ``params``, ``weight_decay`` and ``lr_scale``."""
+        ...
+
+    def weights_info(self) -> WeightsInfo:
+        """Return what goes into the metadata of a weights file."""
+        ...
+
+    def describe(self, batch: Batch) -> list[str]:
+        """Return the names of the batch's files, for a message about a bad batch."""
+        ...
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with every tensor in it on ``device``; pictures (4-d floats) in channels-last memory."""
+    if isinstance(batch, Tensor):
+        if batch.ndim == 4 and batch.is_floating_point():
+            return batch.to(device, non_blocking=True, memory_format=torch.channels_last)
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: move(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(move(value, device) for value in batch)
+    return batch
