@@ -1,4 +1,4 @@
-"""What a user can get wrong, as one exception, and the nearest right name."""
+"""The two ways in which a run ends early without a fault of ours, and the nearest right name for a wrong one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ class UserError(ValueError):
     The message is one to six lines: what was given, what was found, what is expected. The command line prints it without a
     traceback and exits with 2. Anything else that is raised is a fault of ours.
     """
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end and its state is saved. The command line exits with 130 (Ctrl-C) or 143 (any other)."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"interrupted by signal {signal_number}")
+        self.signal_number = signal_number
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
