@@ -1,0 +1,35 @@
+"""The models by name: `create_model`, `list_models`, `load_weights`."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stvit_cli.errors import UserError, nearest
+from stvit_cli.models.stvit import VARIANTS, GridSizes, STViT
+from stvit_cli.models.weights import load_weights
+
+__all__ = ["create_model", "list_models", "load_weights"]
+
+
+def list_models() -> list[str]:
+    """Return the names that `create_model` knows."""
+    return list(VARIANTS)
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    *,
+    grid_sizes: GridSizes | None = None,
+    checkpointing: bool = False,
+) -> nn.Module:
+    """Build a model by name, freshly initialised. See `STViT` for the arguments.
+
+    Raises:
+        UserError: no such model.
+    """
+    if name not in VARIANTS:
+        raise UserError(f"no model '{name}'.{nearest(name, VARIANTS)} Known: {', '.join(VARIANTS)}.")
+    return STViT(VARIANTS[name], num_classes, in_chans, drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)

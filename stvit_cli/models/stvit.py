@@ -1,0 +1,228 @@
+"""The Super Token Vision Transformer (supplement, section B and Table I).
+
+B batch, C channels, H W rows and columns at the place spoken of. A picture (B, in_chans, H, W) of any size from 32 x 32 goes
+through the stem (1/4), four stages (1/4, 1/8, 1/16, 1/32), the projection, the mean over all places and the classifier.
+Memory is channels-last throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm2d, LayerScale2d, trunc_normal_
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stvit_cli.models.layers import BatchNorm2d, ConvFFN, ConvPosEnc, PatchMerging, Stem
+from stvit_cli.models.super_token import SuperTokenAttention
+
+GridSizes = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A column of Table I."""
+
+    embed_dims: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    num_heads: tuple[int, int, int, int]
+    layer_scale: float | None  # initial value in stages 3 and 4
+    grid_sizes: GridSizes = (8, 4, 1, 1)
+    proj_dim: int = 1024
+
+
+VARIANTS = {
+    "stvit-s": Variant((64, 128, 320, 512), (3, 5, 9, 3), (1, 2, 5, 8), layer_scale=None),
+    "stvit-b": Variant((96, 192, 384, 512), (4, 6, 14, 6), (2, 3, 6, 8), layer_scale=1e-6),
+    "stvit-l": Variant((96, 192, 448, 640), (4, 7, 19, 8), (2, 3, 7, 10), layer_scale=1e-6),
+    # Not in the paper: small enough to train in a minute on a CPU. Its grid suits pictures of 64 pixels.
+    "stvit-nano": Variant((32, 64, 96, 128), (1, 2, 3, 1), (1, 2, 3, 4), layer_scale=None, grid_sizes=(4, 2, 1, 1), proj_dim=256),
+}
+
+
+class Block(nn.Module):
+    """Position encoding, super token attention, ConvFFN; each added to its input. (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, dim: int, num_heads: int, grid_size: int, mlp_ratio: float, drop_path: float, layer_scale: float | None) -> None:
+        super().__init__()
+        self.cpe = ConvPosEnc(dim)
+        self.norm1 = LayerNorm2d(dim, eps=1e-6)
+        self.attn = SuperTokenAttention(dim, num_heads, grid_size)
+        self.norm2 = BatchNorm2d(dim)
+        self.mlp = ConvFFN(dim, mlp_ratio)
+        self.ls1 = LayerScale2d(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.ls2 = LayerScale2d(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cpe(x)
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+def run_block(block: nn.Module, x: Tensor) -> Tensor:
+    """Apply a block. A plain function, so that one compilation serves all blocks of equal shape (see `STViT.compile_blocks`)."""
+    return block(x)
+
+
+class Stage(nn.Module):
+    """Patch merging (not in the first stage), then the blocks."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[Block]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+        self.run_block: Callable[[nn.Module, Tensor], Tensor] = run_block
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self.run_block, block, x, use_reentrant=False)
+            else:
+                x = self.run_block(block, x)
+        return x
+
+
+class STViT(nn.Module):
+    """STViT of a `Variant`: (B, in_chans, H, W) -> logits (B, num_classes).
+
+    Args:
+        variant: widths, depths, heads, grid of each stage.
+        num_classes: outputs of the classifier; 0 leaves it out.
+        in_chans: channels of a picture.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        mlp_ratio: hidden width of ConvFFN by its own width.
+        grid_sizes: other cells than the variant's, one for each stage. They carry no weights.
+        checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        mlp_ratio: float = 4.0,
+        grid_sizes: GridSizes | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        dims, depths = variant.embed_dims, variant.depths
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = dims[-1]
+        self.head_hidden_size = variant.proj_dim
+        self.feature_info = [{"num_chs": dim, "reduction": 4 << i, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
+
+        self.stem = Stem(in_chans, dims[0])
+        last = max(sum(depths) - 1, 1)
+        stages = []
+        for i, dim in enumerate(dims):
+            blocks = [
+                Block(
+                    dim,
+                    variant.num_heads[i],
+                    (grid_sizes or variant.grid_sizes)[i],
+                    mlp_ratio,
+                    drop_path=drop_path_rate * (sum(depths[:i]) + j) / last,
+                    layer_scale=variant.layer_scale if i >= 2 else None,
+                )
+                for j in range(depths[i])
+            ]
+            stages.append(Stage(PatchMerging(dims[i - 1], dim) if i else nn.Identity(), blocks))
+        self.stages = nn.Sequential(*stages)
+        self.proj = nn.Conv2d(dims[-1], variant.proj_dim, 1)
+        self.norm = BatchNorm2d(variant.proj_dim)
+        self.head = self._make_head(num_classes)
+        self.set_grad_checkpointing(checkpointing)
+
+    def _make_head(self, num_classes: int) -> nn.Module:
+        if not num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.head_hidden_size, num_classes)
+        trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last stage's tokens, (B, num_features, H / 32, W / 32)."""
+        return self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) of the last stage's tokens; with ``pre_logits`` the pooled (B, head_hidden_size)."""
+        x = F.silu(self.norm(self.proj(x))).mean((2, 3))
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """timm's way to the features of the stages (B, C, H, W): ``(last tokens, features)``, or only the features.
+
+        ``norm`` is ignored: the projection's batch norm does not fit a stage's width.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}, only 'NCHW' is there")
+        take, last = feature_take_indices(len(self.stages), indices)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        features = []
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > last:
+                break
+            x = stage(x)
+            if i in take:
+                features.append(x)
+        return features if intermediates_only else (x, features)
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop the stages after the last of ``indices`` (and the head), as timm's feature extraction asks for."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_head:
+            self.proj, self.norm, self.head = nn.Identity(), nn.Identity(), nn.Identity()
+        return take
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Make the classifier anew. ``global_pool`` is timm's; the mean is the only one here."""
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool is {global_pool!r}, only 'avg' is there")
+        reference = self.proj.weight
+        self.num_classes = num_classes
+        self.head = self._make_head(num_classes).to(reference.device, reference.dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Nothing beside the one-dimensional parameters, which an optimiser leaves out by their shape."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's layers for layer-wise rates: the stem, each block, the rest."""
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^(proj|norm)\.", (99999,))]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def compile_blocks(self) -> None:
+        """Run the blocks through `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
+        compiled = torch.compile(run_block, dynamic=False)
+        for stage in self.stages:
+            stage.run_block = compiled
