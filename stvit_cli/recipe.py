@@ -1,13 +1,18 @@
 """The schema of a recipe: every setting of a run, its default and its meaning, in one place. Imports no torch.
 
-A recipe file holds only what differs from these defaults. Sections are frozen; unknown keys are refused.
+A recipe file holds only what differs from these defaults. Sections are frozen; unknown keys are refused, and so is a value of
+another type ("3" or true where a number belongs). `recipe_io` reads and writes recipes; what it says to the user about a key
+is made of the annotations here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stvit_cli.errors import nearest
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -19,7 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
@@ -40,10 +45,12 @@ class DataSection(Section):
     """digits: the embedded handwritten digits. imagefolder: pictures by class, `train/` and `val/` or one folder."""
     dir: str | None = None
     """The folder of the data set; `--data` sets it."""
-    image_size: PositiveInt = 224
+    image_size: Annotated[int, Field(ge=32)] = 224
     """Side of the square picture the model sees, in pixels."""
     mean: tuple[float, ...] = IMAGENET_MEAN
+    """Subtracted from the channels of a picture in 0..1; a figure for each channel."""
     std: tuple[float, ...] = IMAGENET_STD
+    """What the channels are then divided by."""
     val_fraction: Rate = 0.2
     """Share of each class held out where the folder has no `train/` and `val/`."""
     num_workers: Annotated[int, Field(ge=0)] = 8
@@ -58,13 +65,17 @@ class AugmentSection(Section):
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Share of the area that a random resized crop keeps; 1.0 1.0 keeps the whole picture."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width by height of the crop, smallest and largest."""
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    """How pictures are resized, in training and in evaluation."""
     hflip: Fraction = 0.5
+    """Probability of mirroring left and right."""
     auto_augment: str | None = None
     """timm's policy string, e.g. rand-m9-mstd0.5-inc1."""
     random_erasing: Fraction = 0.0
     """Probability of erasing a rectangle."""
     random_erasing_mode: Literal["pixel", "const", "rand"] = "pixel"
+    """What the rectangle is filled with: noise for each pixel, zero, or one random colour."""
     mixup: NonNegative = 0.0
     """Alpha of the beta distribution; 0 is off."""
     cutmix: NonNegative = 0.0
@@ -74,6 +85,7 @@ class AugmentSection(Section):
     mix_switch_prob: Fraction = 0.5
     """Probability of CutMix where both are on."""
     label_smoothing: Fraction = 0.0
+    """Share of the target spread over all classes."""
     repeats: PositiveInt = 1
     """Views of each picture in one epoch (repeated augmentation); an epoch's length stays the data set's."""
 
@@ -82,22 +94,32 @@ class OptimSection(Section):
     """AdamW."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """The rate after warm-up."""
     scale_lr_from: PositiveInt | None = None
     """Where set, the rate used is lr x global batch / this."""
     weight_decay: NonNegative = 0.05
+    """Not on biases and other one-dimensional weights."""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
+    """AdamW's decay of the first and second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the whole gradient; none: not clipped."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Factor on the rate from each layer to the one before it."""
 
 
 class ScheduleSection(Section):
     kind: Literal["cosine", "constant"] = "cosine"
+    """The rate's course after warm-up."""
     epochs: PositiveInt = 300
+    """Passes over the training set, warm-up included."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which the rate grows linearly from warmup_lr."""
     warmup_lr: NonNegative = 1e-6
+    """The rate at the very start, where there is a warm-up."""
     min_lr: NonNegative = 1e-5
+    """The rate at the end of the cosine."""
     update: Literal["epoch", "step"] = "epoch"
     """How often the rate is set."""
 
@@ -108,22 +130,32 @@ class TrainSection(Section):
     batch_size_per_device: PositiveInt | Literal["auto"] = "auto"
     """Pictures in one forward pass of one process; auto: the whole share on a CPU, as many as fit on a GPU."""
     seed: int = 0
+    """All randomness follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 by autocast; fp16 with a loss scaler."""
     compile: bool = False
     """torch.compile, a block at a time."""
     sync_bn: bool = False
+    """Batch norms take their statistics over all processes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an exponential moving average of the weights with this decay, evaluated beside them; none: do not."""
     eval_every_epochs: PositiveInt = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
     log_every_steps: PositiveInt = 10
+    """Steps between lines of metrics.jsonl."""
     tensorboard: bool = False
+    """Also write TensorBoard events."""
 
 
 class CheckpointSection(Section):
     every_steps: PositiveInt | None = None
+    """Steps between checkpoints; none: only by the clock and after an evaluation."""
     every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
     """A checkpoint is also written after every epoch that is evaluated, and at an interruption."""
     keep: PositiveInt = 2
+    """Checkpoints kept; older ones are deleted."""
 
 
 class FinetuneSection(Section):
@@ -135,6 +167,7 @@ class FinetuneSection(Section):
 
 class EvalSection(Section):
     batch_size: PositiveInt = 64
+    """Pictures in one forward pass of one process."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     """Side of the centre crop by the resized side; none: 224/256 at 224 and below, 1 above (DeiT)."""
 
@@ -143,7 +176,9 @@ class Recipe(Section):
     name: str = ""
     """The file's name without its ending; set on loading."""
     description: str = ""
+    """One line, for `stvit recipes list`."""
     task: Literal["classification"] = "classification"
+    """What is learned."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
@@ -153,3 +188,68 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     finetune: FinetuneSection = FinetuneSection()
     eval: EvalSection = EvalSection()
+
+    @property
+    def drop_path_rate(self) -> float:
+        """The largest rate of stochastic depth for this recipe's model."""
+        rates = self.model.drop_path_rate
+        return rates[self.model.name] if isinstance(rates, dict) else rates
+
+    @property
+    def peak_lr(self) -> float:
+        """The rate after warm-up, scaled to the global batch where the recipe asks for that."""
+        if self.optim.scale_lr_from is None:
+            return self.optim.lr
+        return self.optim.lr * self.train.global_batch_size / self.optim.scale_lr_from
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        found = list(_contradictions(self))
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
+
+FREE_ON_RESUME = frozenset(
+    {
+        "name",
+        "description",
+        "data.dir",
+        "data.num_workers",
+        "train.batch_size_per_device",
+        "train.device",
+        "train.log_every_steps",
+        "train.tensorboard",
+        "checkpoint.every_steps",
+        "checkpoint.every_minutes",
+        "checkpoint.keep",
+        "eval.batch_size",
+    }
+)
+"""The keys that may differ when a run is resumed: they decide where and how fast it runs, not what is learned."""
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    """Yield what does not go together, a line each, beginning with the key to change."""
+    model, data, augment, schedule = recipe.model, recipe.data, recipe.augment, recipe.schedule
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        if len(values) != model.in_chans:
+            yield f"{key}: found {len(values)} values, expected {model.in_chans} (model.in_chans)"
+    if min(data.std, default=1) <= 0:
+        yield f"data.std: found {list(data.std)}, expected numbers above 0"
+    low, high = augment.crop_scale
+    if not 0 < low <= high:
+        yield f"augment.crop_scale: found {[low, high]}, expected a smaller and a larger share, above 0"
+    low, high = augment.crop_ratio
+    if not 0 < low <= high:
+        yield f"augment.crop_ratio: found {[low, high]}, expected a smaller and a larger ratio, above 0"
+    if schedule.warmup_epochs >= schedule.epochs:
+        yield f"schedule.warmup_epochs: found {schedule.warmup_epochs}, expected fewer than schedule.epochs ({schedule.epochs})"
+    if schedule.kind == "cosine" and schedule.min_lr > recipe.peak_lr:
+        yield f"schedule.min_lr: found {schedule.min_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
+    if schedule.warmup_epochs and schedule.warmup_lr > recipe.peak_lr:
+        yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
+    rates = model.drop_path_rate
+    if isinstance(rates, dict) and model.name not in rates:
+        guess = nearest(model.name, rates)
+        yield f"model.drop_path_rate: found rates for {', '.join(rates)}, expected one for {model.name} (model.name).{guess}"
