@@ -169,5 +169,6 @@ def _lines(section: Section, indent: str, only_changes: bool, explain: bool) -> 
             yield from _lines(value, indent + "  ", only_changes, explain)
             continue
         if explain:
-            yield f"{indent}# {' '.join((field.description or '').split())} {expected(field).capitalize()}."
+            takes = expected(field)
+            yield f"{indent}# {' '.join((field.description or '').split())} {takes[0].upper()}{takes[1:]}."
         yield f"{indent}{key}: {flow(value)}"

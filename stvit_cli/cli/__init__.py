@@ -1,0 +1,89 @@
+"""The command line: ``app``, and ``main``, which turns what happened into an exit code.
+
+One file a subcommand: every module of this package is imported, and adds its command with ``@app.command()``. None imports torch
+at module level, so that every ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from stvit_cli import __version__
+from stvit_cli.errors import Interrupted, UserError, nearest
+
+_FIRST = ("train", "finetune", "eval", "predict", "profile", "recipes")  # in the help; the others follow by name
+
+app = typer.Typer(name="stvit", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def stvit(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Super Token Vision Transformer (STViT, CVPR 2023): train, fine-tune, evaluate, use.
+
+    \b
+    stvit train --recipe quickstart          a first run, on digits, two minutes on two cores
+    stvit recipes list                       what else can be trained
+    stvit profile stvit-s stvit-b stvit-l    size and cost of the models
+    """
+    if version:
+        typer.echo(f"stvit {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0 done; 2 the user's input is wrong (printed in a few lines); 130 after Ctrl-C and 143 after another signal. A fault of ours
+    is raised, so that Python prints where it happened and ends with 1.
+    """
+    try:
+        code = app(args=argv, prog_name="stvit", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        return _complain(str(error))
+    except typer.TyperException as error:
+        return _complain(_usage(error))
+    except Interrupted as error:
+        return 130 if error.signal_number == signal.SIGINT else 143
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `stvit recipes show deit300 | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _complain(message: str) -> int:
+    print(f"stvit: {message}", file=sys.stderr)
+    return 2
+
+
+def _usage(error: typer.TyperException) -> str:
+    """Say what is wrong with the words of the command line, what was probably meant, and where the help is."""
+    message, path = error.format_message(), "stvit"
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        path = context.command_path
+        options = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
+        message += nearest(getattr(error, "option_name", "") or "", options) if "Possible" not in message else ""
+    return f"{message}\nSee: {path} --help"
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
+
+
+for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), key=_place):
+    importlib.import_module(f"{__name__}.{_name}")

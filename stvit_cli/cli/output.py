@@ -1,0 +1,71 @@
+"""What the commands print: tables for people, JSON for programs. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from stvit_cli.errors import UserError
+
+
+@contextlib.contextmanager
+def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
+    """Yield the function that writes the figures of a command where ``--json`` says: nowhere, to a file, or to standard output (``-``).
+
+    With ``-`` everything else that is printed in the block goes to standard error.
+
+    Raises:
+        UserError: the file cannot be written; said before the work, not after it.
+    """
+    if json_file is None:
+        yield lambda figures: None
+    elif json_file == "-":
+        stdout = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            yield lambda figures: print(_to_json(figures), file=stdout, flush=True)
+    else:
+        path = Path(json_file)
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"--json {json_file}: cannot be written; expected a file in a folder that exists, or - for the screen.")
+        yield lambda figures: _write(path, _to_json(figures) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print a table to standard output; in a pipe or a file as plain text, as wide as it needs to be."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=10_000, no_color=True)
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE if console.is_terminal else None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written: {error.strerror}.") from None
+
+
+def _to_json(figures: Any) -> str:
+    return json.dumps(_finite(figures), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return ``value`` with null for what JSON cannot hold: infinities and not-a-number."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

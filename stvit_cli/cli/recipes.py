@@ -1,0 +1,108 @@
+"""``stvit recipes list/show/copy/check``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stvit_cli import recipe_io
+from stvit_cli.cli import app
+from stvit_cli.cli.options import Json, Overrides
+from stvit_cli.cli.output import print_table, reporting
+from stvit_cli.errors import UserError, nearest
+
+recipes = typer.Typer(rich_markup_mode=None)
+app.add_typer(recipes, name="recipes")
+
+NameOrPath = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a file.", metavar="RECIPE")]
+
+
+@recipes.callback(invoke_without_command=True)
+def about(context: typer.Context) -> None:
+    """What recipes there are; a copy to edit; is mine valid.
+
+    \b
+    stvit recipes list
+    stvit recipes copy quickstart mine.yaml
+    stvit recipes check mine.yaml
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@recipes.command("list")
+def list_(json_file: Json = None) -> None:
+    """List the shipped recipes.
+
+    \b
+    stvit recipes list
+    stvit recipes list --json -
+    """
+    with reporting(json_file) as report:
+        loaded = [recipe_io.load(path.stem) for path in recipe_io.list_recipes()]
+        print_table(["recipe", "task", "model", "what"], [[r.name, r.task, r.model.name, r.description] for r in loaded])
+        report([{"name": r.name, "task": r.task, "model": r.model.name, "description": r.description} for r in loaded])
+
+
+@recipes.command()
+def show(
+    name: NameOrPath,
+    overrides: Overrides = None,
+    full: Annotated[bool, typer.Option("--full", help="Every key, also those left at their default, explained.")] = False,
+) -> None:
+    """Print a recipe as its file has it; with key=value or --full, as a run would see it.
+
+    \b
+    stvit recipes show deit300
+    stvit recipes show deit300 --full
+    stvit recipes show deit300 model.name=stvit-b optim.lr=5e-4
+    """
+    recipe = recipe_io.load(name, overrides or ())
+    if full or overrides:
+        typer.echo(recipe_io.dump(recipe, only_changes=not full, explain=full), nl=False)
+    else:
+        typer.echo(recipe_io.find(name).read_text(encoding="utf-8-sig"), nl=False)
+
+
+@recipes.command()
+def copy(
+    name: NameOrPath,
+    destination: Annotated[Path, typer.Argument(help="The new file, or a folder for it.", metavar="FILE")],
+) -> None:
+    """Copy a recipe, with its comments, to a file of your own. Nothing is overwritten.
+
+    \b
+    stvit recipes copy quickstart mine.yaml
+    """
+    source = recipe_io.find(name)
+    target = destination / source.name if destination.is_dir() else destination
+    if target.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{target}: a recipe's file ends in .yaml; did you mean {target}.yaml?")
+    if target.exists():
+        raise UserError(f"{target} exists; choose another name, or remove it first.")
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}.") from None
+    typer.echo(f"Wrote {target}. Edit it, then:\n  stvit recipes check {target}\n  stvit train --recipe {target}")
+
+
+@recipes.command()
+def check(name: NameOrPath, overrides: Overrides = None) -> None:
+    """Say whether a recipe is valid, and what it changes from the defaults.
+
+    \b
+    stvit recipes check mine.yaml
+    stvit recipes check mine.yaml optim.lr=5e-4
+    """
+    recipe = recipe_io.load(name, overrides or ())
+    from stvit_cli.models import list_models
+
+    if recipe.model.name not in list_models():
+        guess = nearest(recipe.model.name, list_models())
+        raise UserError(f"{name}: model.name: there is no model {recipe.model.name!r}.{guess} Known: {', '.join(list_models())}")
+    typer.echo(f"{name} is valid. What it sets:\n")
+    typer.echo(recipe_io.dump(recipe, only_changes=True), nl=False)
