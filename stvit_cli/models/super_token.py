@@ -35,6 +35,8 @@ def from_cells(cells: Tensor, grid_size: tuple[int, int], size: tuple[int, int])
     """Put cells (B, p, q, n, C) together to (B, C, H, W), cropped to ``size`` = (H, W): the inverse of `to_cells`."""
     h, w = grid_size
     x = rearrange(cells, "B p q (h w) C -> B C (p h) (q w)", h=h, w=w)
+    if torch.compiler.is_exporting():  # a slice would ask whether it left the memory dense, a padding by less than nothing does not
+        return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
     return x[..., : size[0], : size[1]]
 
 
