@@ -48,7 +48,9 @@ VARIANTS = {
 class Block(nn.Module):
     """Position encoding, super token attention, ConvFFN; each added to its input. (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, dim: int, num_heads: int, grid_size: int, mlp_ratio: float, drop_path: float, layer_scale: float | None) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, grid_size: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
+    ) -> None:
         super().__init__()
         self.cpe = ConvPosEnc(dim)
         self.norm1 = LayerNorm2d(dim, eps=1e-6)
@@ -189,12 +191,15 @@ class STViT(nn.Module):
                 features.append(x)
         return features if intermediates_only else (x, features)
 
-    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Drop the stages after the last of ``indices`` (and the head), as timm's feature extraction asks for."""
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
-            self.proj, self.norm, self.head = nn.Identity(), nn.Identity(), nn.Identity()
+            for name in ("proj", "norm", "head"):
+                setattr(self, name, nn.Identity())
         return take
 
     def get_classifier(self) -> nn.Module:
@@ -214,15 +219,17 @@ class STViT(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's layers for layer-wise rates: the stem, each block, the rest."""
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^(proj|norm)\.", (99999,))]
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^proj|^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
+        for stage in self.stages.children():
+            assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
     def compile_blocks(self) -> None:
         """Run the blocks through `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
         compiled = torch.compile(run_block, dynamic=False)
-        for stage in self.stages:
+        for stage in self.stages.children():
+            assert isinstance(stage, Stage)
             stage.run_block = compiled

@@ -1,7 +1,7 @@
 """Algorithm 1 of the supplement: sample super tokens, attend among them, map the result back.
 
-B batch, C channels, H W tokens of the picture, h w tokens of a cell (the grid size), n = h * w; p q super tokens (p = ceil(H / h),
-q = ceil(W / w)), k = 9 neighbours (the 3 x 3 super tokens around a cell), d channels of a head.
+B batch, C channels, H W tokens of the picture, h w tokens of a cell (the grid size), n = h * w; p q super tokens
+(p = ceil(H / h), q = ceil(W / w)), k = 9 neighbours (the 3 x 3 super tokens around a cell), d channels of a head.
 
 The association Q maps tokens to super tokens and back, and carries no gradient. With Q fixed, aggregation is Q^T and upsampling
 is Q, so each is the gradient of the other: that is all the backward pass there is.
@@ -35,7 +35,9 @@ def from_cells(cells: Tensor, grid_size: tuple[int, int], size: tuple[int, int])
     """Put cells (B, p, q, n, C) together to (B, C, H, W), cropped to ``size`` = (H, W): the inverse of `to_cells`."""
     h, w = grid_size
     x = rearrange(cells, "B p q (h w) C -> B C (p h) (q w)", h=h, w=w)
-    if torch.compiler.is_exporting():  # a slice would ask whether it left the memory dense, a padding by less than nothing does not
+    if (
+        torch.compiler.is_exporting()
+    ):  # a slice would ask whether it left the memory dense, a padding by less than nothing does not
         return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
     return x[..., : size[0], : size[1]]
 
@@ -47,7 +49,9 @@ def neighbours(super_tokens: Tensor) -> Tensor:
 
 
 def sum_neighbours(parts: Tensor) -> Tensor:
-    """Add what every cell gives to its nine super tokens: (B, p, q, 9, C) -> (B, p, q, C), the adjoint of `neighbours` ("Fold")."""
+    """Add what every cell gives to its nine super tokens: (B, p, q, 9, C) -> (B, p, q, C), the adjoint of
+    `neighbours` ("Fold").
+    """
     b, p, q, k, c = parts.shape
     # Super token (y, x) receives part (2 - i, 2 - j) of cell (y + i - 1, x + j - 1). With the parts in reverse order and a border
     # of zero cells, these nine lie at constant positive strides: one view, one sum.
@@ -60,7 +64,7 @@ def sum_neighbours(parts: Tensor) -> Tensor:
 def associate(cells: Tensor, super_tokens: Tensor) -> Tensor:
     """Equation 1, sparse: association Q (B, p, q, n, 9) of the tokens (B, p, q, n, C) with their super tokens (B, p, q, C).
 
-    The logits are scaled by C ** -0.5, all channels. A neighbour outside the picture is a zero vector and keeps its share (logit 0).
+    The scale is C ** -0.5 over all channels. A neighbour outside the picture is a zero vector and keeps its share (logit 0).
     """
     affinity = cells @ neighbours(super_tokens * cells.shape[-1] ** -0.5).transpose(-1, -2)
     return affinity.softmax(-1)
@@ -99,7 +103,7 @@ def _upsample(association: Tensor, super_tokens: Tensor) -> Tensor:
 
 
 def aggregate(association: Tensor, cells: Tensor) -> Tensor:
-    """Equation 2: super tokens (B, p, q, C), each the mean of the tokens (B, p, q, n, C) around it weighted by Q (B, p, q, n, 9)."""
+    """Equation 2: super tokens (B, p, q, C), each the mean of the tokens around it (B, p, q, n, C) by Q (B, p, q, n, 9)."""
     with torch.no_grad():
         weight = sum_neighbours(association.sum(3, dtype=torch.float32)[..., None]) + EPS
     total = _Aggregate.apply(association, cells) if torch.is_grad_enabled() else _aggregate(association, cells)
