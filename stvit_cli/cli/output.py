@@ -20,9 +20,9 @@ from stvit_cli.errors import UserError
 
 @contextlib.contextmanager
 def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
-    """Yield the function that writes the figures of a command where ``--json`` says: nowhere, to a file, or to standard output (``-``).
+    """Yield the function that writes a command's figures where ``--json`` says: nowhere, to a file, or to standard output.
 
-    With ``-`` everything else that is printed in the block goes to standard error.
+    With ``-``, which is standard output, everything else that is printed in the block goes to standard error.
 
     Raises:
         UserError: the file cannot be written; said before the work, not after it.
@@ -36,7 +36,7 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
     else:
         path = Path(json_file)
         if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UserError(f"--json {json_file}: cannot be written; expected a file in a folder that exists, or - for the screen.")
+            raise UserError(f"--json {json_file}: cannot be written; expected a file in a folder that exists, or -")
         yield lambda figures: _write(path, _to_json(figures) + "\n")
 
 

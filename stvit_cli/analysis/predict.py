@@ -1,0 +1,154 @@
+"""What a trained classifier says of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from timm.data.imagenet_info import ImageNetInfo
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stvit_cli.analysis.trained import Trained
+from stvit_cli.data import build_eval_loader, eval_transform
+from stvit_cli.data.images import ENDINGS, UnreadableImage, open_image
+from stvit_cli.errors import UserError, nearest
+
+_WORKERS_FROM = 64  # pictures; below it, starting workers takes longer than what they do
+
+
+@dataclass(frozen=True)
+class Guess:
+    name: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one picture, the likeliest first; or why it could not be read."""
+
+    path: Path
+    guesses: tuple[Guess, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"file": str(self.path), "task": "classification"}
+        if self.error is not None:
+            return figures | {"error": self.error}
+        return figures | {"classes": [asdict(guess) for guess in self.guesses]}
+
+
+def list_pictures(paths: Sequence[Path]) -> list[Path]:
+    """Return the files, and of folders all pictures in and below them, sorted.
+
+    Raises:
+        UserError: a path is not there, or a folder holds no picture.
+    """
+    pictures: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            if not found:
+                raise UserError(f"{path}: no picture in this folder; expected files such as *.jpg or *.png.")
+            pictures += found
+        elif path.exists():
+            pictures.append(path)
+        else:
+            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"{path}: there is no such file or folder.{nearest(path.name, siblings)}")
+    return pictures
+
+
+def predict(
+    trained: Trained, pictures: Sequence[Path], *, top: int, device: torch.device, batch_size: int = 32, num_workers: int = 8
+) -> Iterator[Prediction]:
+    """Yield the prediction of every picture, in order; pictures are decoded by workers while the model computes.
+
+    Args:
+        top: how many classes to name; all, where there are fewer.
+    """
+    names = class_names(trained)
+    info = trained.info
+    transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
+    workers = num_workers if len(pictures) >= _WORKERS_FROM else 0
+    loader = build_eval_loader(_Pictures(pictures, transform), _collate, batch_size, workers, pin_memory=device.type == "cuda")
+    model = trained.model.to(device=device, memory_format=torch.channels_last)
+    for batch in loader:
+        yield from _predict_batch(model, batch, names, min(top, info.num_classes), device)
+
+
+def class_names(trained: Trained) -> Sequence[str]:
+    """Return the names of the classes: the file's own, ImageNet's where there are 1000 without names, or numbers."""
+    info = trained.info
+    if info.class_names:
+        return info.class_names
+    if info.num_classes == 1000:
+        imagenet = ImageNetInfo()
+        return [imagenet.index_to_description(index) for index in range(1000)]
+    return [str(index) for index in range(info.num_classes)]
+
+
+def draw(prediction: Prediction, target: Path) -> None:
+    """Write the picture, with what was found on a band below it, as PNG."""
+    image = open_image(prediction.path)
+    size = max(12, image.width // 24)
+    lines = [f"{guess.name} {guess.probability:.1%}" for guess in prediction.guesses]
+    canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
+    canvas.paste(image)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    for number, line in enumerate(lines):
+        pen.text((size // 3, image.height + 1.4 * size * number), line, fill="black", font=font)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(target, "PNG")
+
+
+class _Pictures(Dataset[tuple[Path, Tensor | str]]):
+    """Item i is the file's path and the picture as C H W, or in its place what is wrong with the file."""
+
+    def __init__(self, paths: Sequence[Path], transform: Any) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
+        path = self.paths[index]
+        try:
+            return path, self.transform(open_image(path))
+        except UnreadableImage as error:
+            return path, str(error)
+
+
+Batch = tuple[list[Path], list[str | None], Tensor | None]
+
+
+def _collate(samples: list[tuple[Path, Tensor | str]]) -> Batch:
+    """Return the paths, what is wrong with each (or None), and the readable pictures as B C H W."""
+    errors = [content if isinstance(content, str) else None for _, content in samples]
+    images = [content for _, content in samples if isinstance(content, Tensor)]
+    return [path for path, _ in samples], errors, torch.stack(images) if images else None
+
+
+@torch.inference_mode()
+def _predict_batch(
+    model: torch.nn.Module, batch: Batch, names: Sequence[str], top: int, device: torch.device
+) -> list[Prediction]:
+    paths, errors, images = batch
+    rows: Iterator[tuple[list[float], list[int]]] = iter(())
+    if images is not None:
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        probabilities, indices = model(images).float().softmax(dim=-1).topk(top)  # both B top
+        rows = zip(probabilities.tolist(), indices.tolist(), strict=True)
+    predictions = []
+    for path, error in zip(paths, errors, strict=True):
+        if error is not None:
+            predictions.append(Prediction(path, error=error))
+            continue
+        guesses = (Guess(names[index], index, probability) for probability, index in zip(*next(rows), strict=True))
+        predictions.append(Prediction(path, tuple(guesses)))
+    return predictions

@@ -1,0 +1,52 @@
+"""``stvit train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stvit_cli import recipe_io
+from stvit_cli.cli import app
+from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName, words
+from stvit_cli.cli.output import reporting
+from stvit_cli.cli.training import new_run, resumed_run, say_what_next
+from stvit_cli.errors import UserError
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    recipe: RecipeName = None,
+    model: Model = None,
+    data: Data = None,
+    output: Output = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run from its last checkpoint; its recipe is in it.")
+    ] = None,
+    dry_run: DryRun = False,
+    json_file: Json = None,
+) -> None:
+    """Train a model by a recipe.
+
+    \b
+    stvit train --recipe quickstart
+    stvit train --recipe quickstart data.kind=imagefolder --data FOLDER schedule.epochs=30
+    stvit train --recipe deit300 --data IMAGENET --model stvit-b --dry-run
+    stvit train --resume runs/RUN
+    """
+    given = words(overrides, model, data)
+    with reporting(json_file) as report:
+        if resume is not None:
+            if output is not None:
+                raise UserError("--resume goes on in the run's own folder; leave --output out.")
+            run_dir, figures = resumed_run(resume, recipe, given, dry_run)
+        elif recipe is None:
+            shipped = ", ".join(path.stem for path in recipe_io.list_recipes())
+            raise UserError(f"Which recipe? Give --recipe NAME (one of {shipped}) or --resume RUN_DIR.")
+        else:
+            run_dir, figures = new_run(recipe_io.load(recipe, given), output, None, dry_run)
+        report(figures)
+        if not dry_run:
+            say_what_next(run_dir)

@@ -1,0 +1,52 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+class Ended(NamedTuple):
+    """What a command left behind: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Stvit = Callable[..., Ended]
+
+
+@pytest.fixture
+def stvit(capsys: pytest.CaptureFixture[str]) -> Stvit:
+    """Run the real command line in this process: ``stvit("recipes", "list")``."""
+
+    def run(*argv: str | Path) -> Ended:
+        from stvit_cli.cli import main
+
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of two classes, eight training and three validation pictures each: reddish and bluish noise of 40 x 48."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for channel, name in ((0, "red"), (2, "blue")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+                pixels[..., channel] += 130
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root

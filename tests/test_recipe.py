@@ -1,0 +1,285 @@
+"""Recipes: every trap of reading one, what is said about it, and that what is written reads back the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stvit_cli import recipe_io
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import FREE_ON_RESUME, Recipe
+from stvit_cli.recipe_words import dotted_keys
+from stvit_cli.recipe_yaml import flow, parse
+
+
+def complaint(text: str, *overrides: str) -> str:
+    """Return what is said about a recipe that must be refused."""
+    with pytest.raises(UserError) as caught:
+        recipe_io.from_text(text, overrides, source="mine.yaml")
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 6
+    assert not any(word in message for word in ("pydantic", "Input should", "type=", "validation error"))
+    return message
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("5e-4", 0.0005),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("-3", -3),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("true", True),
+        ("True", True),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("1:30", "1:30"),
+        ("2026-01-01", "2026-01-01"),
+        ("1_000", "1_000"),
+        ("'5e-4'", "5e-4"),
+        ("-.inf", float("-inf")),
+        ("[1, a]", [1, "a"]),
+    ],
+)
+def test_scalars_follow_yaml_1_2(written: str, value: object) -> None:
+    data, _ = parse(f"key: {written}", "mine.yaml")
+    assert data == {"key": value}
+    assert type(data["key"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["on", "5e-4", "010", "", "null", "~", "a\nb", "true", "x: y", "# c", "@a", "é", "-", "1:30", " a ", "\u2028", "😀", "a,b"]
+    + ["'", '"', 1e-6, 5e-4, 1.0, 1e22, 3, None, True, [1, 2.5], {"stvit-s": 0.1}],
+)
+def test_what_is_written_reads_back_the_same(value: object) -> None:
+    data, _ = parse(f"key: {flow(value)}", "mine.yaml")
+    assert data == {"key": value}
+    assert type(data["key"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim:\n  lr: 1\n  lr: 2", "mine.yaml: line 3, column 3: the key optim.lr is there twice, first in line 2"),
+        ("{optim: {lr: 1}, optim: {}}", "the key optim is there twice"),
+        ("data: &d\n  dir: x", "line 1, column 7: anchors and aliases"),
+        ("data: *d", "anchors and aliases"),
+        ("name: !!python/object/apply:os.system [ls]", "the tag tag:yaml.org,2002:python/object/apply:os.system is not read"),
+        ("optim: !mine {lr: 1}", "the tag !mine is not read"),
+        ("optim:\n\tlr: 1", "line 2, column 1: a tab; YAML is indented with spaces.\n  lr: 1"),
+        ("optim: [1, 2", "line 1, column 13: this is not YAML"),
+        ("optim: lr: 1", "this is not YAML (mapping values are not allowed here).\n  optim: lr: 1"),
+        ("a: 1\n---\nb: 2", "line 2"),
+        ("1: 2", "a key must be text"),
+        ("[a]: 2", "a key must be text"),
+        ("name: a\x07", "line 1 holds a character that YAML does not allow (code 7)"),
+        ("[" * 3000, "nested too deeply"),
+        (f"train: {{seed: {'9' * 5000}}}", "too many digits"),
+        ("", "found nothing, expected a recipe"),
+        ("# only a comment\n", "found nothing, expected a recipe"),
+        ("- optim", "found a list, expected a recipe"),
+        ("optim", "found a single value, expected a recipe"),
+    ],
+)
+def test_text_that_is_no_recipe(text: str, said: str) -> None:
+    assert said in complaint(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim: {lr: fast}", "mine.yaml: line 1, optim.lr: found fast (text), expected a number (above 0)"),
+        ("optim: {lr: '5e-4'}", "optim.lr: found '5e-4' (text), expected a number (above 0)"),
+        ("optim: {lr: true}", "optim.lr: found true (true or false), expected a number"),
+        ("optim: {lr: 0}", "optim.lr: found 0 (a whole number), expected a number (above 0)"),
+        ("optim: {lr: .nan}", "optim.lr: found .nan (a number), expected a number"),
+        ("optim: {lr: 1e999}", "optim.lr: found .inf (a number), expected a number"),
+        ("optim: {lr: }", "optim.lr: found nothing (null), expected a number"),
+        ("schedule: {epochs: '3'}", "schedule.epochs: found '3' (text), expected a whole number (above 0)"),
+        ("schedule: {epochs: 3.0}", "schedule.epochs: found 3.0 (a number), expected a whole number"),
+        ("schedule: {epochs: true}", "schedule.epochs: found true (true or false), expected a whole number"),
+        ("train: {compile: 1}", "train.compile: found 1 (a whole number), expected true or false"),
+        ("train: {compile: on}", "train.compile: found on (text), expected true or false"),
+        ("train: {precision: half}", "train.precision: found half (text), expected one of fp32, bf16, fp16"),
+        ("train: {batch_size_per_device: 0}", "found 0 (a whole number), expected a whole number (above 0) or auto"),
+        ("data: {dir: 3}", "data.dir: found 3 (a whole number), expected text or null"),
+        ("data: {image_size: 31}", "data.image_size: found 31 (a whole number), expected a whole number (32 or more)"),
+        ("data: {image_size: [224, 224]}", "found [224, 224] (a list), expected a whole number"),
+        ("model: {grid_sizes: [8, 4, 1]}", "expected a list of 4, each a whole number (above 0) or null"),
+        ("model: {drop_path_rate: {stvit-s: 2}}", "model.drop_path_rate: found {stvit-s: 2} (a mapping), expected"),
+        ("augment: {crop_scale: [0.1, 2]}", "found [0.1, 2] (a list), expected a list of 2, each a number from 0 to 1"),
+        ("optim: 3", "optim: found 3 (a whole number), expected keys below it: lr,"),
+        ("name: [a]", "name: found [a] (a list), expected text"),
+        ("optim:\n  warmup_epochs: 3", "optim.warmup_epochs: there is no such key. Did you mean 'schedule.warmup_epochs'?"),
+        ("optim: {learning_rate: 3}", "optim.learning_rate: there is no such key."),
+        ("lr: 3", "lr: there is no such key. Did you mean 'optim.lr'?"),
+        ("modle: {name: stvit-s}", "modle: there is no such key. Did you mean 'model.name'?"),
+        ("<<: {a: 1}", "<<: there is no such key."),
+    ],
+)
+def test_values_that_do_not_fit(text: str, said: str) -> None:
+    assert said in complaint(text)
+
+
+def test_all_problems_are_told_at_once_and_the_file_s_come_with_their_lines() -> None:
+    said = complaint("optim:\n  lr: fast\n  eps: 0\nfoo: 1", "train.seed=x").splitlines()
+    assert said[0] == "mine.yaml: 4 problems"
+    assert said[1] == "  line 2, optim.lr: found fast (text), expected a number (above 0)"
+    places = {line.split(":")[0].strip() for line in said[1:]}
+    assert places == {"line 2, optim.lr", "line 3, optim.eps", "line 4, foo", "train.seed"}
+
+
+def test_many_problems_stay_within_six_lines() -> None:
+    many = "{" + ", ".join(f"key{n}: 1" for n in range(20)) + "}"
+    assert complaint(many).splitlines()[0] == "mine.yaml: 20 problems (the first 4)"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("schedule.warmup_epochs=300", "schedule.warmup_epochs: found 300, expected fewer than schedule.epochs (300)"),
+        ("model.in_chans=1", "data.mean: found 3 values, expected 1 (model.in_chans)"),
+        ("data.std=[0.2, 0, 0.2]", "data.std: found [0.2, 0.0, 0.2], expected numbers above 0"),
+        ("augment.crop_scale=[0.5, 0.1]", "augment.crop_scale: found [0.5, 0.1]"),
+        ("augment.crop_ratio=[0, 1]", "augment.crop_ratio: found [0.0, 1.0]"),
+        ("schedule.min_lr=1", "schedule.min_lr: found 1, expected at most the rate itself (0.001)"),
+        ("model.drop_path_rate={stvit-b: 0.1}", "model.drop_path_rate: found rates for stvit-b, expected one for stvit-s"),
+    ],
+)
+def test_values_that_do_not_go_together(override: str, said: str) -> None:
+    assert said in complaint("{}", override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optim.lr"], "Found 'optim.lr', expected key=value"),
+        (["lr=3"], "There is no key 'lr' in a recipe. Did you mean 'optim.lr'?"),
+        (["optim.lrr=3"], "There is no key 'optim.lrr' in a recipe. Did you mean 'optim.lr'?"),
+        (["kind=cosine"], "Did you mean 'data.kind' or 'schedule.kind'?"),
+        (["optim=3"], "optim is a section; set a key of it, such as optim.lr=..."),
+        (["optim.lr=1", "optim.lr=2"], "optim.lr is given twice"),
+        (["optim.lr=[1"], "optim.lr=: line 1"),
+        (["optim.lr=x"], "mine.yaml: optim.lr: found x (text), expected a number"),
+        (["=3"], "There is no key '' in a recipe."),
+    ],
+)
+def test_overrides_that_are_wrong(overrides: list[str], said: str) -> None:
+    assert said in complaint("{}", *overrides)
+
+
+def test_overrides_are_read_as_the_file_is_and_stand_above_it() -> None:
+    text = "optim: {lr: 1, eps: 1e-3}"
+    recipe = recipe_io.from_text(text, ["optim.lr=5e-4", "data.dir=a b", "model.grid_sizes=[4,2,1,1]", "train.ema_decay="])
+    assert (recipe.optim.lr, recipe.optim.eps, recipe.data.dir) == (5e-4, 1e-3, "a b")
+    assert recipe.model.grid_sizes == (4, 2, 1, 1)
+    assert recipe.train.ema_decay is None
+
+
+def test_an_override_does_not_hide_what_is_wrong_with_its_section() -> None:
+    assert "optim: found 3" in complaint("optim: 3", "optim.lr=1")
+
+
+def test_an_empty_section_has_its_defaults() -> None:
+    assert recipe_io.from_text("optim:\ntrain: {seed: 3}").optim == Recipe().optim
+
+
+def test_the_drop_path_rate_is_the_model_s_own() -> None:
+    text = "model: {drop_path_rate: {stvit-s: 0.1, stvit-b: 0.4}}"
+    assert recipe_io.from_text(text).drop_path_rate == 0.1
+    assert recipe_io.from_text(text, ["model.name=stvit-b"]).drop_path_rate == 0.4
+    assert recipe_io.from_text("model: {drop_path_rate: 0.2}").drop_path_rate == 0.2
+
+
+def test_the_rate_is_scaled_only_where_that_is_asked_for() -> None:
+    assert recipe_io.from_text("{}", ["train.global_batch_size=512"]).peak_lr == 1e-3
+    assert recipe_io.from_text("{}", ["train.global_batch_size=512", "optim.scale_lr_from=1024"]).peak_lr == 5e-4
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_a_written_recipe_reads_back_equal(explain: bool) -> None:
+    for path in recipe_io.list_recipes():
+        recipe = recipe_io.load(path.stem)
+        assert recipe_io.from_text(recipe_io.dump(recipe, explain=explain)) == recipe
+        assert recipe_io.from_text(recipe_io.dump(recipe, only_changes=True)) == recipe
+    assert recipe_io.dump(Recipe(), only_changes=True) == "{}\n"
+
+
+def test_only_what_differs_is_written() -> None:
+    recipe = recipe_io.from_text("{}", ["optim.lr=5e-4", "model.drop_path_rate={stvit-s: 0.1}"])
+    assert recipe_io.dump(recipe, only_changes=True) == "model:\n  drop_path_rate: {stvit-s: 0.1}\noptim:\n  lr: 0.0005\n"
+
+
+def test_every_key_is_explained() -> None:
+    explained = recipe_io.dump(Recipe(), explain=True)
+    assert explained.count("#") == len(dotted_keys())
+    assert "  # The rate after warm-up. A number (above 0).\n  lr: 0.001\n" in explained
+    unexplained = [
+        f"{name}.{key}"
+        for name, section in Recipe.model_fields.items()
+        if hasattr(section.default, "model_fields_set")
+        for key, field in type(section.default).model_fields.items()
+        if not field.description
+    ]
+    assert unexplained == []
+
+
+def test_the_hash_stands_for_the_settings() -> None:
+    recipe = recipe_io.from_text("{}")
+    assert recipe_io.recipe_hash(recipe) == recipe_io.recipe_hash(recipe_io.from_text("optim: {lr: 1e-3}", name="other"))
+    assert recipe_io.recipe_hash(recipe) == recipe_io.recipe_hash(recipe_io.from_text("{}", ["data.dir=elsewhere"]))
+    assert recipe_io.recipe_hash(recipe) != recipe_io.recipe_hash(recipe_io.from_text("{}", ["train.seed=1"]))
+
+
+def test_the_difference_names_what_decides_what_is_learned() -> None:
+    old = recipe_io.from_text("{}")
+    new = recipe_io.from_text("{}", ["optim.lr=5e-4", "data.num_workers=0", "data.dir=x", "model.grid_sizes=[4,2,1,1]"])
+    assert [str(change) for change in recipe_io.difference(old, new)] == [
+        "model.grid_sizes: null -> [4, 2, 1, 1]",
+        "optim.lr: 0.001 -> 0.0005",
+    ]
+    assert set(dotted_keys()) >= FREE_ON_RESUME
+
+
+def test_a_recipe_is_found_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text("optim: {lr: 5e-4}\n")
+    (tmp_path / "bom.yml").write_bytes(b"\xef\xbb\xbfoptim: {lr: 5e-4}\r\n")
+    monkeypatch.chdir(tmp_path)
+    assert recipe_io.load("quickstart").name == "quickstart"
+    assert recipe_io.load("mine.yaml").name == "mine"
+    assert recipe_io.load(tmp_path / "bom.yml").optim.lr == 5e-4
+
+
+def test_a_name_in_the_file_stays() -> None:
+    assert recipe_io.from_text("name: deit300", name="recipe").name == "deit300"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("quikstart", "There is no recipe named 'quikstart'. Did you mean 'quickstart'?\nShipped: deit300, finetune384"),
+        ("mine.yaml", "There is no recipe file mine.yaml."),
+        ("./quickstart.yaml", "There is no recipe file quickstart.yaml. Did you mean 'quickstart'?"),
+        ("folder.yaml", "folder.yaml is a folder"),
+        ("latin.yaml", "latin.yaml is not UTF-8 text (byte 9)"),
+        ("large.yaml", "large.yaml is larger than a megabyte"),
+        ("loop.yaml", "There is no recipe file loop.yaml"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.yaml").mkdir()
+    Path("latin.yaml").write_bytes("name: caf\u00e9".encode("latin-1"))
+    Path("large.yaml").write_bytes(b"#" * 1_000_001)
+    Path("loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(UserError) as caught:
+        recipe_io.load(name)
+    assert said in str(caught.value)
