@@ -1,0 +1,252 @@
+"""The rows of Table II: Swin and STViT without convolution stem, projection, position-encoding convolutions and ConvFFN.
+
+All rows share the patch embedding (4 x 4, stride 4), torchvision's Swin block (layer norm -> attention -> layer norm -> MLP of
+ratio 4), the last layer norm, the mean over all places and the classifier. What differs is the attention, the patch merging
+(Swin: 2 x 2 and linear; STViT: 3 x 3 of stride 2), the widths and depths, and the relative position encoding (RPE).
+
+B batch, C channels, H W rows and columns, p q super tokens. Inside, tokens are (B, H, W, C), which is what Swin's blocks take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import trunc_normal_
+from timm.models.swin_transformer import PatchMerging
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformerBlock
+
+from stvit_cli.models.stvit import GridSizes, Stage, run_block
+from stvit_cli.models.super_token import SuperTokenAttention
+
+FourInts = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of Table II. The supplement does not give the heads: Swin has 32 channels in each, as published; STViT 64, or 32
+    where its widths are no multiples of 64."""
+
+    attention: Literal["swin", "stvit"]
+    embed_dims: FourInts
+    depths: FourInts
+    num_heads: FourInts
+    rpe: bool = True
+    global_stage: int | None = None  # Swin† attends among all tokens in this stage (counted from 0)
+    grid_sizes: GridSizes = (8, 4, 1, 1)  # STViT only
+    window_size: int = 7  # Swin only
+    image_size: int = 224  # the size that the position tables are made for
+
+
+WIDTHS_12, DEPTHS_12 = (96, 192, 384, 768), (2, 2, 6, 2)  # 12 blocks, Swin-T's
+WIDTHS_20, DEPTHS_20 = (64, 128, 320, 512), (3, 5, 9, 3)  # 20 blocks, STViT-S's
+
+ROWS = {
+    "swin-12": Variant("swin", WIDTHS_12, DEPTHS_12, (3, 6, 12, 24)),
+    "stvit-12": Variant("stvit", WIDTHS_12, DEPTHS_12, (3, 6, 12, 24)),
+    "swin-20": Variant("swin", WIDTHS_20, DEPTHS_20, (2, 4, 10, 16)),
+    "swin-20-global": Variant("swin", WIDTHS_20, DEPTHS_20, (2, 4, 10, 16), global_stage=2),
+    "stvit-20": Variant("stvit", WIDTHS_20, DEPTHS_20, (1, 2, 5, 8)),
+    "swin-20-norpe": Variant("swin", WIDTHS_20, DEPTHS_20, (2, 4, 10, 16), rpe=False),
+    "stvit-20-norpe": Variant("stvit", WIDTHS_20, DEPTHS_20, (1, 2, 5, 8), rpe=False),
+}
+
+
+def miniature(row: Variant) -> Variant:
+    """The row at a quarter of its width for pictures of 64 pixels, 2/7 of 224: the window is 2, and 2 x 2 super tokens are where
+    there were 7 x 7, so that every part attends over the same share of the picture."""
+    a, b, c, d = row.embed_dims
+    return replace(row, embed_dims=(a // 4, b // 4, c // 4, d // 4), window_size=2, image_size=64)
+
+
+FULL, MINI = "isotropic-", "isotropic-mini-"
+VARIANTS = {FULL + name: row for name, row in ROWS.items()} | {MINI + name: miniature(row) for name, row in ROWS.items()}
+
+
+class WindowAttentionWithoutRPE(ShiftedWindowAttention):
+    """Swin's attention in windows with no position table. (B, H, W, C) -> the same."""
+
+    def define_relative_position_bias_table(self) -> None:
+        pass
+
+    def define_relative_position_index(self) -> None:
+        pass
+
+    def get_relative_position_bias(self) -> Tensor:
+        return self.qkv.weight.new_zeros(())
+
+
+def position_bias(table: Tensor, p: int, q: int) -> Tensor:
+    """Spread a table (heads, offsets down, offsets across) over all pairs of p * q places: (heads, p q, p q).
+
+    Entry (a, b) is the table's at offset (y_a - y_b, x_a - x_b); its middle is offset 0. A table of another size is resampled.
+    """
+    size = (2 * p - 1, 2 * q - 1)
+    if table.shape[1:] != size:
+        table = F.interpolate(table[None], size=size, mode="bicubic", align_corners=False)[0]
+    pairs = table.unfold(1, p, 1).unfold(2, q, 1).flip(3, 4)  # heads p q p q: place a, then place b
+    return rearrange(pairs, "heads p q i j -> heads (p q) (i j)")
+
+
+class TableSuperTokenAttention(SuperTokenAttention):
+    """Super token attention of (B, H, W, C), its super tokens encoded by relative position.
+
+    Args:
+        table_size: super tokens down and across that the position table is made for; none for no encoding.
+    """
+
+    def __init__(self, dim: int, num_heads: int, grid_size: int, table_size: int | None) -> None:
+        super().__init__(dim, num_heads, grid_size)
+        self.relative_position_bias_table: nn.Parameter | None = None
+        if table_size is not None:
+            self.relative_position_bias_table = nn.Parameter(torch.empty(num_heads, 2 * table_size - 1, 2 * table_size - 1))
+            trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def attend(self, x: Tensor) -> Tensor:
+        if self.relative_position_bias_table is None:
+            return super().attend(x)
+        q, k, v = self.split_heads(x)
+        bias = position_bias(self.relative_position_bias_table, x.shape[2], x.shape[3])
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.proj(rearrange(y, "B heads (p q) d -> B (heads d) p q", p=x.shape[2]))
+
+
+class ConvPatchMerging(nn.Module):
+    """Convolution 3 x 3 of stride 2 -> layer norm: STViT's merging. (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), out_dim)."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, out_dim, 3, 2, 1)
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def make_attention(variant: Variant, stage: int, grid_sizes: GridSizes) -> Callable[..., nn.Module]:
+    """Return what makes a stage's attention, called as torchvision's block does: (dim, window, shift, heads, dropouts)."""
+    if variant.attention == "swin" and stage != variant.global_stage:
+        return ShiftedWindowAttention if variant.rpe else WindowAttentionWithoutRPE
+    is_global = variant.attention == "swin"  # with a grid of 1, super token attention is global attention
+    # The variant's own grid decides the table's size, so that weights fit whatever grid they are used with.
+    table_size = math.ceil(variant.image_size / (4 << stage) / (1 if is_global else variant.grid_sizes[stage]))
+
+    def attention(dim: int, window: list[int], shift: list[int], num_heads: int, **dropouts: float) -> nn.Module:
+        return TableSuperTokenAttention(
+            dim, num_heads, 1 if is_global else grid_sizes[stage], table_size if variant.rpe else None
+        )
+
+    return attention
+
+
+class Isotropic(nn.Module):
+    """A row of Table II: (B, in_chans, H, W) of any size from 32 x 32 -> logits (B, num_classes).
+
+    Where a map is no multiple of Swin's window, torchvision pads it with zeros. Linear layers, 1 x 1 convolutions among them,
+    start as a truncated normal of 0.02 in all rows, other convolutions as PyTorch's default.
+
+    Args:
+        variant: the row.
+        num_classes: outputs of the classifier; 0 leaves it out.
+        in_chans: channels of a picture.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        grid_sizes: other cells than the variant's, one for each stage.
+        checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        grid_sizes: GridSizes | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        dims, depths = variant.embed_dims, variant.depths
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.patch_embed = nn.Conv2d(in_chans, dims[0], 4, 4)
+        self.patch_norm = nn.LayerNorm(dims[0])
+        merging = PatchMerging if variant.attention == "swin" else ConvPatchMerging
+        window, last = variant.window_size, max(sum(depths) - 1, 1)
+        stages = []
+        for i, dim in enumerate(dims):
+            attention = make_attention(variant, i, grid_sizes or variant.grid_sizes)
+            block = partial(SwinTransformerBlock, dim, variant.num_heads[i], [window] * 2, attn_layer=attention)
+            blocks = [
+                block(shift_size=[j % 2 * (window // 2)] * 2, stochastic_depth_prob=drop_path_rate * (sum(depths[:i]) + j) / last)
+                for j in range(depths[i])
+            ]
+            stages.append(Stage(merging(dims[i - 1], dim) if i else nn.Identity(), blocks))
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.LayerNorm(dims[-1])
+        self.head: nn.Module = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.apply(init_linear)
+        self.set_grad_checkpointing(checkpointing)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last stage's tokens after their norm, (B, num_features, H / 32, W / 32)."""
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, (width + 3) // 4 * 4 - width, 0, (height + 3) // 4 * 4 - height))
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.norm(self.stages(self.patch_norm(x))).permute(0, 3, 1, 2)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) of the last stage's tokens; with ``pre_logits`` the pooled (B, num_features)."""
+        x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Make the classifier anew. ``global_pool`` is timm's; the mean is the only one here."""
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool is {global_pool!r}, only 'avg' is there")
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes).to(self.norm.weight) if num_classes else nn.Identity()
+        self.head.apply(init_linear)
+
+    def no_weight_decay(self) -> set[str]:
+        """The position tables, as in Swin."""
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's layers for layer-wise rates: the patch embedding, each block, the rest."""
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm\.", (99999,))]
+        return {"stem": r"^patch_", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages.children():
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
+
+    def compile_blocks(self) -> None:
+        """Run the blocks through `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
+        compiled = torch.compile(run_block, dynamic=False)
+        for stage in self.stages.children():
+            assert isinstance(stage, Stage)
+            stage.run_block = compiled
+
+
+def init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
