@@ -1,0 +1,96 @@
+"""Data sets of classification: a picture and its class, through the transforms, as an item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from stvit_cli.data.images import UnreadableImage
+from stvit_cli.data.loader import seeded
+from stvit_cli.data.order import SampleKey, derive_seed
+from stvit_cli.data.transforms import Transform
+from stvit_cli.errors import UserError
+
+MAX_REPLACEMENTS = 20
+"""Unreadable pictures in a row, after which the data as a whole are taken to be wrong."""
+
+
+class Pictures(Protocol):
+    """Pictures by class, not yet transformed; pixels are read only by ``open``."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def path(self, index: int) -> str: ...
+
+    def target(self, index: int) -> int: ...
+
+    def open(self, index: int) -> Image.Image: ...
+
+
+class EvalSet(Dataset[dict[str, Any]]):
+    """Items ``{"image": C H W, "target": int, "index": int}``; a picture that cannot be read is a ``UserError``."""
+
+    def __init__(self, pictures: Pictures, transform: Transform) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def path(self, index: int) -> str:
+        return self.pictures.path(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.transform(self.pictures.open(index))
+        return {"image": image, "target": self.pictures.target(index), "index": index}
+
+
+class TrainSet(Dataset[dict[str, Any]]):
+    """The same items, indexed by ``SampleKey``; an item is a function of the seed and the key alone.
+
+    With ``unreadable`` skip, a picture that cannot be decoded is replaced by another one, drawn from the key; the item then
+    also has ``"skipped"``, the paths of the pictures it stands for. A file that cannot be read at all stops the run nevertheless:
+    it may be there again tomorrow, and the run would not be the same.
+    """
+
+    def __init__(self, pictures: Pictures, transform: Transform, seed: int, unreadable: Literal["stop", "skip"]) -> None:
+        self.pictures, self.transform, self.seed, self.unreadable = pictures, transform, seed, unreadable
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def path(self, index: int) -> str:
+        return self.pictures.path(index)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        index, picture, skipped = self._open(key)
+        with seeded(derive_seed(self.seed, "sample", key.epoch, key.index, key.view)):
+            image = self.transform(picture)
+        item = {"image": image, "target": self.pictures.target(index), "index": index}
+        return {**item, "skipped": skipped} if skipped else item
+
+    def _open(self, key: SampleKey) -> tuple[int, Image.Image, list[str]]:
+        """Return the index and the picture for a key, and the paths of unreadable pictures that were in its place."""
+        index = key.index
+        skipped: list[str] = []
+        while True:
+            try:
+                return index, self.pictures.open(index), skipped
+            except UnreadableImage as error:
+                if self.unreadable == "stop":
+                    raise UserError(f"{error}\ndata.unreadable=skip trains without such pictures.") from None
+                skipped.append(self.path(index))
+                if len(skipped) > MAX_REPLACEMENTS:
+                    raise UserError(f"{len(skipped)} pictures in a row cannot be decoded; the last: {error}") from None
+            index = derive_seed(self.seed, "in place of", *key, len(skipped)) % len(self)
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    train_set: TrainSet
+    val_set: EvalSet
+    class_names: tuple[str, ...]

@@ -1,0 +1,74 @@
+"""1797 handwritten digits that come with the package, so that a first training needs no download. See digits.txt."""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stvit_cli.data.order import hold_out
+
+NUM_HELD_OUT = 360
+SIDE = 32
+"""Side of a digit's picture, in pixels: that of the scans, whose blocks of 4 x 4 pixels were counted into 8 x 8 values."""
+
+
+@functools.cache
+def _arrays() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the digits (1797, 8, 8), of values 0..16, and what they show (1797,)."""
+    with resources.files(__package__).joinpath("digits.npz").open("rb") as stream, np.load(stream) as arrays:
+        return arrays["images"], arrays["labels"]
+
+
+@functools.cache
+def _held_out() -> NDArray[np.bool_]:
+    """Choose 360 of the 1797, each digit by its share (largest remainders), by hashes of their numbers: the same for ever."""
+    labels = _arrays()[1]
+    exact = np.bincount(labels) * (NUM_HELD_OUT / len(labels))
+    shares = np.floor(exact).astype(int)
+    shares[np.argsort(shares - exact, kind="stable")[: NUM_HELD_OUT - shares.sum()]] += 1
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    for digit, share in enumerate(shares):
+        numbers = np.flatnonzero(labels == digit)
+        chosen[numbers] = hold_out([str(number) for number in numbers], int(share))
+    return chosen
+
+
+class DigitPictures:
+    """The 1437 training or the 360 held-out digits, as pictures of 32 x 32 pixels, white on black."""
+
+    class_names = tuple("0123456789")
+
+    def __init__(self, held_out: bool) -> None:
+        self._numbers = np.flatnonzero(_held_out() == held_out)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def path(self, index: int) -> str:
+        """Return a name; there is no such file."""
+        return f"digits/{self._numbers[index]:04d}.png"
+
+    def target(self, index: int) -> int:
+        return int(_arrays()[1][self._numbers[index]])
+
+    def open(self, index: int) -> Image.Image:
+        """Return the picture in mode RGB."""
+        values = _arrays()[0][self._numbers[index]]
+        small = Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8))
+        return small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def write_samples(folder: Path) -> list[Path]:
+    """Write the first held-out picture of each digit as ``digit-0.png`` ... ``digit-9.png``, to try a trained model on."""
+    pictures = DigitPictures(held_out=True)
+    targets = [pictures.target(index) for index in range(len(pictures))]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"digit-{digit}.png" for digit in range(10)]
+    for digit, path in enumerate(paths):
+        pictures.open(targets.index(digit)).save(path)
+    return paths

@@ -1,0 +1,181 @@
+"""Loaders: batches made by worker processes, whose number never changes what comes out.
+
+A ``UserError`` in a worker (a picture that cannot be read) comes out of the loader as that ``UserError``, without the worker's
+trail. A worker that dies is named, with the likely causes. Workers leave it to their parent to answer signals.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from stvit_cli.data.order import SampleKey, TrainBatches, derive_seed, sample_order
+from stvit_cli.errors import UserError
+
+__all__ = [
+    "Loader",
+    "SampleKey",
+    "TrainBatches",
+    "build_eval_loader",
+    "build_train_loader",
+    "derive_seed",
+    "explain_dead_worker",
+    "sample_order",
+    "seeded",
+]
+
+Collate = Callable[[list[Any]], Any]
+
+GRACE_S = 60
+"""How long a worker goes on after SIGTERM: the time its parent has to end the step and save."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed random, numpy and torch's CPU generator, and put back after it what they held before.
+
+    timm's and torchvision's transforms draw from these three. The state is put back so that a loader without workers leaves the
+    training process's own generators alone, as one with workers does.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reaches for the GPUs too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def build_train_loader(
+    dataset: Dataset[Any], batches: TrainBatches, collate: Collate, num_workers: int, pin_memory: bool
+) -> Loader:
+    """Return the loader of a training set: one item for each of ``batches``, in order, made by ``collate``."""
+    return Loader(dataset, batches, collate, num_workers, pin_memory)
+
+
+def build_eval_loader(
+    dataset: Dataset[Any],
+    collate: Collate,
+    batch_size: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Loader:
+    """Return the loader of one process's share of a validation set: indices rank, rank + world_size, ...
+
+    Nothing is padded and nothing seen twice, so the shares may differ in length by one, and a share may be empty.
+    """
+    share = range(rank, len(dataset), world_size)  # type: ignore[arg-type]  # our sets have a length; Dataset does not say so
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    return Loader(dataset, batches, collate, num_workers, pin_memory)
+
+
+class Loader:
+    """An iterable of batches. Each iteration starts its workers anew, and ends them with it.
+
+    Raises, while iterating:
+        UserError: one raised by the data set or by ``collate``; or a worker died (the message says how, and what helps).
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], batches: Iterable[Sequence[Any]], collate: Collate, num_workers: int, pin_memory: bool
+    ) -> None:
+        num_workers = usable_workers(num_workers)
+        self.loader: DataLoader[Any] = DataLoader(
+            _Batches(dataset, collate),
+            sampler=batches,  # what it yields is handed to the data set as it is
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # DataLoader draws a seed we do not use; not from the global generator
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for batch in self.loader:
+                if isinstance(batch, _Refused):
+                    raise UserError(batch.message)
+                yield batch
+        except RuntimeError as error:
+            explained = explain_dead_worker(error)
+            if explained is None:
+                raise
+            raise explained from None
+
+
+def usable_workers(num_workers: int) -> int:
+    """Return ``num_workers``, or this process's share of the machine's cores if that is less (none where it has only one)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(num_workers, share)
+
+
+def explain_dead_worker(error: BaseException) -> UserError | None:
+    """Return what to tell the user if the error is torch's about a dead worker, else none.
+
+    Torch may raise it anywhere in the main thread, as it comes from a signal: whoever drives a loader asks this too.
+    """
+    message = str(error)
+    if not (isinstance(error, RuntimeError) and message.startswith("DataLoader worker (pid")):
+        return None
+    return UserError(
+        f"{message.strip().splitlines()[0].rstrip('. ')}.\n"
+        "A loader process was ended from outside, mostly because memory or shared memory (/dev/shm) ran out.\n"
+        "Lower data.num_workers (0 loads in the main process) or train.batch_size_per_device, or free memory."
+    )
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """What a worker hands over in place of a batch where a UserError was raised."""
+
+    message: str
+
+
+class _Batches(Dataset[Any]):
+    """A data set of whole batches: DataLoader rewrites exceptions that cross processes, values it leaves alone."""
+
+    def __init__(self, dataset: Dataset[Any], collate: Collate) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitem__(self, keys: Sequence[Any]) -> Any:
+        try:
+            return self.collate([self.dataset[key] for key in keys])
+        except UserError as error:
+            return _Refused(str(error))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_worker_id: int) -> None:
+    """Signals to a whole group (Ctrl-C, Slurm's) must not end the workers under a parent that still ends its step."""
+    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _go_on_for_a_while)
+
+
+def _go_on_for_a_while(signal_number: int, _frame: FrameType | None) -> None:
+    """Answer a first SIGTERM with an alarm clock, so that a worker without a parent ends too; a second one ends it at once."""
+    signal.signal(signal_number, signal.SIG_DFL)
+    signal.alarm(GRACE_S)
