@@ -15,7 +15,7 @@ from stvit_cli.errors import UserError
 @app.command()
 def profile(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Names of models; all of them where none is given.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Names; all of Table I where none is given.")
     ] = None,
     image_size: Annotated[
         str, typer.Option(metavar="N or HxW", help="The picture's side, or height and width, in pixels.")
@@ -34,9 +34,9 @@ def profile(
     size = _parse_size(image_size)
     with reporting(json_file) as report:
         from stvit_cli.analysis.profile import profile_models
-        from stvit_cli.models import list_models
+        from stvit_cli.models.stvit import VARIANTS
 
-        rows = profile_models(models or list_models(), size)
+        rows = profile_models(models or list(VARIANTS), size)
         print_table(
             COLUMNS, [_cells(row) for row in rows], title=f"One picture of {size[0]} x {size[1]}; FLOPs are multiply-adds"
         )

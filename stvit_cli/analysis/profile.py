@@ -1,0 +1,67 @@
+"""Parameters and multiply-adds of the models beside the paper's figures."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from stvit_cli.analysis.flops import count_flops
+from stvit_cli.errors import UserError
+from stvit_cli.models import create_model
+
+MIN_IMAGE_SIZE = 32
+
+
+class Paper(NamedTuple):
+    """What the paper says of a model at one picture size: parameters, multiply-adds, top-1 in percent."""
+
+    params: float
+    flops: float
+    top1: float
+
+
+# Table I of the supplement; sizes at 384 and accuracies from the main paper's comparison with other backbones.
+PAPER = {
+    ("stvit-s", 224): Paper(25e6, 4.4e9, 83.6),
+    ("stvit-b", 224): Paper(52e6, 9.9e9, 84.8),
+    ("stvit-l", 224): Paper(95e6, 15.6e9, 85.3),
+    ("stvit-s", 384): Paper(25e6, 14.1e9, 85.0),
+    ("stvit-b", 384): Paper(52e6, 32.5e9, 86.0),
+    ("stvit-l", 384): Paper(95e6, 49.7e9, 86.4),
+}
+
+
+def profile_models(names: list[str], image_size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Profile models with 1000 classes for a picture of ``image_size`` (height, width).
+
+    Returns:
+        For each: model, image_size, params (trainable), flops (multiply-adds), flops_by_operator, flops_by_module,
+        params_by_module, uncounted (operators the figure lacks), and paper: its figures at this size, or None.
+
+    Raises:
+        UserError: no such model, or a side below 32 pixels.
+    """
+    if min(image_size) < MIN_IMAGE_SIZE:
+        raise UserError(f"--image-size {image_size[0]}x{image_size[1]}: a side is at least {MIN_IMAGE_SIZE} pixels.")
+    with torch.device("meta"):  # every name is checked before the first count
+        for name in names:
+            create_model(name)
+    return [_profile(name, image_size) for name in names]
+
+
+def _profile(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
+    model = create_model(name)
+    flops = count_flops(model, image_size)
+    paper = PAPER.get((name, image_size[0])) if image_size[0] == image_size[1] else None
+    return {
+        "model": name,
+        "image_size": list(image_size),
+        "params": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "flops": flops.total,
+        "flops_by_operator": flops.by_operator,
+        "flops_by_module": flops.by_module,
+        "params_by_module": {path: sum(p.numel() for p in module.parameters()) for path, module in model.named_modules()},
+        "uncounted": flops.uncounted,
+        "paper": paper._asdict() if paper else None,
+    }
