@@ -37,13 +37,19 @@ class Task(Protocol):
         train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone.
         val_set: indexed by int, without randomness.
         main_metric: the name of the metric that decides which weights are best; higher is better.
+        batch_multiple: a micro-batch must hold a multiple of so many samples (2 where pictures are mixed in pairs).
     """
 
     name: str
     model: nn.Module
-    train_set: Dataset[Any]
-    val_set: Dataset[Any]
     main_metric: str
+    batch_multiple: int
+
+    @property
+    def train_set(self) -> Dataset[Any]: ...
+
+    @property
+    def val_set(self) -> Dataset[Any]: ...
 
     def collate(self, samples: list[Any]) -> Batch:
         """Make a batch of training samples."""
@@ -62,16 +68,32 @@ class Task(Protocol):
 
     def evaluator(self) -> Evaluator: ...
 
+    def heads(self) -> list[nn.Module]:
+        """Return the modules of ``model`` that a linear probe trains; all else is the backbone."""
+        ...
+
     def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
-        """Return the optimiser's groups; each has ``params``, ``weight_decay`` and ``lr_scale``."""
+        """Return the optimiser's groups of what requires a gradient; each has ``params``, ``weight_decay`` and ``lr_scale``."""
         ...
 
     def weights_info(self) -> WeightsInfo:
         """Return what goes into the metadata of a weights file."""
         ...
 
+    def notes(self) -> list[str]:
+        """Return what a person should know when a run begins: how much data there is, what became of given weights."""
+        ...
+
+    def data_problems(self) -> list[str]:
+        """Return what looks wrong with the data, found by opening a part of them; may take a minute."""
+        ...
+
     def describe(self, batch: Batch) -> list[str]:
         """Return the names of the batch's files, for a message about a bad batch."""
+        ...
+
+    def skipped(self, batch: Batch) -> list[str]:
+        """Return the names of files that could not be read and that other samples of the batch stand in for."""
         ...
 
 

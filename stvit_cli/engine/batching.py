@@ -1,0 +1,92 @@
+"""From the recipe's global batch to what one process does: the size of a micro-batch and how many are accumulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import TrainSection
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """``micro_batch_size`` x ``accum_steps`` x processes is exactly the global batch."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    accum_steps: int
+    world_size: int
+
+    def __str__(self) -> str:
+        parts = f"{self.micro_batch_size} per device"
+        if self.accum_steps > 1:
+            parts += f" x {self.accum_steps} accumulated"
+        if self.world_size > 1:
+            parts += f" x {self.world_size} processes"
+        return f"{self.global_batch_size} = {parts}"
+
+
+def plan_batches(train: TrainSection, world_size: int, multiple: int = 1, fits: Callable[[int], bool] | None = None) -> BatchPlan:
+    """Divide the global batch.
+
+    Args:
+        train: the recipe's section.
+        world_size: processes.
+        multiple: a micro-batch must be a multiple of this.
+        fits: for ``batch_size_per_device: auto``, whether a device holds a micro-batch of so many; None: any.
+
+    Raises:
+        UserError: it does not come out even; the message lists settings that do.
+    """
+    whole = train.global_batch_size
+    if whole % (world_size * multiple):
+        raise UserError(_cannot_share(whole, world_size, multiple))
+    share = whole // world_size
+    sizes = [size for size in range(share, 0, -1) if share % size == 0 and size % multiple == 0]
+    if train.batch_size_per_device == "auto":
+        size = next((size for size in sizes if fits is None or fits(size)), None)
+        if size is None:
+            raise UserError(
+                f"Not even {sizes[-1]} pictures fit on the device.\n"
+                "Try model.checkpointing=true, train.precision=bf16, or a smaller model."
+            )
+    else:
+        size = train.batch_size_per_device
+        if size not in sizes:
+            raise UserError(_does_not_divide(size, sizes, share, train, world_size))
+    return BatchPlan(whole, size, share // size, world_size)
+
+
+def smaller_sizes(plan: BatchPlan, multiple: int = 1) -> list[int]:
+    """Return the smaller micro-batches that keep the global batch, the largest first."""
+    share = plan.global_batch_size // plan.world_size
+    return [size for size in range(plan.micro_batch_size - 1, 0, -1) if share % size == 0 and size % multiple == 0]
+
+
+def _cannot_share(whole: int, world_size: int, multiple: int) -> str:
+    step = world_size * multiple
+    counts = [n for n in range(1, max(2 * world_size, 8) + 1) if whole % (n * multiple) == 0]
+    near = [size for size in (whole // step * step, -(-whole // step) * step) if size]
+    each = f", {multiple} pictures at a time" if multiple > 1 else ""
+    lines = [
+        f"train.global_batch_size is {whole}, which {world_size} process{'es' * (world_size > 1)} cannot share evenly{each}."
+    ]
+    if counts:
+        lines.append(f"Numbers of processes that can: {', '.join(map(str, counts))}.")
+    lines.append(
+        f"Another global batch must be asked for: train.global_batch_size={' or '.join(map(str, near))}"
+        " (optim.scale_lr_from scales the rate with it)."
+    )
+    return "\n".join(lines)
+
+
+def _does_not_divide(size: int, sizes: list[int], share: int, train: TrainSection, world_size: int) -> str:
+    near = sorted(sorted(sizes, key=lambda other: abs(other - size))[:5], reverse=True)
+    options = ", ".join(f"{other} ({share // other} accumulated)" for other in near)
+    processes = f"{world_size} process{'es' * (world_size > 1)}"
+    return (
+        f"train.batch_size_per_device is {size}, with which {processes} cannot make up "
+        f"train.global_batch_size={train.global_batch_size}.\n"
+        f"Sizes that do: {options}."
+    )

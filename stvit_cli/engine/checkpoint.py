@@ -1,0 +1,154 @@
+"""Checkpoints: a directory of safetensors files and one JSON file, whole or not there.
+
+``checkpoints/step_00001250/`` holds ``state.json`` (written last, with the size and SHA-256 of every other file and of itself)
+and one safetensors file for each group of tensors. It is written under another name, flushed, and renamed when it is whole.
+Nothing in it is pickled: reading one runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from stvit_cli.engine.files import sync_directory, write_synced, writing
+from stvit_cli.errors import UserError
+
+Tensors = Mapping[str, Tensor]
+
+FORMAT = 1
+STATE = "state.json"
+NAME = re.compile(r"step_(\d+)$")
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read: the groups of tensors (on the CPU), the state, and the checkpoints that had to be passed over, with why."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    passed_over: dict[Path, str] = field(default_factory=dict)
+
+
+def save(folder: Path, step: int, groups: Mapping[str, Tensors], state: Mapping[str, Any], keep: int) -> Path:
+    """Write a checkpoint, then delete all but the newest ``keep``.
+
+    Args:
+        folder: where the checkpoints are.
+        step: how many steps were taken.
+        groups: tensors by group and name; each group becomes a file.
+        state: anything JSON can hold exactly.
+        keep: how many checkpoints stay.
+
+    Raises:
+        UserError: the directory cannot be written or the disk is full; the older checkpoints are intact.
+    """
+    path = folder / f"step_{step:08d}"
+    aside = folder / f".{path.name}.writing"
+    with writing(path):
+        for left in folder.glob(".step_*.writing"):  # of a run that was killed while it wrote
+            shutil.rmtree(left)
+        try:
+            aside.mkdir(parents=True)
+            files = {}
+            for group, tensors in groups.items():
+                data = safetensors.torch.save({name: _plain(tensor) for name, tensor in tensors.items()})
+                write_synced(aside / f"{group}.safetensors", data)
+                files[f"{group}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            content = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
+            write_synced(aside / STATE, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
+            sync_directory(aside)
+            if path.exists():  # a damaged one that this run passed over when it was resumed
+                set_aside(path)
+            aside.rename(path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        sync_directory(folder)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the directories that claim to be checkpoints, the newest last."""
+    found = [path for path in folder.glob("step_*") if NAME.match(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def load_newest(folder: Path) -> Checkpoint:
+    """Read the newest whole checkpoint.
+
+    Raises:
+        UserError: there is none, or every one is damaged.
+    """
+    candidates = checkpoints(folder)
+    if not candidates:
+        raise UserError(
+            f"{folder} holds no checkpoint, so there is nothing to resume.\nStart the run again, into another directory."
+        )
+    passed_over: dict[Path, str] = {}
+    for path in reversed(candidates):
+        try:
+            tensors, content = read(path)
+        except DamagedError as error:
+            passed_over[path] = str(error)
+            continue
+        return Checkpoint(path, content["step"], tensors, content["state"], passed_over)
+    reasons = [f"{path.name}: {reason}" for path, reason in passed_over.items()]
+    raise UserError("\n".join([f"Every checkpoint in {folder} is damaged:", *reasons[:4]]))
+
+
+def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read and check one checkpoint: its tensors by group, and the content of its ``state.json``. Raises DamagedError."""
+    try:
+        content = json.loads((path / STATE).read_bytes())
+        claimed = content.pop("sha256")
+        if claimed != _digest(content):
+            raise DamagedError(f"{STATE} is not as it was written")
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} has format {content['format']}; this version of stvit reads format {FORMAT}.")
+        tensors = {}
+        for name, expected in content["files"].items():
+            data = (path / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                raise DamagedError(f"{name} is not as it was written ({len(data)} of {expected['bytes']} bytes)")
+            tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise DamagedError(f"cannot be read ({error})") from error
+    return tensors, content
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that it neither counts among those kept nor is taken for one again."""
+    target = path.with_name(path.name + ".damaged")
+    shutil.rmtree(target, ignore_errors=True)
+    path.rename(target)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """On the CPU in plain memory order, which safetensors asks for."""
+    return tensor.detach().cpu().contiguous()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

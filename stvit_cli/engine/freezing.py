@@ -1,0 +1,33 @@
+"""What does not train: the backbone in a linear probe, batch norms and drop path in the authors' fine-tuning."""
+
+from __future__ import annotations
+
+from timm.layers import DropPath
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stvit_cli.recipe import FinetuneSection
+from stvit_cli.tasks.base import Task
+
+
+def freeze(task: Task, section: FinetuneSection) -> None:
+    """Take the gradient from what stays as it is. Before the optimiser is made."""
+    if not section.freeze_backbone:
+        return
+    task.model.requires_grad_(False)
+    for head in task.heads():
+        head.requires_grad_(True)
+
+
+def set_training_mode(task: Task, section: FinetuneSection) -> None:
+    """Put the model in training mode, but for what is frozen: that keeps its statistics and drops nothing."""
+    task.model.train()
+    if section.freeze_norm:
+        for module in task.model.modules():
+            if isinstance(module, (_BatchNorm, DropPath)):
+                module.eval()
+    if section.freeze_backbone:
+        in_heads = {module for head in task.heads() for module in head.modules()}
+        for module in task.model.modules():
+            # What contains a head is neither backbone nor head; a detector, for one, gives losses in training mode alone.
+            if not in_heads.intersection(module.modules()):
+                module.training = False

@@ -1,0 +1,96 @@
+"""A run tried out: everything is built, a step is taken, nothing is written."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+
+from stvit_cli.engine.distributed import joined_world
+from stvit_cli.engine.failures import explained
+from stvit_cli.engine.progress import duration
+from stvit_cli.engine.schedule import lr_at
+from stvit_cli.engine.session import Session, build_session, training_batches
+from stvit_cli.engine.step import TrainStep
+from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.base import Task
+
+# A first step pays for what later ones have ready; where it was quick, a second one is timed instead.
+QUICK_SECONDS = 30.0
+
+
+def dry_run(task: Task, recipe: Recipe) -> dict[str, Any]:
+    """Build the run, take one real step (two where they are quick), print what the run would be and return the figures.
+
+    Raises:
+        UserError: what would end the run at its start.
+    """
+    with joined_world(recipe.train.device) as world:
+        session = build_session(task, recipe, world)
+        with explained(session, None):
+            figures = _measure(session)
+        if world.is_main:
+            print("\n".join(_lines(session, figures)))
+    return figures
+
+
+def _measure(session: Session) -> dict[str, Any]:
+    timeline, plan, schedule = session.timeline, session.plan, session.recipe.schedule
+    take_step, feed = TrainStep(session), iter(training_batches(session, 0))
+    seconds, step, outcome = 0.0, 0, None
+    while step < min(2, timeline.num_steps) and (outcome is None or seconds < QUICK_SECONDS):
+        since = time.monotonic()
+        outcome = take_step(step, feed)
+        seconds, step = time.monotonic() - since, step + 1
+    assert outcome is not None
+    epochs = sorted({0, 1, schedule.warmup_epochs, schedule.epochs // 2, schedule.epochs - 1} & set(range(schedule.epochs)))
+    rate = {
+        epoch: lr_at(epoch * timeline.steps_per_epoch, schedule, session.recipe.peak_lr, timeline.steps_per_epoch)
+        for epoch in epochs
+    }
+    return {
+        "global_batch_size": plan.global_batch_size,
+        "batch_size_per_device": plan.micro_batch_size,
+        "grad_accum_steps": plan.accum_steps,
+        "processes": plan.world_size,
+        "steps_per_epoch": timeline.steps_per_epoch,
+        "steps": timeline.num_steps,
+        "lr_by_epoch": {str(epoch): lr for epoch, lr in rate.items()},
+        "params": sum(p.numel() for p in session.model.parameters()),
+        "params_trained": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
+        "peak_memory_bytes": _peak_memory(session.world.device),
+        "loss": outcome.losses["loss"],
+        "step_seconds": seconds,
+        "images_per_second": plan.global_batch_size / seconds,
+        "data_wait": outcome.waited / seconds,
+        "expected_seconds": seconds * timeline.num_steps,
+        "notes": session.task.notes(),
+        "data_problems": session.world.on_main(session.task.data_problems),
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most memory that was held: on the GPU, or by this process (the system counts in KiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _lines(session: Session, figures: dict[str, Any]) -> list[str]:
+    schedule, timeline = session.recipe.schedule, session.timeline
+    rates = ", ".join(f"{lr:.3g} in epoch {int(epoch) + 1}" for epoch, lr in figures["lr_by_epoch"].items())
+    return [
+        f"batch       {session.plan}",
+        f"schedule    {schedule.epochs} epochs of {timeline.steps_per_epoch} steps = {timeline.num_steps} steps; evaluated every "
+        f"{session.recipe.train.eval_every_epochs} epochs",
+        f"rate        {schedule.kind}: {rates}",
+        f"parameters  {figures['params']:,}, of which {figures['params_trained']:,} are trained",
+        f"memory      {figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {session.world.device}",
+        f"speed       {figures['images_per_second']:.1f} images/s, {figures['data_wait']:.0%} of the time waiting for data; "
+        f"loss {figures['loss']:.4f}",
+        f"time        about {duration(figures['expected_seconds'])} without evaluations, judged by one step",
+        *(f"note        {note}" for note in figures["notes"]),
+        *(f"data        {problem}" for problem in figures["data_problems"] or ["nothing wrong was found"]),
+    ]

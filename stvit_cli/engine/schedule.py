@@ -1,0 +1,60 @@
+"""A run in steps: how many there are, when it is evaluated, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import Recipe, ScheduleSection
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Steps are optimiser updates, counted from 0."""
+
+    num_steps: int
+    steps_per_epoch: int
+    eval_every: int
+
+    def epoch(self, step: int) -> float:
+        """How many epochs are done after ``step`` steps."""
+        return step / self.steps_per_epoch
+
+    def eval_due(self, step: int) -> bool:
+        """Whether to evaluate after ``step`` steps."""
+        return step == self.num_steps or (step > 0 and step % self.eval_every == 0)
+
+
+def build_timeline(recipe: Recipe, num_samples: int) -> Timeline:
+    """Lay out the run; an epoch is as many whole batches as the data set holds.
+
+    Raises:
+        UserError: the data set is smaller than one batch.
+    """
+    steps_per_epoch = num_samples // recipe.train.global_batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"train.global_batch_size is {recipe.train.global_batch_size}, "
+            f"but there are only {num_samples} pictures to train on.\n"
+            f"Expected at most {num_samples}, such as train.global_batch_size={2 ** int(math.log2(max(num_samples, 1)))}"
+        )
+    return Timeline(
+        num_steps=recipe.schedule.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        eval_every=recipe.train.eval_every_epochs * steps_per_epoch,
+    )
+
+
+def lr_at(step: int, schedule: ScheduleSection, peak_lr: float, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step, before a layer's own factor.
+
+    Linear warm-up from ``warmup_lr``, which the cosine does not wait for (it starts at epoch 0), then a cosine to ``min_lr``:
+    timm's CosineLRScheduler with DeiT's arguments. With ``update: epoch`` the rate stands still within an epoch, as in DeiT.
+    """
+    epoch = step // steps_per_epoch if schedule.update == "epoch" else step / steps_per_epoch
+    if epoch < schedule.warmup_epochs:
+        return schedule.warmup_lr + epoch * (peak_lr - schedule.warmup_lr) / schedule.warmup_epochs
+    if schedule.kind == "constant":
+        return peak_lr
+    return schedule.min_lr + 0.5 * (peak_lr - schedule.min_lr) * (1 + math.cos(math.pi * epoch / schedule.epochs))

@@ -1,0 +1,148 @@
+"""Everything of a run that is not the loop: the model on its device and wrapped, the optimiser, the batches, the timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stvit_cli.data.loader import Loader, SampleKey, TrainBatches, build_train_loader
+from stvit_cli.engine.batching import BatchPlan, plan_batches
+from stvit_cli.engine.distributed import World
+from stvit_cli.engine.freezing import freeze, set_training_mode
+from stvit_cli.engine.optim import build_optimizer
+from stvit_cli.engine.schedule import Timeline, build_timeline
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.base import Task, move
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Share of the GPU's memory that a probed batch may fill: the rest is for fragmentation and the communication buffers.
+FULL = 0.9
+
+
+@dataclass
+class Session:
+    """``model`` is the task's own; ``parallel`` is what a training step calls: the same, or DDP around it."""
+
+    task: Task
+    recipe: Recipe
+    world: World
+    plan: BatchPlan
+    timeline: Timeline
+    model: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+
+    def autocast(self) -> torch.autocast:
+        dtype = AUTOCAST[self.recipe.train.precision]
+        return torch.autocast(self.world.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def build_session(task: Task, recipe: Recipe, world: World) -> Session:
+    """Move, freeze and wrap the model; make the optimiser.
+
+    Raises:
+        UserError: the batch cannot be met, or the settings do not go together with the device.
+    """
+    train, device = recipe.train, world.device
+    num_samples = len(cast(Sized, task.train_set))
+    timeline = build_timeline(recipe, num_samples)
+    freeze(task, recipe.finetune)
+    task.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if train.sync_bn and world.size > 1:
+        if device.type == "cpu":
+            raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
+        nn.SyncBatchNorm.convert_sync_batchnorm(task.model)  # in place: the model itself is no batch norm
+    set_training_mode(task, recipe.finetune)
+    plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
+    optimizer = build_optimizer(task, recipe.optim)
+    ema = ModelEmaV3(task.model, decay=train.ema_decay) if train.ema_decay is not None else None
+    if train.compile:
+        _compile_blocks(task.model)
+    return Session(
+        task=task,
+        recipe=recipe,
+        world=world,
+        plan=plan,
+        timeline=timeline,
+        model=task.model,
+        parallel=_distribute(task.model, world),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=train.precision == "fp16"),
+        ema=ema,
+    )
+
+
+def training_batches(session: Session, start_step: int) -> Loader:
+    """Return this process's micro-batches from a step to the end of the run."""
+    task, recipe, world = session.task, session.recipe, session.world
+    batches = TrainBatches(
+        len(cast(Sized, task.train_set)),
+        seed=recipe.train.seed,
+        repeats=recipe.augment.repeats,
+        global_batch_size=session.plan.global_batch_size,
+        micro_batch_size=session.plan.micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        start_step=start_step,
+        num_steps=session.timeline.num_steps,
+    )
+    on_gpu = world.device.type == "cuda"
+    return build_train_loader(task.train_set, batches, task.collate, recipe.data.num_workers, pin_memory=on_gpu)
+
+
+def _distribute(model: nn.Module, world: World) -> nn.Module:
+    if world.size == 1:
+        return model
+    # Batch-norm statistics are rank 0's; they are handed round before they are used (evaluation), not at every step.
+    return DistributedDataParallel(
+        model,
+        device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=False,
+    )
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    compile_blocks = getattr(model, "compile_blocks", None)
+    if compile_blocks is None:
+        raise UserError(
+            f"train.compile: {type(model).__name__} has no blocks that can be compiled one by one. Use train.compile=false."
+        )
+    compile_blocks()
+
+
+def _probe(task: Task, recipe: Recipe, world: World) -> Callable[[int], bool]:
+    """Return a function that tries a micro-batch of a size on every process's GPU; the answer is the same on all of them."""
+    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
+    # The moments, the moving average and DDP's buckets come on top of what a forward and a backward pass take.
+    copies = 2 + (recipe.train.ema_decay is not None) + (world.size > 1)
+    later = copies * sum(p.numel() * p.element_size() for p in task.model.parameters())
+    dtype = AUTOCAST[recipe.train.precision]
+
+    def fits(size: int) -> bool:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            sample = task.train_set[SampleKey(0, 0, 0)]
+            batch = move(task.collate([sample] * size), world.device)
+            with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                loss = torch.stack(list(task.training_loss(task.model, batch).values())).sum()
+            loss.backward()
+            fine = torch.cuda.max_memory_allocated() + later <= FULL * torch.cuda.mem_get_info()[1]
+        except torch.OutOfMemoryError:
+            fine = False
+        task.model.zero_grad(set_to_none=True)
+        for name, buffer in task.model.named_buffers():
+            buffer.copy_(buffers[name])
+        return all(world.gather(fine))
+
+    return fits

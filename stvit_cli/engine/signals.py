@@ -1,0 +1,58 @@
+"""Signals that end a run in good order: the first asks, the second insists."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+# torchrun hands a Ctrl-C on to processes that the terminal has already signalled: within this time it is the same one.
+ECHO_SECONDS = 1.0
+
+
+class StopRequest:
+    """``number`` is the first signal that came, 0 until one comes."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._since = 0.0
+        self._echo = ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        self._pid = os.getpid()
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since >= self._echo and os.getpid() == self._pid:
+            # Files are renamed into place when they are whole, so there is nothing to tidy up.
+            for child in multiprocessing.active_children():
+                child.kill()
+            os._exit(exit_code(number))
+
+
+def exit_code(number: int) -> int:
+    """130 for Ctrl-C, 143 for any other request."""
+    return 130 if number == signal.SIGINT else 143
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Collect the signals that ask a run to end; the former handlers come back afterwards.
+
+    Outside the main thread Python allows no handlers: the request then stays empty.
+    """
+    request = StopRequest()
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        former = {number: signal.signal(number, request.receive) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

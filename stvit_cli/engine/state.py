@@ -1,0 +1,107 @@
+"""What a checkpoint keeps of a run, and how a run is put back to it, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from stvit_cli.engine.checkpoint import Checkpoint, Tensors
+from stvit_cli.engine.optim import load_optimizer_tensors, optimizer_tensors
+from stvit_cli.engine.session import Session
+from stvit_cli.errors import UserError
+
+
+@dataclass
+class RunState:
+    """The part that is not tensors; every field is exact in JSON. No generator's state is among them: see `seeding`.
+
+    Attributes:
+        step: steps taken.
+        evaluated: the step after which the last evaluation was made; -1 for none.
+        metrics: of that evaluation.
+        best: the best evaluation so far: ``step``, ``ema`` (whether of the moving average) and its metrics; empty for none.
+        window: sums of the losses since the last line of the metrics, over ``window_steps`` steps.
+        skipped: pictures that could not be read, so far.
+        seconds: spent in training so far.
+    """
+
+    step: int = 0
+    evaluated: int = -1
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+def fingerprint(session: Session) -> dict[str, Any]:
+    """What must be the same when a run is resumed and no recipe can say: the data and their classes."""
+    info = asdict(session.task.weights_info())
+    named = {key: list(value) if isinstance(value, tuple) else value for key, value in info.items() if key != "recipe_hash"}
+    return named | {"num_samples": len(cast(Sized, session.task.train_set))}
+
+
+def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """Return the groups of tensors and the JSON of a checkpoint."""
+    groups: dict[str, Tensors] = {
+        "model": session.model.state_dict(),
+        "optimizer": optimizer_tensors(session.model, session.optimizer),
+    }
+    if session.ema is not None:
+        groups["ema"] = session.ema.module.state_dict()
+    content = {
+        "run": asdict(state),
+        "scaler": session.scaler.state_dict(),
+        "metrics_bytes": metrics_bytes,
+        "micro_batch_size": session.plan.micro_batch_size,
+        "fingerprint": fingerprint(session),
+    }
+    return groups, content
+
+
+def restore(session: Session, checkpoint: Checkpoint | None) -> RunState:
+    """Put the session back to a checkpoint that rank 0 has read; the other ranks give None and receive it.
+
+    Raises:
+        UserError: the data are other ones than the run was started with.
+    """
+    world = session.world
+    content = world.on_main(lambda: _checked(session, checkpoint))
+    if checkpoint is not None:
+        session.model.load_state_dict(checkpoint.tensors["model"])
+        load_optimizer_tensors(session.model, session.optimizer, checkpoint.tensors["optimizer"])
+        if session.ema is not None:
+            session.ema.module.load_state_dict(checkpoint.tensors["ema"])
+    shapes = world.broadcast({name: tuple(t.shape) for name, t in optimizer_tensors(session.model, session.optimizer).items()})
+    if not world.is_main:
+        load_optimizer_tensors(session.model, session.optimizer, {name: torch.zeros(shape) for name, shape in shapes.items()})
+    world.broadcast_tensors(_all_tensors(session))
+    session.scaler.load_state_dict(content["scaler"])
+    return RunState(**content["run"])
+
+
+def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    assert checkpoint is not None
+    before, now = checkpoint.state["fingerprint"], fingerprint(session)
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise UserError(
+                f"The run was started with other data: {key} was {_short(before.get(key))}, now it is {_short(value)}.\n"
+                "Give the folder it was started with (data.dir), or start another run."
+            )
+    return checkpoint.state
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _all_tensors(session: Session) -> list[Tensor]:
+    tensors = [*session.model.state_dict().values(), *optimizer_tensors(session.model, session.optimizer).values()]
+    return tensors + (list(session.ema.module.state_dict().values()) if session.ema is not None else [])

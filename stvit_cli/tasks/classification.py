@@ -1,0 +1,213 @@
+"""Classification: one class for each picture.
+
+B batch, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from stvit_cli.data import ClassificationData, build_classification, derive_seed
+from stvit_cli.data.loader import seeded
+from stvit_cli.errors import UserError
+from stvit_cli.models import create_model
+from stvit_cli.models.weights import WeightsInfo, load_weights, read_info
+from stvit_cli.recipe import AugmentSection, Recipe
+from stvit_cli.recipe_io import recipe_hash
+
+# So many pictures of each set are opened in the search for problems.
+NUM_OPENED = 500
+# Of unreadable pictures, so many are named.
+NUM_NAMED = 5
+
+
+class ClassificationTask:
+    """See `tasks.base.Task`. A batch is ``{"image": B C H W, "target": B, "index": B, "skipped": [path]}``."""
+
+    name = "classification"
+    main_metric = "top1"
+
+    def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
+        self.recipe, self.data, self.model = recipe, data, model
+        self.train_set, self.val_set = data.train_set, data.val_set
+        self.mixup = build_mixup(recipe.augment, len(data.class_names))
+        self.batch_multiple = 1 if self.mixup is None else 2
+        self._notes = notes
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        skipped = [path for sample in samples for path in sample.get("skipped", [])]
+        return default_collate([{key: sample[key] for key in ("image", "target", "index")} for sample in samples]) | {
+            "skipped": skipped
+        }
+
+    def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.collate(samples)
+
+    def training_loss(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        images, target = batch["image"], batch["target"]
+        if self.mixup is None:
+            return {"loss": F.cross_entropy(model(images), target, label_smoothing=self.recipe.augment.label_smoothing)}
+        images, soft_target = self.mixup(images, target)  # (B, C, H, W), (B, K); draws from numpy's global generator
+        return {"loss": SoftTargetCrossEntropy()(model(images), soft_target)}
+
+    def evaluator(self) -> ClassificationEvaluator:
+        return ClassificationEvaluator()
+
+    def heads(self) -> list[nn.Module]:
+        return [self.model.get_classifier()]  # type: ignore[operator]
+
+    def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+        """No decay on biases and other one-dimensional weights (DeiT); with ``layer_decay`` a factor on the rate by depth."""
+        exempt = self.model.no_weight_decay()  # type: ignore[operator]
+        if layer_decay is None:
+            groups = param_groups_weight_decay(self.model, weight_decay, no_weight_decay_list=exempt)
+            return [{**group, "lr_scale": 1.0} for group in groups]
+        return list(param_groups_layer_decay(self.model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay))
+
+    def weights_info(self) -> WeightsInfo:
+        recipe = self.recipe
+        return WeightsInfo(
+            model=recipe.model.name,
+            task=self.name,
+            num_classes=len(self.data.class_names),
+            class_names=self.data.class_names,
+            in_chans=recipe.model.in_chans,
+            image_size=recipe.data.image_size,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            crop_pct=recipe.eval.crop_pct,
+            interpolation=recipe.augment.interpolation,
+            recipe_hash=recipe_hash(recipe),
+        )
+
+    def notes(self) -> list[str]:
+        sizes = (
+            f"{len(self.train_set)} pictures to train on, {len(self.val_set)} to evaluate, {len(self.data.class_names)} classes."
+        )
+        return [sizes, *self._notes]
+
+    def data_problems(self) -> list[str]:
+        """Open some pictures of both sets, evenly spread, and count the classes."""
+        problems = []
+        for name, pictures in (("training", self.train_set.pictures), ("validation", self.val_set.pictures)):
+            unreadable = []
+            for index in range(0, len(pictures), -(-len(pictures) // NUM_OPENED)):
+                try:
+                    pictures.open(index)
+                except UserError as error:
+                    unreadable.append(str(error).splitlines()[0])
+            problems += [f"{name}: {message}" for message in unreadable[:NUM_NAMED]]
+            if len(unreadable) > NUM_NAMED:
+                problems.append(
+                    f"{name}: {len(unreadable)} of {min(len(pictures), NUM_OPENED)} pictures that were tried are unreadable"
+                )
+            counts = Counter(pictures.target(index) for index in range(len(pictures)))
+            (largest, most), (smallest, fewest) = counts.most_common()[0], counts.most_common()[-1]
+            if most > 10 * fewest:
+                names = self.data.class_names
+                problems.append(
+                    f"{name}: classes differ much in size, {names[largest]!r} has {most}, {names[smallest]!r} has {fewest}"
+                )
+        return problems
+
+    def describe(self, batch: dict[str, Any]) -> list[str]:
+        return [self.train_set.path(index) for index in batch["index"].tolist()]
+
+    def skipped(self, batch: dict[str, Any]) -> list[str]:
+        return list(batch["skipped"])
+
+
+class ClassificationEvaluator:
+    """Counts pictures whose class is the first, or among the first five; equal scores are ranked by the number of the class.
+
+    Counts are integers, so any division among processes and batches gives the same.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = self.top1 = self.top5 = 0
+        self.loss = 0.0
+
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        logits, target = model(batch["image"]).float(), batch["target"]  # (B, K), (B,)
+        own = logits.gather(1, target[:, None])
+        earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
+        rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+        losses = F.cross_entropy(logits, target, reduction="none").double().sum()
+        self.num_images += len(target)
+        counts = torch.stack([(rank < 1).sum(), (rank < 5).sum()]).tolist()
+        self.top1 += counts[0]
+        self.top5 += counts[1]
+        self.loss += float(losses)
+
+    def state(self) -> tuple[int, int, int, float]:
+        return self.num_images, self.top1, self.top5, self.loss
+
+    def compute(self, states: list[tuple[int, int, int, float]]) -> Iterable[tuple[str, float]]:
+        num_images, top1, top5, loss = (sum(column) for column in zip(*states, strict=True))
+        yield "num_images", num_images
+        yield "top1", 100 * top1 / num_images
+        yield "top5", 100 * top5 / num_images
+        yield "loss", loss / num_images
+
+
+def build_mixup(augment: AugmentSection, num_classes: int) -> Mixup | None:
+    """Return timm's Mixup and CutMix with DeiT's way of choosing (one for the batch); None where both are off."""
+    if not (augment.mixup or augment.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mix_prob,
+        switch_prob=augment.mix_switch_prob,
+        mode="batch",
+        label_smoothing=augment.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def build_classification_task(recipe: Recipe, weights: Path | None) -> ClassificationTask:
+    """Build data and model; the initial weights follow from the recipe's seed. Raises UserError as `tasks.build` does."""
+    data = build_classification(recipe.data, recipe.augment, recipe.eval, recipe.train.seed, recipe.model.in_chans)
+    with seeded(derive_seed(recipe.train.seed, "model")):
+        model = create_model(
+            recipe.model.name,
+            num_classes=len(data.class_names),
+            in_chans=recipe.model.in_chans,
+            drop_path_rate=recipe.drop_path_rate,
+            grid_sizes=recipe.model.grid_sizes,
+            checkpointing=recipe.model.checkpointing,
+        )
+        notes = [] if weights is None else load_initial_weights(model, weights, data.class_names)
+    return ClassificationTask(recipe, data, model, notes)
+
+
+def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str]) -> list[str]:
+    """Load a file to start from; where its classes are other ones, the classifier stays new. Return what a person should know.
+
+    Raises:
+        UserError: the file cannot be read or is of another model.
+    """
+    report = load_weights(model, weights, new_head=True)
+    notes = [f"{len(report.loaded)} tensors from {weights}."]
+    before = read_info(weights).class_names if weights.suffix == ".safetensors" else ()
+    if report.reset:
+        notes.append(f"The classifier is new: the file's has another number of classes than {len(class_names)}.")
+    elif before and before != tuple(class_names):
+        model.reset_classifier(len(class_names))  # type: ignore[operator]
+        notes.append(f"The classifier is new: the file's {len(before)} classes have other names.")
+    if report.missing:
+        notes.append(f"Warning: {len(report.missing)} tensors were not in the file and start anew, such as {report.missing[0]}.")
+    if report.unexpected:
+        notes.append(f"Warning: {len(report.unexpected)} tensors of the file were not used, such as {report.unexpected[0]}.")
+    return notes
