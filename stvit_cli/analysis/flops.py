@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -17,53 +18,11 @@ with warnings.catch_warnings():
 
 # Operators that move data or touch each element once, with no product of matrices in them. fvcore leaves them out, and so do the
 # published figures. An operator that is neither counted nor named here makes the figure incomplete, and is said.
-ELEMENTWISE = [
-    "abs",
-    "add",
-    "add_",
-    "as_strided",
-    "bernoulli_",
-    "clone",
-    "copy_",
-    "div",
-    "div_",
-    "exp",
-    "expand_as",
-    "fill_",
-    "flip",
-    "floor_divide",
-    "gather",
-    "gelu",
-    "gt",
-    "index_select",
-    "le",
-    "lt",
-    "masked_fill",
-    "minimum",
-    "mul",
-    "mul_",
-    "ne",
-    "neg",
-    "new_empty",
-    "new_zeros",
-    "ones_like",
-    "pad",
-    "pow",
-    "relu",
-    "remainder",
-    "repeat",
-    "roll",
-    "rsub",
-    "sigmoid",
-    "silu",
-    "softmax",
-    "sqrt",
-    "sub",
-    "sum",
-    "unfold",
-    "upsample_bicubic2d",
-    "zeros_like",
-]
+ELEMENTWISE = re.compile(
+    "aten::(abs|add_?|as_strided|bernoulli_|clone|copy_|div_?|exp|expand_as|fill_|flip|floor_divide|gather|gelu|gt|index_select|le"
+    "|lt|masked_fill|minimum|mul_?|ne|neg|new_empty|new_zeros|ones_like|pad|pow|relu|remainder|repeat|roll|rsub|sigmoid|silu"
+    "|softmax|sqrt|sub|sum|unfold|upsample_bicubic2d|zeros_like)"
+)
 
 
 @dataclass(frozen=True)
