@@ -1,42 +1,7 @@
-"""The models by name: `create_model`, `list_models`, `load_weights`."""
+"""The models by name, and their weights. Importing this registers them with timm."""
 
-from __future__ import annotations
-
-from torch import nn
-
-from stvit_cli.errors import UserError, nearest
-from stvit_cli.models.isotropic import VARIANTS as ISOTROPIC
-from stvit_cli.models.isotropic import Isotropic
-from stvit_cli.models.stvit import VARIANTS, GridSizes, STViT
+from stvit_cli.models import in_timm as _in_timm  # noqa: F401 (for its registration)
+from stvit_cli.models.create import create_model, list_models
 from stvit_cli.models.weights import load_weights
 
 __all__ = ["create_model", "list_models", "load_weights"]
-
-
-def list_models() -> list[str]:
-    """Return the names that `create_model` knows."""
-    return [*VARIANTS, *ISOTROPIC]
-
-
-def create_model(
-    name: str,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    drop_path_rate: float = 0.0,
-    *,
-    grid_sizes: GridSizes | None = None,
-    checkpointing: bool = False,
-) -> nn.Module:
-    """Build a model by name, freshly initialised. See `STViT` for the arguments.
-
-    Raises:
-        UserError: no such model, or a grid for one that has no super tokens.
-    """
-    if name in VARIANTS:
-        return STViT(VARIANTS[name], num_classes, in_chans, drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
-    if name not in ISOTROPIC:
-        known = ", ".join(VARIANTS)
-        raise UserError(f"no model '{name}'.{nearest(name, list_models())} Known: {known}, and Table II's rows isotropic-*.")
-    if grid_sizes is not None and ISOTROPIC[name].attention == "swin":
-        raise UserError(f"grid_sizes: found {list(grid_sizes)} for {name}, which has windows and no super tokens. Leave it out.")
-    return Isotropic(ISOTROPIC[name], num_classes, in_chans, drop_path_rate, grid_sizes, checkpointing)

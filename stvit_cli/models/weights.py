@@ -1,92 +1,100 @@
-"""Weight files: ours (safetensors with a description) and the authors' published layout (.pth), read without running code."""
+"""Weight files: ours (safetensors with a description), and the authors' published ones, read, written and loaded."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import pickle
-import re
-import zipfile
-from dataclasses import asdict, dataclass, field
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models._manipulate import adapt_input_conv
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError, nearest
+from stvit_cli.models import published
+from stvit_cli.models.pickled import read_checkpoint
+from stvit_cli.models.weights_info import WeightsInfo, parse
 
-PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before a key
-CONTAINERS = ("model", "model_ema", "state_dict")  # where a checkpoint keeps its weights
-STEM_WEIGHT = "stem.0.conv.weight"
+__all__ = [
+    "LoadReport",
+    "WeightsFile",
+    "WeightsInfo",
+    "load_weights",
+    "read_info",
+    "read_state_dict",
+    "read_weights",
+    "save_weights",
+]
 
-# The published names and ours. The first match is taken; a name that none matches is ours already or foreign.
-RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"^patch_embed\.proj\.(\d+)\.", "stem.{layer}."),
-        (r"^layers\.(\d+)\.downsample\.proj\.0\.", "stages.{next_stage}.downsample.conv."),
-        (r"^layers\.(\d+)\.downsample\.proj\.1\.", "stages.{next_stage}.downsample.norm."),
-        (r"^layers\.(\d+)\.", "stages.{stage}."),
-    )
-)
-BLOCK_RENAMES = (
-    (".pos_embed.conv.", ".cpe.conv."),
-    (".norm1.norm.", ".norm1."),
-    (".attn.stoken_refine.", ".attn."),
-    (".mlp2.", ".mlp."),
-    (".gamma_1", ".ls1.gamma"),
-    (".gamma_2", ".ls2.gamma"),
-)
-IDENTITY_KERNELS = (".attn.unfold.weights", ".attn.fold.weights")
+INFO, CHECKSUM = "stvit", "stvit_crc32"  # keys of a file's metadata
+HEAD = ("head.weight", "head.bias")
 
 
 @dataclass(frozen=True)
-class WeightsInfo:
-    """What a weights file says of itself; kept in its metadata, so that it can be used without any other word."""
+class WeightsFile:
+    """The content of a weights file.
 
-    model: str
-    task: str = "classification"
-    num_classes: int = 1000
-    class_names: tuple[str, ...] = ()
-    in_chans: int = 3
-    image_size: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    crop_pct: float | None = None
-    interpolation: str = "bicubic"
-    recipe_hash: str = ""
-    licence: str = ""
+    Attributes:
+        state_dict: the tensors under our names, mapped from the file.
+        info: what the file says of itself; of a published one what its shapes tell; none for an unknown architecture.
+        renamed: the file's names by ours, where they differ.
+        left_out: the file's tensors that are no weights (the identity kernels of unfold and fold).
+        container: the key of a checkpoint under which the weights were; ``others`` could have been taken instead.
+        image_size: the side of a picture, where the file says it.
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    info: WeightsInfo | None
+    renamed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    container: str = ""
+    others: tuple[str, ...] = ()
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did. ``renamed`` maps the file's names to ours; ``reset`` was left as initialised on request."""
+    """What `load_weights` did with every name.
+
+    Attributes:
+        loaded: names of the model that got their values from the file, the adapted ones among them.
+        renamed: the file's names by ours, where they differ.
+        missing: names of the model that the file lacks; they stay as they were.
+        unexpected: names of the file that the model lacks.
+        reset: the classifier, left as initialised on request.
+        adapted: the stem's first kernel, made to fit another number of channels on request.
+        left_out: the file's identity kernels, which are no weights.
+    """
 
     loaded: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     reset: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
-def save_weights(path: str | Path, weights: nn.Module | dict[str, Tensor], info: WeightsInfo) -> None:
-    """Write a safetensors file with ``info`` in its metadata; to the side, flushed, then renamed.
+def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], info: WeightsInfo) -> None:
+    """Write a safetensors file with ``info`` and a checksum in its metadata; to the side, flushed, then renamed.
 
     Raises:
         OSError: the file cannot be written; an older one is intact.
     """
     state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    # One copy in plain memory order: equal weights give equal files whatever layout they are used in.
-    tensors = {name: tensor.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format) for name, tensor in state_dict.items()}
+    # In plain memory order: equal weights give equal files whatever layout they are used in.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    text = info.to_json()
     path = Path(path)
     aside = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, aside, metadata={"format": "pt", "stvit": json.dumps(asdict(info))})
+        save_file(tensors, aside, metadata={"format": "pt", INFO: text, CHECKSUM: _checksum(tensors, text)})
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
@@ -94,62 +102,73 @@ def save_weights(path: str | Path, weights: nn.Module | dict[str, Tensor], info:
         aside.unlink(missing_ok=True)
 
 
-def read_info(path: str | Path) -> WeightsInfo:
-    """Return what the safetensors file says of itself.
+def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
+    """Read a weights file: ours, or in the published layout as ``.pth`` or ``.safetensors``. Nothing in it is executed.
+
+    Args:
+        container: which weights of a checkpoint to take, where it has several; otherwise ``model`` before ``model_ema``.
 
     Raises:
-        UserError: the file is missing, damaged, or not one of ours.
-    """
-    with _opened(Path(path)) as file:
-        text = (file.metadata() or {}).get("stvit")
-    if text is None:
-        raise UserError(f"{path}: a safetensors file, but not written by stvit: it has no description of its model.")
-    values: dict[str, Any] = json.loads(text)
-    return WeightsInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
-def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the file's tensors under our names, and the names that were changed (theirs to ours).
-
-    Reads ours and the published layout, as ``.safetensors`` or ``.pth``. Nothing in the file is executed.
-
-    Raises:
-        UserError: missing, damaged, or holding no weights.
+        UserError: missing, damaged, holding no weights, or values that are not finite.
     """
     path = Path(path)
-    raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state_dict: dict[str, Tensor] = {}
-    renamed: dict[str, str] = {}
-    for name, tensor in raw.items():
-        ours = our_name(name)
-        if ours is None:
-            continue
-        state_dict[ours] = tensor.flatten() if ours.endswith(".gamma") else tensor
-        if ours != name:
-            renamed[name] = ours
-    return state_dict, renamed
+    _require_file(path)
+    if _is_safetensors(path):
+        if container is not None:
+            raise UserError(f"{path}: a safetensors file holds one set of weights; there is no '{container}' to choose.")
+        tensors, info = _read_safetensors(path)
+        names: dict[str, Any] = {}
+        image_size = None
+    else:
+        checkpoint = read_checkpoint(path, container)
+        tensors, info, image_size = checkpoint.tensors, None, checkpoint.image_size
+        names = {"container": checkpoint.container, "others": checkpoint.others}
+    _require_finite(path, tensors)
+    try:
+        state_dict, renamed, left_out = published.our_names(tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return WeightsFile(path, state_dict, info, renamed, left_out, image_size=image_size, **names)
 
 
-def our_name(name: str) -> str | None:
-    """Return our name for a published one; None for the identity kernels of unfold and fold, which are no weights here."""
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
-    if name.endswith(IDENTITY_KERNELS):
-        return None
-    for pattern, target in RENAMES:
-        if match := pattern.match(name):
-            number, rest = int(match[1]), name[match.end() :]
-            if target.startswith("stem"):  # conv, GELU, norm: three places of the published Sequential for each layer
-                rest = ("norm." if number % 3 else "conv.") + rest
-            name = target.format(layer=number // 3, stage=number, next_stage=number + 1) + rest
-            break
-    for theirs, ours in BLOCK_RENAMES:
-        name = name.replace(theirs, ours)
-    return name
+def read_info(path: str | Path) -> WeightsInfo:
+    """Return what a weights file says of itself, or for a published one what its shapes tell.
+
+    Raises:
+        UserError: the file is missing, damaged, or of an architecture that is not known.
+    """
+    path = Path(path)
+    _require_file(path)
+    if _is_safetensors(path):
+        with _opened(path) as file:
+            info = _info_of(path, file.metadata())
+        if info is not None:
+            return info
+    return describe(read_weights(path))
 
 
-def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) -> LoadReport:
-    """Load a weights file into ``model`` and report every name.
+def describe(file: WeightsFile, image_size: int | None = None) -> WeightsInfo:
+    """Return the file's own description, or for a published one what its shapes tell; ``image_size`` overrides a guess of 224.
+
+    Raises:
+        UserError: an architecture that is not known.
+    """
+    if file.info is not None:
+        return file.info
+    try:
+        info = published.identify(file.state_dict, image_size or file.image_size)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
+    return replace(info, licence=published.LICENCE) if file.left_out else info
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Return the file's tensors under our names. Raises UserError as `read_weights` does."""
+    return read_weights(path).state_dict
+
+
+def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: bool = False) -> LoadReport:
+    """Load a weights file (its path, or what `read_weights` made of it) into ``model`` and report every name.
 
     Everything is checked before the first weight changes. With ``new_head`` a classifier of another size stays as initialised
     and a stem for another number of channels is adapted (the kernels repeated and scaled, as timm does).
@@ -157,72 +176,109 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) 
     Raises:
         UserError: the file cannot be read, is of another architecture, or has tensors of other shapes.
     """
-    state_dict, renamed = read_state_dict(path)
-    own = model.state_dict()
+    file = path if isinstance(path, WeightsFile) else read_weights(path)
+    state_dict, own = dict(file.state_dict), model.state_dict()
     reset: list[str] = []
+    adapted: list[str] = []
     if new_head:
-        _fit_stem(state_dict, own)
-        reset = [name for name in ("head.weight", "head.bias") if name in own and name in state_dict and own[name].shape != state_dict[name].shape]
+        adapted = _fit_stem(state_dict, own)
+        reset = [name for name in HEAD if name in own and (name not in state_dict or own[name].shape != state_dict[name].shape)]
         for name in reset:
-            del state_dict[name]
+            state_dict.pop(name, None)
     common = [name for name in own if name in state_dict]
-    if len(common) < len(own) // 2:
-        known = nearest(next(iter(state_dict), ""), own)
-        raise UserError(f"{path}: these are no weights of this model: {len(common)} of its {len(own)} tensors are there.{known}")
     wrong = [name for name in common if own[name].shape != state_dict[name].shape]
+    if len(common) < len(own) // 2 or len(wrong) > len(HEAD):
+        fits = f"{len(common) - len(wrong)} of its {len(own)} tensors are there and of its shapes"
+        raise UserError(f"{file.path}: these are no weights of this model: {fits}.{_what(file)}")
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"{path}: {name} is {tuple(state_dict[name].shape)}, the model's is {tuple(own[name].shape)} ({len(wrong)} such tensors).\n"
-            "Give the model that the file was made for, or fine-tune to make a new classifier."
+            f"{file.path}: {name} is {tuple(state_dict[name].shape)}, the model's is {tuple(own[name].shape)}.{_what(file)}\n"
+            "Create the model with as many classes and channels, or fine-tune, which makes a new classifier and adapts the stem."
         )
     model.load_state_dict({name: state_dict[name] for name in common}, strict=False)
     return LoadReport(
         loaded=common,
-        renamed=renamed,
+        renamed=file.renamed,
         missing=[name for name in own if name not in state_dict and name not in reset],
         unexpected=[name for name in state_dict if name not in own],
         reset=reset,
+        adapted=adapted,
+        left_out=file.left_out,
     )
 
 
-def _fit_stem(state_dict: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    if STEM_WEIGHT in state_dict and STEM_WEIGHT in own and state_dict[STEM_WEIGHT].shape[1] == 3:
-        state_dict[STEM_WEIGHT] = adapt_input_conv(own[STEM_WEIGHT].shape[1], state_dict[STEM_WEIGHT])
+def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Adapt the stem's first kernel, made for three channels, to the model's; return its name where that was needed."""
+    name = published.STEM_WEIGHT
+    if name not in state_dict or name not in own or state_dict[name].shape[1] != 3 or own[name].shape[1] == 3:
+        return []
+    state_dict[name] = adapt_input_conv(own[name].shape[1], state_dict[name])
+    return [name]
+
+
+def _what(file: WeightsFile) -> str:
+    """Say which model the file holds, where that can be told."""
+    try:
+        info = describe(file)
+    except UserError:
+        return ""
+    return f" The file holds {info.model} with {info.num_classes} classes and {info.in_chans} channels."
 
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise UserError(f"{path}: no such weights file.{near}")
+        found = "a folder" if path.is_dir() else "no such weights file"
+        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() and not path.is_dir() else ""
+        raise UserError(f"{path}: {found}.{near}")
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by the content: the length of the header in eight bytes, then a JSON object. By the ending where that is no help."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"PK"))
 
 
 def _opened(path: Path) -> Any:
-    _require_file(path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({error}).") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    info = _info_of(path, metadata)
+    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(tensors, metadata.get(INFO, "")):
+        raise UserError(f"{path}: damaged, or changed since it was written: its checksum is wrong. Get the file again.")
+    if not tensors:
+        raise UserError(f"{path}: holds no weights.")
+    return tensors, info
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    _require_file(path)
+def _info_of(path: Path, metadata: Mapping[str, str] | None) -> WeightsInfo | None:
+    """Return the description in a file's metadata; none for a file that is not ours."""
+    text = (metadata or {}).get(INFO)
     try:
-        # The authors' checkpoints hold an argparse.Namespace; nothing else beyond tensors and plain values is let in.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a checkpoint that can be read safely, or a damaged one ({first_line[:120]}).") from error
-    for key in CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: holds no weights: expected a state dict, or a checkpoint with one under {', '.join(CONTAINERS)}.")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        return None if text is None else parse(text)
+    except ValueError as error:
+        raise UserError(f"{path}: its description cannot be read: {error}. Damaged, or written by something else.") from None
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """CRC-32 of the description and of every tensor with its name, type and shape; the format itself has none."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds values that are not finite. The file is damaged, or its training went astray.")

@@ -1,0 +1,121 @@
+"""Checkpoints of ``torch.save`` (.pth), read without running anything that is in them.
+
+A pickle is a program. Ours is read by `torch.load` with ``weights_only=True`` and one class let in beside tensors and plain
+values: `argparse.Namespace`, in which the authors' script keeps its arguments. There is no fallback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stvit_cli.errors import UserError
+
+CONTAINERS = ("model", "model_ema", "state_dict")  # where a checkpoint keeps its weights; the first that is there is taken
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+PROGRAM_PARTS = ("constants.pkl", "archive_format")  # of TorchScript and .pt2 archives
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a checkpoint under the names they have there.
+
+    Attributes:
+        container: the key under which they were; empty for a bare state dict.
+        others: the other containers in the file.
+        image_size: side of the picture the authors' script was told, where the arguments are in the file.
+    """
+
+    tensors: dict[str, Tensor]
+    container: str = ""
+    others: tuple[str, ...] = ()
+    image_size: int | None = None
+
+
+def read_checkpoint(path: Path, container: str | None = None) -> Checkpoint:
+    """Read a checkpoint, its tensors mapped from the file.
+
+    Args:
+        container: the key of the weights to take, where a file has several (``model_ema``).
+
+    Raises:
+        UserError: damaged, holding more than weights and plain values, or no weights at all.
+    """
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _check_archive(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or made-up file can fail in any way
+        raise UserError(f"{path}: not a checkpoint that can be read safely, or a damaged one: {_reason(error)}.") from error
+    there = {key: content[key] for key in CONTAINERS if _is_state_dict(content.get(key))} if isinstance(content, dict) else {}
+    if container is not None and container not in there:
+        raise UserError(f"{path}: no weights under '{container}'. There are: {', '.join(there) or 'a bare state dict, or none'}.")
+    name = container or next(iter(there), "")
+    state_dict = there.get(name, content)
+    if not _is_state_dict(state_dict):
+        raise UserError(
+            f"{path}: holds no weights: expected a state dict, or a checkpoint with one under {', '.join(CONTAINERS)}."
+        )
+    tensors = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    _check_tensors(path, tensors)
+    others = tuple(key for key in there if key != name)
+    return Checkpoint(tensors, name, others, _image_size(content.get("args")))
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that `torch.save` would not write: programs, compressed (thus of any size), or damaged parts."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        names = {part.filename.split("/", 1)[-1] for part in parts}
+        if "data.pkl" not in names or names.intersection(PROGRAM_PARTS):
+            raise UserError(
+                f"{path}: not a checkpoint, but a program (.pt2, TorchScript) or another archive. Expected a .pth file."
+            )
+        if (
+            any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+            or sum(p.file_size for p in parts) > path.stat().st_size
+        ):
+            raise UserError(f"{path}: holds more than its own size, packed; torch.save never packs. It is not read.")
+        damaged = archive.testzip()  # torch.load does not look at the checksums
+    if damaged is not None:
+        raise UserError(f"{path}: damaged: the checksum of {damaged} is wrong. Get the file again.")
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse what is no ordinary tensor: of no use as a weight, and able to fail or to swell when it is copied."""
+    for name, tensor in tensors.items():
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.dtype not in DTYPES:
+            raise UserError(
+                f"{path}: {name} is no ordinary tensor of numbers ({tensor.dtype}, {tensor.layout}, {tensor.device.type})."
+            )
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path}: {name} says that it is larger than what is stored of it.")
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+
+
+def _image_size(arguments: Any) -> int | None:
+    size = getattr(arguments, "input_size", None)
+    return size if type(size) is int and size >= 32 else None
+
+
+def _reason(error: Exception) -> str:
+    """Return one line of an error; of torch's long text about unsafe files the part that names what was found."""
+    text = str(error)
+    if found := re.search(r"(?:GLOBAL|class|type|function) ([\w.]+\.[\w.]+)", text):
+        return f"it holds {found[1]}, which is no weight, and nothing of that kind is run"
+    return (text.splitlines() or [""])[0][:120].rstrip(". ") or type(error).__name__

@@ -1,0 +1,132 @@
+"""The authors' published layout: its names in ours, and which model a file is for, told by its shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from timm.data.imagenet_info import ImageNetInfo
+from torch import Tensor
+
+from stvit_cli.errors import UserError
+from stvit_cli.models.create import create_model, list_models
+from stvit_cli.models.weights_info import WeightsInfo
+
+LICENCE = "the authors' published weights, from a repository that states no licence"
+PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before a key
+STEM_WEIGHT = "stem.0.conv.weight"
+HEAD_WEIGHT = "head.weight"
+STVIT_NAME = re.compile(
+    r"(stem\.[0-3]\.(conv|norm)|stages\.\d+\.(downsample\.(conv|norm)|blocks\.\d+\."
+    r"(cpe\.conv|norm[12]|attn\.(qkv|proj)|mlp\.(fc[12]|conv\.conv)|ls[12]))|proj|norm|head)\.\w+$"
+)
+
+# The published names and ours. The first match is taken; a name that none matches is ours already or foreign.
+RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^patch_embed\.proj\.(\d+)\.", "stem.{layer}."),
+        (r"^layers\.(\d+)\.downsample\.proj\.0\.", "stages.{next_stage}.downsample.conv."),
+        (r"^layers\.(\d+)\.downsample\.proj\.1\.", "stages.{next_stage}.downsample.norm."),
+        (r"^layers\.(\d+)\.", "stages.{stage}."),
+    )
+)
+BLOCK_RENAMES = (
+    (".pos_embed.conv.", ".cpe.conv."),
+    (".norm1.norm.", ".norm1."),
+    (".attn.stoken_refine.", ".attn."),
+    (".mlp2.", ".mlp."),
+    (".gamma_1", ".ls1.gamma"),
+    (".gamma_2", ".ls2.gamma"),
+)
+IDENTITY_KERNELS = (".attn.unfold.weights", ".attn.fold.weights")  # 9 x 1 x 3 x 3: each picks one neighbour; no weights of ours
+
+
+def our_name(name: str) -> str:
+    """Return our name for a published one, without the prefixes of wrappers."""
+    while name.startswith(PREFIXES):
+        name = name.split(".", 1)[1]
+    for pattern, target in RENAMES:
+        if match := pattern.match(name):
+            number, rest = int(match[1]), name[match.end() :]
+            if target.startswith("stem"):  # conv, GELU, norm: three places of the published Sequential for each layer
+                rest = ("norm." if number % 3 else "conv.") + rest
+            name = target.format(layer=number // 3, stage=number, next_stage=number + 1) + rest
+            break
+    for theirs, ours in BLOCK_RENAMES:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def our_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """Return the tensors under our names, the names that were changed (theirs to ours), and the identity kernels left out.
+
+    Raises:
+        UserError: two names that become one, or a kernel of unfold or fold that is not the identity.
+    """
+    state_dict: dict[str, Tensor] = {}
+    renamed: dict[str, str] = {}
+    left_out: list[str] = []
+    for name, tensor in tensors.items():
+        if name.endswith(IDENTITY_KERNELS):
+            if not torch.equal(tensor.flatten(1).float(), torch.eye(9)):
+                raise UserError(f"{name} is not the identity; the model has no place for another unfold or fold.")
+            left_out.append(name)
+            continue
+        ours = our_name(name)
+        if ours in state_dict:
+            raise UserError(f"{name} and another name both mean {ours}; expected one model's weights.")
+        # Layer scale is published as (1, C, 1, 1).
+        state_dict[ours] = tensor.flatten() if ours.endswith(".gamma") else tensor
+        if ours != name:
+            renamed[name] = ours
+    return state_dict, renamed, left_out
+
+
+def identify(state_dict: Mapping[str, Tensor], image_size: int | None = None) -> WeightsInfo:
+    """Tell by names and shapes which model the weights (under our names) are for, with its classes and channels.
+
+    The size of the pictures leaves no trace in the shapes: without ``image_size`` it is 224. With 1000 classes these are
+    ImageNet's, named by their synsets, as its folders are.
+
+    Raises:
+        UserError: no model has these tensors.
+    """
+    num_classes = len(state_dict[HEAD_WEIGHT]) if HEAD_WEIGHT in state_dict else 0
+    stem = state_dict.get(STEM_WEIGHT, state_dict.get("patch_embed.weight"))
+    in_chans = stem.shape[1] if stem is not None and stem.ndim == 4 else 3
+    found = _shapes(state_dict)
+    for name in list_models():
+        with torch.device("meta"):
+            expected = _shapes(create_model(name, num_classes, in_chans).state_dict())
+        if expected == found:
+            break
+    else:
+        raise UserError(f"these are no weights of a model known here: {_layout(found)}.")
+    info = WeightsInfo(name, num_classes=num_classes, in_chans=in_chans, image_size=image_size or 224)
+    if num_classes == 1000:
+        info = replace(info, class_names=tuple(ImageNetInfo().label_names()))
+    return info if in_chans == 3 else replace(info, mean=(0.5,) * in_chans, std=(0.5,) * in_chans)
+
+
+def is_stvit(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are laid out as an STViT's, of whatever widths and depths."""
+    return all(STVIT_NAME.match(name) for name in state_dict) and STEM_WEIGHT in state_dict
+
+
+def _layout(shapes: Mapping[str, torch.Size]) -> str:
+    places = [(int(match[1]), int(match[2])) for name in shapes if (match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name))]
+    if not places or STEM_WEIGHT not in shapes:
+        first = ", ".join(list(shapes)[:2])
+        return f"{len(shapes)} tensors, {first} and others"
+    stages = range(max(stage for stage, _ in places) + 1)
+    depths = " ".join(str(1 + max((block for stage, block in places if stage == i), default=-1)) for i in stages)
+    widths = " ".join(str(shapes.get(f"stages.{i}.blocks.0.cpe.conv.weight", "?")[0]) for i in stages)
+    return f"an STViT of widths {widths} and depths {depths}"
+
+
+def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shapes by name, without the counters that old checkpoints lack."""
+    return {name: tensor.shape for name, tensor in state_dict.items() if not name.endswith(".num_batches_tracked")}
