@@ -16,9 +16,6 @@ AUTHORS = {
     224: {"stvit-s": 4.367, "stvit-b": 9.872, "stvit-l": 15.597},
     384: {"stvit-s": 14.156, "stvit-b": 31.489, "stvit-l": 49.748},
 }
-    224: {"stvit-s": 4.367, "stvit-b": 9.872, "stvit-l": 15.597},
-    384: {"stvit-s": 14.156, "stvit-b": 31.489, "stvit-l": 49.748},
-}
 TRAINABLE = {"stvit-s": 25_495_624, "stvit-b": 51_691_288, "stvit-l": 94_971_096}
 
 
