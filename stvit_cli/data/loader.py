@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stvit_cli.data.order import SampleKey, TrainBatches, derive_seed, sample_order
 from stvit_cli.errors import UserError
@@ -45,18 +45,19 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed random, numpy and torch's CPU generator, and put back after it what they held before.
 
     timm's and torchvision's transforms draw from these three. The state is put back so that a loader without workers leaves the
-    training process's own generators alone, as one with workers does.
+    training process's own generators alone, as one with workers does; in a worker nobody else draws, and it is not put back.
     """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before = None if get_worker_info() else (random.getstate(), np.random.get_state(), torch.get_rng_state())
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
     torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reaches for the GPUs too
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        if before is not None:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
 
 
 def build_train_loader(

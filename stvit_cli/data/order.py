@@ -31,7 +31,7 @@ def derive_seed(*parts: int | str) -> int:
 
     The same on every machine and in every version of Python; the one source of randomness of the project.
     """
-    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = "".join(f"{type(part).__name__} {len(str(part))} {part}" for part in parts)  # the length keeps parts apart
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
