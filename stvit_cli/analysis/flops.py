@@ -55,9 +55,7 @@ def count_flops(model: nn.Module, image_size: tuple[int, int], in_chans: int = 3
                 total=round(analysis.total()),
                 by_operator=by_operator,
                 by_module={name: round(flops) for name, flops in analysis.by_module().items()},
-                uncounted={
-                    name: n for name, n in analysis.unsupported_ops().items() if name.removeprefix("aten::") not in ELEMENTWISE
-                },
+                uncounted={name: n for name, n in analysis.unsupported_ops().items() if not ELEMENTWISE.fullmatch(name)},
             )
     finally:
         model.train(was_training)
