@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +50,13 @@ def read_checkpoint(path: Path, container: str | None = None) -> Checkpoint:
         UserError: damaged, holding more than weights and plain values, or no weights at all.
     """
     try:
-        is_zip = zipfile.is_zipfile(path)
-        if is_zip:
-            _check_archive(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        is_archive = _check_beginning(path)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except UserError:
         raise
     except Exception as error:  # a damaged or made-up file can fail in any way
-        raise UserError(f"{path}: not a checkpoint that can be read safely, or a damaged one: {_reason(error)}.") from error
+        raise UserError(f"{path}: {_reason(error)}") from error
     there = {key: content[key] for key in CONTAINERS if _is_state_dict(content.get(key))} if isinstance(content, dict) else {}
     if container is not None and container not in there:
         raise UserError(f"{path}: no weights under '{container}'. There are: {', '.join(there) or 'a bare state dict, or none'}.")
@@ -71,6 +70,21 @@ def read_checkpoint(path: Path, container: str | None = None) -> Checkpoint:
     _check_tensors(path, tensors)
     others = tuple(key for key in there if key != name)
     return Checkpoint(tensors, name, others, _image_size(content.get("args")))
+
+
+def _check_beginning(path: Path) -> bool:
+    """Return whether the file is an archive, as checkpoints are since 2020, and not a bare pickle; refuse all else."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path}: cut short: the end of the archive is not there. Get the file again.")
+        _check_archive(path)
+        return True
+    if not head.startswith(b"\x80"):
+        found = f"it begins with {head!r}" if head else "it is empty"
+        raise UserError(f"{path}: not a checkpoint: {found}. Expected a .pth file of torch.save, or .safetensors.")
+    return False
 
 
 def _check_archive(path: Path) -> None:
@@ -114,8 +128,9 @@ def _image_size(arguments: Any) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line of an error; of torch's long text about unsafe files the part that names what was found."""
+    """Return one line on why a file was not read; of torch's long text on unsafe files the part that names what was found."""
     text = str(error)
     if found := re.search(r"(?:GLOBAL|class|type|function) ([\w.]+\.[\w.]+)", text):
-        return f"it holds {found[1]}, which is no weight, and nothing of that kind is run"
-    return (text.splitlines() or [""])[0][:120].rstrip(". ") or type(error).__name__
+        return f"holds {found[1]}, which is no weight and could run code. Tensors, plain values and argparse.Namespace are read."
+    detail = "" if "weights_only" in text else (text.splitlines() or [""])[0].split(". ")[0][:120].rstrip(".")
+    return f"a damaged checkpoint, or none that can be read safely ({detail or type(error).__name__}). Get the file again."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import torch
 from timm.data.imagenet_info import ImageNetInfo
@@ -17,6 +18,7 @@ from stvit_cli.models.weights_info import WeightsInfo
 LICENCE = "the authors' published weights, from a repository that states no licence"
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before a key
 STEM_WEIGHT = "stem.0.conv.weight"
+ISOTROPIC_STEM_WEIGHT = "patch_embed.weight"
 HEAD_WEIGHT = "head.weight"
 STVIT_NAME = re.compile(
     r"(stem\.[0-3]\.(conv|norm)|stages\.\d+\.(downsample\.(conv|norm)|blocks\.\d+\."
@@ -94,17 +96,13 @@ def identify(state_dict: Mapping[str, Tensor], image_size: int | None = None) ->
     Raises:
         UserError: no model has these tensors.
     """
-    num_classes = len(state_dict[HEAD_WEIGHT]) if HEAD_WEIGHT in state_dict else 0
-    stem = state_dict.get(STEM_WEIGHT, state_dict.get("patch_embed.weight"))
-    in_chans = stem.shape[1] if stem is not None and stem.ndim == 4 else 3
     found = _shapes(state_dict)
-    for name in list_models():
-        with torch.device("meta"):
-            expected = _shapes(create_model(name, num_classes, in_chans).state_dict())
-        if expected == found:
-            break
-    else:
+    head, stem = found.get(HEAD_WEIGHT), found.get(STEM_WEIGHT, found.get(ISOTROPIC_STEM_WEIGHT))
+    candidates = list_models() if stem is not None and len(stem) == 4 else []
+    name = next((name for name in candidates if _body(found) == _body(_shapes_of(name))), None)
+    if name is None or stem is None:
         raise UserError(f"these are no weights of a model known here: {_layout(found)}.")
+    num_classes, in_chans = head[0] if head else 0, stem[1]
     info = WeightsInfo(name, num_classes=num_classes, in_chans=in_chans, image_size=image_size or 224)
     if num_classes == 1000:
         info = replace(info, class_names=tuple(ImageNetInfo().label_names()))
@@ -125,6 +123,21 @@ def _layout(shapes: Mapping[str, torch.Size]) -> str:
     depths = " ".join(str(1 + max((block for stage, block in places if stage == i), default=-1)) for i in stages)
     widths = " ".join(str(shapes.get(f"stages.{i}.blocks.0.cpe.conv.weight", "?")[0]) for i in stages)
     return f"an STViT of widths {widths} and depths {depths}"
+
+
+def _body(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """Return the shapes that depend neither on the classes nor on the channels."""
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if not name.startswith("head.") and name not in (STEM_WEIGHT, ISOTROPIC_STEM_WEIGHT)
+    }
+
+
+@cache
+def _shapes_of(name: str) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return _shapes(create_model(name).state_dict())
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,8 @@ __all__ = [
     "save_weights",
 ]
 
-INFO, CHECKSUM = "stvit", "stvit_crc32"  # keys of a file's metadata
+METADATA_KEY = "stvit"  # the only one: the format writes several in no fixed order
+CHECKSUM = re.compile(r',"crc32":"([0-9a-f]{8})"}$')  # the end of the description
 HEAD = ("head.weight", "head.bias")
 
 
@@ -94,7 +96,7 @@ def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], in
     path = Path(path)
     aside = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, aside, metadata={"format": "pt", INFO: text, CHECKSUM: _checksum(tensors, text)})
+        save_file(tensors, aside, metadata={METADATA_KEY: f'{text[:-1]},"crc32":"{_checksum(tensors, text)}"}}'})
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
@@ -187,7 +189,7 @@ def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: 
             state_dict.pop(name, None)
     common = [name for name in own if name in state_dict]
     wrong = [name for name in common if own[name].shape != state_dict[name].shape]
-    if len(common) < len(own) // 2 or len(wrong) > len(HEAD):
+    if len(common) < len(own) // 2 or set(wrong) - {*HEAD, published.STEM_WEIGHT}:
         fits = f"{len(common) - len(wrong)} of its {len(own)} tensors are there and of its shapes"
         raise UserError(f"{file.path}: these are no weights of this model: {fits}.{_what(file)}")
     if wrong:
@@ -252,7 +254,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     info = _info_of(path, metadata)
-    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(tensors, metadata.get(INFO, "")):
+    text = metadata.get(METADATA_KEY, "")
+    if (match := CHECKSUM.search(text)) and match[1] != _checksum(tensors, text[: match.start()] + "}"):
         raise UserError(f"{path}: damaged, or changed since it was written: its checksum is wrong. Get the file again.")
     if not tensors:
         raise UserError(f"{path}: holds no weights.")
@@ -261,7 +264,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None
 
 def _info_of(path: Path, metadata: Mapping[str, str] | None) -> WeightsInfo | None:
     """Return the description in a file's metadata; none for a file that is not ours."""
-    text = (metadata or {}).get(INFO)
+    text = (metadata or {}).get(METADATA_KEY)
     try:
         return None if text is None else parse(text)
     except ValueError as error:
