@@ -10,21 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from stvit_cli.errors import nearest
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
+from stvit_cli.recipe_base import Fraction, NonNegative, PositiveInt, Rate, Section
+from stvit_cli.recipe_dense import DetectionSection, ShapesSection
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
@@ -41,8 +34,9 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    kind: Literal["digits", "imagefolder"] = "imagefolder"
-    """digits: the embedded handwritten digits. imagefolder: pictures by class, `train/` and `val/` or one folder."""
+    kind: Literal["digits", "imagefolder", "coco", "shapes"] = "imagefolder"
+    """digits: the embedded handwritten digits. imagefolder: pictures by class, `train/` and `val/` or one folder. coco: COCO's
+    layout. shapes: drawn scenes with exact boxes, masks and label maps."""
     dir: str | None = None
     """The folder of the data set; `--data` sets it."""
     image_size: Annotated[int, Field(ge=32)] = 224
@@ -110,12 +104,16 @@ class OptimSection(Section):
 
 
 class ScheduleSection(Section):
-    kind: Literal["cosine", "constant"] = "cosine"
-    """The rate's course after warm-up."""
+    kind: Literal["cosine", "constant", "step"] = "cosine"
+    """The rate's course after warm-up; step: a tenth at each of the milestones."""
     epochs: PositiveInt = 300
     """Passes over the training set, warm-up included."""
+    milestones: tuple[PositiveInt, ...] = ()
+    """With kind step: the epochs after which the rate falls to a tenth."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs in which the rate grows linearly from warmup_lr."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """The same in steps, in place of warmup_epochs."""
     warmup_lr: NonNegative = 1e-6
     """The rate at the very start, where there is a warm-up."""
     min_lr: NonNegative = 1e-5
@@ -177,7 +175,7 @@ class Recipe(Section):
     """The file's name without its ending; set on loading."""
     description: str = ""
     """One line, for `stvit recipes list`."""
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "detection"] = "classification"
     """What is learned."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
@@ -188,6 +186,8 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     finetune: FinetuneSection = FinetuneSection()
     eval: EvalSection = EvalSection()
+    detection: DetectionSection = DetectionSection()
+    shapes: ShapesSection = ShapesSection()
 
     @property
     def drop_path_rate(self) -> float:
@@ -224,6 +224,7 @@ FREE_ON_RESUME = frozenset(
         "checkpoint.every_minutes",
         "checkpoint.keep",
         "eval.batch_size",
+        "detection.results_json",
     }
 )
 """The keys that may differ when a run is resumed: they decide where and how fast it runs, not what is learned."""
@@ -237,6 +238,8 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"{key}: found {len(values)} values, expected {model.in_chans} (model.in_chans)"
     if min(data.std, default=1) <= 0:
         yield f"data.std: found {list(data.std)}, expected numbers above 0"
+    if data.kind == "digits" and data.dir is not None:
+        yield f"data.dir: found {data.dir}, but data.kind is digits, which needs no folder; set data.kind=imagefolder"
     low, high = augment.crop_scale
     if not 0 < low <= high:
         yield f"augment.crop_scale: found {[low, high]}, expected a smaller and a larger share, above 0"
@@ -245,11 +248,34 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"augment.crop_ratio: found {[low, high]}, expected a smaller and a larger ratio, above 0"
     if schedule.warmup_epochs >= schedule.epochs:
         yield f"schedule.warmup_epochs: found {schedule.warmup_epochs}, expected fewer than schedule.epochs ({schedule.epochs})"
+    if schedule.warmup_steps and schedule.warmup_epochs:
+        yield f"schedule.warmup_steps: found {schedule.warmup_steps} beside warmup_epochs {schedule.warmup_epochs}, expected one"
+    if (schedule.kind == "step") != bool(schedule.milestones) or list(schedule.milestones) != sorted(set(schedule.milestones)):
+        yield f"schedule.milestones: found {list(schedule.milestones)}, expected rising epochs with kind step, none with another"
     if schedule.kind == "cosine" and schedule.min_lr > recipe.peak_lr:
         yield f"schedule.min_lr: found {schedule.min_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
-    if schedule.warmup_epochs and schedule.warmup_lr > recipe.peak_lr:
+    if (schedule.warmup_epochs or schedule.warmup_steps) and schedule.warmup_lr > recipe.peak_lr:
         yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
+    yield from _task_contradictions(recipe)
     rates = model.drop_path_rate
     if isinstance(rates, dict) and model.name not in rates:
         guess = nearest(model.name, rates)
         yield f"model.drop_path_rate: found rates for {', '.join(rates)}, expected one for {model.name} (model.name).{guess}"
+
+
+_KINDS = {"classification": ("digits", "imagefolder"), "detection": ("coco", "shapes")}
+
+
+def _task_contradictions(recipe: Recipe) -> Iterator[str]:
+    """Yield what does not go together with the task."""
+    if recipe.data.kind not in _KINDS[recipe.task]:
+        yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(_KINDS[recipe.task])} for task {recipe.task}"
+    if recipe.task == "detection":
+        if recipe.model.in_chans != 3:
+            yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task detection"
+        if recipe.optim.layer_decay is not None:
+            yield f"optim.layer_decay: found {recipe.optim.layer_decay:g}, expected null for task detection"
+        if recipe.augment.repeats != 1:
+            yield f"augment.repeats: found {recipe.augment.repeats}, expected 1 for task detection"
+        if max(recipe.detection.short_sides) > recipe.detection.long_side:
+            yield f"detection.long_side: found {recipe.detection.long_side}, expected no less than the short sides"

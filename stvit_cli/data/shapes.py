@@ -63,7 +63,7 @@ class Scene:
 
 
 def draw_scene(seed: int, split: str, index: int, image_size: int) -> Scene:
-    """Draw scene ``index`` of a split; ``image_size`` is the longer side in pixels, the shorter is at least three quarters of it."""
+    """Draw scene ``index`` of a split; ``image_size`` is the longer side in pixels; the shorter has at least three quarters."""
     drawn = derive_seed(seed, "shapes", split, index)
     generator = np.random.RandomState([drawn & 0xFFFFFFFF, drawn >> 32])  # its streams are frozen for good
     short = int(image_size * generator.uniform(0.75, 1.0))

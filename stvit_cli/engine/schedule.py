@@ -50,11 +50,16 @@ def lr_at(step: int, schedule: ScheduleSection, peak_lr: float, steps_per_epoch:
     """Return the learning rate of a step, before a layer's own factor.
 
     Linear warm-up from ``warmup_lr``, which the cosine does not wait for (it starts at epoch 0), then a cosine to ``min_lr``:
-    timm's CosineLRScheduler with DeiT's arguments. With ``update: epoch`` the rate stands still within an epoch, as in DeiT.
+    timm's CosineLRScheduler with DeiT's arguments; or, with kind step, a tenth from each milestone on. With ``update: epoch`` the
+    rate stands still within an epoch, as in DeiT, but for a warm-up counted in steps.
     """
+    if step < schedule.warmup_steps:
+        return schedule.warmup_lr + step * (peak_lr - schedule.warmup_lr) / schedule.warmup_steps
     epoch = step // steps_per_epoch if schedule.update == "epoch" else step / steps_per_epoch
     if epoch < schedule.warmup_epochs:
         return schedule.warmup_lr + epoch * (peak_lr - schedule.warmup_lr) / schedule.warmup_epochs
     if schedule.kind == "constant":
         return peak_lr
+    if schedule.kind == "step":
+        return peak_lr * 0.1 ** sum(epoch >= milestone for milestone in schedule.milestones)
     return schedule.min_lr + 0.5 * (peak_lr - schedule.min_lr) * (1 + math.cos(math.pi * epoch / schedule.epochs))

@@ -1,0 +1,61 @@
+"""The sections of a recipe for the tasks that say something of every place of a picture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stvit_cli.recipe_base import Fraction, PositiveInt, Section
+
+
+class ShapesSection(Section):
+    """The drawn scenes of data.kind shapes: data.image_size is their longer side, data.dir where they go, otherwise a cache."""
+
+    num_train: PositiveInt = 1000
+    """Scenes to train on."""
+    num_val: PositiveInt = 100
+    """Scenes to evaluate."""
+    seed: int = 0
+    """All scenes follow from it."""
+
+
+class DetectionSection(Section):
+    """Detection and instance segmentation. The defaults are those of Mask R-CNN on COCO, as published with Swin."""
+
+    head: Literal["mask-rcnn", "cascade-mask-rcnn"] = "mask-rcnn"
+    """mask-rcnn: one head for boxes and one for masks. cascade-mask-rcnn: three of each, one after the other."""
+    train_json: str = "annotations/instances_train2017.json"
+    """What is in the training pictures; below data.dir, as the next three."""
+    train_images: str = "train2017"
+    """The folder of the training pictures."""
+    val_json: str = "annotations/instances_val2017.json"
+    """What is in the pictures of the evaluation."""
+    val_images: str = "val2017"
+    """The folder of the pictures of the evaluation."""
+    keep_empty: bool = False
+    """Train on pictures without objects too."""
+    short_sides: Annotated[tuple[Annotated[int, Field(ge=32)], ...], Field(min_length=1)] = (800,)
+    """Pictures are resized to a short side of one of these in training, and of the last of them in evaluation; in pixels."""
+    long_side: Annotated[int, Field(ge=32)] = 1333
+    """But the long side is never above this, in pixels."""
+    freeze_batch_norm: bool = True
+    """Batch norms of the backbone keep the statistics of the weights it starts from: two pictures a GPU give none to rely on."""
+    channels: PositiveInt = 256
+    """Width of the pyramid and of the heads' convolutions."""
+    fc_dim: PositiveInt = 1024
+    """Width of the heads' linear layers."""
+    anchor_scale: Annotated[float, Field(gt=0)] = 8.0
+    """Side of an anchor by the stride of its level."""
+    num_proposals: PositiveInt = 1000
+    """Regions of a picture that the proposals give to the heads in training."""
+    num_samples: PositiveInt = 512
+    """Of these, the heads learn from so many, a quarter of them objects at most."""
+    score_threshold: Fraction = 0.05
+    """Detections below it are dropped."""
+    nms_threshold: Fraction = 0.5
+    """Of two detections of a class that overlap by more, the lower one is dropped."""
+    max_detections: PositiveInt = 100
+    """Detections of a picture that are kept."""
+    results_json: str | None = None
+    """Every evaluation also writes its detections to this file, in COCO's format with the original ids."""
