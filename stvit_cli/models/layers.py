@@ -5,6 +5,7 @@ All take and give (B, C, H, W). They are fastest where the memory is channels-la
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,7 +36,8 @@ class ConvGelu(nn.Module):
         self.norm = BatchNorm2d(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(gelu(self.conv(x)))
+        # Whoever runs the stem, channels-last memory begins here.
+        return self.norm(gelu(self.conv(x.contiguous(memory_format=torch.channels_last))))
 
 
 class Stem(nn.Sequential):

@@ -103,6 +103,8 @@ class STViT(nn.Module):
         mlp_ratio: hidden width of ConvFFN by its own width.
         grid_sizes: other cells than the variant's, one for each stage. They carry no weights.
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        drop_rate: dropout before the classifier.
+        global_pool: ``avg``; or an empty string for the projected tokens themselves, with no classes.
     """
 
     def __init__(
@@ -114,14 +116,17 @@ class STViT(nn.Module):
         mlp_ratio: float = 4.0,
         grid_sizes: GridSizes | None = None,
         checkpointing: bool = False,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
     ) -> None:
         super().__init__()
         dims, depths = variant.embed_dims, variant.depths
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = dims[-1]
         self.head_hidden_size = variant.proj_dim
-        self.feature_info = [{"num_chs": dim, "reduction": 4 << i, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": dim, "reduction": 4 << i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
 
         self.stem = Stem(in_chans, dims[0])
         last = max(sum(depths) - 1, 1)
@@ -142,10 +147,14 @@ class STViT(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.proj = nn.Conv2d(dims[-1], variant.proj_dim, 1)
         self.norm = BatchNorm2d(variant.proj_dim)
-        self.head = self._make_head(num_classes)
+        self.drop_rate = drop_rate
+        self.head = self._make_head(num_classes, global_pool)
         self.set_grad_checkpointing(checkpointing)
 
-    def _make_head(self, num_classes: int) -> nn.Module:
+    def _make_head(self, num_classes: int, global_pool: str) -> nn.Module:
+        if global_pool not in ("avg", "") or (num_classes and not global_pool):
+            raise ValueError(f"global_pool is {global_pool!r} for {num_classes} classes; expected 'avg', or '' for no classes")
+        self.num_classes, self.global_pool = num_classes, global_pool
         if not num_classes:
             return nn.Identity()
         head = nn.Linear(self.head_hidden_size, num_classes)
@@ -158,11 +167,13 @@ class STViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last stage's tokens, (B, num_features, H / 32, W / 32)."""
-        return self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        return self.stages(self.stem(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) of the last stage's tokens; with ``pre_logits`` the pooled (B, head_hidden_size)."""
-        x = F.silu(self.norm(self.proj(x))).mean((2, 3))
+        x = F.silu(self.norm(self.proj(x)))
+        if self.global_pool:
+            x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(
@@ -181,7 +192,7 @@ class STViT(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}, only 'NCHW' is there")
         take, last = feature_take_indices(len(self.stages), indices)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(x)
         features = []
         for i, stage in enumerate(self.stages):
             if stop_early and i > last:
@@ -200,18 +211,18 @@ class STViT(nn.Module):
         if prune_head:
             for name in ("proj", "norm", "head"):
                 setattr(self, name, nn.Identity())
+            self.num_classes = 0
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         return take
 
     def get_classifier(self) -> nn.Module:
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Make the classifier anew. ``global_pool`` is timm's; the mean is the only one here."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}, only 'avg' is there")
+        """Make the classifier anew. ``global_pool`` stays as it is, or becomes ``avg`` or an empty string (no pooling)."""
         reference = self.proj.weight
-        self.num_classes = num_classes
-        self.head = self._make_head(num_classes).to(reference.device, reference.dtype)
+        head = self._make_head(num_classes, self.global_pool if global_pool is None else global_pool)
+        self.head = head.to(reference.device, reference.dtype)
 
     def no_weight_decay(self) -> set[str]:
         """Nothing beside the one-dimensional parameters, which an optimiser leaves out by their shape."""
