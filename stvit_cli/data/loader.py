@@ -86,7 +86,7 @@ def build_eval_loader(
 
 
 class Loader:
-    """An iterable of batches. Each iteration starts its workers anew, and ends them with it.
+    """An iterable of batches. Each iteration starts its workers anew, and ends them with it (an unfinished one by ``close()``).
 
     Raises, while iterating:
         UserError: one raised by the data set or by ``collate``; or a worker died (the message says how, and what helps).
@@ -111,8 +111,9 @@ class Loader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        iterator = iter(self.loader)
         try:
-            for batch in self.loader:
+            for batch in iterator:
                 if isinstance(batch, _Refused):
                     raise UserError(batch.message)
                 yield batch
@@ -121,6 +122,12 @@ class Loader:
             if explained is None:
                 raise
             raise explained from None
+        finally:
+            # An exception's frames keep torch's iterator alive; the workers of a later loader would inherit it and, on collecting
+            # it as garbage, wait for processes that are not theirs. So it ends here, and not whenever it is collected.
+            end = getattr(iterator, "_shutdown_workers", None)
+            if end is not None:
+                end()
 
 
 def usable_workers(num_workers: int) -> int:
