@@ -7,14 +7,13 @@ is made of the annotations here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stvit_cli.errors import nearest
 from stvit_cli.recipe_base import Fraction, NonNegative, PositiveInt, Rate, Section
-from stvit_cli.recipe_dense import DetectionSection, ShapesSection
+from stvit_cli.recipe_checks import contradictions
+from stvit_cli.recipe_dense import DetectionSection, SegmentationSection, ShapesSection
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,9 +33,10 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    kind: Literal["digits", "imagefolder", "coco", "shapes"] = "imagefolder"
+    kind: Literal["digits", "imagefolder", "coco", "ade20k", "shapes"] = "imagefolder"
     """digits: the embedded handwritten digits. imagefolder: pictures by class, `train/` and `val/` or one folder. coco: COCO's
-    layout. shapes: drawn scenes with exact boxes, masks and label maps."""
+    layout. ade20k: pictures and label maps in folders, as ADE20K has them. shapes: drawn scenes with exact boxes, masks and
+    label maps."""
     dir: str | None = None
     """The folder of the data set; `--data` sets it."""
     image_size: Annotated[int, Field(ge=32)] = 224
@@ -104,10 +104,12 @@ class OptimSection(Section):
 
 
 class ScheduleSection(Section):
-    kind: Literal["cosine", "constant", "step"] = "cosine"
-    """The rate's course after warm-up; step: a tenth at each of the milestones."""
+    kind: Literal["cosine", "constant", "step", "poly"] = "cosine"
+    """The rate's course after warm-up; step: a tenth at each of the milestones; poly: by the power of what is left of the run."""
     epochs: PositiveInt = 300
     """Passes over the training set, warm-up included."""
+    steps: PositiveInt | None = None
+    """The run's length in steps, in place of epochs."""
     milestones: tuple[PositiveInt, ...] = ()
     """With kind step: the epochs after which the rate falls to a tenth."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
@@ -117,7 +119,9 @@ class ScheduleSection(Section):
     warmup_lr: NonNegative = 1e-6
     """The rate at the very start, where there is a warm-up."""
     min_lr: NonNegative = 1e-5
-    """The rate at the end of the cosine."""
+    """The rate at the end of cosine and poly."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """With kind poly: the power; 1 is a straight line."""
     update: Literal["epoch", "step"] = "epoch"
     """How often the rate is set."""
 
@@ -140,7 +144,9 @@ class TrainSection(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep an exponential moving average of the weights with this decay, evaluated beside them; none: do not."""
     eval_every_epochs: PositiveInt = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    """Epochs between evaluations; the end is always evaluated."""
+    eval_every_steps: PositiveInt | None = None
+    """The same in steps, in place of eval_every_epochs."""
     log_every_steps: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = False
@@ -175,7 +181,7 @@ class Recipe(Section):
     """The file's name without its ending; set on loading."""
     description: str = ""
     """One line, for `stvit recipes list`."""
-    task: Literal["classification", "detection"] = "classification"
+    task: Literal["classification", "detection", "segmentation"] = "classification"
     """What is learned."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
@@ -187,6 +193,7 @@ class Recipe(Section):
     finetune: FinetuneSection = FinetuneSection()
     eval: EvalSection = EvalSection()
     detection: DetectionSection = DetectionSection()
+    segmentation: SegmentationSection = SegmentationSection()
     shapes: ShapesSection = ShapesSection()
 
     @property
@@ -204,7 +211,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        found = list(_contradictions(self))
+        found = list(contradictions(self))
         if found:
             raise ValueError("\n".join(found))
         return self
@@ -228,54 +235,3 @@ FREE_ON_RESUME = frozenset(
     }
 )
 """The keys that may differ when a run is resumed: they decide where and how fast it runs, not what is learned."""
-
-
-def _contradictions(recipe: Recipe) -> Iterator[str]:
-    """Yield what does not go together, a line each, beginning with the key to change."""
-    model, data, augment, schedule = recipe.model, recipe.data, recipe.augment, recipe.schedule
-    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
-        if len(values) != model.in_chans:
-            yield f"{key}: found {len(values)} values, expected {model.in_chans} (model.in_chans)"
-    if min(data.std, default=1) <= 0:
-        yield f"data.std: found {list(data.std)}, expected numbers above 0"
-    if data.kind == "digits" and data.dir is not None:
-        yield f"data.dir: found {data.dir}, but data.kind is digits, which needs no folder; set data.kind=imagefolder"
-    low, high = augment.crop_scale
-    if not 0 < low <= high:
-        yield f"augment.crop_scale: found {[low, high]}, expected a smaller and a larger share, above 0"
-    low, high = augment.crop_ratio
-    if not 0 < low <= high:
-        yield f"augment.crop_ratio: found {[low, high]}, expected a smaller and a larger ratio, above 0"
-    if schedule.warmup_epochs >= schedule.epochs:
-        yield f"schedule.warmup_epochs: found {schedule.warmup_epochs}, expected fewer than schedule.epochs ({schedule.epochs})"
-    if schedule.warmup_steps and schedule.warmup_epochs:
-        yield f"schedule.warmup_steps: found {schedule.warmup_steps} beside warmup_epochs {schedule.warmup_epochs}, expected one"
-    if (schedule.kind == "step") != bool(schedule.milestones) or list(schedule.milestones) != sorted(set(schedule.milestones)):
-        yield f"schedule.milestones: found {list(schedule.milestones)}, expected rising epochs with kind step, none with another"
-    if schedule.kind == "cosine" and schedule.min_lr > recipe.peak_lr:
-        yield f"schedule.min_lr: found {schedule.min_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
-    if (schedule.warmup_epochs or schedule.warmup_steps) and schedule.warmup_lr > recipe.peak_lr:
-        yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
-    yield from _task_contradictions(recipe)
-    rates = model.drop_path_rate
-    if isinstance(rates, dict) and model.name not in rates:
-        guess = nearest(model.name, rates)
-        yield f"model.drop_path_rate: found rates for {', '.join(rates)}, expected one for {model.name} (model.name).{guess}"
-
-
-_KINDS = {"classification": ("digits", "imagefolder"), "detection": ("coco", "shapes")}
-
-
-def _task_contradictions(recipe: Recipe) -> Iterator[str]:
-    """Yield what does not go together with the task."""
-    if recipe.data.kind not in _KINDS[recipe.task]:
-        yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(_KINDS[recipe.task])} for task {recipe.task}"
-    if recipe.task == "detection":
-        if recipe.model.in_chans != 3:
-            yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task detection"
-        if recipe.optim.layer_decay is not None:
-            yield f"optim.layer_decay: found {recipe.optim.layer_decay:g}, expected null for task detection"
-        if recipe.augment.repeats != 1:
-            yield f"augment.repeats: found {recipe.augment.repeats}, expected 1 for task detection"
-        if max(recipe.detection.short_sides) > recipe.detection.long_side:
-            yield f"detection.long_side: found {recipe.detection.long_side}, expected no less than the short sides"

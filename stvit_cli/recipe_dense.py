@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stvit_cli.recipe_base import Fraction, PositiveInt, Section
+from stvit_cli.recipe_base import Fraction, NonNegative, PositiveInt, Rate, Section
 
 
 class ShapesSection(Section):
@@ -59,3 +59,50 @@ class DetectionSection(Section):
     """Detections of a picture that are kept."""
     results_json: str | None = None
     """Every evaluation also writes its detections to this file, in COCO's format with the original ids."""
+
+
+class SegmentationSection(Section):
+    """Semantic segmentation. The defaults are those of UperNet on ADE20K, as published with Swin."""
+
+    class_names: tuple[str, ...] = ()
+    """The classes, in the order of their numbers in the label maps."""
+    train_images: str = "images/training"
+    """The folder of the training pictures; below data.dir, as the next three."""
+    train_maps: str = "annotations/training"
+    """Their label maps: a grey or palette PNG for each picture."""
+    val_images: str = "images/validation"
+    """The folder of the pictures of the evaluation."""
+    val_maps: str = "annotations/validation"
+    """Their label maps."""
+    image_suffix: str | None = None
+    """How the names of pictures end where a label map's name ends otherwise; null: the ending of any picture, such as .jpg."""
+    map_suffix: str = ".png"
+    """What a label map's name has in its place."""
+    reduce_zero_label: bool = True
+    """Number 0 is no class but to be ignored, and the classes count from 1."""
+    ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
+    """This number in a label map is ignored too, in training and in evaluation."""
+    max_size: tuple[PositiveInt, PositiveInt] = (2048, 512)
+    """A picture is resized to fit into this long and this short side and touch one of them; in pixels."""
+    scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    """In training these sides are multiplied by a factor drawn from here, before a crop of data.image_size is taken."""
+    max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """A crop of whose labelled pixels one class has a larger share than this is drawn again, up to ten times."""
+    photometric: bool = True
+    """Distort brightness, contrast, saturation and hue in training."""
+    channels: PositiveInt = 512
+    """Width of UperNet."""
+    aux_channels: PositiveInt = 256
+    """Width of the auxiliary head, which learns from the third stage and is left out at the end."""
+    aux_weight: NonNegative = 0.4
+    """Weight of its loss."""
+    dropout: Rate = 0.1
+    """Share of the channels dropped before both classifiers."""
+    window: Annotated[int, Field(ge=32)] | None = None
+    """Evaluate by a sliding square window of this side, in pixels; null: the whole picture at once."""
+    window_stride: PositiveInt | None = None
+    """Pixels from one window to the next; null: two thirds of the window."""
+    eval_scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    """Evaluate at these multiples of max_size and average the probabilities."""
+    eval_flip: bool = False
+    """Average with the mirrored picture too."""

@@ -45,7 +45,8 @@ def _measure(session: Session) -> dict[str, Any]:
         outcome = take_step(step, feed)
         seconds, step = time.monotonic() - since, step + 1
     assert outcome is not None
-    epochs = sorted({0, 1, schedule.warmup_epochs, schedule.epochs // 2, schedule.epochs - 1} & set(range(schedule.epochs)))
+    num_epochs = -(-timeline.num_steps // timeline.steps_per_epoch)
+    epochs = sorted({0, 1, schedule.warmup_epochs, num_epochs // 2, num_epochs - 1} & set(range(num_epochs)))
     rate = {
         epoch: lr_at(epoch * timeline.steps_per_epoch, schedule, session.recipe.peak_lr, timeline.steps_per_epoch)
         for epoch in epochs
@@ -83,8 +84,8 @@ def _lines(session: Session, figures: dict[str, Any]) -> list[str]:
     rates = ", ".join(f"{lr:.3g} in epoch {int(epoch) + 1}" for epoch, lr in figures["lr_by_epoch"].items())
     return [
         f"batch       {session.plan}",
-        f"schedule    {schedule.epochs} epochs of {timeline.steps_per_epoch} steps = {timeline.num_steps} steps; evaluated every "
-        f"{session.recipe.train.eval_every_epochs} epochs",
+        f"schedule    {timeline.num_steps} steps, {timeline.steps_per_epoch} an epoch, {timeline.epoch(timeline.num_steps):g} epochs; "
+        f"evaluated every {timeline.eval_every} steps",
         f"rate        {schedule.kind}: {rates}",
         f"parameters  {figures['params']:,}, of which {figures['params_trained']:,} are trained",
         f"memory      {figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {session.world.device}",

@@ -40,26 +40,36 @@ def build_timeline(recipe: Recipe, num_samples: int) -> Timeline:
             f"Expected at most {num_samples}, such as train.global_batch_size={2 ** int(math.log2(max(num_samples, 1)))}"
         )
     return Timeline(
-        num_steps=recipe.schedule.epochs * steps_per_epoch,
+        num_steps=length(recipe.schedule, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
-        eval_every=recipe.train.eval_every_epochs * steps_per_epoch,
+        eval_every=recipe.train.eval_every_steps or recipe.train.eval_every_epochs * steps_per_epoch,
     )
+
+
+def length(schedule: ScheduleSection, steps_per_epoch: int) -> int:
+    """Return how many steps a run has."""
+    return schedule.steps or schedule.epochs * steps_per_epoch
 
 
 def lr_at(step: int, schedule: ScheduleSection, peak_lr: float, steps_per_epoch: int) -> float:
     """Return the learning rate of a step, before a layer's own factor.
 
-    Linear warm-up from ``warmup_lr``, which the cosine does not wait for (it starts at epoch 0), then a cosine to ``min_lr``:
-    timm's CosineLRScheduler with DeiT's arguments; or, with kind step, a tenth from each milestone on. With ``update: epoch`` the
-    rate stands still within an epoch, as in DeiT, but for a warm-up counted in steps.
+    Linear warm-up from ``warmup_lr``, which the course itself does not wait for (it starts at epoch 0). The course is a cosine to
+    ``min_lr``, with the warm-up timm's CosineLRScheduler with DeiT's arguments; with kind step a tenth from each milestone on;
+    with kind poly a power of what is left of the run, to which the warm-up leads as in mmcv. With ``update: epoch`` the rate
+    stands still within an epoch, as in DeiT, but for a warm-up counted in steps.
     """
-    if step < schedule.warmup_steps:
-        return schedule.warmup_lr + step * (peak_lr - schedule.warmup_lr) / schedule.warmup_steps
     epoch = step // steps_per_epoch if schedule.update == "epoch" else step / steps_per_epoch
+    num_epochs = schedule.epochs if schedule.steps is None else schedule.steps / steps_per_epoch
+    lr = peak_lr
+    if schedule.kind == "poly":
+        lr = schedule.min_lr + (peak_lr - schedule.min_lr) * (1 - epoch / num_epochs) ** schedule.power
+    if step < schedule.warmup_steps:
+        return schedule.warmup_lr + step * (lr - schedule.warmup_lr) / schedule.warmup_steps
     if epoch < schedule.warmup_epochs:
-        return schedule.warmup_lr + epoch * (peak_lr - schedule.warmup_lr) / schedule.warmup_epochs
-    if schedule.kind == "constant":
-        return peak_lr
+        return schedule.warmup_lr + epoch * (lr - schedule.warmup_lr) / schedule.warmup_epochs
     if schedule.kind == "step":
         return peak_lr * 0.1 ** sum(epoch >= milestone for milestone in schedule.milestones)
-    return schedule.min_lr + 0.5 * (peak_lr - schedule.min_lr) * (1 + math.cos(math.pi * epoch / schedule.epochs))
+    if schedule.kind == "cosine":
+        return schedule.min_lr + 0.5 * (peak_lr - schedule.min_lr) * (1 + math.cos(math.pi * epoch / num_epochs))
+    return lr

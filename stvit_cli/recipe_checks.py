@@ -1,0 +1,73 @@
+"""What the values of a recipe, each right by itself, must not be together. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from stvit_cli.errors import nearest
+
+if TYPE_CHECKING:
+    from stvit_cli.recipe import Recipe
+
+KINDS = {"classification": ("digits", "imagefolder"), "detection": ("coco", "shapes"), "segmentation": ("ade20k", "shapes")}
+"""The kinds of data that each task learns from."""
+
+
+def contradictions(recipe: Recipe) -> Iterator[str]:
+    """Yield what does not go together, a line each, beginning with the key to change."""
+    model, data, augment, schedule = recipe.model, recipe.data, recipe.augment, recipe.schedule
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        if len(values) != model.in_chans:
+            yield f"{key}: found {len(values)} values, expected {model.in_chans} (model.in_chans)"
+    if min(data.std, default=1) <= 0:
+        yield f"data.std: found {list(data.std)}, expected numbers above 0"
+    if data.kind == "digits" and data.dir is not None:
+        yield f"data.dir: found {data.dir}, but data.kind is digits, which needs no folder; set data.kind=imagefolder"
+    low, high = augment.crop_scale
+    if not 0 < low <= high:
+        yield f"augment.crop_scale: found {[low, high]}, expected a smaller and a larger share, above 0"
+    low, high = augment.crop_ratio
+    if not 0 < low <= high:
+        yield f"augment.crop_ratio: found {[low, high]}, expected a smaller and a larger ratio, above 0"
+    if schedule.steps is None and schedule.warmup_epochs >= schedule.epochs:
+        yield f"schedule.warmup_epochs: found {schedule.warmup_epochs}, expected fewer than schedule.epochs ({schedule.epochs})"
+    if schedule.steps is not None and schedule.warmup_steps >= schedule.steps:
+        yield f"schedule.warmup_steps: found {schedule.warmup_steps}, expected fewer than schedule.steps ({schedule.steps})"
+    if schedule.warmup_steps and schedule.warmup_epochs:
+        yield f"schedule.warmup_steps: found {schedule.warmup_steps} beside warmup_epochs {schedule.warmup_epochs}, expected one"
+    if (schedule.kind == "step") != bool(schedule.milestones) or list(schedule.milestones) != sorted(set(schedule.milestones)):
+        yield f"schedule.milestones: found {list(schedule.milestones)}, expected rising epochs with kind step, none with another"
+    if schedule.kind in ("cosine", "poly") and schedule.min_lr > recipe.peak_lr:
+        yield f"schedule.min_lr: found {schedule.min_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
+    if (schedule.warmup_epochs or schedule.warmup_steps) and schedule.warmup_lr > recipe.peak_lr:
+        yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
+    yield from _task_contradictions(recipe)
+    rates = model.drop_path_rate
+    if isinstance(rates, dict) and model.name not in rates:
+        guess = nearest(model.name, rates)
+        yield f"model.drop_path_rate: found rates for {', '.join(rates)}, expected one for {model.name} (model.name).{guess}"
+
+
+def _task_contradictions(recipe: Recipe) -> Iterator[str]:
+    """Yield what does not go together with the task."""
+    if recipe.data.kind not in KINDS[recipe.task]:
+        yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(KINDS[recipe.task])} for task {recipe.task}"
+    if recipe.task == "detection":
+        if recipe.model.in_chans != 3:
+            yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task detection"
+        if recipe.optim.layer_decay is not None:
+            yield f"optim.layer_decay: found {recipe.optim.layer_decay:g}, expected null for task detection"
+        if recipe.augment.repeats != 1:
+            yield f"augment.repeats: found {recipe.augment.repeats}, expected 1 for task detection"
+        if max(recipe.detection.short_sides) > recipe.detection.long_side:
+            yield f"detection.long_side: found {recipe.detection.long_side}, expected no less than the short sides"
+    if recipe.task == "segmentation":
+        low, high = recipe.segmentation.scale_range
+        if low > high:
+            yield f"segmentation.scale_range: found {[low, high]}, expected a smaller and a larger factor"
+        if not recipe.segmentation.class_names:
+            yield "segmentation.class_names: found none, expected the names of the classes, in the order of their numbers"
+        window, stride = recipe.segmentation.window, recipe.segmentation.window_stride
+        if window is not None and stride is not None and stride > window:
+            yield f"segmentation.window_stride: found {stride}, expected no more than the window ({window})"
