@@ -77,7 +77,7 @@ def predict(
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(pictures) >= _WORKERS_FROM else 0
     loader = build_eval_loader(_Pictures(pictures, transform), _collate, batch_size, workers, pin_memory=device.type == "cuda")
-    model = trained.model.to(device=device, memory_format=torch.channels_last)
+    model = trained.model.to(device).to(memory_format=torch.channels_last)
     for batch in loader:
         yield from _predict_batch(model, batch, names, min(top, info.num_classes), device)
 

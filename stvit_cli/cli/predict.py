@@ -17,7 +17,6 @@ from stvit_cli.errors import UserError
 def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Pictures, and folders of pictures.")],
     weights: Annotated[Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.")],
-    model: Annotated[str | None, typer.Option(metavar="MODEL", help="The model of a .pth file, which does not name it.")] = None,
     top: Annotated[int, typer.Option(metavar="K", min=1, help="How many classes to name.")] = 1,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write the pictures here, with what was found.")] = None,
     json_file: Json = None,
@@ -27,7 +26,7 @@ def predict(
     \b
     stvit predict some.png --weights runs/RUN
     stvit predict FOLDER --weights runs/RUN --top 5 --json result.json
-    stvit predict some.jpg --weights stvit-s.pth --model stvit-s
+    stvit predict some.jpg --weights stvit-s.pth --output drawn
     """
     from stvit_cli.analysis import predict as prediction
     from stvit_cli.analysis.trained import open_trained
@@ -35,7 +34,7 @@ def predict(
 
     with reporting(json_file) as report:
         pictures = prediction.list_pictures(paths)
-        trained = open_trained(weights, model)
+        trained = open_trained(weights)
         results = []
         for number, result in enumerate(prediction.predict(trained, pictures, top=top, device=pick_device("auto"))):
             results.append(result)

@@ -15,6 +15,7 @@ from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
 
 __all__ = [
     "ClassificationData",
+    "EvalSet",
     "SampleKey",
     "TrainBatches",
     "build_classification",

@@ -9,11 +9,11 @@ from torch import nn
 
 from stvit_cli.data.loader import build_eval_loader
 from stvit_cli.engine.distributed import World, joined_world
-from stvit_cli.tasks.base import Task, move
+from stvit_cli.tasks.base import Evaluation, move
 
 
 def evaluate(
-    task: Task, model: nn.Module, device: torch.device | str = "cpu", *, batch_size: int = 64, num_workers: int = 0
+    task: Evaluation, model: nn.Module, device: torch.device | str = "cpu", *, batch_size: int = 64, num_workers: int = 0
 ) -> dict[str, float]:
     """Return the task's metrics of ``model`` on its validation set. Under torchrun the processes share the work.
 
@@ -27,7 +27,7 @@ def evaluate(
 
 
 def evaluate_models(
-    task: Task,
+    task: Evaluation,
     models: Mapping[str, nn.Module],
     world: World,
     *,

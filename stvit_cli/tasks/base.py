@@ -29,18 +29,31 @@ class Evaluator(Protocol):
     def compute(self, states: list[Any]) -> Iterable[tuple[str, float]]: ...
 
 
-class Task(Protocol):
+class Evaluation(Protocol):
+    """What an evaluation needs: data and metrics. ``val_set`` is indexed by int, without randomness."""
+
+    name: str
+
+    @property
+    def val_set(self) -> Dataset[Any]: ...
+
+    def collate_eval(self, samples: list[Any]) -> Batch:
+        """Make a batch of validation samples."""
+        ...
+
+    def evaluator(self) -> Evaluator: ...
+
+
+class Task(Evaluation, Protocol):
     """A model, its data, its loss and its metrics.
 
     Attributes:
         model: on the CPU, initialised (or loaded); the engine moves and wraps it.
         train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone.
-        val_set: indexed by int, without randomness.
         main_metric: the name of the metric that decides which weights are best; higher is better.
         batch_multiple: a micro-batch must hold a multiple of so many samples (2 where pictures are mixed in pairs).
     """
 
-    name: str
     model: nn.Module
     main_metric: str
     batch_multiple: int
@@ -48,15 +61,8 @@ class Task(Protocol):
     @property
     def train_set(self) -> Dataset[Any]: ...
 
-    @property
-    def val_set(self) -> Dataset[Any]: ...
-
     def collate(self, samples: list[Any]) -> Batch:
         """Make a batch of training samples."""
-        ...
-
-    def collate_eval(self, samples: list[Any]) -> Batch:
-        """Make a batch of validation samples."""
         ...
 
     def training_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -65,8 +71,6 @@ class Task(Protocol):
         The global generators (random, numpy, torch) are seeded by the engine with (seed, step, micro-batch) before the call.
         """
         ...
-
-    def evaluator(self) -> Evaluator: ...
 
     def heads(self) -> list[nn.Module]:
         """Return the modules of ``model`` that a linear probe trains; all else is the backbone."""

@@ -18,7 +18,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from stvit_cli.data import ClassificationData, build_classification, derive_seed
+from stvit_cli.data import ClassificationData, EvalSet, build_classification, build_eval_set, derive_seed
 from stvit_cli.data.loader import seeded
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
@@ -32,27 +32,39 @@ NUM_OPENED = 500
 NUM_NAMED = 5
 
 
-class ClassificationTask:
-    """See `tasks.base.Task`. A batch is ``{"image": B C H W, "target": B, "index": B, "skipped": [path]}``."""
+class ClassificationEvaluation:
+    """See `tasks.base.Evaluation`. A batch is ``{"image": B C H W, "target": B, "index": B, "skipped": [path]}``."""
 
     name = "classification"
-    main_metric = "top1"
 
-    def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
-        self.recipe, self.data, self.model = recipe, data, model
-        self.train_set, self.val_set = data.train_set, data.val_set
-        self.mixup = build_mixup(recipe.augment, len(data.class_names))
-        self.batch_multiple = 1 if self.mixup is None else 2
-        self._notes = notes
+    def __init__(self, val_set: EvalSet) -> None:
+        self.val_set = val_set
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         skipped = [path for sample in samples for path in sample.get("skipped", [])]
         return default_collate([{key: sample[key] for key in ("image", "target", "index")} for sample in samples]) | {
             "skipped": skipped
         }
 
-    def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.collate(samples)
+    def evaluator(self) -> ClassificationEvaluator:
+        return ClassificationEvaluator()
+
+
+class ClassificationTask(ClassificationEvaluation):
+    """See `tasks.base.Task`; training batches are as those of the evaluation."""
+
+    main_metric = "top1"
+
+    def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
+        super().__init__(data.val_set)
+        self.recipe, self.data, self.model = recipe, data, model
+        self.train_set = data.train_set
+        self.mixup = build_mixup(recipe.augment, len(data.class_names))
+        self.batch_multiple = 1 if self.mixup is None else 2
+        self._notes = notes
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.collate_eval(samples)
 
     def training_loss(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         images, target = batch["image"], batch["target"]
@@ -60,9 +72,6 @@ class ClassificationTask:
             return {"loss": F.cross_entropy(model(images), target, label_smoothing=self.recipe.augment.label_smoothing)}
         images, soft_target = self.mixup(images, target)  # (B, C, H, W), (B, K); draws from numpy's global generator
         return {"loss": SoftTargetCrossEntropy()(model(images), soft_target)}
-
-    def evaluator(self) -> ClassificationEvaluator:
-        return ClassificationEvaluator()
 
     def heads(self) -> list[nn.Module]:
         return [self.model.get_classifier()]  # type: ignore[operator]
@@ -89,6 +98,7 @@ class ClassificationTask:
             crop_pct=recipe.eval.crop_pct,
             interpolation=recipe.augment.interpolation,
             recipe_hash=recipe_hash(recipe),
+            grid_sizes=recipe.model.grid_sizes,
         )
 
     def notes(self) -> list[str]:
@@ -190,6 +200,25 @@ def build_classification_task(recipe: Recipe, weights: Path | None) -> Classific
         )
         notes = [] if weights is None else load_initial_weights(model, weights, data.class_names)
     return ClassificationTask(recipe, data, model, notes)
+
+
+def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, whole: bool) -> ClassificationEvaluation:
+    """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
+    val_set = build_eval_set(
+        recipe.data,
+        recipe.eval,
+        info.class_names or None,
+        whole=whole,
+        interpolation=recipe.augment.interpolation,
+        in_chans=info.in_chans,
+    )
+    num_classes = len(val_set.pictures.class_names)
+    if num_classes != info.num_classes:
+        raise UserError(
+            f"data.dir is {recipe.data.dir}: {num_classes} classes, but the model has {info.num_classes}.\n"
+            "Its weights file does not name them, so that the folders must be all its classes, in the order of their names."
+        )
+    return ClassificationEvaluation(val_set)
 
 
 def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str]) -> list[str]:

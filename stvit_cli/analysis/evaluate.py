@@ -1,0 +1,46 @@
+"""A trained model evaluated anew: on the data of its run, or on another folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stvit_cli import engine, recipe_io, tasks
+from stvit_cli.analysis.trained import Trained
+from stvit_cli.engine.distributed import pick_device
+from stvit_cli.recipe import Recipe
+
+
+def evaluate(trained: Trained, recipe: Recipe, *, whole: bool = False) -> dict[str, Any]:
+    """Return the task's name and its metrics on the validation data of the recipe.
+
+    Args:
+        whole: where the data's folder is not divided, take all of it instead of the held-out share.
+
+    Raises:
+        UserError: the data are not there, or are of other classes than the model's.
+    """
+    evaluation = tasks.build_evaluation(recipe, trained.info, whole=whole)
+    device = pick_device(recipe.train.device)
+    sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
+    return {"task": evaluation.name} | engine.evaluate(evaluation, trained.model, device, **sizes)
+
+
+def recipe_for(trained: Trained, words: list[str]) -> Recipe:
+    """Return a recipe that prepares pictures of a folder as the weights file says, with the ``key=value`` words over it."""
+    info = trained.info
+    settings = Recipe.model_validate(
+        {
+            "name": trained.path.stem,
+            "model": {"name": info.model, "in_chans": info.in_chans, "grid_sizes": info.grid_sizes},
+            "data": {"image_size": info.image_size, "mean": info.mean, "std": info.std},
+            "augment": {"interpolation": info.interpolation},
+            "eval": {"crop_pct": info.crop_pct},
+        }
+    )
+    return recipe_io.from_text(recipe_io.dump(settings), words, source=str(trained.path))
+
+
+def same_folder(one: str | None, other: str | None) -> bool:
+    """Whether two folders of data, as recipes name them, are the same one."""
+    return one is not None and other is not None and Path(one).expanduser().resolve() == Path(other).expanduser().resolve()

@@ -1,0 +1,63 @@
+"""``stvit eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stvit_cli import recipe_io
+from stvit_cli.cli import app
+from stvit_cli.cli.options import Json, words
+from stvit_cli.cli.output import reporting
+from stvit_cli.errors import UserError
+
+
+@app.command("eval")
+def eval_(
+    words_: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN_DIR] [KEY=VALUE]...", help="The directory of a run; keys such as eval.batch_size=16."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="A weights file, in place of a run.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that the file is expected to hold.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder of pictures by class.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Evaluate a run on its validation data, or weights on a folder of pictures by class.
+
+    \b
+    stvit eval runs/RUN
+    stvit eval runs/RUN --data FOLDER --json -
+    stvit eval --weights stvit-s.pth --model stvit-s --data IMAGENET
+    """
+    given = list(words_ or ())
+    run_dir = Path(given.pop(0)) if given and "=" not in given[0] else None
+    if (run_dir is None) == (weights is None):
+        raise UserError("Evaluate what? Give either the directory of a run (stvit eval RUN_DIR) or a file (--weights FILE).")
+    if weights is not None and data is None:
+        raise UserError("A weights file comes without data; give a folder of pictures by class: --data DIR")
+    if data is not None:
+        given = [*words(given, data=data), "data.kind=imagefolder"]
+    with reporting(json_file) as report:
+        figures = _evaluate(run_dir, weights, model, given)
+        for name, value in figures.items():
+            typer.echo(f"{name:12}{value:.4f}" if isinstance(value, float) else f"{name:12}{value}")
+        report(figures)
+
+
+def _evaluate(run_dir: Path | None, weights: Path | None, model: str | None, given: list[str]) -> dict[str, Any]:
+    from stvit_cli.analysis.evaluate import evaluate, recipe_for, same_folder
+    from stvit_cli.analysis.trained import open_trained
+    from stvit_cli.engine.run_dir import RunDir
+
+    if run_dir is None:
+        assert weights is not None
+        trained = open_trained(weights, model)
+        return evaluate(trained, recipe_for(trained, given), whole=True)
+    place = RunDir(run_dir)
+    place.require_run()
+    own, recipe = recipe_io.load(place.recipe), recipe_io.load(place.recipe, given)
+    is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
+    return evaluate(open_trained(run_dir, model), recipe, whole=is_other)
