@@ -67,26 +67,37 @@ class TrainSet(Dataset[dict[str, Any]]):
         return self.pictures.path(index)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        index, picture, skipped = self._open(key)
+        index, picture, skipped = open_or_replace(self.pictures, key, self.seed, self.unreadable)
         with seeded(derive_seed(self.seed, "sample", key.epoch, key.index, key.view)):
             image = self.transform(picture)
         item = {"image": image, "target": self.pictures.target(index), "index": index}
         return {**item, "skipped": skipped} if skipped else item
 
-    def _open(self, key: SampleKey) -> tuple[int, Image.Image, list[str]]:
-        """Return the index and the picture for a key, and the paths of unreadable pictures that were in its place."""
-        index = key.index
-        skipped: list[str] = []
-        while True:
-            try:
-                return index, self.pictures.open(index), skipped
-            except UnreadableImage as error:
-                if self.unreadable == "stop":
-                    raise UserError(f"{error}\ndata.unreadable=skip trains without such pictures.") from None
-                skipped.append(self.path(index))
-                if len(skipped) > MAX_REPLACEMENTS:
-                    raise UserError(f"{len(skipped)} pictures in a row cannot be decoded; the last: {error}") from None
-            index = derive_seed(self.seed, "in place of", *key, len(skipped)) % len(self)
+
+class Openable(Protocol):
+    def __len__(self) -> int: ...
+
+    def path(self, index: int) -> str: ...
+
+    def open(self, index: int) -> Image.Image: ...
+
+
+def open_or_replace(
+    pictures: Openable, key: SampleKey, seed: int, unreadable: Literal["stop", "skip"]
+) -> tuple[int, Image.Image, list[str]]:
+    """Return the index and the picture for a key, and the paths of unreadable pictures that were in its place."""
+    index = key.index
+    skipped: list[str] = []
+    while True:
+        try:
+            return index, pictures.open(index), skipped
+        except UnreadableImage as error:
+            if unreadable == "stop":
+                raise UserError(f"{error}\ndata.unreadable=skip trains without such pictures.") from None
+            skipped.append(pictures.path(index))
+            if len(skipped) > MAX_REPLACEMENTS:
+                raise UserError(f"{len(skipped)} pictures in a row cannot be decoded; the last: {error}") from None
+        index = derive_seed(seed, "in place of", *key, len(skipped)) % len(pictures)
 
 
 @dataclass(frozen=True)

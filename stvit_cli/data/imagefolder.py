@@ -65,10 +65,11 @@ def find_pictures(data: DataSection) -> tuple[FolderPictures, FolderPictures]:
     parts = [part for part in ("train", "val") if (root / part).is_dir()]
     if len(parts) == 1:
         missing = "val" if parts == ["train"] else "train"
-        folders = [entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in parts]
-        raise UserError(f"{root} has {parts[0]}/ but no {missing}/.{nearest(missing, folders)}\n{LAYOUT}")
+        others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in parts)
+        found = f" Beside it: {_some(others)}." if others else ""
+        raise UserError(f"{root} has {parts[0]}/ but no {missing}/.{found}\n{LAYOUT}")
     if parts:
-        train, val = _index(root / "train"), _index(root / "val")
+        train, val = _index(root / "train"), _index(root / "val", min_classes=1)
         _refuse_different_classes(root, set(train.class_names), set(val.class_names))
         return FolderPictures(train, train.class_names), FolderPictures(val, train.class_names)
     if data.val_fraction == 0:
@@ -85,7 +86,7 @@ def find_eval_pictures(data: DataSection, class_names: Sequence[str] | None, who
     """
     root = _existing_folder(data.dir)
     if (root / "val").is_dir():
-        index, chosen = _index(root / "val"), None
+        index, chosen = _index(root / "val", min_classes=1), None
     elif (root / "train").is_dir():
         raise UserError(f"{root} has train/ but no val/ to evaluate on.\n{LAYOUT}")
     else:

@@ -54,13 +54,9 @@ def train_transform(
     It draws from random, numpy.random and torch's CPU generator; see ``loader.seeded``.
 
     Raises:
-        UserError: a value of ``augment`` that has no meaning.
+        UserError: ``auto_augment`` is no policy of timm's; a number of channels that pictures do not have.
     """
     _check_channels(mean, std, in_chans)
-    for key in ("crop_scale", "crop_ratio"):
-        low, high = getattr(augment, key)
-        if not 0 < low <= high:
-            raise UserError(f"augment.{key} is [{low:g}, {high:g}]; expected [smallest, largest], both above 0.")
     try:
         transform = create_transform(
             (in_chans, image_size, image_size),

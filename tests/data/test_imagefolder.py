@@ -1,0 +1,144 @@
+"""Folders of pictures by class: what is found, how it is split, and what is said where it cannot be used."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from stvit_cli.data import build_classification, build_eval_set
+from stvit_cli.data.imagefolder import FolderPictures, find_eval_pictures, find_pictures
+from stvit_cli.data.loader import seeded
+from stvit_cli.data.order import SampleKey, derive_seed
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
+
+
+def write(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shade = sum(name.encode()) % 256
+        Image.new("RGB", (24, 20), (shade, 255 - shade, 7)).save(path, format="PNG")
+    return root
+
+
+def section(root: Path, **changes: object) -> DataSection:
+    return DataSection(dir=str(root), image_size=32).model_copy(update=changes)
+
+
+def named(pictures: FolderPictures) -> set[str]:
+    return {pictures.relative_path(index) for index in range(len(pictures))}
+
+
+def numbered(class_name: str, numbers: Iterable[int]) -> list[str]:
+    return [f"{class_name}/{number}.png" for number in numbers]
+
+
+def test_train_and_val_in_the_order_of_torchvision_nested_and_linked_hidden_left_out(tmp_path: Path) -> None:
+    seen = ["train/b/2.PNG", "train/b/10.jpg", "train/a/z/1.png", "train/a/k.webp", "train/ä c/é.jpeg"]
+    write(tmp_path, *seen, "val/a/1.png", "val/b/1.png", "val/ä c/1.png", "elsewhere/x.png", "more/y.png")
+    write(tmp_path, "train/a/.hidden.png", "train/.thumbnails/t.png", "train/flat.png", "train/a/notes.txt")
+    (tmp_path / "train/b/link.png").symlink_to(tmp_path / "elsewhere/x.png")
+    (tmp_path / "train/b/linked").symlink_to(tmp_path / "more")
+    (tmp_path / "train/b/loop").symlink_to(tmp_path / "train/b")
+    train, val = find_pictures(section(tmp_path))
+    assert train.class_names == val.class_names == ("a", "b", "ä c")
+    found = [(train.path(index), train.target(index)) for index in range(len(train))]
+    (tmp_path / "train/b/loop").unlink()  # torchvision has no end with it
+    (tmp_path / "train/a/.hidden.png").unlink()
+    (tmp_path / "train/.thumbnails/t.png").rename(tmp_path / "t.png")
+    (tmp_path / "train/.thumbnails").rmdir()
+    assert found == ImageFolder(str(tmp_path / "train")).samples
+    assert len(val) == 3
+
+
+def test_items_are_those_of_torchvisions_folder_with_the_same_transform_and_draw(tmp_path: Path) -> None:
+    write(tmp_path, *[f"{part}/{name}/{number}.png" for part in ("train", "val") for name in "ab" for number in range(3)])
+    augment = AugmentSection(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+    built = build_classification(section(tmp_path), augment, EvalSection(), seed=4)
+    theirs = ImageFolder(str(tmp_path / "train"), transform=built.train_set.transform)
+    for index in range(len(theirs)):
+        ours = built.train_set[SampleKey(index, 2, 1)]
+        with seeded(derive_seed(4, "sample", 2, index, 1)):
+            image, target = theirs[index]
+        assert torch.equal(ours["image"], image)
+        assert (ours["target"], ours["index"]) == (target, index)
+    theirs = ImageFolder(str(tmp_path / "val"), transform=built.val_set.transform)
+    assert all(torch.equal(built.val_set[index]["image"], theirs[index][0]) for index in range(len(theirs)))
+    assert built.val_set.path(4) == theirs.samples[4][0]
+
+
+def test_one_folder_is_split_by_class_the_same_way_wherever_it_lies(tmp_path: Path) -> None:
+    names = numbered("cat", range(50)) + numbered("dog", range(10)) + numbered("emu", range(2)) + numbered("fox", range(1))
+    train, val = find_pictures(section(write(tmp_path / "one", *names)))
+    assert named(train) | named(val) == set(names) and not named(train) & named(val)
+    assert np.bincount([val.target(index) for index in range(len(val))], minlength=4).tolist() == [10, 2, 1, 0]
+    shuffled = random.Random(0).sample(names, len(names))
+    assert named(find_pictures(section(write(tmp_path / "two", *shuffled)))[1]) == named(val)
+    more = write(tmp_path / "one", *numbered("cat", range(50, 55)))
+    assert len(named(find_pictures(section(more))[1]) & named(val)) >= len(val) - 2
+    assert len(find_pictures(section(tmp_path / "two", val_fraction=0.9))[0]) == 5 + 1 + 1 + 1
+
+
+def test_an_evaluation_takes_val_or_the_held_out_share_or_all(tmp_path: Path) -> None:
+    names = numbered("a", range(10)) + numbered("b", range(10))
+    flat = write(tmp_path / "flat", *names)
+    both = write(tmp_path / "both", *[f"train/{name}" for name in names], "val/a/x.png", "val/b/y.png")
+    held_out = find_pictures(section(flat))[1]
+    assert named(find_eval_pictures(section(flat), None, whole=False)) == named(held_out)
+    assert named(find_eval_pictures(section(flat), None, whole=True)) == set(names)
+    assert named(find_eval_pictures(section(both), None, whole=True)) == {"a/x.png", "b/y.png"}
+    assert len(build_eval_set(section(flat), EvalSection(), whole=True)) == 20
+    assert len(build_eval_set(DataSection(kind="digits"), EvalSection())) == 360
+
+
+def test_targets_of_an_evaluation_are_the_models(tmp_path: Path) -> None:
+    write(tmp_path, "b/1.png", "d/1.png")
+    pictures = find_eval_pictures(section(tmp_path), ("d", "c", "b", "a"), whole=True)
+    assert [(pictures.relative_path(index), pictures.target(index)) for index in range(2)] == [("b/1.png", 2), ("d/1.png", 0)]
+    with pytest.raises(UserError, match=r"(?s)model does not know: d.*4 classes.*Did you mean 'dd'"):
+        find_eval_pictures(section(tmp_path), ("a", "b", "c", "dd"), whole=True)
+
+
+BOTH = ["train/a/1.png", "train/b/1.png", "val/a/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "directory", "message"),
+    [
+        (["flowers/a/1.png"], "flowrs", r"no folder .*flowrs. Did you mean 'flowers'"),
+        (["flowers/a/1.png"], "flowers/a/1.png", "a file, where a folder is expected"),
+        ([], "", "no pictures and no class folders"),
+        (["1.png", "2.jpg"], "", r"has pictures \(1.png, 2.jpg\) but no class folders"),
+        (["a/1.png", "b/notes.txt"], "", r"without pictures: b. Found there: files ending in .txt"),
+        ([*BOTH, "val/b/.1.png"], "", r"val: class folders without pictures: b\."),
+        ([*BOTH, "val/c/1.png"], "", "different classes.\nonly in train/: b\nonly in val/: c"),
+        (BOTH, "", "different classes.\nonly in train/: b$"),
+        (["train/a/1.png", "validation/a/1.png"], "", "train/ but no val/. Beside it: validation"),
+        (["val/a/1.png"], "", "val/ but no train/"),
+        (["flowers/rose/1.png", "flowers/tulip/1.png"], "", r"only one class folder, 'flowers'.*rose, tulip: .*give .*flowers\."),
+    ],
+)
+def test_folders_that_cannot_be_used(tmp_path: Path, names: list[str], directory: str, message: str) -> None:
+    write(tmp_path, *names)
+    with pytest.raises(UserError, match=f"(?s){message}") as caught:
+        find_pictures(section(tmp_path / directory))
+    assert re.search(re.escape(str(tmp_path)), str(caught.value))
+    assert len(str(caught.value).splitlines()) <= 6
+
+
+def test_no_folder_and_nothing_held_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.dir is not set.*--data"):
+        find_pictures(DataSection())
+    with pytest.raises(UserError, match="data.val_fraction is 0"):
+        find_pictures(section(write(tmp_path, "a/1.png", "b/1.png"), val_fraction=0.0))
+    with pytest.raises(UserError, match="no val/ to evaluate on"):
+        find_eval_pictures(section(write(tmp_path / "x", "train/a/1.png")), None, whole=True)
