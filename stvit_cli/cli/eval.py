@@ -10,7 +10,7 @@ import typer
 from stvit_cli import recipe_io
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, words
-from stvit_cli.cli.output import reporting
+from stvit_cli.cli.output import is_first, reporting
 from stvit_cli.errors import UserError
 
 
@@ -42,8 +42,9 @@ def eval_(
         given = [*words(given, data=data), "data.kind=imagefolder"]
     with reporting(json_file) as report:
         figures = _evaluate(run_dir, weights, model, given)
-        for name, value in figures.items():
-            typer.echo(f"{name:12}{value:.4f}" if isinstance(value, float) else f"{name:12}{value}")
+        if is_first():
+            for name, value in figures.items():
+                typer.echo(f"{name:12}{value:.4f}" if isinstance(value, float) else f"{name:12}{value}")
         report(figures)
 
 

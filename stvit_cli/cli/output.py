@@ -27,7 +27,7 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
     Raises:
         UserError: the file cannot be written; said before the work, not after it.
     """
-    if json_file is None:
+    if json_file is None or not is_first():
         yield lambda figures: None
     elif json_file == "-":
         stdout = sys.stdout
@@ -38,6 +38,11 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
         if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"--json {json_file}: cannot be written; expected a file in a folder that exists, or -")
         yield lambda figures: _write(path, _to_json(figures) + "\n")
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks: the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:

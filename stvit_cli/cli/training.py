@@ -11,6 +11,7 @@ import typer
 
 from stvit_cli import recipe_io
 from stvit_cli.cli.options import command
+from stvit_cli.cli.output import is_first
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 
@@ -23,7 +24,7 @@ def new_run(recipe: Recipe, output: Path | None, weights: Path | None, dry_run: 
     if output is None and not dry_run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("With several processes the run directory must be named, so that all use the same one: --output DIR")
     run_dir = output or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if _is_first() and not was_restarted() and not dry_run:
+    if is_first() and not was_restarted() and not dry_run:
         require_free(run_dir)
     return run_dir, _run(recipe, run_dir, weights, resume=False, dry_run=dry_run)
 
@@ -41,14 +42,10 @@ def resumed_run(run_dir: Path, recipe_name: str | None, words: list[str], dry_ru
 
 def say_what_next(run_dir: Path) -> None:
     """Print what to type after a run; of several processes only the first does."""
-    if _is_first():
+    if is_first():
         typer.echo("Next:")
         typer.echo(command("stvit", "eval", run_dir))
         typer.echo(command("stvit", "predict", "PICTURE", "--weights", run_dir))
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _run(recipe: Recipe, run_dir: Path, weights: Path | None, *, resume: bool, dry_run: bool) -> dict[str, Any]:

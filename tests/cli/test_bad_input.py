@@ -1,0 +1,179 @@
+"""What a person can get wrong, through the real command line: exit code 2, a few lines, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def refused(stvit) -> Callable[..., str]:
+    """Run a command that must be refused, and return what it says; it must leave the working directory as it was."""
+
+    def run(*words: str | Path) -> str:
+        before = sorted(Path().rglob("*"))
+        ended = stvit(*words)
+        assert ended.code == 2, ended
+        assert 1 <= len(ended.err.splitlines()) <= 6, ended.err
+        assert "Traceback" not in ended.err
+        assert sorted(Path().rglob("*")) == before
+        return ended.err
+
+    return run
+
+
+def pictures_in(folder: Path, count: int = 4) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(np.full((32, 32, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
+
+
+def test_recipes_that_are_not_there_or_are_none(refused: Callable[..., str]) -> None:
+    Path("list.yaml").write_text("- quickstart\n")
+    Path("empty.yaml").write_text("")
+    Path("typed.yaml").write_text("schedule:\n  epochs: many\n")
+    Path("unknown.yaml").write_text("schedule:\n  epoch: 3\n")
+    Path("doubled.yaml").write_text("schedule:\n  epochs: 3\n  epochs: 4\n")
+    Path("folder.yaml").mkdir()
+    assert "There is no recipe named 'quikstart'. Did you mean 'quickstart'?" in refused("train", "--recipe", "quikstart")
+    assert "There is no recipe file ours.yaml" in refused("train", "--recipe", "ours.yaml")
+    assert "found a list, expected a recipe" in refused("train", "--recipe", "list.yaml")
+    assert "found nothing, expected a recipe" in refused("train", "--recipe", "empty.yaml")
+    assert "line 2, schedule.epochs: found many (text), expected a whole number" in refused("train", "--recipe", "typed.yaml")
+    assert "schedule.epoch: there is no such key. Did you mean 'schedule.epochs'?" in refused("train", "--recipe", "unknown.yaml")
+    assert "line 3, column 3: the key schedule.epochs is there twice" in refused("train", "--recipe", "doubled.yaml")
+    assert "is a folder" in refused("train", "--recipe", "folder.yaml")
+    assert "Which recipe? Give --recipe NAME" in refused("train")
+
+
+def test_words_beside_the_recipe(refused: Callable[..., str]) -> None:
+    assert "there is no key 'optim.lrr'" in refused("train", "--recipe", "quickstart", "optim.lrr=1").lower()
+    assert "optim.lr: found fast (text)" in refused("train", "--recipe", "quickstart", "optim.lr=fast")
+    assert "no model 'stvit-x'" in refused("train", "--recipe", "quickstart", "--model", "stvit-x")
+    assert "data.dir is given twice" in refused("train", "--recipe", "quickstart", "--data", "a", "data.dir=b")
+    assert "data.kind is digits, which needs no folder" in refused("train", "--recipe", "quickstart", "--data", "a")
+
+
+def test_data_that_are_not_there_or_are_none(refused: Callable[..., str]) -> None:
+    train = ["train", "--recipe", "quickstart", "data.kind=imagefolder"]
+    Path("empty").mkdir()
+    Path("file").write_text("")
+    pictures_in(Path("hollow/train/cat"))
+    pictures_in(Path("hollow/val/cat"))
+    Path("hollow/train/dog").mkdir()
+    Path("hollow/val/dog").mkdir()
+    for name in ("train/cat", "train/dog", "val/cat", "val/dgo"):
+        pictures_in(Path("differing") / name)
+    assert "data.dir is not set" in refused(*train)
+    assert "nowhere" in refused(*train, "--data", "nowhere")
+    assert "empty" in refused(*train, "--data", "empty")
+    assert "file" in refused(*train, "--data", "file")
+    assert "dog" in refused(*train, "--data", "hollow")
+    assert "dgo" in refused(*train, "--data", "differing")
+
+
+def test_output_directories(refused: Callable[..., str], short_run: Path) -> None:
+    train = ["train", "--recipe", "quickstart", "--output"]
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    Path("file").write_text("mine")
+    assert "full is not empty; expected a new or empty directory" in refused(*train, "full")
+    assert "file is a file; expected a directory" in refused(*train, "file")
+    assert "cannot be written" in refused(*train, "/proc/run")
+    assert "cannot be written" in refused(*train, "file/run")
+    assert f"To go on with the run in it: --resume {short_run}" in refused(*train, short_run)
+    assert Path("full/notes.txt").read_text() == "mine"
+
+
+def test_output_cannot_be_left_to_chance_with_several_processes(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "must be named" in refused("train", "--recipe", "quickstart")
+
+
+def test_runs_that_are_none(refused: Callable[..., str], short_run: Path) -> None:
+    Path("bare").mkdir()
+    shutil.copytree(short_run, "broken")
+    for path in Path("broken").glob("*.safetensors"):
+        path.unlink()
+    assert "there is no such directory" in refused("eval", "nowhere")
+    assert "it holds no recipe.yaml" in refused("eval", "bare")
+    assert "there is no such directory" in refused("train", "--resume", "nowhere")
+    assert "it holds no recipe.yaml" in refused("train", "--resume", "bare")
+    assert "leave --output out" in refused("train", "--resume", short_run, "--output", "x")
+    assert "a folder without weights" in refused("eval", "broken")
+    assert "Give either the directory of a run" in refused("eval")
+    assert "Give either the directory of a run" in refused("eval", short_run, "--weights", "x")
+    assert "--data DIR" in refused("eval", "--weights", short_run / "best.safetensors")
+
+
+def test_weights_that_are_none(refused: Callable[..., str], short_run: Path, picture_folder: Path) -> None:
+    picture = picture_folder / "val" / "red" / "0.png"
+    good = (short_run / "best.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(good[: len(good) // 2])
+    Path("zero.safetensors").write_bytes(b"")
+    Path("zero.pth").write_bytes(b"")
+    Path("text.pth").write_text("these are no weights")
+    for name in ("cut.safetensors", "zero.safetensors", "zero.pth", "text.pth", "missing.safetensors"):
+        assert name in refused("predict", picture, "--weights", name)
+    assert "a folder without weights" in refused("predict", picture, "--weights", picture_folder)
+    assert "holds weights of stvit-nano, but stvit-s was asked for" in refused(
+        *("eval", "--weights", short_run / "best.safetensors", "--model", "stvit-s", "--data", picture_folder)
+    )
+    finetune = ["finetune", "--recipe", "quickstart", "--weights"]
+    assert "missing.pth" in refused(*finetune, "missing.pth")
+    assert "no weights of this model" in refused(*finetune, short_run, "--model", "stvit-s")
+
+
+def test_classes_that_the_model_does_not_know(refused: Callable[..., str], short_run: Path) -> None:
+    pictures_in(Path("other/red"))
+    pictures_in(Path("other/green"))
+    assert "green" in refused("eval", short_run, "--data", "other")
+
+
+def test_pictures_that_are_none(refused: Callable[..., str], stvit, short_run: Path) -> None:
+    pictures_in(Path("good"), count=1)
+    content = Path("good/0.png").read_bytes()
+    Path("text.jpg").write_text("this is text")
+    Path("zero.png").write_bytes(b"")
+    Path("cut.png").write_bytes(content[:-40])
+    Path("bare").mkdir()
+    predict = ["predict", "--weights", short_run]
+    assert "missing.png: there is no such file" in refused(*predict, "missing.png")
+    assert "no picture in this folder" in refused(*predict, "bare")
+    for name in ("text.jpg", "zero.png", "cut.png"):
+        assert f"1 of 1 pictures could not be read:\n{name}: " in refused(*predict, name)
+    mixed = stvit(*predict, "text.jpg", "good/0.png")
+    assert mixed.code == 2
+    assert mixed.out.startswith("good/0.png  ")
+    assert "1 of 2 pictures could not be read:\ntext.jpg" in mixed.err
+
+
+def test_unusual_pictures_work(stvit, short_run: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.convert("CMYK").save("cmyk.jpg")
+    picture.convert("P").save("palette.png")
+    picture.convert("L").save("grey.png")
+    picture.convert("RGBA").save("transparent.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save("deep.png")
+    ended = stvit("predict", "cmyk.jpg", "palette.png", "grey.png", "transparent.png", "deep.png", "--weights", short_run)
+    assert ended.code == 0, ended.err
+    assert len(ended.out.splitlines()) == 5
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(refused: Callable[..., str]) -> None:
+    Path("folder").mkdir()
+    assert "--json folder: cannot be written" in refused("train", "--recipe", "quickstart", "--json", "folder")
+    assert "--json no/figures.json: cannot be written" in refused("train", "--recipe", "quickstart", "--json", "no/figures.json")
