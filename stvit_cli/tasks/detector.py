@@ -1,0 +1,115 @@
+"""The detector: pictures of any size in, boxes, classes, scores and masks in the pictures' own pixels out.
+
+N objects or detections of a picture, H W its rows and columns. Boxes are left, top, right, bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+
+from stvit_cli.models.stvit import GridSizes
+from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, DetectionSection
+from stvit_cli.tasks.cascade import CascadeHeads
+from stvit_cli.tasks.mask_rcnn import Detections, MaskRCNNHeads
+from stvit_cli.tasks.proposals import Proposals
+from stvit_cli.tasks.pyramid import Pyramid, create_body
+from stvit_cli.tasks.regions import Targets
+
+SIZE_DIVISOR = 32
+"""Batches are padded with zeros, right and below, to a multiple of this."""
+
+
+class Detector(nn.Module):
+    """Mask R-CNN or Cascade Mask R-CNN.
+
+    Args:
+        body: the stages of a model, see `create_body`.
+        section: head, sizes, thresholds.
+        num_classes: kinds of objects; labels are 1 to this.
+    """
+
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        section: DetectionSection,
+        num_classes: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.transform = GeneralizedRCNNTransform(
+            section.short_sides, section.long_side, list(mean), list(std), size_divisible=SIZE_DIVISOR
+        )
+        self.backbone = pyramid
+        is_cascade = section.head == "cascade-mask-rcnn"
+        self.rpn = Proposals(
+            section.channels, section.anchor_scale, section.num_proposals, box_loss="smooth-l1" if is_cascade else "l1"
+        )
+        self.roi_heads = CascadeHeads(section, num_classes) if is_cascade else MaskRCNNHeads(section, num_classes)
+
+    def forward(self, images: list[Tensor], targets: Targets | None = None) -> dict[str, Tensor] | Detections:
+        """Return named losses in training mode, otherwise what was found.
+
+        Args:
+            images: pictures (3, H, W) in 0..1, each of its own size.
+            targets: in training, for each picture ``boxes`` (N, 4), ``labels`` (N,), ``masks`` (N, H, W).
+
+        Returns:
+            For each picture ``boxes`` (N, 4), ``scores`` (N,) falling, ``labels`` (N,), ``masks`` (N, 1, 28, 28): probabilities
+            within the boxes. `paste_masks` makes masks of the picture of them.
+        """
+        batch, resized = self.transform(images, targets)
+        features = self.backbone(batch.tensors)
+        with torch.autocast(batch.tensors.device.type, enabled=False):
+            proposals, losses = self.rpn(batch, features, resized)
+            detections, of_heads = self.roi_heads(features, proposals, batch.image_sizes, resized)
+        if self.training:
+            return {"rpn_class": losses["loss_objectness"], "rpn_box": losses["loss_rpn_box_reg"]} | of_heads
+        for image, size, found in zip(images, batch.image_sizes, detections, strict=True):
+            found["boxes"] = resize_boxes(found["boxes"], size, image.shape[-2:])
+        return detections
+
+    def compile_blocks(self) -> None:
+        """Compile the backbone's blocks; see `STViT.compile_blocks`."""
+        self.backbone.body.compile_blocks()
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the masks of a picture (N, H, W), bool, of the probabilities (N, 1, M, M) within boxes (N, 4); H, W is ``size``.
+
+    One at a time: all of them together, as numbers, fill the memory where the picture is large.
+    """
+    result = torch.zeros(len(boxes), *size, dtype=torch.bool, device=masks.device)
+    for i in range(len(boxes)):
+        result[i] = paste_masks_in_image(masks[i : i + 1], boxes[i : i + 1], size)[0, 0] >= 0.5
+    return result
+
+
+def create_detector(
+    name: str,
+    num_classes: int,
+    section: DetectionSection | None = None,
+    *,
+    drop_path_rate: float = 0.0,
+    grid_sizes: GridSizes | None = None,
+    checkpointing: bool = False,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Detector:
+    """Build a detector on a model of `list_models`, freshly initialised.
+
+    Args:
+        num_classes: kinds of objects.
+        section: head, sizes, thresholds; Mask R-CNN on COCO if none.
+
+    Raises:
+        UserError: no such model, or one without four stages.
+    """
+    section = section or DetectionSection()
+    body = create_body(name, drop_path_rate, grid_sizes, checkpointing)
+    return Detector(Pyramid(body, section.channels, section.freeze_batch_norm), section, num_classes, mean, std)
