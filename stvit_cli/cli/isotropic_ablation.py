@@ -1,0 +1,116 @@
+"""``stvit isotropic-ablation``."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stvit_cli import recipe_io
+from stvit_cli.cli import app
+from stvit_cli.cli.options import Data, Json, Output, Overrides, RecipeName, command, words
+from stvit_cli.cli.output import print_table, reporting
+from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from stvit_cli.analysis.ablation_report import Report
+    from stvit_cli.analysis.ablation_runs import Ablation
+
+ALL_ROWS = tuple(range(1, 8))
+
+
+@app.command("isotropic-ablation")
+def isotropic_ablation(
+    overrides: Overrides = None,
+    recipe: RecipeName = None,
+    rows: Annotated[
+        str | None, typer.Option(metavar="4,5", help="Rows to train, such as 4,5 or 1-3; all where none is given.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Train each row with so many seeds.")] = None,
+    parallel: Annotated[int, typer.Option(metavar="N", min=1, help="So many runs at once, each on a GPU of its own.")] = 1,
+    data: Data = None,
+    output: Output = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with an ablation; --rows and --seeds may ask for more.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Table II: Swin and STViT without convolution stem, projection, CPE and ConvFFN.
+
+    Without a recipe: parameters and FLOPs beside the paper's, in seconds. With one, the rows are trained too.
+
+    \b
+    stvit isotropic-ablation
+    stvit isotropic-ablation --recipe isotropic-mini --seeds 3
+    stvit isotropic-ablation --recipe isotropic300 --data IMAGENET --rows 4,5 --output RUNS --parallel 2
+    stvit isotropic-ablation --resume RUNS
+    """
+    numbers = None if rows is None else parse_rows(rows)
+    given = words(overrides, None, data)
+    with reporting(json_file) as report:
+        if resume is not None:
+            if recipe is not None or output is not None:
+                raise UserError("--resume goes on in an ablation's own folder, with its recipe; leave --recipe and --output out.")
+            from stvit_cli.analysis.ablation_runs import reopen
+
+            output = resume
+            result = _train(reopen(resume, given, numbers, seeds), parallel)
+        elif recipe is not None:
+            result, output = _train_anew(recipe_io.load(recipe, given), output, numbers, seeds, parallel)
+        elif given or rows or seeds:
+            raise UserError(
+                "Nothing is trained without a recipe. Give --recipe isotropic-mini or isotropic300, or leave the rest out."
+            )
+        else:
+            from stvit_cli.analysis.ablation_report import report_counts
+
+            result = report_counts()
+            if output is not None:
+                result.write(output)
+        if os.environ.get("RANK", "0") == "0":
+            print_table(result.columns(), result.cells(), title=result.title)
+            typer.echo("\n".join(result.notes))
+            if output is not None:
+                typer.echo(f"Written to {output}: table.md, table.csv, table.json, table.png")
+            report(result.as_json())
+
+
+def parse_rows(text: str) -> tuple[int, ...]:
+    """Return the row numbers that ``4,5`` or ``1-3,7`` name, in order. Raises UserError for anything else."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [first, last] if dash else [first, first]
+        if not all(end.isdecimal() and int(end) in ALL_ROWS for end in ends) or int(ends[0]) > int(ends[1]):
+            raise UserError(f"--rows {text}: expected rows from {ALL_ROWS[0]} to {ALL_ROWS[-1]}, such as 4,5 or 1-3.")
+        numbers |= set(range(int(ends[0]), int(ends[1]) + 1))
+    return tuple(sorted(numbers))
+
+
+def _train_anew(
+    settings: Recipe, output: Path | None, numbers: tuple[int, ...] | None, seeds: int | None, parallel: int
+) -> tuple[Report, Path]:
+    from stvit_cli.analysis.ablation_runs import Ablation
+
+    if output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("With several processes the directory must be named, so that all use the same one: --output DIR")
+    output = output or Path("runs") / f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    ablation = Ablation(output, settings, numbers or ALL_ROWS, seeds or 1)
+    ablation.require_free()
+    return _train(ablation, parallel), output
+
+
+def _train(ablation: Ablation, parallel: int) -> Report:
+    from stvit_cli.analysis.ablation_runs import train
+
+    try:
+        return train(ablation, parallel)
+    except Interrupted:
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo("The whole ablation goes on with:", err=True)
+            typer.echo(command("stvit", "isotropic-ablation", "--resume", ablation.path), err=True)
+        raise
