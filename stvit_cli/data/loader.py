@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -110,14 +110,14 @@ class Loader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         iterator = iter(self.loader)
         try:
             for batch in iterator:
                 if isinstance(batch, _Refused):
                     raise UserError(batch.message)
                 yield batch
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:
             explained = explain_dead_worker(error)
             if explained is None:
                 raise
@@ -142,11 +142,15 @@ def explain_dead_worker(error: BaseException) -> UserError | None:
 
     Torch may raise it anywhere in the main thread, as it comes from a signal: whoever drives a loader asks this too.
     """
-    message = str(error)
-    if not (isinstance(error, RuntimeError) and message.startswith("DataLoader worker (pid")):
+    message = str(error).strip()
+    if isinstance(error, (ConnectionError, EOFError)) and not message.startswith("Caught"):  # it died as it handed over a batch
+        first = f"A DataLoader worker ended while it was read from ({type(error).__name__})"
+    elif isinstance(error, RuntimeError) and message.startswith("DataLoader worker (pid"):
+        first = message.splitlines()[0].rstrip(". ")
+    else:
         return None
     return UserError(
-        f"{message.strip().splitlines()[0].rstrip('. ')}.\n"
+        f"{first}.\n"
         "A loader process was ended from outside, mostly because memory or shared memory (/dev/shm) ran out.\n"
         "Lower data.num_workers (0 loads in the main process) or train.batch_size_per_device, or free memory."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 import torch
 from torch import nn
@@ -51,8 +52,8 @@ def evaluate_models(
         model.eval()
     given_up = False
     # Compiled blocks run as written here: another compilation for each shape would take longer than it saves.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for done, batch in enumerate(loader, start=1):
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), closing(iter(loader)) as batches:
+        for done, batch in enumerate(batches, start=1):
             batch = move(batch, world.device)
             for name, model in models.items():
                 evaluators[name].update(model, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -38,12 +39,13 @@ def dry_run(task: Task, recipe: Recipe) -> dict[str, Any]:
 
 def _measure(session: Session) -> dict[str, Any]:
     timeline, plan, schedule = session.timeline, session.plan, session.recipe.schedule
-    take_step, feed = TrainStep(session), iter(training_batches(session, 0))
+    take_step = TrainStep(session)
     seconds, step, outcome = 0.0, 0, None
-    while step < min(2, timeline.num_steps) and (outcome is None or seconds < QUICK_SECONDS):
-        since = time.monotonic()
-        outcome = take_step(step, feed)
-        seconds, step = time.monotonic() - since, step + 1
+    with closing(iter(training_batches(session, 0))) as feed:
+        while step < min(2, timeline.num_steps) and (outcome is None or seconds < QUICK_SECONDS):
+            since = time.monotonic()
+            outcome = take_step(step, feed)
+            seconds, step = time.monotonic() - since, step + 1
     assert outcome is not None
     num_epochs = -(-timeline.num_steps // timeline.steps_per_epoch)
     epochs = sorted({0, 1, schedule.warmup_epochs, num_epochs // 2, num_epochs - 1} & set(range(num_epochs)))
@@ -84,8 +86,8 @@ def _lines(session: Session, figures: dict[str, Any]) -> list[str]:
     rates = ", ".join(f"{lr:.3g} in epoch {int(epoch) + 1}" for epoch, lr in figures["lr_by_epoch"].items())
     return [
         f"batch       {session.plan}",
-        f"schedule    {timeline.num_steps} steps, {timeline.steps_per_epoch} an epoch, {timeline.epoch(timeline.num_steps):g} epochs; "
-        f"evaluated every {timeline.eval_every} steps",
+        f"schedule    {timeline.num_steps} steps, {timeline.steps_per_epoch} an epoch, {timeline.epoch(timeline.num_steps):g} "
+        f"epochs; evaluated every {timeline.eval_every} steps",
         f"rate        {schedule.kind}: {rates}",
         f"parameters  {figures['params']:,}, of which {figures['params_trained']:,} are trained",
         f"memory      {figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {session.world.device}",

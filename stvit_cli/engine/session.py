@@ -94,6 +94,7 @@ def training_batches(session: Session, start_step: int) -> Loader:
         world_size=world.size,
         start_step=start_step,
         num_steps=session.timeline.num_steps,
+        likeness=getattr(task.train_set, "likeness", None),
     )
     on_gpu = world.device.type == "cuda"
     return build_train_loader(task.train_set, batches, task.collate, recipe.data.num_workers, pin_memory=on_gpu)
@@ -102,13 +103,8 @@ def training_batches(session: Session, start_step: int) -> Loader:
 def _distribute(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
-    # Batch-norm statistics are rank 0's; they are handed round before they are used (evaluation), not at every step.
-    return DistributedDataParallel(
-        model,
-        device_ids=[world.device.index] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=False,
-    )
+    # Batch-norm statistics are rank 0's: DDP hands them round before every step, the trainer before an evaluation.
+    return DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
 
 
 def _compile_blocks(model: nn.Module) -> None:

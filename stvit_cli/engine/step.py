@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -58,12 +58,11 @@ class TrainStep:
         self.session = session
         self.parameters = parameters_of(session.optimizer)
 
-    def __call__(self, step: int, feed: Iterator[Batch], *, stop: int = 0, save: bool = False) -> Outcome:
+    def __call__(self, step: int, feed: Iterator[Batch], asks: Callable[[], tuple[int, bool]] = lambda: (0, False)) -> Outcome:
         """Take step ``step`` (from 0) with the next micro-batches of ``feed``.
 
         Args:
-            stop: the signal that this process has received, 0 for none.
-            save: whether this process (rank 0 alone is asked) wants a checkpoint after the step.
+            asks: called before the update: the signal that this process has received (0 for none), whether it wants a checkpoint.
 
         Raises:
             NonFiniteError: on every process; weights and optimiser are as they were before the step.
@@ -83,7 +82,7 @@ class TrainStep:
             skipped += session.task.skipped(batch)
             parts.append(self._forward_backward(step, index, move(batch, session.world.device)))
         norm = self._grad_norm()
-        wants = [float(stop), float(save), float(len(skipped))]
+        wants = [float(wish) for wish in (*asks(), len(skipped))]
         losses, rows = self._agree(step, parts, norm, names, wants)
         self._update(norm)
         norm_value, stops, saves, skips = float(rows[0, -4]), rows[:, -3], rows[:, -2], rows[:, -1]

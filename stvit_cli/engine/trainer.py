@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from stvit_cli.engine.step import Outcome, TrainStep
 from stvit_cli.errors import Interrupted
 from stvit_cli.models.weights import save_weights
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.base import Task
+from stvit_cli.tasks.base import Batch, Task
 
 # Drawing the curves takes a third of a second: after an evaluation it is done at most this often, and always at the end.
 CURVES_SECONDS = 60.0
@@ -142,16 +143,21 @@ class Trainer:
             self.progress.say(note)
 
     def _loop(self) -> None:
-        state, checkpoints = self.state, self.recipe.checkpoint
+        state = self.state
         take_step = TrainStep(self.session)
         if self.timeline.eval_due(state.step) and state.evaluated != state.step:  # a signal had come before it was over
             self._evaluate()
             self.save()
         set_training_mode(self.session.task, self.recipe.finetune)
-        feed = iter(training_batches(self.session, state.step))
-        since = self.window_since = time.monotonic()
+        self.window_since = time.monotonic()
+        with closing(iter(training_batches(self.session, state.step))) as feed:
+            self._train(take_step, feed)
+
+    def _train(self, take_step: TrainStep, feed: Iterator[Batch]) -> None:
+        state, checkpoints = self.state, self.recipe.checkpoint
+        since = time.monotonic()
         while state.step < self.timeline.num_steps:
-            outcome = take_step(state.step, feed, stop=self.stop.number, save=self._clock_asks())
+            outcome = take_step(state.step, feed, lambda: (self.stop.number, self._clock_asks()))
             state.step += 1
             state.seconds += time.monotonic() - since
             since = time.monotonic()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from safetensors.torch import load_file
+from torch import nn
+
+from stvit_cli import engine, recipe_io
+from stvit_cli.engine.progress import Progress, duration
+from stvit_cli.engine.run_dir import require_free
+from stvit_cli.engine.schedule import Timeline
+from stvit_cli.errors import UserError
+from stvit_cli.models.weights import read_info
+
+
+def test_what_a_run_leaves(toy: ModuleType, unbroken: Path) -> None:
+    names = {path.name for path in unbroken.iterdir()}
+    weights = {"best.safetensors", "last.safetensors", "last_ema.safetensors"}
+    assert names == weights | {"recipe.yaml", "environment.json", "metrics.jsonl", "curves.png", "checkpoints"}
+    assert recipe_io.load(unbroken / "recipe.yaml") == toy.recipe()
+    assert {"python", "versions", "command", "device"} <= json.loads((unbroken / "environment.json").read_text()).keys()
+    assert read_info(unbroken / "best.safetensors").num_classes == toy.NUM_CLASSES
+    assert sorted(path.name for path in (unbroken / "checkpoints").iterdir()) == ["step_00000018", "step_00000020"]
+
+
+def test_the_best_weights_are_those_of_the_best_evaluation(toy: ModuleType, unbroken: Path) -> None:
+    evals = [row for row in toy.outcome(unbroken)[1] if row["kind"] == "eval"]
+    assert [row["epoch"] for row in evals] == [1, 2, 3, 4]
+    best = max(max(row["top1"], row["ema_top1"]) for row in evals)
+    task = toy.ToyTask(norm=True)
+    task.model.load_state_dict(load_file(unbroken / "best.safetensors"))
+    assert engine.evaluate(task, task.model)["top1"] == best
+
+
+def test_the_figures_returned_are_those_of_the_best_weights(toy: ModuleType, tmp_path: Path) -> None:
+    found = engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2", "train.ema_decay=null"), tmp_path / "run")
+    evals = [row for row in toy.outcome(tmp_path / "run")[1] if row["kind"] == "eval"]
+    best = max(evals, key=lambda row: row["top1"])
+    assert (found["top1"], found["loss"], found["best_epoch"]) == (best["top1"], best["loss"], best["epoch"])
+    assert (found["last_top1"], found["steps"], found["num_images"]) == (evals[-1]["top1"], 10, toy.NUM_VAL)
+
+
+def test_the_logged_loss_is_the_mean_of_its_steps(toy: ModuleType, tmp_path: Path) -> None:
+    settings = ("schedule.epochs=2", "train.log_every_steps=1")
+    engine.fit(toy.ToyTask(), toy.recipe(*settings), tmp_path / "each" / "run")
+    engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "thirds" / "run")
+    each, thirds = (
+        [row for row in toy.outcome(tmp_path / name / "run")[1] if row["kind"] == "train"] for name in ("each", "thirds")
+    )
+    losses = [row["loss"] for row in each]
+    assert [row["step"] for row in thirds] == [3, 6, 9, 10]
+    for row, steps in zip(thirds, (losses[:3], losses[3:6], losses[6:9], losses[9:]), strict=True):
+        assert row["loss"] == pytest.approx(sum(steps) / len(steps), rel=1e-12)
+
+
+def test_events_for_tensorboard_on_request(toy: ModuleType, tmp_path: Path) -> None:
+    engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2", "train.tensorboard=true"), tmp_path / "run")
+    (events,) = (tmp_path / "run" / "events").iterdir()
+    assert b"eval/top1" in events.read_bytes() and b"train/lr" in events.read_bytes()
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        require_free(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        require_free(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory"):
+        require_free(tmp_path / "notes.txt" / "run")
+
+
+def test_someone_elses_checkpoints_are_not_taken_for_an_unfinished_start(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_00000500").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not empty"):
+        require_free(tmp_path)
+    assert (tmp_path / "checkpoints" / "step_00000500").is_dir()
+
+
+def test_plain_lines_without_a_terminal_and_none_on_other_ranks(capfd: pytest.CaptureFixture[str]) -> None:
+    timeline = Timeline(num_steps=20, steps_per_epoch=5, eval_every=5)
+    for quiet in (False, True):
+        with Progress(timeline, 0, quiet=quiet) as progress:
+            progress._last_line = -1e9  # as if the last line were long ago
+            progress.step(5, 0.5, 1e-3, 8)
+            progress.step_seconds = 2.0
+            progress._last_line = -1e9
+            progress.step(7, 0.25, 1e-3, 8)
+            progress.evaluated(2.0, {"top1": 50.0, "num_images": 37}, best=True, seconds=10.0)
+        said = capfd.readouterr()
+        assert said.out == ""
+        if quiet:
+            assert said.err == ""
+        else:
+            first, second, third = said.err.splitlines()
+            assert first == "epoch 1/4  step 5/20  loss 0.5000  lr 1.00e-03    - left"
+            assert second.startswith("epoch 2/4  step 7/20  loss 0.2500  lr 1.00e-03  ") and second.endswith(" left")
+            assert third == "epoch 2: top1 50.0000  (best so far)"
+
+
+def test_the_time_left_counts_steps_and_evaluations() -> None:
+    progress = Progress(Timeline(num_steps=20, steps_per_epoch=5, eval_every=5), 0, quiet=True)
+    assert progress.time_left(0) == "-"
+    progress.step_seconds, progress.eval_seconds = 2.0, 30.0
+    assert progress.time_left(10) == "1 min 20 s"
+
+
+def test_durations_are_for_people() -> None:
+    assert [duration(s) for s in (0.4, 59.4, 61, 3600, 90000)] == ["0 s", "59 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]
+
+
+def test_training_needs_a_module_with_blocks_to_compile_them(toy: ModuleType, tmp_path: Path) -> None:
+    assert isinstance(toy.ToyTask().model, nn.Sequential)
+    with pytest.raises(UserError, match="train.compile: Sequential has no blocks"):
+        engine.fit(toy.ToyTask(), toy.recipe("train.compile=true"), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
