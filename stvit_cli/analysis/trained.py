@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
+from stvit_cli.tasks import create_from
 
 _IN_A_RUN = ("best.safetensors", "last.safetensors")
 
@@ -48,7 +48,7 @@ def open_trained(path: Path, model: str | None = None) -> Trained:
         raise UserError(f"{file.path} holds weights of {info.model}, but {model} was asked for.")
     if not info.num_classes:
         raise UserError(f"{file.path} holds a backbone without a classifier; `stvit finetune` trains one.")
-    net = create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes)
+    net = create_from(info)
     report = load_weights(net, file)
     if report.missing or report.unexpected:
         name = (report.missing + report.unexpected)[0]

@@ -73,6 +73,9 @@ class TrainBatches:
     n-th sample from the k-th on, as DeiT's sampler deals them out to n processes, so that the views of one picture fall into
     different micro-batches. Process ``rank`` takes the micro-batches k = m * world_size + rank.
 
+    With ``likeness``, a figure for each sample of the data set, a step's samples are sorted by it instead, and a micro-batch
+    takes neighbours: pictures of like shape need less padding. Which samples a step has is the same.
+
     Raises:
         UserError: the data set holds less than one step.
     """
@@ -89,6 +92,7 @@ class TrainBatches:
         world_size: int,
         start_step: int,
         num_steps: int,
+        likeness: NDArray[np.float64] | None = None,
     ) -> None:
         assert global_batch_size % (micro_batch_size * world_size) == 0, "the engine chooses sizes that divide"
         assert 0 <= rank < world_size and start_step >= 0
@@ -98,7 +102,7 @@ class TrainBatches:
                 f"an epoch would have no step. Give at most {num_samples}."
             )
         self.num_samples, self.seed, self.repeats = num_samples, seed, repeats
-        self.global_batch_size = global_batch_size
+        self.global_batch_size, self.micro_batch_size, self.likeness = global_batch_size, micro_batch_size, likeness
         self.num_micro_batches = global_batch_size // micro_batch_size
         self.mine = range(rank, self.num_micro_batches, world_size)
         self.steps = range(start_step, num_steps)
@@ -115,8 +119,15 @@ class TrainBatches:
             if epoch != current:
                 indices, views = _order(self.num_samples, epoch, self.seed, self.repeats)
                 current = epoch
-            start = step_in_epoch * self.global_batch_size
+            cut = slice(step_in_epoch * self.global_batch_size, (step_in_epoch + 1) * self.global_batch_size)
             for k in self.mine:
-                cut = slice(start + k, start + self.global_batch_size, self.num_micro_batches)
-                pairs = zip(indices[cut].tolist(), views[cut].tolist(), strict=True)
+                part = self._micro_batch(indices[cut], k)
+                pairs = zip(indices[cut][part].tolist(), views[cut][part].tolist(), strict=True)
                 yield [SampleKey(index, epoch, view) for index, view in pairs]
+
+    def _micro_batch(self, indices: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        """Return the places of micro-batch ``k`` among a step's samples."""
+        if self.likeness is None:
+            return np.arange(k, self.global_batch_size, self.num_micro_batches)
+        alike = np.argsort(self.likeness[indices], kind="stable")
+        return alike[k * self.micro_batch_size : (k + 1) * self.micro_batch_size]

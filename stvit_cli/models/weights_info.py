@@ -30,6 +30,8 @@ class WeightsInfo:
     licence: str = ""
     grid_sizes: tuple[Count, Count, Count, Count] | None = None
     """Other cells than the model's own. They have no weights, and the same weights with other cells are another function."""
+    settings: str = ""
+    """What else the task's model is made by, as JSON; of a classifier nothing."""
 
     def to_json(self) -> str:
         return _ADAPTER.dump_json(self).decode()

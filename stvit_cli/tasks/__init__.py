@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
+from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, Task
 from stvit_cli.tasks.classification import build_classification_evaluation, build_classification_task
 
-__all__ = ["Evaluation", "Task", "build", "build_evaluation"]
+__all__ = ["Evaluation", "Task", "build", "build_evaluation", "create_from"]
 
 
 def build(recipe: Recipe, *, weights: Path | None = None) -> Task:
@@ -18,6 +21,10 @@ def build(recipe: Recipe, *, weights: Path | None = None) -> Task:
     Raises:
         UserError: the data, the model or the weights are not as the recipe says.
     """
+    if recipe.task == "detection":
+        from stvit_cli.tasks.detection import build_detection_task  # here: its libraries take a second to import
+
+        return build_detection_task(recipe, weights)
     return build_classification_task(recipe, weights)
 
 
@@ -31,4 +38,17 @@ def build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) 
     Raises:
         UserError: the data are not there, or have classes that the model does not know.
     """
+    if recipe.task == "detection":
+        from stvit_cli.tasks.detection import build_detection_evaluation
+
+        return build_detection_evaluation(recipe, info)
     return build_classification_evaluation(recipe, info, whole)
+
+
+def create_from(info: WeightsInfo) -> nn.Module:
+    """Create the model that a weights file describes, freshly initialised."""
+    if info.task == "detection":
+        from stvit_cli.tasks.detection import create_from as create_detector_from
+
+        return create_detector_from(info)
+    return create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes)
