@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from stvit_cli.errors import UserError
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe set here, such as optim.lr=5e-4.", show_default=False),
@@ -38,3 +40,13 @@ def words(overrides: Sequence[str] | None, model: str | None = None, data: str |
 def command(*parts: str | Path) -> str:
     """Return a command to paste, quoted for the shell where a path needs it."""
     return "  " + shlex.join(str(part) for part in parts)
+
+
+def new_file(path: Path, *endings: str) -> None:
+    """Raise UserError where ``path`` has another ending, exists already or lies in no folder: before the work, not after."""
+    if path.suffix not in endings:
+        raise UserError(f"{path}: expected a name ending in {' or '.join(endings)}.")
+    if path.exists():
+        raise UserError(f"{path} exists; choose another name, or remove it first.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}.")

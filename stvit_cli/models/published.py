@@ -98,7 +98,8 @@ def identify(state_dict: Mapping[str, Tensor], image_size: int | None = None) ->
     """
     found = _shapes(state_dict)
     head, stem = found.get(HEAD_WEIGHT), found.get(STEM_WEIGHT, found.get(ISOTROPIC_STEM_WEIGHT))
-    candidates = list_models() if stem is not None and len(stem) == 4 else []
+    isotropic = STEM_WEIGHT not in found
+    candidates = [name for name in list_models() if name.startswith("isotropic") == isotropic] if stem and len(stem) == 4 else []
     name = next((name for name in candidates if _body(found) == _body(_shapes_of(name))), None)
     if name is None or stem is None:
         raise UserError(f"these are no weights of a model known here: {_layout(found)}.")

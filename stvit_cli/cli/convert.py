@@ -1,0 +1,50 @@
+"""``stvit convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stvit_cli.cli import app
+from stvit_cli.cli.options import Json, new_file
+from stvit_cli.cli.output import reporting
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A published checkpoint, such as stvit-s.pth.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The new file, ending in .safetensors.")],
+    container: Annotated[
+        str | None,
+        typer.Option("--from", metavar="KEY", help="The weights to take of a checkpoint with several, such as model_ema."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(metavar="N", min=32, help="Side of the pictures; the shapes do not tell 224 from 384.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Turn the authors' published .pth files into safetensors, which say what they hold.
+
+    \b
+    stvit convert stvit-s.pth stvit-s.safetensors
+    stvit convert stvit-b-384.pth stvit-b-384.safetensors --image-size 384
+    stvit convert checkpoint.pth averaged.safetensors --from model_ema
+    """
+    new_file(target, ".safetensors")
+    with reporting(json_file) as report:
+        from stvit_cli.analysis.convert import convert as run
+
+        done = run(source, target, container, image_size)
+        place = f" under '{done['container']}'" if done["container"] else ""
+        typer.echo(f"{source}: {done['model']}, {done['num_classes']} classes, {done['tensors']} tensors{place}.")
+        typer.echo(f"{len(done['renamed'])} renamed; left out {len(done['left_out'])} identity kernels, which are no weights.")
+        if done["other_containers"]:
+            typer.echo(f"Also there, not taken: {', '.join(done['other_containers'])} (--from KEY takes them).")
+        if done["image_size_from"] == "assumed":
+            typer.echo(f"Pictures of {done['image_size']} pixels are assumed: the file does not say. Otherwise: --image-size 384")
+        if done["model"] == "custom":
+            typer.echo("Its widths and depths are those of no named model: build it in Python, then load_weights(model, FILE).")
+        typer.echo(f"Wrote {target}")
+        report(done)
