@@ -1,0 +1,107 @@
+"""``stvit visualize-associations``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stvit_cli.cli import app
+from stvit_cli.cli.options import Json
+from stvit_cli.cli.output import print_table, reporting
+from stvit_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from stvit_cli.analysis.superpixels import Cut
+
+
+@app.command()
+def visualize_associations(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size and kind.")],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A weights file or a run's directory; else random weights.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model of a .pth file, or of random weights (stvit-s).")
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="A folder for each picture is made in it.")] = Path("associations"),
+    layers: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Only these: stage1.block2, or stage1 for all its blocks.")
+    ] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(metavar="X,Y", help="Show what this pixel of the picture attends to; may be repeated.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(metavar="N", min=32, help="Short side of what the model sees; else that of its training.")
+    ] = None,
+    keep_size: Annotated[bool, typer.Option("--keep-size", help="Show the picture to the model as large as it is.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Also a page on which a click shows a place's attention.")] = False,
+    arrays: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Also save the arrays behind the pictures.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="MAP.png", help="A label map of the picture, to compare with the grid and SLIC.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Pictures of the super tokens and of who attends to whom.
+
+    \b
+    stvit visualize-associations img.jpg --weights runs/RUN --point 320,200
+    stvit visualize-associations img.jpg --weights stvit-s.pth --model stvit-s --html
+    stvit visualize-associations img.jpg --layers stage1,stage2.block5 --labels map.png --arrays out.npz
+    """
+    points = tuple(_parse_point(text) for text in point or ())
+    names = tuple(name.strip() for text in layers or () for name in text.split(",") if name.strip())
+    if len(images) > 1 and (arrays is not None or labels is not None):
+        raise UserError(f"--{'arrays' if arrays is not None else 'labels'} is for one picture, {len(images)} were given.")
+    if keep_size and image_size is not None:
+        raise UserError("--image-size and --keep-size exclude each other.")
+    with reporting(json_file) as report:
+        from stvit_cli.analysis.association_report import Wishes, open_viewed, visualize
+
+        viewed = open_viewed(weights, model)
+        if not viewed.trained:
+            typer.echo(
+                f"{viewed.info.model} is UNTRAINED: super tokens of random weights. Give --weights FILE for a trained model's."
+            )
+        wishes = Wishes(names, points, image_size, keep_size, html, arrays, labels)
+        written, failed = [], []
+        for image, folder in zip(images, _folders(images, output), strict=True):
+            try:
+                for item in visualize(viewed, image, folder, wishes):
+                    written.append(item)
+                    typer.echo(f"{item.file}" + (f"\n{item.notice}" if item.notice else ""))
+                    _print_cuts(item.cuts)
+            except UserError as error:
+                failed.append(str(error))
+        report([item.to_json() for item in written])
+    if failed:
+        head = [f"{len(failed)} of {len(images)} pictures could not be shown:"] if len(images) > 1 else []
+        raise UserError("\n".join([*head, *failed[:5]]))
+
+
+def _parse_point(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f"--point {text}: expected two whole numbers, X,Y, counted in pixels from the upper left corner.")
+    return int(parts[0]), int(parts[1])
+
+
+def _folders(images: list[Path], output: Path) -> list[Path]:
+    """Return a folder of its own for each picture, by its name."""
+    names: list[str] = []
+    for image in images:
+        number, name = 1, image.stem
+        while name in names:
+            number, name = number + 1, f"{image.stem}-{number + 1}"
+        names.append(name)
+    return [output / name for name in names]
+
+
+def _print_cuts(cuts: tuple[Cut, ...]) -> None:
+    if cuts:
+        rows = [
+            [cut.name, str(cut.num_segments), f"{cut.boundary_share:.3f}", f"{cut.boundary_recall:.3f}", f"{cut.accuracy:.3f}"]
+            for cut in cuts
+        ]
+        print_table(["cut", "segments", "share of boundary pixels", "boundary recall", "achievable accuracy"], rows)
