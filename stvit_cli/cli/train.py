@@ -22,6 +22,9 @@ def train(
     model: Model = None,
     data: Data = None,
     output: Output = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Start from these weights: a file, or the directory of a run.")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run from its last checkpoint; its recipe is in it.")
     ] = None,
@@ -34,19 +37,20 @@ def train(
     stvit train --recipe quickstart
     stvit train --recipe quickstart data.kind=imagefolder --data FOLDER schedule.epochs=30
     stvit train --recipe deit300 --data IMAGENET --model stvit-b --dry-run
+    stvit train --recipe coco-mask-rcnn-1x --data COCO --weights stvit-s.safetensors
     stvit train --resume runs/RUN
     """
     given = words(overrides, model, data)
     with reporting(json_file) as report:
         if resume is not None:
-            if output is not None:
-                raise UserError("--resume goes on in the run's own folder; leave --output out.")
+            if output is not None or weights is not None:
+                raise UserError("--resume goes on in the run's own folder, from its checkpoint; leave --output out, and --weights too.")
             run_dir, figures = resumed_run(resume, recipe, given, dry_run)
         elif recipe is None:
             shipped = ", ".join(path.stem for path in recipe_io.list_recipes())
             raise UserError(f"Which recipe? Give --recipe NAME (one of {shipped}) or --resume RUN_DIR.")
         else:
-            run_dir, figures = new_run(recipe_io.load(recipe, given), output, None, dry_run)
+            run_dir, figures = new_run(recipe_io.load(recipe, given), output, weights, dry_run)
         report(figures)
         if not dry_run:
             say_what_next(run_dir)
