@@ -63,6 +63,10 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
         if max(recipe.detection.short_sides) > recipe.detection.long_side:
             yield f"detection.long_side: found {recipe.detection.long_side}, expected no less than the short sides"
     if recipe.task == "segmentation":
+        if recipe.model.in_chans != 3:
+            yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task segmentation"
+        if recipe.optim.layer_decay is not None:
+            yield f"optim.layer_decay: found {recipe.optim.layer_decay:g}, expected null for task segmentation"
         low, high = recipe.segmentation.scale_range
         if low > high:
             yield f"segmentation.scale_range: found {[low, high]}, expected a smaller and a larger factor"

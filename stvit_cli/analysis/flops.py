@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 # Operators that move data or touch each element once, with no product of matrices in them. fvcore leaves them out, and so do the
 # published figures. An operator that is neither counted nor named here makes the figure incomplete, and is said.
 ELEMENTWISE = re.compile(
-    "aten::(abs|add_?|as_strided|bernoulli_|clone|copy_|div_?|exp|expand_as|fill_|flip|floor_divide|gather|gelu|gt|index_select|le"
+    "aten::(abs|add_?|as_strided|bernoulli_|clone|copy_|div_?|exp|expand_as|feature_dropout|fill_|flip|floor_divide|gather|gelu|gt|index_select|le"
     "|lt|masked_fill|minimum|mul_?|ne|neg|new_empty|new_zeros|ones_like|pad|pow|relu|remainder|repeat|roll|rsub|sigmoid|silu"
     "|softmax|sqrt|sub|sum|unfold|upsample_bicubic2d|zeros_like)"
 )

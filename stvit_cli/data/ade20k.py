@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stvit_cli.data.classification import open_or_replace
 from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.order import SampleKey, derive_seed
@@ -50,21 +51,27 @@ class LabelledPictures:
     def path(self, index: int) -> str:
         return str(self.images[index])
 
-    def open(self, index: int) -> tuple[Image.Image, Labels]:
-        """Return a picture in mode RGB, and the class of each of its pixels (H, W), -1 where it is ignored.
+    def open(self, index: int) -> Image.Image:
+        """Return a picture in mode RGB. Raises UserError as `open_image` does."""
+        return open_image(self.images[index])
+
+    def labels(self, index: int, size: tuple[int, int]) -> Labels:
+        """Return the class of each pixel (H, W), -1 where it is ignored.
+
+        Args:
+            size: width and height of the picture.
 
         Raises:
-            UserError: one of the files cannot be read, they differ in size, or the map holds a number that is no class.
+            UserError: the map cannot be read, has another size, or holds a number that is no class.
         """
-        image = open_image(self.images[index])
         path = self.maps[index]
         numbers = open_label_map(path)
-        if numbers.shape != (image.height, image.width):
+        if numbers.shape != size[::-1]:
             raise UserError(
                 f"{path}: the label map has {numbers.shape[1]} x {numbers.shape[0]} pixels, "
-                f"its picture {self.images[index]} {image.width} x {image.height}."
+                f"its picture {self.images[index]} {size[0]} x {size[1]}."
             )
-        return image, self._classes(path, numbers)
+        return self._classes(path, numbers)
 
     def _classes(self, path: Path, numbers: Labels) -> Labels:
         """Turn the numbers of a map into classes 0, 1, ..., and those that stand for none into -1."""
@@ -86,19 +93,25 @@ class LabelledPictures:
 
 
 class SegmentationTrainSet(Dataset[dict[str, Any]]):
-    """Items ``{"image": C H W, "target": H W, "index": int}`` by ``SampleKey``: a function of the seed and the key alone."""
+    """Items ``{"image": C H W, "target": H W, "index": int, "skipped": [path]}`` by ``SampleKey``.
 
-    def __init__(self, pictures: LabelledPictures, transform: TrainTransform, seed: int) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+    An item is a function of the seed and the key alone; ``skipped`` are pictures that could not be decoded, in whose place it is.
+    """
+
+    def __init__(
+        self, pictures: LabelledPictures, transform: TrainTransform, seed: int, unreadable: Literal["stop", "skip"]
+    ) -> None:
+        self.pictures, self.transform, self.seed, self.unreadable = pictures, transform, seed, unreadable
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        image, labels = self.pictures.open(key.index)
+        index, image, skipped = open_or_replace(self.pictures, key, self.seed, self.unreadable)
+        labels = self.pictures.labels(index, image.size)
         with seeded(derive_seed(self.seed, "sample", key.epoch, key.index, key.view)):
             pixels, target = self.transform(image, labels)
-        return {"image": pixels, "target": target, "index": key.index}
+        return {"image": pixels, "target": target, "index": index, "skipped": skipped}
 
 
 class SegmentationEvalSet(Dataset[dict[str, Any]]):
@@ -111,7 +124,8 @@ class SegmentationEvalSet(Dataset[dict[str, Any]]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, labels = self.pictures.open(index)
+        image = self.pictures.open(index)
+        labels = self.pictures.labels(index, image.size)
         return {"images": self.transform(image), "target": torch.from_numpy(labels).long(), "index": index}
 
 
@@ -131,7 +145,8 @@ def build_segmentation(recipe: Recipe) -> SegmentationData:
     root = _root(recipe)
     pictures = find_pairs(root, section.train_images, section.train_maps, section)
     transform = TrainTransform(section, recipe.augment, recipe.data)
-    return SegmentationData(SegmentationTrainSet(pictures, transform, recipe.train.seed), build_segmentation_eval(recipe))
+    train_set = SegmentationTrainSet(pictures, transform, recipe.train.seed, recipe.data.unreadable)
+    return SegmentationData(train_set, build_segmentation_eval(recipe))
 
 
 def build_segmentation_eval(recipe: Recipe) -> SegmentationEvalSet:

@@ -25,6 +25,10 @@ def build(recipe: Recipe, *, weights: Path | None = None) -> Task:
         from stvit_cli.tasks.detection import build_detection_task  # here: its libraries take a second to import
 
         return build_detection_task(recipe, weights)
+    if recipe.task == "segmentation":
+        from stvit_cli.tasks.segmentation import build_segmentation_task
+
+        return build_segmentation_task(recipe, weights)
     return build_classification_task(recipe, weights)
 
 
@@ -42,6 +46,10 @@ def build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) 
         from stvit_cli.tasks.detection import build_detection_evaluation
 
         return build_detection_evaluation(recipe, info)
+    if recipe.task == "segmentation":
+        from stvit_cli.tasks.segmentation import build_segmentation_evaluation
+
+        return build_segmentation_evaluation(recipe, info)
     return build_classification_evaluation(recipe, info, whole)
 
 
@@ -51,4 +59,8 @@ def create_from(info: WeightsInfo) -> nn.Module:
         from stvit_cli.tasks.detection import create_from as create_detector_from
 
         return create_detector_from(info)
+    if info.task == "segmentation":
+        from stvit_cli.tasks.segmentation import create_from as create_segmenter_from
+
+        return create_segmenter_from(info)
     return create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes)

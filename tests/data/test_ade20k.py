@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,3 +195,12 @@ def test_a_picture_that_cannot_be_read(tree: Tree) -> None:
     root = tree(Image.fromarray(numbers()))
     (root / "images" / "training" / "a.jpg").write_bytes(b"no picture")
     assert "a.jpg: not a picture in a known format" in complaint(root, read=True)
+
+
+def test_a_picture_that_cannot_be_decoded_is_skipped_where_the_recipe_says_so(scenes: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(scenes, tmp_path / "scenes"))
+    bad = root / "images" / "training" / "000001.png"
+    bad.write_bytes(b"no picture")
+    data = build_segmentation(recipe(root, "data.unreadable=skip"))
+    item = data.train_set[SampleKey(1, 0, 0)]
+    assert item["skipped"] == [str(bad)] and item["index"] != 1
