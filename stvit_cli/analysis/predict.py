@@ -17,6 +17,7 @@ from stvit_cli.analysis.trained import Trained
 from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.images import ENDINGS, UnreadableImage, open_image
 from stvit_cli.errors import UserError, nearest
+from stvit_cli.models.fuse import fuse
 
 _WORKERS_FROM = 64  # pictures; below it, starting workers takes longer than what they do
 
@@ -41,6 +42,23 @@ class Prediction:
         if self.error is not None:
             return figures | {"error": self.error}
         return figures | {"classes": [asdict(guess) for guess in self.guesses]}
+
+    def summary(self) -> str:
+        """Say in a line what was found."""
+        return ", ".join(f"{guess.name} {guess.probability:.1%}" for guess in self.guesses)
+
+    def draw(self, target: Path) -> None:
+        """Write the picture, with what was found on a band below it, as PNG."""
+        image = open_image(self.path)
+        size = max(12, image.width // 24)
+        lines = [f"{guess.name} {guess.probability:.1%}" for guess in self.guesses]
+        canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
+        canvas.paste(image)
+        pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+        for number, line in enumerate(lines):
+            pen.text((size // 3, image.height + 1.4 * size * number), line, fill="black", font=font)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        canvas.save(target, "PNG")
 
 
 def list_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -71,13 +89,18 @@ def predict(
 
     Args:
         top: how many classes to name; all, where there are fewer.
+
+    Raises:
+        UserError: the model is not a classifier.
     """
-    names = class_names(trained)
     info = trained.info
+    if info.task != "classification":
+        raise UserError(f"{trained.path} holds a model for {info.task}; expected one for classification.")
+    names = class_names(trained)
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(pictures) >= _WORKERS_FROM else 0
     loader = build_eval_loader(_Pictures(pictures, transform), _collate, batch_size, workers, pin_memory=device.type == "cuda")
-    model = trained.model.to(device).to(memory_format=torch.channels_last)
+    model = fuse(trained.model).to(device).to(memory_format=torch.channels_last)
     for batch in loader:
         yield from _predict_batch(model, batch, names, min(top, info.num_classes), device)
 
@@ -91,20 +114,6 @@ def class_names(trained: Trained) -> Sequence[str]:
         imagenet = ImageNetInfo()
         return [imagenet.index_to_description(index) for index in range(1000)]
     return [str(index) for index in range(info.num_classes)]
-
-
-def draw(prediction: Prediction, target: Path) -> None:
-    """Write the picture, with what was found on a band below it, as PNG."""
-    image = open_image(prediction.path)
-    size = max(12, image.width // 24)
-    lines = [f"{guess.name} {guess.probability:.1%}" for guess in prediction.guesses]
-    canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
-    canvas.paste(image)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
-    for number, line in enumerate(lines):
-        pen.text((size // 3, image.height + 1.4 * size * number), line, fill="black", font=font)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(target, "PNG")
 
 
 class _Pictures(Dataset[tuple[Path, Tensor | str]]):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -12,38 +13,74 @@ from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import reporting
 from stvit_cli.errors import UserError
 
+if TYPE_CHECKING:
+    from stvit_cli.analysis.trained import Trained
+
+
+class Prediction(Protocol):
+    """What a model says of one picture, or why that could not be read."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    def summary(self) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def draw(self, target: Path) -> None: ...
+
 
 @app.command()
 def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Pictures, and folders of pictures.")],
     weights: Annotated[Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.")],
-    top: Annotated[int, typer.Option(metavar="K", min=1, help="How many classes to name.")] = 1,
+    top: Annotated[int, typer.Option(metavar="K", min=1, help="A classifier: how many classes to name.")] = 1,
+    score_threshold: Annotated[
+        float, typer.Option(metavar="P", min=0, max=1, help="A detector: leave out objects that it is less sure of.")
+    ] = 0.5,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write the pictures here, with what was found.")] = None,
     json_file: Json = None,
 ) -> None:
-    """Name what pictures show.
+    """Say what pictures show: a class, or objects with boxes and masks, by what the weights are for.
 
     \b
     stvit predict some.png --weights runs/RUN
     stvit predict FOLDER --weights runs/RUN --top 5 --json result.json
     stvit predict some.jpg --weights stvit-s.pth --output drawn
+    stvit predict some.jpg --weights runs/DETECTOR --score-threshold 0.7 --output drawn --json -
     """
-    from stvit_cli.analysis import predict as prediction
+    from stvit_cli.analysis.predict import list_pictures
     from stvit_cli.analysis.trained import open_trained
-    from stvit_cli.engine.distributed import pick_device
 
     with reporting(json_file) as report:
-        pictures = prediction.list_pictures(paths)
+        pictures = list_pictures(paths)
         trained = open_trained(weights)
         results = []
-        for number, result in enumerate(prediction.predict(trained, pictures, top=top, device=pick_device("auto"))):
+        for number, result in enumerate(_predictions(trained, pictures, top, score_threshold)):
             results.append(result)
             if result.error is None:
-                typer.echo(f"{result.path}  " + ", ".join(f"{g.name} {g.probability:.1%}" for g in result.guesses))
+                typer.echo(f"{result.path}  {result.summary()}")
                 if output is not None:
-                    prediction.draw(result, output / f"{number:05d}-{result.path.stem}.png")
+                    result.draw(output / f"{number:05d}-{result.path.stem}.png")
         report([result.to_json() for result in results])
     errors = [result.error for result in results if result.error is not None]
     if errors:
         shown = errors[:4] + (["..."] if len(errors) > 4 else [])
         raise UserError("\n".join([f"{len(errors)} of {len(results)} pictures could not be read:", *shown]))
+
+
+def _predictions(trained: Trained, pictures: list[Path], top: int, score_threshold: float) -> Iterator[Prediction]:
+    """Ask the model's own task; what all predictions have is `Prediction`."""
+    from stvit_cli.engine.distributed import pick_device
+
+    device = pick_device("auto")
+    if trained.info.task == "detection":
+        from stvit_cli.analysis import predict_detection
+
+        return predict_detection.predict(trained, pictures, score_threshold=score_threshold, device=device)
+    from stvit_cli.analysis import predict as classification
+
+    return classification.predict(trained, pictures, top=top, device=device)

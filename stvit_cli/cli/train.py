@@ -44,7 +44,9 @@ def train(
     with reporting(json_file) as report:
         if resume is not None:
             if output is not None or weights is not None:
-                raise UserError("--resume goes on in the run's own folder, from its checkpoint; leave --output out, and --weights too.")
+                raise UserError(
+                    "--resume goes on in the run's own folder, from its checkpoint; leave --output out, and --weights too."
+                )
             run_dir, figures = resumed_run(resume, recipe, given, dry_run)
         elif recipe is None:
             shipped = ", ".join(path.stem for path in recipe_io.list_recipes())
