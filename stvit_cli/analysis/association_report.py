@@ -121,6 +121,8 @@ def visualize(viewed: Viewed, picture: Path, folder: Path, wishes: Wishes) -> It
     middle = (image.width // 2, image.height // 2)
     # The page first: it alone can turn out to be too large.
     page = association_page(shown, (*wishes.points, middle)[0], trained=viewed.trained) if wishes.page else None
+    if wishes.arrays is not None:
+        yield _save_arrays(wishes.arrays, picture, maps, wishes.points)
     for name, kind, figure in _figures(shown, wishes.points):
         yield Written(_save(folder / f"{name}.png", _png(figure)), picture, kind)
     if truth is not None:
@@ -129,8 +131,6 @@ def visualize(viewed: Viewed, picture: Path, folder: Path, wishes: Wishes) -> It
         yield Written(file, picture, "comparison", tuple(cuts), notice)
     if page is not None:
         yield Written(_save(folder / "index.html", page.encode()), picture, "page")
-    if wishes.arrays is not None:
-        yield _save_arrays(wishes.arrays, picture, maps, wishes.points)
 
 
 def _check_points(points: Sequence[Point], size: tuple[int, int]) -> None:

@@ -77,7 +77,8 @@ def visualize_associations(
         report([item.to_json() for item in written])
     if failed:
         head = [f"{len(failed)} of {len(images)} pictures could not be shown:"] if len(images) > 1 else []
-        raise UserError("\n".join([*head, *failed[:5]]))
+        shown = failed[:4] + (["..."] if len(failed) > 4 else [])
+        raise UserError("\n".join([*head, *shown]))
 
 
 def _parse_point(text: str) -> tuple[int, int]:
