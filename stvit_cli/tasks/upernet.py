@@ -6,6 +6,8 @@ B batch, C channels, K classes, H W rows and columns of the picture, of any size
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +70,7 @@ class UPerNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         size = x.shape[-2:]
         features = self.backbone.forward_intermediates(x, intermediates_only=True)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             features = [feature.float() for feature in features]
             logits = _enlarged(self.classifier(self.dropout(self.decoder(features))), size)
             if not self.training:
@@ -78,6 +80,12 @@ class UPerNet(nn.Module):
     def compile_blocks(self) -> None:
         """Compile the backbone's blocks; see `STViT.compile_blocks`."""
         self.backbone.compile_blocks()
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if not torch.amp.is_autocast_available(device_type):  # as on the meta device
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
