@@ -5,6 +5,7 @@ All take and give (B, C, H, W). They are fastest where the memory is channels-la
 
 from __future__ import annotations
 
+import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +26,21 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
+
+
+class DropPath(timm.layers.DropPath):
+    """timm's stochastic depth, with the rate in a tensor: as a number it would make each block's compiled code another one."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__(drop_prob)
+        # No buffer: a model that is built under torch.device("meta") gets its buffers from a file, and this is in none.
+        self.keep_prob = torch.tensor(1 - drop_prob, device="cpu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(len(x), 1, 1, 1, device=x.device) < self.keep_prob
+        return x * (kept / self.keep_prob).to(x.dtype)
 
 
 class ConvGelu(nn.Module):

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, LayerScale2d, trunc_normal_
+from timm.layers import LayerNorm2d, LayerScale2d, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stvit_cli.models.layers import BatchNorm2d, ConvFFN, ConvPosEnc, PatchMerging, Stem
+from stvit_cli.models.layers import BatchNorm2d, ConvFFN, ConvPosEnc, DropPath, PatchMerging, Stem
 from stvit_cli.models.super_token import SuperTokenAttention
 
 GridSizes = tuple[int, int, int, int]
