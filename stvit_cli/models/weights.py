@@ -96,7 +96,10 @@ def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], in
     path = Path(path)
     aside = path.with_name(path.name + ".part")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode  # as the user's umask has it; the library would let nobody else read the file
         save_file(tensors, aside, metadata={METADATA_KEY: f'{text[:-1]},"crc32":"{_checksum(tensors, text)}"}}'})
+        aside.chmod(mode)
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)

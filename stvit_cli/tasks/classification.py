@@ -22,7 +22,7 @@ from stvit_cli.data import ClassificationData, EvalSet, build_classification, bu
 from stvit_cli.data.loader import seeded
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
-from stvit_cli.models.weights import WeightsInfo, load_weights, read_info
+from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.recipe_io import recipe_hash
 
@@ -227,14 +227,18 @@ def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[
     Raises:
         UserError: the file cannot be read or is of another model.
     """
-    report = load_weights(model, weights, new_head=True)
+    file = read_weights(weights)
+    report = load_weights(model, file, new_head=True)
     notes = [f"{len(report.loaded)} tensors from {weights}."]
-    before = read_info(weights).class_names if weights.suffix == ".safetensors" else ()
+    # Where the classifier was loaded the file has one; a file of some model's part has no names.
+    before = describe(file).class_names if not report.missing and not report.reset else ()
     if report.reset:
         notes.append(f"The classifier is new: the file's has another number of classes than {len(class_names)}.")
     elif before and before != tuple(class_names):
         model.reset_classifier(len(class_names))  # type: ignore[operator]
         notes.append(f"The classifier is new: the file's {len(before)} classes have other names.")
+    if report.adapted:
+        notes.append("The stem's first kernel was made for three channels and is adapted.")
     if report.missing:
         notes.append(f"Warning: {len(report.missing)} tensors were not in the file and start anew, such as {report.missing[0]}.")
     if report.unexpected:

@@ -154,6 +154,12 @@ def test_equal_weights_give_equal_files(nano: tuple[nn.Module, Path], tmp_path: 
     assert path.read_bytes() == (tmp_path / "other.safetensors").read_bytes()
 
 
+def test_others_may_read_the_file(nano: tuple[nn.Module, Path]) -> None:
+    plain = nano[1].with_name("plain")
+    plain.touch()
+    assert nano[1].stat().st_mode == plain.stat().st_mode
+
+
 def test_a_failed_write_leaves_the_older_file(nano: tuple[nn.Module, Path]) -> None:
     _, path = nano
     before = path.read_bytes()
