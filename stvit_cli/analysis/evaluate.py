@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from stvit_cli import engine, recipe_io, tasks
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.engine.distributed import pick_device
+from stvit_cli.models.fuse import fuse
 from stvit_cli.recipe import Recipe
+
+FOLDERS = {"classification": "imagefolder", "detection": "coco", "segmentation": "ade20k"}
+"""What data.kind calls a folder of a person's own data, for each task."""
 
 
 def evaluate(trained: Trained, recipe: Recipe, *, whole: bool = False) -> dict[str, Any]:
@@ -23,21 +28,23 @@ def evaluate(trained: Trained, recipe: Recipe, *, whole: bool = False) -> dict[s
     evaluation = tasks.build_evaluation(recipe, trained.info, whole=whole)
     device = pick_device(recipe.train.device)
     sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
-    return {"task": evaluation.name} | engine.evaluate(evaluation, trained.model, device, **sizes)
+    return {"task": evaluation.name} | engine.evaluate(evaluation, fuse(trained.model), device, **sizes)
 
 
 def recipe_for(trained: Trained, words: list[str]) -> Recipe:
     """Return a recipe that prepares pictures of a folder as the weights file says, with the ``key=value`` words over it."""
     info = trained.info
-    settings = Recipe.model_validate(
-        {
-            "name": trained.path.stem,
-            "model": {"name": info.model, "in_chans": info.in_chans, "grid_sizes": info.grid_sizes},
-            "data": {"image_size": info.image_size, "mean": info.mean, "std": info.std},
-            "augment": {"interpolation": info.interpolation},
-            "eval": {"crop_pct": info.crop_pct},
-        }
-    )
+    known = {
+        "name": trained.path.stem,
+        "task": info.task,
+        "model": {"name": info.model, "in_chans": info.in_chans, "grid_sizes": info.grid_sizes},
+        "data": {"kind": FOLDERS[info.task], "image_size": info.image_size, "mean": info.mean, "std": info.std},
+        "augment": {"interpolation": info.interpolation},
+        "eval": {"crop_pct": info.crop_pct},
+    }
+    if info.settings:
+        known[info.task] = json.loads(info.settings)
+    settings = Recipe.model_validate_json(json.dumps(known))
     return recipe_io.from_text(recipe_io.dump(settings), words, source=str(trained.path))
 
 
