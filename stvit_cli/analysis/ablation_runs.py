@@ -17,7 +17,7 @@ import torch
 from stvit_cli import engine, recipe_io, tasks
 from stvit_cli.analysis.ablation import NUMBERS, Setting, build_table, family_of
 from stvit_cli.analysis.ablation_report import Report, report_training
-from stvit_cli.engine.distributed import was_restarted
+from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.files import replace_file, writing
 from stvit_cli.engine.history import History
 from stvit_cli.engine.run_dir import RunDir, require_free
@@ -118,6 +118,8 @@ def train(ablation: Ablation, num_parallel: int) -> Report:
         Interrupted: a signal asked to stop; the state of every run is saved.
         UserError: a run failed for a reason that the person can mend.
     """
+    if num_parallel > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--parallel starts processes of its own; leave out either it or torchrun.")
     runs = ablation.runs()
     # The data is looked at, and its classes are counted, before anything is written.
     num_classes = tasks.build(runs[0].recipe).weights_info().num_classes
@@ -136,11 +138,15 @@ def train(ablation: Ablation, num_parallel: int) -> Report:
     if num_parallel > 1:
         _train_in_processes(waiting, num_parallel, report)
     else:
-        for number, run in enumerate(waiting, start=1):
-            if is_main():
-                print(f"Run {number} of {len(waiting)}: row {run.number}, seed {run.seed}", file=sys.stderr)
-            engine.fit(tasks.build(run.recipe), run.recipe, run.path, resume=RunDir(run.path).recipe.is_file())
-            report()
+        with joined_world(ablation.recipe.train.device):
+            for number, run in enumerate(waiting, start=1):
+                if is_main():
+                    print(
+                        f"Run {number} of {len(waiting)}: row {run.number}, {run.recipe.model.name}, seed {run.seed}",
+                        file=sys.stderr,
+                    )
+                engine.fit(tasks.build(run.recipe), run.recipe, run.path, resume=RunDir(run.path).recipe.is_file())
+                report()
     return report()
 
 

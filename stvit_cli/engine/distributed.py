@@ -105,7 +105,11 @@ def pick_device(key: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def joined_world(device_key: str = "auto") -> Iterator[World]:
-    """Join the processes that torchrun started (by its environment), or be alone; leave them at the end."""
+    """Join the processes that torchrun started (by its environment), or be alone; leave them at the end.
+
+    Inside another such block they stay joined: several runs one after the other must not join anew, for torchrun's store still
+    holds the addresses of the time before.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = pick_device(device_key, local_rank)
     if device.type == "cuda":
@@ -113,6 +117,9 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device)
+        return
+    if dist.is_initialized():
+        yield World(device, dist.get_rank(), size, local_rank)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE, device_id=device if device.type == "cuda" else None)

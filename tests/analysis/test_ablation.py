@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +214,9 @@ def test_rows_in_processes_of_their_own(stvit: Any, tmp_path: Path) -> None:
     )
     assert ended.code == 0
     assert [row["row"] for row in json.loads((runs / "table.json").read_text()) if row["top1"] is not None] == [6, 7]
-    assert "isotropic-mini" not in (runs / "row6-seed0.log").read_text() or (runs / "row6-seed0" / "best.safetensors").is_file()
+    for name in ("row6-seed0", "row7-seed0"):
+        assert (runs / name / "best.safetensors").is_file()
+        assert "Best top1" in (runs / f"{name}.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -222,3 +228,45 @@ def test_a_process_that_fails_is_quoted(stvit: Any, tmp_path: Path, monkeypatch:
     )
     assert ended.code == 2
     assert "ended with code 2" in ended.err and "no GPU" in ended.err
+
+
+@pytest.mark.slow
+def test_rows_one_after_the_other_under_torchrun(tmp_path: Path) -> None:
+    """The processes stay joined from one row to the next."""
+    words = ["isotropic-ablation", "--recipe", "isotropic-mini", "--rows", "1,2", "--output", str(tmp_path / "runs"), *BRIEF]
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stvit_cli", *words, "--json", "-"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [row["row"] for row in json.loads(ended.stdout) if row["top1"] is not None] == [1, 2]
+
+
+@pytest.mark.slow
+def test_processes_save_when_the_ablation_is_stopped(tmp_path: Path) -> None:
+    """One Ctrl-C to the command reaches every run, which saves its state in the middle of its first epoch."""
+    words = [
+        "isotropic-ablation",
+        "--recipe",
+        "isotropic-mini",
+        "--rows",
+        "1,2",
+        "--parallel",
+        "2",
+        "--output",
+        str(tmp_path / "runs"),
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "stvit_cli", *words, *BRIEF], stderr=subprocess.PIPE, text=True)
+    logs = [tmp_path / "runs" / f"row{number}-seed0.log" for number in (1, 2)]
+    deadline = time.monotonic() + 300
+    while not all(log.exists() and "pictures to train on" in log.read_text(encoding="utf-8") for log in logs):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 130 and f"--resume {tmp_path / 'runs'}" in error
+    for log in logs:
+        assert "Stopped by SIGTERM; saved after step" in log.read_text(encoding="utf-8")
+        assert len(list((log.with_suffix("") / "checkpoints").glob("step_*"))) == 2
