@@ -50,3 +50,13 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels[..., channel] += 130
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def coco_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO tree of drawn scenes, four to train on and two to evaluate, of at most 64 pixels."""
+    from stvit_cli.data.shapes import write_coco_tree
+
+    root = tmp_path_factory.mktemp("coco") / "tree"
+    write_coco_tree(root, (4, 2), 64, seed=0)
+    return root

@@ -18,21 +18,36 @@ SHRUNK = {
         *("model.name=stvit-nano", "data.image_size=64", "data.num_workers=0"),
         *("train.global_batch_size=4", "train.batch_size_per_device=2", "train.device=cpu", "train.precision=fp32"),
     ],
+    "detection": [
+        *("model.name=stvit-nano", "data.image_size=64", "data.num_workers=0", "shapes.num_train=4", "shapes.num_val=1"),
+        *("detection.short_sides=[32, 64]", "detection.long_side=96", "detection.channels=16", "detection.fc_dim=16"),
+        *("train.global_batch_size=4", "train.batch_size_per_device=2", "train.device=cpu"),
+    ],
 }
 """What makes a recipe of each task small enough for a test; all else is as shipped."""
 
 
 def test_the_recipes_are_there() -> None:
-    assert len(NAMES) == 3
+    assert len(NAMES) == 11
     folder = Path(__file__).parents[1] / "recipes"
     assert sorted(path.stem for path in folder.iterdir()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_runs(stvit, name: str, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_runs(
+    stvit,
+    name: str,
+    picture_folder: Path,
+    coco_tree: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = recipe_io.load(name)
-    words = [*SHRUNK[recipe.task], *(["--data", str(picture_folder)] if recipe.data.kind == "imagefolder" else [])]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    data = {"imagefolder": picture_folder, "coco": coco_tree}.get(recipe.data.kind)
+    words = [*SHRUNK[recipe.task], *(["--data", str(data)] if data is not None else [])]
     ended = stvit("train", "--recipe", name, "--dry-run", "--json", "figures.json", *words)
     assert ended.code == 0, ended.err
     figures = json.loads(Path("figures.json").read_text())
@@ -52,11 +67,17 @@ def test_the_head_of_a_recipe_says_what_it_is(path: Path) -> None:
     assert recipe_io.load(path.stem).description
 
 
-@pytest.mark.parametrize("name", ["deit300", "finetune384"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("deit300", "finetune384", "coco-"))])
 def test_every_value_of_the_paper_s_recipes_names_its_source(name: str) -> None:
     text = recipe_io.find(name).read_text()
-    settings = [line for line in text.splitlines() if line.startswith("  ") and not line.startswith(("    ", "  kind: image"))]
-    unsourced = [line for line in settings if not any(mark in line for mark in ("[P]", "[D]", "[O]")) and "name:" not in line]
+    settings = [
+        line
+        for line in text.splitlines()
+        if line.startswith("  ") and not line.startswith(("    ", "  kind: image", "  kind: coco"))
+    ]
+    unsourced = [
+        line for line in settings if not any(mark in line for mark in ("[P]", "[D]", "[S]", "[O]")) and "name:" not in line
+    ]
     assert unsourced == []
     assert len(settings) > 25
 
@@ -83,6 +104,34 @@ def test_the_paper_s_fine_tuning_is_the_paper_s() -> None:
     assert (recipe.train.global_batch_size, recipe.data.image_size) == (512, 384)
     assert recipe.augment == training.augment
     assert recipe.model == training.model
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "milestones", "sides"),
+    [("1x", 12, (8, 11), {800}), ("3x-ms", 36, (27, 33), {*range(480, 801, 32)})],
+)
+@pytest.mark.parametrize("head", ["mask-rcnn", "cascade-mask-rcnn"])
+def test_the_paper_s_detection_is_the_paper_s(
+    head: str, name: str, epochs: int, milestones: tuple[int, ...], sides: set[int]
+) -> None:
+    """Section C of the supplement, and the published settings of Swin, written down a second time."""
+    recipe = recipe_io.load(f"coco-{head}-{name}")
+    models = {"stvit-s": 0.1, "stvit-b": 0.3}
+    assert {m: recipe_io.load(recipe.name, [f"model.name={m}"]).drop_path_rate for m in models} == models
+    assert (recipe.schedule.kind, recipe.schedule.epochs, recipe.schedule.milestones) == ("step", epochs, milestones)
+    assert (recipe.schedule.warmup_steps, recipe.schedule.warmup_lr) == (500, 0.001 * recipe.optim.lr)
+    assert (recipe.peak_lr, recipe.optim.weight_decay, recipe.train.global_batch_size) == (1e-4, 0.05, 16)
+    detection = recipe.detection
+    assert (detection.head, set(detection.short_sides), detection.short_sides[-1], detection.long_side) == (
+        head,
+        sides,
+        800,
+        1333,
+    )
+    assert (detection.num_proposals, detection.num_samples) == (2000 if "cascade" in head else 1000, 512)
+    assert (detection.channels, detection.fc_dim, detection.anchor_scale) == (256, 1024, 8)
+    assert (detection.score_threshold, detection.nms_threshold, detection.max_detections) == (0.05, 0.5, 100)
+    assert recipe.augment.hflip == 0.5 and recipe.model.grid_sizes == (16, 8, 2, 1)
 
 
 def test_the_quickstart_is_small() -> None:

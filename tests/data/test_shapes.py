@@ -24,9 +24,6 @@ from stvit_cli.data.shapes import (
 )
 from stvit_cli.errors import UserError
 
-# pycocotools 2.0.11 on numpy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 def test_a_scene_follows_from_its_seed_split_and_number() -> None:
     scene, same = draw_scene(3, "train", 5, 96), draw_scene(3, "train", 5, 96)
