@@ -26,7 +26,7 @@ from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic import VARIANTS
 from stvit_cli.recipe import Recipe
 
-POLL_SECONDS = 0.5  # between looks at the processes
+POLL_SECONDS = 0.3  # between looks at the processes
 LAST_LINES = 4  # of the log of a process that failed
 
 
@@ -210,7 +210,7 @@ def _start(run: Run, place: Place) -> subprocess.Popen[bytes]:
     with writing(_log(run)), open(_log(run), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "stvit_cli", "train", *words],
-            env=dict(os.environ) | place.environment,
+            env=os.environ | place.environment | {"STVIT_ABLATION": str(run.path.parent)},  # see engine.signals
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -223,7 +223,8 @@ def _log(run: Run) -> Path:
 
 
 def _require_success(run: Run, code: int) -> None:
-    if code in (130, 143):  # somebody stopped this one alone
+    if code in (130, 143):
+        print(f"{run.recipe.name} was stopped by a signal.", file=sys.stderr)
         raise Interrupted(signal.SIGINT if code == 130 else signal.SIGTERM)
     if code:
         tail = _log(run).read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-# torchrun hands a Ctrl-C on to processes that the terminal has already signalled: within this time it is the same one.
+# A process that another one started (torchrun, isotropic-ablation) has a signal handed on to it that the terminal or the cluster
+# may have sent it already: within this time it is the same one. These name such a parent in the environment.
 ECHO_SECONDS = 1.0
+PARENTS = ("TORCHELASTIC_RUN_ID", "STVIT_ABLATION")
 
 
 class StopRequest:
@@ -22,7 +24,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.number = 0
         self._since = 0.0
-        self._echo = ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        self._echo = ECHO_SECONDS if any(name in os.environ for name in PARENTS) else 0.0
         self._pid = os.getpid()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
