@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ from stvit_cli.engine.files import replace_file, writing
 from stvit_cli.models.isotropic import MINI, VARIANTS
 
 COLUMNS = ("row", "model", "channels", "blocks", "RPE", "parameters", "paper", "FLOPs", "paper", "top-1 here", "paper, ImageNet")
+LABEL = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 SWIN, STVIT, PAIR = "#8a6d3b", "#1f6fb4", "#b8c0c8"
 
 
@@ -122,10 +124,13 @@ def draw(rows: Sequence[Row], title: str) -> bytes:
     panels[0].set_xlabel("FLOPs, G")
     if trained:
         scale, unit = (1e9, "G") if max(row.flops for row in trained) >= 1e9 else (1e6, "M")
-        _scatter(panels[1], trained, lambda row: row.flops / scale, lambda row: row.mean or 0.0)
+        _scatter(panels[1], trained, lambda row: row.flops / scale, lambda row: fmean(row.scores))
         for row in trained:
             if row.deviation is not None:
-                panels[1].errorbar(row.flops / scale, row.mean, row.deviation, color=_colour(row), linewidth=1, capsize=3)
+                # Rows with and without RPE cost the same: their bars share a place, so one kind is wide and pale.
+                width, alpha = (7, 0.25) if VARIANTS[row.model].rpe else (1.2, 0.9)
+                ends = [fmean(row.scores) - row.deviation, fmean(row.scores) + row.deviation]
+                panels[1].plot([row.flops / scale] * 2, ends, color=_colour(row), linewidth=width, alpha=alpha, zorder=1)
         panels[1].set_title(
             "here" + (", bars: standard deviation of the seeds" if len(trained[0].scores) > 1 else ""), fontsize=10
         )
@@ -141,10 +146,13 @@ def _scatter(axes: Axes, rows: Sequence[Row], x: Callable[[Row], float], y: Call
             axes.plot([x(row) for row in ends], [y(row) for row in ends], color=PAIR, linewidth=1.2, zorder=1)
     for row in rows:
         filled = VARIANTS[row.model].rpe
-        axes.scatter(x(row), y(row), s=48, zorder=2, edgecolor=_colour(row), facecolor=_colour(row) if filled else "white")
+        axes.scatter(x(row), y(row), s=48, zorder=3, edgecolor=_colour(row), facecolor=_colour(row) if filled else "white")
         name = f"{row.number} {row.label}" + ("" if filled else ", no RPE")
-        axes.annotate(name, (x(row), y(row)), textcoords="offset points", xytext=(7, 4), fontsize=8)
-    axes.margins(x=0.18, y=0.12)
+        # STViT is the cheaper end of each pair: its labels go to the left, off the lines.
+        side, align = (-8, "right") if VARIANTS[row.model].attention == "stvit" else (8, "left")
+        here = (x(row), y(row))
+        axes.annotate(name, here, xytext=(side, 4), textcoords="offset points", ha=align, fontsize=8, bbox=LABEL, zorder=2)
+    axes.margins(x=0.36, y=0.12)
     axes.set_ylabel("top-1, %")
     axes.grid(True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
