@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stvit_cli import engine
+from stvit_cli import engine, recipe_io
 from stvit_cli.analysis import ablation_runs
 from stvit_cli.analysis.ablation import NUMBERS, Row, Setting, answer, build_table, compare, notes_on_counts
 from stvit_cli.analysis.ablation_report import Report, report_training
@@ -157,8 +157,6 @@ def test_two_rows_trained_stopped_and_resumed(stvit: Any, tmp_path: Path, monkey
 
 
 def test_runs_share_budget_and_seeds(tmp_path: Path) -> None:
-    from stvit_cli import recipe_io
-
     recipe = recipe_io.load("isotropic-mini", ["train.seed=3", "model.grid_sizes=[4, 2, 1, 1]"])
     runs = ablation_runs.Ablation(tmp_path, recipe, (4, 5), 2).runs()
     assert [(run.number, run.seed, run.path.name) for run in runs] == [
@@ -171,6 +169,11 @@ def test_runs_share_budget_and_seeds(tmp_path: Path) -> None:
     assert changed == {"model.name", "model.grid_sizes", "train.seed"}
     assert [run.recipe.model.grid_sizes for run in runs[:2]] == [None, (4, 2, 1, 1)]  # a window has no super tokens
     assert [run.score for run in runs] == [None] * 4
+
+
+def test_the_rows_are_trained_as_the_paper_trains_stvit() -> None:
+    changes = recipe_io.difference(recipe_io.load("deit300"), recipe_io.load("isotropic300"))
+    assert {change.key for change in changes} == {"model.name", "model.drop_path_rate"}
 
 
 @pytest.mark.parametrize(
