@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 # published figures. An operator that is neither counted nor named here makes the figure incomplete, and is said.
 ELEMENTWISE = re.compile(
     "aten::(abs|add_?|as_strided|bernoulli_|clone|copy_|div_?|exp|expand_as|feature_dropout|fill_|flip|floor_divide|gather|gelu|gt|index_select|le"
-    "|lt|masked_fill|minimum|mul_?|ne|neg|new_empty|new_zeros|ones_like|pad|pow|relu|remainder|repeat|roll|rsub|sigmoid|silu"
+    "|lt|masked_fill|max_pool2d|minimum|mul_?|ne|neg|new_empty|new_zeros|ones_like|pad|pow|relu|remainder|repeat|roll|rsub|sigmoid|silu"
     "|softmax|sqrt|sub|sum|unfold|upsample_bicubic2d|zeros_like)"
 )
 

@@ -66,18 +66,12 @@ class CocoPictures:
         """Return ``boxes`` (N, 4) float, ``labels`` (N,) from 1, ``masks`` (N, H, W) of 0 and 1 in uint8."""
         objects = self.index.objects(int(self.indices[index]))
         height, width = self.size(index)
-        masks = [self._mask(entry, height, width) for entry in objects]
+        masks = [decode_mask(entry["segmentation"], height, width) for entry in objects]
         return {
             "boxes": torch.tensor([entry["box"] for entry in objects], dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor([entry["label"] for entry in objects], dtype=torch.int64),
             "masks": torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, height, width, dtype=torch.uint8),
         }
-
-    def _mask(self, entry: dict[str, Any], height: int, width: int) -> NDArray[np.uint8]:
-        try:
-            return decode_mask(entry["segmentation"], height, width)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{self.index.path}: the mask of annotation {entry['id']} cannot be decoded: {error}.") from None
 
 
 class DetectionTrainSet(Dataset[dict[str, Any]]):

@@ -202,6 +202,10 @@ def _check_segmentation(where: str, segmentation: Any, height: int, width: int) 
             raise UserError(
                 f"{where}: its mask has size {segmentation.get('size')}, expected the picture's {[height, width]}, and counts."
             )
+        # pycocotools does not look: where runs are missing, a mask would be filled with whatever the memory held.
+        runs = _runs(segmentation["counts"])
+        if sum(runs) != height * width or min(runs) < 0:
+            raise UserError(f"{where}: the runs of its mask come to {sum(runs)} pixels, expected {height * width}.")
         return
     if not isinstance(segmentation, list) or not segmentation or not all(_is_polygon(part) for part in segmentation):
         raise UserError(
@@ -212,6 +216,25 @@ def _check_segmentation(where: str, segmentation: Any, height: int, width: int) 
     ys = [y for part in segmentation for y in part[1::2]]
     if min(xs) >= width or min(ys) >= height or max(xs) <= 0 or max(ys) <= 0:
         raise UserError(f"{where}: its mask is outside of its picture, which is {width} wide and {height} high.")
+
+
+def _runs(counts: str | list[Any]) -> list[int]:
+    """Return the lengths of the runs of a mask; in text each is written in characters of 5 bits, as a difference from the last
+    but one."""
+    if isinstance(counts, list):
+        return [run if type(run) is int else -1 for run in counts] or [-1]
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value |= -1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs or [-1]
 
 
 def _is_polygon(part: Any) -> bool:
