@@ -53,20 +53,17 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
         UserError: the batch cannot be met, or the settings do not go together with the device.
     """
     train, device = recipe.train, world.device
-    num_samples = len(cast(Sized, task.train_set))
-    timeline = build_timeline(recipe, num_samples)
+    timeline = world.on_main(lambda: _lay_out(task, recipe, world))
     freeze(task, recipe.finetune)
     task.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if train.sync_bn and world.size > 1:
-        if device.type == "cpu":
-            raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
         nn.SyncBatchNorm.convert_sync_batchnorm(task.model)  # in place: the model itself is no batch norm
     set_training_mode(task, recipe.finetune)
     plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
     optimizer = build_optimizer(task, recipe.optim)
     ema = ModelEmaV3(task.model, decay=train.ema_decay) if train.ema_decay is not None else None
     if train.compile:
-        _compile_blocks(task.model)
+        task.model.compile_blocks()  # type: ignore[operator]
     return Session(
         task=task,
         recipe=recipe,
@@ -107,13 +104,17 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
 
 
-def _compile_blocks(model: nn.Module) -> None:
-    compile_blocks = getattr(model, "compile_blocks", None)
-    if compile_blocks is None:
-        raise UserError(
-            f"train.compile: {type(model).__name__} has no blocks that can be compiled one by one. Use train.compile=false."
-        )
-    compile_blocks()
+def _lay_out(task: Task, recipe: Recipe, world: World) -> Timeline:
+    """Check the settings against data, model, device and number of processes: what all would find wrong is said by one."""
+    train = recipe.train
+    timeline = build_timeline(recipe, len(cast(Sized, task.train_set)))
+    plan_batches(train, world.size, task.batch_multiple)
+    if train.sync_bn and world.size > 1 and world.device.type == "cpu":
+        raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
+    if train.compile and not hasattr(task.model, "compile_blocks"):
+        name = type(task.model).__name__
+        raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")
+    return timeline
 
 
 def _probe(task: Task, recipe: Recipe, world: World) -> Callable[[int], bool]:

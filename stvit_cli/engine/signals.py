@@ -30,6 +30,8 @@ class StopRequest:
     def receive(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
             self.number, self._since = number, time.monotonic()
+            if os.environ.get("RANK", "0") == "0" and os.getpid() == self._pid:
+                os.write(2, b"\nEnding the step and saving; the same signal again exits at once.\n")
         elif time.monotonic() - self._since >= self._echo and os.getpid() == self._pid:
             # Files are renamed into place when they are whole, so there is nothing to tidy up.
             for child in multiprocessing.active_children():
