@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import timm
 import torch
+import torchvision
+from torch import nn
 
 from stvit_cli.analysis.flops import count_flops
-from stvit_cli.errors import UserError
-from stvit_cli.models import create_model
+from stvit_cli.errors import UserError, nearest
+from stvit_cli.models import create_model, list_models
 
 MIN_IMAGE_SIZE = 32
 
@@ -32,8 +35,23 @@ PAPER = {
 }
 
 
+def build(name: str) -> nn.Module:
+    """Build a model of ours, of torchvision or of timm, by its name, untrained. Raises UserError for an unknown one."""
+    if name in list_models():
+        return create_model(name)
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    if name in theirs:
+        return torchvision.models.get_model(name, weights=None)
+    if name in timm.list_models():
+        return timm.create_model(name)
+    guess = nearest(name, list_models()) or nearest(name, [*theirs, *timm.list_models()])
+    raise UserError(
+        f"no model '{name}' here, in torchvision or in timm.{guess} Ours: {', '.join(list_models()[:4])}, isotropic-*."
+    )
+
+
 def profile_models(names: list[str], image_size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Profile models with 1000 classes for a picture of ``image_size`` (height, width).
+    """Profile models (ours, torchvision's, timm's) with 1000 classes for a picture of ``image_size`` (height, width).
 
     Returns:
         For each: model, image_size, params (trainable), flops (multiply-adds), flops_by_operator, flops_by_module,
@@ -46,14 +64,18 @@ def profile_models(names: list[str], image_size: tuple[int, int]) -> list[dict[s
         raise UserError(f"--image-size {image_size[0]}x{image_size[1]}: a side is at least {MIN_IMAGE_SIZE} pixels.")
     with torch.device("meta"):  # every name is checked before the first count
         for name in names:
-            create_model(name)
+            build(name)
     return [_profile(name, image_size) for name in names]
 
 
 def _profile(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    model = create_model(name)
-    flops = count_flops(model, image_size)
     paper = PAPER.get((name, image_size[0])) if image_size[0] == image_size[1] else None
+    return describe_cost(name, build(name), image_size, paper)
+
+
+def describe_cost(name: str, model: nn.Module, image_size: tuple[int, int], paper: Paper | None) -> dict[str, Any]:
+    """Return what `profile_models` says of one model."""
+    flops = count_flops(model, image_size)
     return {
         "model": name,
         "image_size": list(image_size),

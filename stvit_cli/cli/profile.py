@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,44 +11,66 @@ from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import print_table, reporting
 from stvit_cli.errors import UserError
 
+COLUMNS = ["model", "parameters", "paper", "difference", "FLOPs", "paper", "difference", "by operator"]
+SPEED_COLUMNS = ["model", "images/s", "slowest", "fastest", "ratio", "ms/image", "peak memory", "share of peak", "layout"]
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="Names; all of Table I where none is given.")]
+ImageSize = Annotated[
+    str | None, typer.Option(metavar="N|HxW", help="The picture's side, or height x width, in pixels; 224, or what suits the task.")
+]
+
 
 @app.command()
 def profile(
-    models: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Names; all of Table I where none is given.")
+    models: Names = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The models in this recipe, heads and all; then KEY=VALUE are its keys.")
     ] = None,
-    image_size: Annotated[
-        str, typer.Option(metavar="N or HxW", help="The picture's side, or height and width, in pixels.")
-    ] = "224",
-    by_module: Annotated[bool, typer.Option("--by-module", help="Also the tree of modules, with the share of each.")] = False,
+    image_size: ImageSize = None,
+    by_module: Annotated[bool, typer.Option("--by-module", help="Also the tree of modules, with each one's share.")] = False,
     depth: Annotated[int, typer.Option(min=1, help="How deep the tree goes.")] = 3,
+    throughput: Annotated[bool, typer.Option("--throughput", help="Also time the models, in turn.")] = False,
+    against: Annotated[str, typer.Option(metavar="NAMES", help="Models of torchvision or timm beside them, by commas.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a timed step.")] = 8,
+    train: Annotated[bool, typer.Option("--train", help="Time training steps, not inference.")] = False,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the timed step.")] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile: ours a block at a time, others whole.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 7,
     json_file: Json = None,
 ) -> None:
-    """Parameters and multiply-adds of the models, beside the paper's figures.
+    """Parameters and multiply-adds of the models, beside the paper's figures; and how fast they run.
 
     \b
     stvit profile stvit-s stvit-b stvit-l
     stvit profile stvit-s --image-size 384 --json -
-    stvit profile stvit-nano --image-size 64 --by-module
+    stvit profile stvit-s stvit-b --recipe coco-mask-rcnn-1x model.grid_sizes=[8,4,1,1]
+    stvit profile stvit-s --throughput --against swin_t,convnext_tiny,resnet50
+    stvit profile stvit-s --throughput --against swin_t --train --compile
     """
     size = _parse_size(image_size)
     with reporting(json_file) as report:
+        import torch
+
         from stvit_cli.analysis.profile import profile_models
         from stvit_cli.models.stvit import VARIANTS
 
-        rows = profile_models(models or list(VARIANTS), size)
-        print_table(
-            COLUMNS, [_cells(row) for row in rows], title=f"One picture of {size[0]} x {size[1]}; FLOPs are multiply-adds"
-        )
+        names = (models or list(VARIANTS)) + [name for name in against.split(",") if name]
+        rows = profile_models(names, size)
+        print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {size[0]} x {size[1]}; FLOPs are multiply-adds")
         for row in rows:
             if row["uncounted"]:
                 print(f"{row['model']}: not counted: {', '.join(f'{op} ({n} calls)' for op, n in row['uncounted'].items())}")
             if by_module:
                 _print_tree(row, depth)
+        if throughput:
+            from stvit_cli.analysis.throughput import Setting, measure
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            figures = measure(names, Setting(size, 3, batch_size, train, precision, compiled, rounds, device))
+            for row in rows:
+                row["throughput"] = figures[row["model"]]
+            _print_speed(rows)
         report(rows)
-
-
-COLUMNS = ["model", "parameters", "paper", "difference", "FLOPs", "paper", "difference", "by operator"]
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -69,6 +91,23 @@ def _cells(row: dict[str, Any]) -> list[str]:
         cells += [text, f"{theirs / unit[0]:g} {unit[1]}", f"{ours / theirs - 1:+.1%}"] if theirs else [text, "-", "-"]
     shares = row["flops_by_operator"].items()
     return [*cells, ", ".join(f"{name} {flops / 1e9:.3f}" for name, flops in shares)]
+
+
+def _print_speed(rows: list[dict[str, Any]]) -> None:
+    """The speeds; the ratio is to the last model's, the one compared with."""
+    last = rows[-1]["throughput"]
+    how = f"{last['mode']}, batch {last['batch_size']}, {last['precision']}{', compiled' * last['compiled']}, {last['device']}"
+    lines = []
+    for row in rows:
+        speed = row["throughput"]
+        rate, memory = speed["images_per_second"], speed["peak_memory_bytes"]
+        ends = [f"{end:.1f}" for end in speed["spread"]]
+        held = "-" if memory is None else f"{memory / 2**20:.0f} MiB"
+        share = f"{speed['share_of_peak']:.0%}"
+        ratio = f"{rate / last['images_per_second']:.2f}"
+        cells = [f"{rate:.1f}", *ends, ratio, f"{speed['ms_per_image']:.1f}", held, share, speed["memory_layout"]]
+        lines.append([row["model"], *cells])
+    print_table(SPEED_COLUMNS, lines, f"Timed in turn: {how}; ratio to {rows[-1]['model']}")
 
 
 def _print_tree(row: dict[str, Any], depth: int) -> None:

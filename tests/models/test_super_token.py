@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from literal_form import literal_super_token_attention
 from torch import Tensor
 
 from stvit_cli.models.super_token import (
@@ -76,21 +77,6 @@ def dense_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> Te
     super_tokens = attention.attend((normalised.transpose(1, 2) @ tokens).transpose(1, 2).unflatten(2, (p, q)))
     y = (association @ super_tokens.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x_padded.shape[2:])
     return y[..., :height, :width]
-
-
-def literal_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
-    """Algorithm 1 as it is printed, for one iteration and sizes that the grid divides: `F.unfold`, `F.fold`, einops."""
-    (h, w), (b, c, height, width) = attention.grid_size, x.shape
-    p, q = height // h, width // w
-    tokens = rearrange(x, "b c (y h) (x w) -> b (y x) (h w) c", y=p, x=q)
-    with torch.no_grad():
-        surrounding = F.unfold(F.adaptive_avg_pool2d(x, (p, q)), 3, padding=1).transpose(1, 2).reshape(b, p * q, c, 9)
-        association = (tokens @ surrounding * c**-0.5).softmax(-1)
-        association_sum = F.fold(association.sum(2).transpose(1, 2), (p, q), 3, padding=1)
-    super_tokens = (tokens.transpose(-1, -2) @ association).permute(0, 2, 3, 1).reshape(b, c * 9, p * q)
-    super_tokens = attention.attend(F.fold(super_tokens, (p, q), 3, padding=1) / (association_sum + 1e-12))
-    surrounding = F.unfold(super_tokens, 3, padding=1).transpose(1, 2).reshape(b, p * q, c, 9)
-    return rearrange(surrounding @ association.transpose(-1, -2), "b (y x) c (h w) -> b c (y h) (x w)", y=p, x=q, h=h)
 
 
 @pytest.mark.parametrize("grid_size", [(4, 4), (2, 5)])

@@ -1,0 +1,199 @@
+"""How fast models run beside each other: interleaved rounds, medians, and what the machine could do at best.
+
+Timings on a shared machine drift. So all models are built and warmed up first, then timed in turn, round after round, and what
+is compared comes from one run. Each model runs in the memory layout that suits it best.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stvit_cli.analysis.flops import count_flops
+from stvit_cli.analysis.profile import build
+from stvit_cli.models.fuse import fuse
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+BACKWARD = 2  # a backward pass costs two forward passes: products for the gradient of the input and of the weights
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed: one forward pass without gradients, or one training step (forward, backward, AdamW)."""
+
+    image_size: tuple[int, int] = (224, 224)
+    in_chans: int = 3
+    batch_size: int = 8
+    train: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    rounds: int = 7
+    device: str = "cpu"
+
+
+@dataclass
+class Candidate:
+    """A model with its step, ready to be timed."""
+
+    name: str
+    step: Callable[[], None]
+    flops: int  # multiply-adds of one picture, forward
+    layout: str = ""
+
+
+def measure(names: list[str], setting: Setting) -> dict[str, dict[str, Any]]:
+    """Time models (ours, torchvision's, timm's, by name) in turn.
+
+    Returns:
+        For each name: images_per_second (median over the rounds), spread (slowest and fastest round), ms_per_image,
+        seconds_per_step, peak_memory_bytes (of a step beyond what was held before it; None where the system does not say),
+        share_of_peak (of the measured matrix-product peak), memory_layout, and the setting.
+
+    Raises:
+        UserError: a name that neither we nor torchvision nor timm know.
+    """
+    candidates = [prepare(name, build(name), setting) for name in names]
+    return time_in_turn(candidates, setting)
+
+
+def time_in_turn(candidates: list[Candidate], setting: Setting) -> dict[str, dict[str, Any]]:
+    """Time prepared candidates in turn; see `measure`."""
+    memory = {candidate.name: _peak_memory(candidate.step, setting.device) for candidate in candidates}
+    seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    for _ in range(setting.rounds):
+        for candidate in candidates:
+            seconds[candidate.name].append(_time(candidate.step, setting.device))
+    peak = peak_flops(setting)
+    results = {}
+    for candidate in candidates:
+        rates = sorted(setting.batch_size / second for second in seconds[candidate.name])
+        median = statistics.median(rates)
+        work = 2 * candidate.flops * (1 + BACKWARD * setting.train)
+        results[candidate.name] = {
+            "images_per_second": median,
+            "spread": [rates[0], rates[-1]],
+            "ms_per_image": 1e3 / median,
+            "seconds_per_step": setting.batch_size / median,
+            "peak_memory_bytes": memory[candidate.name],
+            "share_of_peak": median * work / peak,
+            "memory_layout": candidate.layout,
+            "batch_size": setting.batch_size,
+            "mode": "train" if setting.train else "inference",
+            "precision": setting.precision,
+            "compiled": setting.compile,
+            "device": machine(setting.device),
+        }
+    return results
+
+
+def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
+    """Fuse (ours, for inference), compile where asked, warm up, and choose the faster memory layout."""
+    flops = count_flops(model, setting.image_size, setting.in_chans).total
+    if not setting.train:
+        model = fuse(model)
+    model = model.to(setting.device).train(setting.train)
+    if setting.compile:
+        # In place, so that it stays the module it was: ours a block at a time, another one whole.
+        getattr(model, "compile_blocks", lambda: model.compile(dynamic=False))()
+    images = torch.randn(setting.batch_size, setting.in_chans, *setting.image_size, device=setting.device)
+    steps = []
+    for layout in LAYOUTS:
+        step = make_step(model, images, layout, setting)
+        step()
+        steps.append((min(_time(step, setting.device) for _ in range(2)), layout))
+    best = min(steps, key=lambda pair: pair[0])[1]
+    return Candidate(name, make_step(model, images, best, setting), flops, str(best).removeprefix("torch."))
+
+
+def make_step(model: nn.Module, images: Tensor, layout: torch.memory_format, setting: Setting) -> Callable[[], None]:
+    """Return what is timed, for pictures (B, C, H, W) in a memory layout."""
+    model.to(memory_format=layout)
+    images = images.contiguous(memory_format=layout)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(setting.device, torch.bfloat16) if setting.precision == "bf16" else nullcontext()
+
+    def infer() -> None:
+        with torch.inference_mode(), autocast():
+            model(images)
+
+    if not setting.train:
+        return infer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+    def train() -> None:
+        with autocast():
+            loss = model(images).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return train
+
+
+def peak_flops(setting: Setting) -> float:
+    """Measure this machine's best matrix product, in floating-point operations a second: by matmul and by 1 x 1 convolution.
+
+    On some processors the two go to different libraries, of which one is twice as fast.
+    """
+    side = 2048 if setting.device == "cpu" else 8192
+    dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
+    a = torch.randn(side, side, device=setting.device, dtype=dtype)
+    image, kernel = a.reshape(side, 1, 1, side).permute(0, 3, 1, 2), a.reshape(side, side, 1, 1)
+    with torch.inference_mode():
+        products: list[Callable[[], Any]] = [lambda: a @ a, lambda: F.conv2d(image, kernel)]
+        return max(2 * side**3 / min(_time(product, setting.device) for _ in range(4)) for product in products)
+
+
+def machine(device: str) -> str:
+    """Say what the figures were measured on."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _time(step: Callable[[], Any], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    step()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _peak_memory(step: Callable[[], None], device: str) -> int | None:
+    """Bytes a step holds at most beyond what was held before it; on a CPU by Linux' high-water mark of the process."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the mark to what is held now
+        before = _status("VmRSS")
+        step()
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{key} is not in /proc/self/status")

@@ -1,0 +1,62 @@
+"""What the benchmark reports, not how fast anything is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from literal_form import make_literal
+
+from stvit_cli.analysis.throughput import Candidate, Setting, time_in_turn
+from stvit_cli.cli import main
+from stvit_cli.models import create_model
+
+
+@pytest.mark.parametrize("mode", [[], ["--train"]])
+def test_two_models_in_turn(mode: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "speed.json"
+    command = [
+        "profile",
+        "stvit-nano",
+        "--image-size",
+        "64",
+        "--throughput",
+        "--against",
+        "resnet18",
+        "--batch-size",
+        "2",
+        "--rounds",
+        "2",
+    ]
+    assert main([*command, *mode, "--json", str(report)]) == 0
+    rows = json.loads(report.read_text())
+    assert [row["model"] for row in rows] == ["stvit-nano", "resnet18"]
+    for row in rows:
+        speed = row["throughput"]
+        slowest, fastest = speed["spread"]
+        assert 0 < slowest <= speed["images_per_second"] <= fastest
+        assert speed["ms_per_image"] == pytest.approx(1e3 / speed["images_per_second"])
+        assert 0 < speed["share_of_peak"] < 1.5 and speed["mode"] == ("train" if mode else "inference")
+        assert speed["peak_memory_bytes"] is None or speed["peak_memory_bytes"] >= 0
+    out = capsys.readouterr().out
+    assert "share of peak" in out and "ratio to resnet18" in out
+
+
+def test_candidates_take_turns() -> None:
+    turns: list[str] = []
+    candidates = [Candidate(name, lambda name=name: turns.append(name), 1) for name in "ab"]
+    time_in_turn(candidates, Setting(rounds=3))
+    assert "".join(turns).endswith("ababab")
+
+
+def test_the_literal_baseline_is_the_same_function() -> None:
+    model = create_model("stvit-nano").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(make_literal(model)(images), expected)
+
+
+def test_an_unknown_peer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "stvit-nano", "--throughput", "--against", "swin_tt"]) == 2
+    assert "Did you mean 'swin_t'?" in capsys.readouterr().err
