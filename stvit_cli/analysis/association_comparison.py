@@ -42,7 +42,7 @@ def comparison_sheet(look: Look, truth: Labels, cuts: Sequence[Cut]) -> Figure:
     tall, rows = panel * look.panel_shape, 0.24 * len(cuts)
     sheet = Sheet(4 * (panel + 0.12) + 0.3, top + tall + 0.7 + rows + 0.45)
     below = "Above, outlines on the picture; below, the number of segments in brackets."
-    sheet.title(f"{look.name}: super tokens as superpixels", look.subtitle, below)
+    sheet.title(look.name, ": super tokens as superpixels", look.subtitle, below)
     _cut_panel(sheet, look, "Label map", truth, f"{len(np.unique(truth))} labels", 0, top, tall, panel)
     for column, cut in enumerate(shown, 1):
         heading = spoken(cut.name).capitalize() if cut is best else cut.name[0].upper() + cut.name[1:]

@@ -31,7 +31,7 @@ def overview(look: Look, points: Sequence[Point]) -> Figure:
     bottom = TOP + len(layers) * (tall + GAP) + (0.7 if layers else -0.2)
     sheet = Sheet(left + len(PANELS) * (panel + GAP) + 0.1, bottom + len(points) * strip + 0.1)
     ring = f"point 1 at ({points[0][0]}, {points[0][1]})" if points else "the picture's centre"
-    sheet.title(look.name, look.subtitle, f"The ring is {ring}; the one super token is the one there." if layers else "")
+    sheet.title(look.name, "", look.subtitle, f"The ring is {ring}; the one super token is the one there." if layers else "")
     for column, kind in enumerate(PANELS if layers else ()):
         x = left + column * (panel + GAP)
         sheet.text(x, TOP - 0.1, kind.title, fontsize=11, weight="bold")
@@ -52,7 +52,7 @@ def layer_sheet(look: Look, layer: LayerMaps, points: Sequence[Point]) -> Figure
     panel = 4.4
     tall = panel * look.panel_shape
     sheet = Sheet(2 * panel + 0.65, TOP + 2 * (tall + 0.4) + 0.35)
-    sheet.title(f"{look.name}, {spoken(layer.name)}", look.subtitle, f"{_counted(layer)}.")
+    sheet.title(look.name, f", {spoken(layer.name)}", look.subtitle, f"{_counted(layer)}.")
     for number, kind in enumerate(PANELS):
         x, y = 0.2 + number % 2 * (panel + 0.25), TOP + 0.15 + number // 2 * (tall + 0.4)
         sheet.text(x, y - 0.08, kind.title, fontsize=11, weight="bold")
@@ -69,7 +69,7 @@ def head_sheet(look: Look, layers: Sequence[LayerMaps], number: int, point: Poin
     sheet = Sheet(max(left + (heads + 1) * step + 0.1, 8.5), TOP + 0.1 + len(layers) * (tall + 0.3) + 0.6)
     stage = spoken(layers[0].name.split(".")[0])
     sheet.title(
-        f"{look.name}, {stage}: what point {number} attends to", look.subtitle, f"Point {number} is at ({point[0]}, {point[1]})."
+        look.name, f", {stage}: what point {number} attends to", look.subtitle, f"Point {number} is at ({point[0]}, {point[1]})."
     )
     for column in range(heads + 1):
         sheet.text(left + column * step, TOP, f"Head {column}" if column else "Mean of the heads", fontsize=10, weight="bold")

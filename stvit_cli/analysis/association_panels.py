@@ -139,9 +139,10 @@ class Sheet:
         placed: dict[str, Any] = {"color": INK, "fontsize": 9, "va": "baseline"} | style
         self.figure.text(x / self.width, 1 - y / self.height, words, **placed)
 
-    def title(self, heading: str, *below: str) -> None:
-        """Write the title, shortened to fit, and below it lines that are broken to fit: 1.2 inches for three of them."""
-        self.text(0.2, 0.4, shortened(heading, int((self.width - 0.4) / 0.135)), fontsize=15, weight="bold", parse_math=False)
+    def title(self, name: str, rest: str, *below: str) -> None:
+        """Write the title, its name shortened to fit, and below it lines that are broken to fit: 1.2 inches for three of them."""
+        heading = shortened(name, max(12, int((self.width - 0.4) / 0.135) - len(rest))) + rest
+        self.text(0.2, 0.4, heading, fontsize=15, weight="bold", parse_math=False)
         lines = [line for text in below for line in textwrap.wrap(text, int((self.width - 0.4) / 0.079))]
         self.text(0.2, 0.52, "\n".join(lines), color=FAINT, fontsize=9.5, va="top", linespacing=1.5, parse_math=False)
 
@@ -166,6 +167,10 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} … {text[len(text) - most // 2 + 3 :]}"
 
 
+def in_left_half(look: Look, place: Point) -> bool:
+    return place[0] < look.maps.picture.shape[1] / 2
+
+
 def reference(look: Look, layer: LayerMaps, points: Sequence[Point]) -> tuple[int, Point]:
     """Return the super token that stands for the others in a figure, that of the first point or of the centre, and that place."""
     height, width = look.maps.picture.shape[:2]
@@ -188,7 +193,7 @@ def draw_one_super_token(ax: Axes, look: Look, layer: LayerMaps, points: Sequenc
     draw_picture(ax, look, overlay(layer, values / values.max(), look.grey))
     draw_lines(ax, outlines(layer, layer.token_labels() == super_token), 0.7)
     draw_mark(ax, place)
-    draw_note(ax, f"largest {values.max():.2g}")
+    draw_note(ax, f"largest {values.max():.2g}", right=in_left_half(look, place))
 
 
 def draw_confidence(ax: Axes, look: Look, layer: LayerMaps, points: Sequence[Point]) -> None:
@@ -199,7 +204,7 @@ def draw_attention(ax: Axes, look: Look, layer: LayerMaps, values: NDArray[np.fl
     """Draw an attention map (H, W) of a point and note its largest value, by that of even attention to all places."""
     draw_picture(ax, look, overlay(layer, values / values.max(), look.small_grey))
     draw_mark(ax, point)
-    draw_note(ax, f"{values.max() * values.size:.3g} × even")
+    draw_note(ax, f"{values.max() * values.size:.3g} × even", right=in_left_half(look, point))
 
 
 @dataclass(frozen=True)
@@ -270,9 +275,8 @@ def draw_mark(ax: Axes, place: Point) -> None:
         ax.plot(x, y, "o", ms=6.5, mfc="none", mec=colour, mew=thickness)
 
 
-def draw_note(ax: Axes, words: str) -> None:
-    """Write into the lower left corner."""
+def draw_note(ax: Axes, words: str, *, right: bool = False) -> None:
+    """Write into the lower left corner, or the lower right."""
     box = {"boxstyle": "square,pad=0.25", "facecolor": "black", "alpha": 0.6, "linewidth": 0}
-    ax.annotate(
-        words, (0, 0), (3, 3.5), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color="white", bbox=box
-    )
+    side: dict[str, Any] = {"xy": (1, 0), "xytext": (-3, 3.5), "ha": "right"} if right else {"xy": (0, 0), "xytext": (3, 3.5)}
+    ax.annotate(words, xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color="white", bbox=box, **side)

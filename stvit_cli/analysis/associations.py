@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
 from stvit_cli.analysis.token_grid import MIN_SIDE, Size, TokenGrid, fit
 from stvit_cli.errors import UserError, nearest
+from stvit_cli.models.isotropic import TableSuperTokenAttention, position_bias
 from stvit_cli.models.super_token import (
     EPS,
     SuperTokenAttention,
@@ -58,6 +60,7 @@ class LayerMaps:
         grid_size: tokens of a cell, h and w; (1, 1) where every token is its own super token (global attention).
         num_super_tokens: p and q.
         cells: association Q as the model made it, (1, p, q, n, 9), padding included; None where the attention is global.
+        bias: what a relative position encoding adds to the logits of attention, (heads, p q, p q); None without one.
         queries, keys: (heads, p q, d). Attention follows from them; kept, since a large picture's (p q)^2 matrix is too large.
     """
 
@@ -68,6 +71,7 @@ class LayerMaps:
     cells: Tensor | None
     queries: Tensor
     keys: Tensor
+    bias: Tensor | None = None
 
     @property
     def is_global(self) -> bool:
@@ -105,8 +109,10 @@ class LayerMaps:
 
     def attention(self, rows: Sequence[int] | Tensor | None = None) -> Tensor:
         """Return the attention among super tokens, (heads, p q, p q): all of it, or these rows."""
-        queries = self.queries if rows is None else self.queries[:, rows]
-        return (queries * queries.shape[-1] ** -0.5 @ self.keys.transpose(-1, -2)).softmax(-1)
+        chosen = slice(None) if rows is None else rows
+        queries = self.queries[:, chosen]
+        logits = queries * queries.shape[-1] ** -0.5 @ self.keys.transpose(-1, -2)
+        return (logits if self.bias is None else logits + self.bias[:, chosen]).softmax(-1)
 
     @torch.no_grad()
     def place_attention(self, token: Size) -> Floats:
@@ -213,7 +219,7 @@ def associations(
         logits = model(_to_input(picture, input_size, info))[0]
     model.train(was_training)
     if not layers:
-        raise UserError(f"{type(model).__name__} has no super token attention.")
+        raise UserError(f"{info.model} has no super token attention.")
     return Associations(np.asarray(picture), input_size, layers, _array(logits))
 
 
@@ -227,7 +233,8 @@ def layer_name(module_name: str) -> str:
 def _watching(model: nn.Module, layers: dict[str, LayerMaps], input_size: Size, picture_size: Size) -> Iterator[None]:
     """While it is open, note in ``layers`` what enters each attention of ``model``.
 
-    The convolutions are watched too: which input pixel a token is centred on follows from their strides and paddings.
+    The convolutions (and Swin's merging of 2 x 2 tokens) are watched too: which input pixel a token is centred on follows from
+    their strides and paddings.
     """
     stride, offset = 1, 0.0
 
@@ -237,10 +244,15 @@ def _watching(model: nn.Module, layers: dict[str, LayerMaps], input_size: Size, 
         offset += ((conv.kernel_size[0] - 1) / 2 - conv.padding[0]) * stride
         stride *= conv.stride[0]
 
+    def enter_merging(merging: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal stride, offset
+        offset += 0.5 * stride
+        stride *= 2
+
     def enter_attention(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def enter(attn: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(attn, SuperTokenAttention)
-            x = args[0]
+            x = args[0].permute(0, 3, 1, 2) if isinstance(attn, TableSuperTokenAttention) else args[0]
             grid = TokenGrid((x.shape[2], x.shape[3]), stride, offset, input_size, picture_size)
             layers[layer_name(name)] = _maps(layer_name(name), attn, x, grid)
 
@@ -252,6 +264,8 @@ def _watching(model: nn.Module, layers: dict[str, LayerMaps], input_size: Size, 
             handles.append(module.register_forward_pre_hook(enter_attention(name)))
         elif isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_pre_hook(enter_convolution))
+        elif isinstance(module, PatchMerging):
+            handles.append(module.register_forward_pre_hook(enter_merging))
     try:
         yield
     finally:
@@ -266,7 +280,10 @@ def _maps(name: str, attn: SuperTokenAttention, x: Tensor, grid: TokenGrid) -> L
         super_tokens, association = sample(to_cells(x, attn.grid_size), attn.num_iters)
         x = super_tokens.permute(0, 3, 1, 2)
     queries, keys, _ = attn.split_heads(x)
-    return LayerMaps(name, grid, attn.grid_size, (x.shape[2], x.shape[3]), association, queries[0], keys[0])
+    p, q = x.shape[2:]
+    table = getattr(attn, "relative_position_bias_table", None)
+    bias = None if table is None else position_bias(table, p, q)
+    return LayerMaps(name, grid, attn.grid_size, (p, q), association, queries[0], keys[0], bias)
 
 
 def _to_input(picture: Image.Image, size: Size, info: WeightsInfo) -> Tensor:

@@ -113,24 +113,34 @@ def test_the_strongest_super_token_is_in_the_picture(maps: Associations) -> None
         assert (layer.confidence() <= association.max(-1)).all()
 
 
-@pytest.mark.parametrize("name", ["stage1.block1", "stage2.block2", "stage3.block1", "stage4.block1"])
-def test_place_attention_rebuilds_the_output_of_the_layer(model: nn.Module, picture: Image.Image, name: str) -> None:
-    stage, block = int(name[5]) - 1, int(name[-1]) - 1
-    attn = model.stages[stage].blocks[block].attn
+@pytest.mark.parametrize(
+    ("model_name", "name"),
+    [
+        ("stvit-nano", "stage1.block1"),
+        ("stvit-nano", "stage2.block2"),
+        ("stvit-nano", "stage3.block1"),
+        ("isotropic-mini-stvit-12", "stage2.block1"),  # tokens are (B, H, W, C), attention has a position table
+        ("isotropic-mini-swin-20-global", "stage3.block2"),
+    ],
+)
+def test_place_attention_rebuilds_the_output_of_the_layer(picture: Image.Image, model_name: str, name: str) -> None:
+    torch.manual_seed(1)
+    model = stvit_cli.create_model(model_name)
+    attn = model.get_submodule(f"stages.{int(name[5]) - 1}.blocks.{int(name[-1]) - 1}.attn")
     assert isinstance(attn, SuperTokenAttention)
     seen: list[torch.Tensor] = []
     handle = attn.register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
     layer = associations(model, picture, NANO, keep_size=True).layers[name]
     handle.remove()
-    x, y = seen
+    x, y = (part if model_name == "stvit-nano" else part.permute(0, 3, 1, 2) for part in seen)
     with torch.no_grad():
-        values = attn.split_heads(x)[2][0] - attn.split_heads(torch.zeros_like(x))[2][0]  # (heads, H W, d), without the bias
-        bias = attn.split_heads(torch.zeros_like(x))[2][0, :, 0]
+        bias = attn.split_heads(torch.zeros_like(x))[2][0]
+        values = attn.split_heads(x)[2][0] - bias  # (heads, H W, d)
         rows, columns = layer.grid.tokens
         for token in ((0, 0), (rows - 1, columns - 1), (rows // 2, columns // 3), (0, columns // 2)):
             inside = 1.0 if layer.is_global else (layer.association() * (layer.neighbour_index() >= 0)).sum(-1)[token]
             mixed = torch.einsum("ht,htd->hd", torch.from_numpy(layer.place_attention(token)).flatten(1), values)
-            expected = attn.proj.weight[:, :, 0, 0] @ (mixed + inside * bias).flatten() + inside * attn.proj.bias
+            expected = attn.proj.weight[:, :, 0, 0] @ (mixed + inside * bias[:, 0]).flatten() + inside * attn.proj.bias
             torch.testing.assert_close(y[0, :, token[0], token[1]], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -155,8 +165,21 @@ def test_tokens_are_centred_where_the_grid_says(model: nn.Module) -> None:
     for axis, token in ((2, 10), (3, 7)):
         touched = gradient.abs().sum((0, 1, 5 - axis)).nonzero()
         assert (touched.min() + touched.max()) / 2 == grid.offset + token * grid.stride
-    strides = [maps.grid.stride for maps in associations(model, Image.new("RGB", (80, 80)), NANO).layers.values()]
-    assert strides == [4, 8, 8, 16, 16, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("stvit-nano", [(4, 0.0), (8, 0.0), (16, 0.0), (32, 0.0)]),
+        ("isotropic-mini-stvit-12", [(4, 1.5), (8, 1.5), (16, 1.5), (32, 1.5)]),  # patches do not overlap, merging does
+        ("isotropic-mini-swin-20-global", [(16, 7.5)]),  # nor do Swin's merged tokens
+    ],
+)
+def test_strides_and_centres_follow_from_the_convolutions(name: str, expected: list[tuple[int, float]]) -> None:
+    maps = associations(stvit_cli.create_model(name), Image.new("RGB", (96, 80)), NANO, keep_size=True)
+    grids = {layer.split(".")[0]: maps.layers[layer].grid for layer in maps.layers}
+    assert [(grid.stride, grid.offset) for grid in grids.values()] == expected
+    assert all(grid.tokens == (-(-80 // grid.stride), -(-96 // grid.stride)) for grid in grids.values())
 
 
 def test_the_model_is_left_as_it_was(model: nn.Module, picture: Image.Image) -> None:
@@ -188,7 +211,7 @@ def test_too_small_a_picture_and_a_model_without_super_tokens(model: nn.Module) 
     with pytest.raises(UserError, match="20 x 90"):
         associations(model, Image.new("RGB", (20, 90)), NANO, keep_size=True)
     pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
-    with pytest.raises(UserError, match="no super token attention"):
+    with pytest.raises(UserError, match="stvit-nano has no super token attention"):
         associations(pooled, Image.new("RGB", (64, 64)), NANO)
 
 
