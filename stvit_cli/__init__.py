@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "list_models", "load_weights"]
+__all__ = ["__version__", "create_detector", "create_model", "list_models", "load_weights", "open_trained"]
 
 if TYPE_CHECKING:
+    from stvit_cli.analysis.trained import open_trained
     from stvit_cli.models import create_model, list_models, load_weights
+    from stvit_cli.tasks.detector import create_detector
+
+_HOMES = {"create_detector": "tasks.detector", "open_trained": "analysis.trained"}
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that `stvit --help` does not wait for torch.
     if name in __all__:
-        from stvit_cli import models
-
-        return getattr(models, name)
+        return getattr(importlib.import_module(f"stvit_cli.{_HOMES.get(name, 'models')}"), name)
     raise AttributeError(f"module 'stvit_cli' has no attribute '{name}'")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from stvit_cli import recipe_io
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import print_table, reporting
@@ -16,7 +17,8 @@ SPEED_COLUMNS = ["model", "images/s", "slowest", "fastest", "ratio", "ms/image",
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="Names; all of Table I where none is given.")]
 ImageSize = Annotated[
-    str | None, typer.Option(metavar="N|HxW", help="The picture's side, or height x width, in pixels; 224, or what suits the task.")
+    str | None,
+    typer.Option(metavar="N|HxW", help="Side, or height x width, in pixels; 224, or as published for a recipe's task."),
 ]
 
 
@@ -47,16 +49,19 @@ def profile(
     stvit profile stvit-s --throughput --against swin_t,convnext_tiny,resnet50
     stvit profile stvit-s --throughput --against swin_t --train --compile
     """
-    size = _parse_size(image_size)
+    size = None if image_size is None else _parse_size(image_size)
+    words = [word for word in models or () if "=" in word]
+    names = [word for word in models or () if "=" not in word]
+    if words and recipe is None:
+        raise UserError(f"{words[0]} sets a key of a recipe; of which? Give --recipe NAME")
+    if recipe is not None and (throughput or against):
+        raise UserError("--throughput and --against are for models without heads; leave --recipe out.")
     with reporting(json_file) as report:
         import torch
 
-        from stvit_cli.analysis.profile import profile_models
-        from stvit_cli.models.stvit import VARIANTS
-
-        names = (models or list(VARIANTS)) + [name for name in against.split(",") if name]
-        rows = profile_models(names, size)
-        print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {size[0]} x {size[1]}; FLOPs are multiply-adds")
+        rows = _profile_all(names, size, against) if recipe is None else _profile_in_recipe(recipe, names, words, size)
+        height, width = rows[0]["image_size"]
+        print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {height} x {width}; FLOPs are multiply-adds")
         for row in rows:
             if row["uncounted"]:
                 print(f"{row['model']}: not counted: {', '.join(f'{op} ({n} calls)' for op, n in row['uncounted'].items())}")
@@ -66,11 +71,26 @@ def profile(
             from stvit_cli.analysis.throughput import Setting, measure
 
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            figures = measure(names, Setting(size, 3, batch_size, train, precision, compiled, rounds, device))
+            shown = [row["model"] for row in rows]
+            figures = measure(shown, Setting((height, width), 3, batch_size, train, precision, compiled, rounds, device))
             for row in rows:
                 row["throughput"] = figures[row["model"]]
             _print_speed(rows)
         report(rows)
+
+
+def _profile_all(names: list[str], size: tuple[int, int] | None, against: str) -> list[dict[str, Any]]:
+    from stvit_cli.analysis.profile import profile_models
+    from stvit_cli.models.stvit import VARIANTS
+
+    return profile_models((names or list(VARIANTS)) + [name for name in against.split(",") if name], size or (224, 224))
+
+
+def _profile_in_recipe(recipe: str, names: list[str], words: list[str], size: tuple[int, int] | None) -> list[dict[str, Any]]:
+    from stvit_cli.analysis.profile_recipe import profile_recipe
+
+    choices = [[f"model.name={name}"] for name in names] or [[]]
+    return [profile_recipe(settings, size) for settings in [recipe_io.load(recipe, [*words, *choice]) for choice in choices]]
 
 
 def _parse_size(text: str) -> tuple[int, int]:
