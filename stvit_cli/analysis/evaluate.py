@@ -34,7 +34,7 @@ def evaluate(trained: Trained, recipe: Recipe, *, whole: bool = False) -> dict[s
 def recipe_for(trained: Trained, words: list[str]) -> Recipe:
     """Return a recipe that prepares pictures of a folder as the weights file says, with the ``key=value`` words over it."""
     info = trained.info
-    known = {
+    known: dict[str, Any] = {
         "name": trained.path.stem,
         "task": info.task,
         "model": {"name": info.model, "in_chans": info.in_chans, "grid_sizes": info.grid_sizes},
@@ -42,6 +42,8 @@ def recipe_for(trained: Trained, words: list[str]) -> Recipe:
         "augment": {"interpolation": info.interpolation},
         "eval": {"crop_pct": info.crop_pct},
     }
+    if info.task == "detection":
+        known["eval"]["batch_size"] = 1  # otherwise a picture's padding depends on its neighbours
     if info.settings:
         known[info.task] = json.loads(info.settings)
     settings = Recipe.model_validate_json(json.dumps(known))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stvit_cli.data.coco import DetectionData, DetectionEvalSet, build_detection, build_detection_eval_set, encode_mask
 from stvit_cli.data.loader import derive_seed, seeded
@@ -18,6 +17,7 @@ from stvit_cli.recipe import DetectionSection, Recipe
 from stvit_cli.recipe_io import recipe_hash
 from stvit_cli.tasks.coco_metrics import as_result, coco_metrics, write_results
 from stvit_cli.tasks.detector import Detector, create_detector, paste_masks
+from stvit_cli.tasks.param_groups import without_decay_on_norms
 
 # So many pictures of each set are opened in the search for problems.
 NUM_OPENED = 200
@@ -73,18 +73,8 @@ class DetectionTask(DetectionEvaluation):
         return [self.model.backbone.fpn, self.model.rpn, self.model.roi_heads]
 
     def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
-        """No decay on norms, found by their type, as in the published settings: biases decay."""
         assert layer_decay is None, "the recipe's schema refuses it for detection"
-        trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        norms = tuple(f"{name}." for name, module in self.model.named_modules() if isinstance(module, (_BatchNorm, nn.LayerNorm)))
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for name, parameter in trained.items():
-            groups[not name.startswith(norms)].append(parameter)
-        return [
-            {"params": params, "weight_decay": weight_decay if decays else 0.0, "lr_scale": 1.0}
-            for decays, params in groups.items()
-            if params
-        ]
+        return without_decay_on_norms(self.model, weight_decay)
 
     def weights_info(self) -> WeightsInfo:
         recipe = self.recipe
