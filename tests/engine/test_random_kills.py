@@ -20,7 +20,7 @@ Start = Callable[[Path, bool, int], Callable[[], list[object]]]
 
 
 def killed_and_resumed(toy: ModuleType, start: Start, folder: Path, draw: random.Random, whole: float, kills: int) -> int:
-    """Run into ``folder``, killing it ``kills`` times somewhere in the ``whole`` seconds a run takes; return how often that hit."""
+    """Run into ``folder``, killed ``kills`` times somewhere in the ``whole`` seconds a run takes; return how often that hit."""
     hits = 0
     for attempt in range(kills + 5):
         waiting = start(folder, (folder / "run" / "recipe.yaml").exists(), draw.choice([0, 1, 2]))
