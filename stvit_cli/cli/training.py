@@ -43,9 +43,10 @@ def resumed_run(run_dir: Path, recipe_name: str | None, words: list[str], dry_ru
 def say_what_next(run_dir: Path) -> None:
     """Print what to type after a run; of several processes only the first does."""
     if is_first():
+        sample = run_dir / "samples" / "digit-3.png"
         typer.echo("Next:")
         typer.echo(command("stvit", "eval", run_dir))
-        typer.echo(command("stvit", "predict", "PICTURE", "--weights", run_dir))
+        typer.echo(command("stvit", "predict", sample if sample.exists() else "PICTURE", "--weights", run_dir))
 
 
 def _run(recipe: Recipe, run_dir: Path, weights: Path | None, *, resume: bool, dry_run: bool) -> dict[str, Any]:
@@ -55,4 +56,9 @@ def _run(recipe: Recipe, run_dir: Path, weights: Path | None, *, resume: bool, d
     task = tasks.build(recipe, weights=None if weights is None else weights_file(weights))
     if dry_run:
         return engine.dry_run(task, recipe)
-    return engine.fit(task, recipe, run_dir, resume=resume)
+    figures = engine.fit(task, recipe, run_dir, resume=resume)
+    if recipe.data.kind == "digits" and is_first():
+        from stvit_cli.data.digits import write_samples
+
+        write_samples(run_dir / "samples")  # the digits are in no folder: something to try `stvit predict` on
+    return figures
