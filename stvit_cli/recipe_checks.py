@@ -72,6 +72,9 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"segmentation.scale_range: found {[low, high]}, expected a smaller and a larger factor"
         if not recipe.segmentation.class_names:
             yield "segmentation.class_names: found none, expected the names of the classes, in the order of their numbers"
+        twice = {name for name in recipe.segmentation.class_names if recipe.segmentation.class_names.count(name) > 1}
+        if twice:
+            yield f"segmentation.class_names: found {min(twice)!r} twice, expected a name for each class"
         window, stride = recipe.segmentation.window, recipe.segmentation.window_stride
         if window is not None and stride is not None and stride > window:
             yield f"segmentation.window_stride: found {stride}, expected no more than the window ({window})"

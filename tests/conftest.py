@@ -60,3 +60,13 @@ def coco_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("coco") / "tree"
     write_coco_tree(root, (4, 2), 64, seed=0)
     return root
+
+
+@pytest.fixture(scope="session")
+def ade20k_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same scenes in ADE20K's layout."""
+    from stvit_cli.data.shapes import write_ade20k_tree
+
+    root = tmp_path_factory.mktemp("ade20k")
+    write_ade20k_tree(root, (4, 2), 64, seed=0)
+    return root

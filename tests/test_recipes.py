@@ -23,12 +23,17 @@ SHRUNK = {
         *("detection.short_sides=[32, 64]", "detection.long_side=96", "detection.channels=16", "detection.fc_dim=16"),
         *("train.global_batch_size=4", "train.batch_size_per_device=2", "train.device=cpu"),
     ],
+    "segmentation": [
+        *("data.image_size=64", "data.num_workers=0", "shapes.num_train=4", "shapes.num_val=1"),
+        *("segmentation.max_size=[64, 64]", "segmentation.channels=16", "segmentation.aux_channels=8"),
+        *("train.global_batch_size=4", "train.batch_size_per_device=2", "train.device=cpu"),
+    ],
 }
 """What makes a recipe of each task small enough for a test; all else is as shipped."""
 
 
 def test_the_recipes_are_there() -> None:
-    assert len(NAMES) == 11
+    assert len(NAMES) == 13
     folder = Path(__file__).parents[1] / "recipes"
     assert sorted(path.stem for path in folder.iterdir()) == NAMES
 
@@ -39,6 +44,7 @@ def test_a_recipe_runs(
     name: str,
     picture_folder: Path,
     coco_tree: Path,
+    ade20k_tree: Path,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
@@ -46,7 +52,7 @@ def test_a_recipe_runs(
     monkeypatch.chdir(tmp_path)
     recipe = recipe_io.load(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    data = {"imagefolder": picture_folder, "coco": coco_tree}.get(recipe.data.kind)
+    data = {"imagefolder": picture_folder, "coco": coco_tree, "ade20k": ade20k_tree}.get(recipe.data.kind)
     small = "isotropic-mini-stvit-20" if recipe.model.name.startswith("isotropic-") else "stvit-nano"
     words = ["--model", small, *SHRUNK[recipe.task], *(["--data", str(data)] if data is not None else [])]
     ended = stvit("train", "--recipe", name, "--dry-run", "--json", "figures.json", *words)
@@ -68,13 +74,13 @@ def test_the_head_of_a_recipe_says_what_it_is(path: Path) -> None:
     assert recipe_io.load(path.stem).description
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("deit300", "finetune384", "coco-"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("deit300", "finetune384", "coco-", "ade20k-"))])
 def test_every_value_of_the_paper_s_recipes_names_its_source(name: str) -> None:
     text = recipe_io.find(name).read_text()
     settings = [
         line
         for line in text.splitlines()
-        if line.startswith("  ") and not line.startswith(("    ", "  kind: image", "  kind: coco"))
+        if line.startswith("  ") and not line.startswith(("    ", "  kind: image", "  kind: coco", "  kind: ade20k"))
     ]
     unsourced = [
         line for line in settings if not any(mark in line for mark in ("[P]", "[D]", "[S]", "[O]")) and "name:" not in line
@@ -97,6 +103,24 @@ def test_the_paper_s_training_is_the_paper_s() -> None:
     assert (augment.random_erasing, augment.label_smoothing, augment.repeats) == (0.25, 0.1, 3)
     assert recipe.train.ema_decay is None
     assert recipe.data.image_size == 224
+
+
+def test_the_paper_s_segmentation_is_the_paper_s() -> None:
+    """Section C and the published settings of Swin that it follows, written down a second time."""
+    recipe = recipe_io.load("ade20k-upernet-160k")
+    schedule, section = recipe.schedule, recipe.segmentation
+    assert recipe.drop_path_rate == recipe_io.load("ade20k-upernet-160k", ["model.name=stvit-s"]).drop_path_rate == 0.3
+    assert (schedule.kind, schedule.steps, schedule.power, schedule.min_lr) == ("poly", 160_000, 1.0, 0.0)
+    assert (schedule.warmup_steps, schedule.warmup_lr / recipe.peak_lr) == (1500, pytest.approx(1e-6))
+    assert (recipe.peak_lr, recipe.optim.weight_decay, recipe.train.global_batch_size) == (6e-5, 0.01, 16)
+    assert (recipe.data.image_size, section.max_size, section.scale_range, section.max_class_share) == (
+        512,
+        (2048, 512),
+        (0.5, 2),
+        0.75,
+    )
+    assert (section.channels, section.aux_channels, section.aux_weight, section.dropout) == (512, 256, 0.4, 0.1)
+    assert (len(set(section.class_names)), section.reduce_zero_label, section.photometric) == (150, True, True)
 
 
 def test_the_paper_s_fine_tuning_is_the_paper_s() -> None:

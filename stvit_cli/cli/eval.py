@@ -22,10 +22,10 @@ def eval_(
     ] = None,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="A weights file, in place of a run.")] = None,
     model: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that the file is expected to hold.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder of pictures by class.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder, laid out as its task's data are.")] = None,
     json_file: Json = None,
 ) -> None:
-    """Evaluate a run on its validation data, or weights on a folder of pictures by class.
+    """Evaluate a run on its validation data, or weights on a folder: of pictures by class, in COCO's or in ADE20K's layout.
 
     \b
     stvit eval runs/RUN
@@ -37,28 +37,33 @@ def eval_(
     if (run_dir is None) == (weights is None):
         raise UserError("Evaluate what? Give either the directory of a run (stvit eval RUN_DIR) or a file (--weights FILE).")
     if weights is not None and data is None:
-        raise UserError("A weights file comes without data; give a folder of pictures by class: --data DIR")
-    if data is not None:
-        given = [*words(given, data=data), "data.kind=imagefolder"]
+        raise UserError(
+            "A weights file comes without data; give a folder of pictures by class, or in the layout of its task: --data DIR"
+        )
     with reporting(json_file) as report:
-        figures = _evaluate(run_dir, weights, model, given)
+        figures = _evaluate(run_dir, weights, model, data, given)
         if is_first():
+            width = max(len(name) for name in figures) + 2
             for name, value in figures.items():
-                typer.echo(f"{name:12}{value:.4f}" if isinstance(value, float) else f"{name:12}{value}")
+                typer.echo(f"{name:{width}}{value:.4f}" if isinstance(value, float) else f"{name:{width}}{value}")
         report(figures)
 
 
-def _evaluate(run_dir: Path | None, weights: Path | None, model: str | None, given: list[str]) -> dict[str, Any]:
-    from stvit_cli.analysis.evaluate import evaluate, recipe_for, same_folder
+def _evaluate(
+    run_dir: Path | None, weights: Path | None, model: str | None, data: str | None, given: list[str]
+) -> dict[str, Any]:
+    from stvit_cli.analysis.evaluate import FOLDERS, evaluate, recipe_for, same_folder
     from stvit_cli.analysis.trained import open_trained
     from stvit_cli.engine.run_dir import RunDir
 
     if run_dir is None:
         assert weights is not None
         trained = open_trained(weights, model)
-        return evaluate(trained, recipe_for(trained, given), whole=True)
+        return evaluate(trained, recipe_for(trained, words(given, data=data)), whole=True)
     place = RunDir(run_dir)
     place.require_run()
-    own, recipe = recipe_io.load(place.recipe), recipe_io.load(place.recipe, given)
+    own = recipe_io.load(place.recipe)
+    other = [] if data is None else [*words(None, data=data), f"data.kind={FOLDERS[own.task]}"]
+    recipe = recipe_io.load(place.recipe, [*other, *given])
     is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
     return evaluate(open_trained(run_dir, model), recipe, whole=is_other)

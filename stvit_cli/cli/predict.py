@@ -44,13 +44,14 @@ def predict(
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write the pictures here, with what was found.")] = None,
     json_file: Json = None,
 ) -> None:
-    """Say what pictures show: a class, or objects with boxes and masks, by what the weights are for.
+    """Say what pictures show: a class, objects with boxes and masks, or a class for every pixel, by what the weights are for.
 
     \b
     stvit predict some.png --weights runs/RUN
     stvit predict FOLDER --weights runs/RUN --top 5 --json result.json
     stvit predict some.jpg --weights stvit-s.pth --output drawn
     stvit predict some.jpg --weights runs/DETECTOR --score-threshold 0.7 --output drawn --json -
+    stvit predict some.jpg --weights runs/SEGMENTER --output drawn     (the label map too)
     """
     from stvit_cli.analysis.predict import list_pictures
     from stvit_cli.analysis.trained import open_trained
@@ -81,6 +82,10 @@ def _predictions(trained: Trained, pictures: list[Path], top: int, score_thresho
         from stvit_cli.analysis import predict_detection
 
         return predict_detection.predict(trained, pictures, score_threshold=score_threshold, device=device)
+    if trained.info.task == "segmentation":
+        from stvit_cli.analysis import predict_segmentation
+
+        return predict_segmentation.predict(trained, pictures, device=device)
     from stvit_cli.analysis import predict as classification
 
     return classification.predict(trained, pictures, top=top, device=device)

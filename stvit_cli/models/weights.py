@@ -228,7 +228,8 @@ def _what(file: WeightsFile) -> str:
         info = describe(file)
     except UserError:
         return ""
-    return f" The file holds {info.model} with {info.num_classes} classes and {info.in_chans} channels."
+    use = "" if info.task == "classification" else f" for {info.task}"
+    return f" The file holds {info.model}{use} with {info.num_classes} classes and {info.in_chans} channels."
 
 
 def _require_file(path: Path) -> None:

@@ -217,6 +217,7 @@ def test_problems_of_the_data_are_found(build: Build, scenes: Path) -> None:
     ("word", "said"),
     [
         ("segmentation.class_names=[]", "segmentation.class_names: found none"),
+        ("segmentation.class_names=[a, b, a]", "segmentation.class_names: found 'a' twice"),
         ("segmentation.scale_range=[2.0, 1.0]", "segmentation.scale_range: found"),
         ("model.in_chans=1", "model.in_chans: found 1, expected 3"),
         ("optim.layer_decay=0.7", "optim.layer_decay: found 0.7, expected null"),
