@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +323,28 @@ def test_a_detector_in_three_lines() -> None:
     with torch.no_grad():
         (found,) = detector([torch.rand(3, 64, 64)])
     assert {"boxes", "labels", "scores", "masks"} == set(found)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_accumulation(tmp_path: Path) -> None:
+    """The same bits and the same figures: every picture is seen once, whoever looks at it."""
+    words = ["detection.short_sides=[48, 64]", *WORDS[1:], "detection.freeze_batch_norm=true"]
+    for name, start in (("one", []), ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"])):
+        command = [
+            sys.executable,
+            "-m",
+            *start,
+            "stvit_cli",
+            "train",
+            "--recipe",
+            "shapes-mask-rcnn",
+            "--output",
+            str(tmp_path / name),
+        ]
+        subprocess.run([*command, *words], check=True, capture_output=True, timeout=300)
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("one", "two")]
+    evaluations = [next(row for row in part if row["kind"] == "eval") for part in rows]
+    assert evaluations[0]["num_images"] == evaluations[1]["num_images"] == 3
+    assert evaluations[0]["box_ap"] == pytest.approx(evaluations[1]["box_ap"], abs=1e-6)
