@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from stvit_cli.analysis.association_panels import (
@@ -49,7 +50,7 @@ def overview(look: Look, points: Sequence[Point]) -> Figure:
 
 def layer_sheet(look: Look, layer: LayerMaps, points: Sequence[Point]) -> Figure:
     """Draw the four panels of one super-token layer, large."""
-    panel = 4.4
+    panel = float(np.clip(0.09 * layer.num_super_tokens[1], 4.4, 9.0))  # the more super tokens, the larger
     tall = panel * look.panel_shape
     sheet = Sheet(2 * panel + 0.65, TOP + 2 * (tall + 0.4) + 0.35)
     sheet.title(look.name, f", {spoken(layer.name)}", look.subtitle, f"{_counted(layer)}.")

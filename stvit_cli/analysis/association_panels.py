@@ -33,7 +33,7 @@ Box = tuple[float, float, float, float]
 
 COLOURS = colormaps["inferno"]
 INK, FAINT = "#1a1a1a", "#595959"
-LONG_SIDE = (360, 640)  # pixels of the picture as it is drawn, at least and at most
+LONG_SIDE = (360, 640, 1280)  # pixels of the picture as it is drawn: at least, at most, and at most where super tokens are many
 SMALL_SIDE = 260  # the same in the small panels, of which there are many
 PANEL_SHAPE = (0.4, 2.0)  # height by width of a panel; a longer picture is squeezed into it
 PLAIN = 0.3  # the grey of a colour bar, and of a heat map without the picture
@@ -116,7 +116,9 @@ class Look:
 def look(maps: Associations, name: str, model: str) -> Look:
     """Prepare the figures of a picture: a small one is enlarged in blocks, a large one reduced."""
     height, width = maps.picture.shape[:2]
-    scale = float(np.clip(max(height, width), *LONG_SIDE)) / max(height, width)
+    least, most, utmost = LONG_SIDE
+    many = max((10 * max(layer.num_super_tokens) for layer in maps.super_token_layers), default=0)
+    scale = float(np.clip(max(height, width), least, np.clip(many, most, utmost))) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
     canvas = np.asarray(Image.fromarray(maps.picture).resize(size, method))
@@ -180,7 +182,9 @@ def reference(look: Look, layer: LayerMaps, points: Sequence[Point]) -> tuple[in
 
 def draw_outlines(ax: Axes, look: Look, layer: LayerMaps, points: Sequence[Point]) -> None:
     draw_picture(ax, look, look.canvas)
-    draw_lines(ax, outlines(layer, layer.token_labels()), 0.6)
+    # Thinner where super tokens are small, so that the picture is still seen between the lines.
+    cell = ax.get_window_extent().width / DPI * 72 / layer.num_super_tokens[1]  # points
+    draw_lines(ax, outlines(layer, layer.token_labels()), min(0.6, 0.04 * cell))
 
 
 def draw_mean_colours(ax: Axes, look: Look, layer: LayerMaps, points: Sequence[Point]) -> None:
