@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from stvit_cli.analysis.token_grid import MIN_SIDE, Size, TokenGrid, fit
 from stvit_cli.errors import UserError, nearest
-from stvit_cli.models.isotropic import TableSuperTokenAttention, position_bias
+from stvit_cli.models.isotropic import Isotropic, TableSuperTokenAttention, position_bias
+from stvit_cli.models.stvit import STViT
 from stvit_cli.models.super_token import (
     EPS,
     SuperTokenAttention,
@@ -166,13 +167,11 @@ class Associations:
         picture: (height, width, 3), 8 bits a channel.
         input_size: height and width of what the model saw.
         layers: by name, in the order in which they run.
-        logits: (num_classes,).
     """
 
     picture: NDArray[np.uint8]
     input_size: Size
     layers: dict[str, LayerMaps]
-    logits: Floats
 
     @property
     def super_token_layers(self) -> list[LayerMaps]:
@@ -190,7 +189,7 @@ class Associations:
                 known = ", ".join(sorted(stages)) + ", and blocks such as " + next(iter(self.layers))
                 raise UserError(f"no layer '{name}'.{nearest(name, [*self.layers, *stages])} Known: {known}.")
         wanted = {name: layer for name, layer in self.layers.items() if name in names or name.split(".")[0] in names}
-        return Associations(self.picture, self.input_size, wanted, self.logits)
+        return Associations(self.picture, self.input_size, wanted)
 
 
 def associations(
@@ -199,6 +198,7 @@ def associations(
     """Show ``picture`` (RGB) to ``model`` and return the maps of its attention layers.
 
     Args:
+        model: a model of this package, or a detector or segmenter made of one.
         info: how the model was trained: its picture size, mean, std and channels. `WeightsInfo(name)` is ImageNet at 224.
         image_size: short side of the input in pixels; ``info.image_size`` if not given. The whole picture is shown, see `fit`.
         keep_size: the picture as large as it is.
@@ -213,14 +213,16 @@ def associations(
         )
     input_size = own if keep_size else fit(own, image_size or info.image_size)
     layers: dict[str, LayerMaps] = {}
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), _watching(model, layers, input_size, own):
-        logits = model(_to_input(picture, input_size, info))[0]
-    model.train(was_training)
+    body = next((part for part in model.modules() if isinstance(part, (STViT, Isotropic))), None)
+    if body is not None:
+        was_training = body.training
+        body.eval()
+        with torch.no_grad(), _watching(body, layers, input_size, own):
+            body.forward_features(_to_input(picture, input_size, info))
+        body.train(was_training)
     if not layers:
         raise UserError(f"{info.model} has no super token attention.")
-    return Associations(np.asarray(picture), input_size, layers, _array(logits))
+    return Associations(np.asarray(picture), input_size, layers)
 
 
 def layer_name(module_name: str) -> str:

@@ -191,14 +191,23 @@ def test_the_model_is_left_as_it_was(model: nn.Module, picture: Image.Image) -> 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
     again = associations(model, picture, NANO)
-    np.testing.assert_array_equal(maps.logits, again.logits)
+    for name, layer in maps.layers.items():
+        assert torch.equal(layer.queries, again.layers[name].queries)
 
 
 def test_a_grey_model_takes_a_coloured_picture(picture: Image.Image) -> None:
     model = stvit_cli.create_model("stvit-nano", in_chans=1)
     maps = associations(model, picture, WeightsInfo("stvit-nano", in_chans=1, image_size=64, mean=(0.5,), std=(0.5,)))
     assert maps.picture.shape == (*ODD, 3)
-    assert maps.logits.shape == (1000,)
+    assert len(maps.layers) == 7
+
+
+def test_a_segmenter_and_a_detector_show_their_backbone(maps: Associations, model: nn.Module, picture: Image.Image) -> None:
+    wrapped = nn.ModuleDict({"backbone": nn.ModuleDict({"body": model}), "head": nn.Conv2d(128, 4, 1)})
+    found = associations(wrapped, picture, NANO, keep_size=True)
+    assert list(found.layers) == list(maps.layers)
+    for name, layer in found.layers.items():
+        assert torch.equal(layer.keys, maps.layers[name].keys)
 
 
 def test_layers_are_chosen_by_name_and_by_stage(maps: Associations) -> None:
