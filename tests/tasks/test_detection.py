@@ -344,7 +344,9 @@ def test_two_processes_are_one_with_accumulation(tmp_path: Path) -> None:
         subprocess.run([*command, *words], check=True, capture_output=True, timeout=300)
     one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
-    rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("one", "two")]
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")
+    ]
     evaluations = [next(row for row in part if row["kind"] == "eval") for part in rows]
     assert evaluations[0]["num_images"] == evaluations[1]["num_images"] == 3
     assert evaluations[0]["box_ap"] == pytest.approx(evaluations[1]["box_ap"], abs=1e-6)
