@@ -76,3 +76,13 @@ def test_a_batch_larger_than_the_data_is_the_users_error() -> None:
     recipe = recipe_io.from_text("name: x", ["train.global_batch_size=64"])
     with pytest.raises(UserError, match="only 37 pictures.*\n.*train.global_batch_size=32"):
         build_timeline(recipe, num_samples=37)
+
+
+def test_with_kind_step_the_rate_is_a_tenth_from_each_milestone_on() -> None:
+    """mmdetection's 1x: 500 iterations from a thousandth, a tenth after epochs 8 and 11."""
+    schedule = ScheduleSection(kind="step", epochs=12, milestones=(8, 11), warmup_steps=500, warmup_lr=1e-7, update="epoch")
+    per_epoch = 1000
+    warmup = [1e-4 * (1 - (1 - step / 500) * (1 - 0.001)) for step in (0, 1, 250, 499)]
+    assert [lr_at(step, schedule, 1e-4, per_epoch) for step in (0, 1, 250, 499)] == pytest.approx(warmup)
+    by_epoch = [lr_at(epoch * per_epoch + 999, schedule, 1e-4, per_epoch) for epoch in range(12)]
+    assert by_epoch == pytest.approx([1e-4] * 8 + [1e-5] * 3 + [1e-6])
