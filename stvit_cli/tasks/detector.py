@@ -28,9 +28,10 @@ class Detector(nn.Module):
     """Mask R-CNN or Cascade Mask R-CNN.
 
     Args:
-        body: the stages of a model, see `create_body`.
+        pyramid: a model's four stages and the maps over them.
         section: head, sizes, thresholds.
         num_classes: kinds of objects; labels are 1 to this.
+        mean, std: of the channels of pictures in 0..1.
     """
 
     def __init__(
