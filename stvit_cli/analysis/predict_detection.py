@@ -72,7 +72,7 @@ class DetectionPrediction:
         for i in order:
             found = self.objects[i]
             pen.rectangle(found.box, outline=colours[i], width=max(1, size // 8))
-            _label(pen, f"{found.name} {found.score:.0%}", found.box, colours[i], font)
+            _label(pen, f"{found.name} {found.score:.0%}", found.box, colours[i], font, image.width)
         target.parent.mkdir(parents=True, exist_ok=True)
         image.save(target, "PNG")
 
@@ -83,14 +83,15 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
-def _label(pen: ImageDraw.ImageDraw, text: str, box: Box, colour: tuple[int, int, int], font: Any) -> None:
-    """Write on a band over the upper edge of a box, or within it where there is no room over it."""
+def _label(pen: ImageDraw.ImageDraw, text: str, box: Box, colour: tuple[int, int, int], font: Any, room: int) -> None:
+    """Write on a band over the upper edge of a box, or within where there is no room; ``room`` is the picture's width."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    height = bottom - top + 4
+    width, height = right - left + 4, bottom - top + 4
+    x = max(0, min(box[0], room - width))
     y = box[1] - height if box[1] >= height else box[1]
-    pen.rectangle((box[0], y, box[0] + right - left + 4, y + height), fill=colour)
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
     dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
-    pen.text((box[0] + 2 - left, y + 2 - top), text, fill="white" if dark else "black", font=font)
+    pen.text((x + 2 - left, y + 2 - top), text, fill="white" if dark else "black", font=font)
 
 
 def predict(
