@@ -32,6 +32,8 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.classification import ClassificationEvaluator
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 41, 37, 7
+# Where a process has failed, the others are killed after this time, as torchrun would: one that is still joining waits for long.
+AGENT_SECONDS = 20.0
 TIMES = {"images_per_second", "data_wait", "seconds"}
 
 
@@ -165,6 +167,11 @@ def start(work: Callable[[], None], folder: Path, world_size: int = 1) -> Callab
         while any(process.exitcode is None for process in processes):
             assert time.monotonic() < deadline, "hangs"
             time.sleep(0.01)
+            if any(process.exitcode for process in processes):
+                deadline = min(deadline, time.monotonic() + AGENT_SECONDS)
+            if time.monotonic() > deadline - 1:
+                for process in processes:
+                    process.kill()
         messages = [folder / f"message-{rank}" for rank in range(world_size)]
         return [
             Ended(process.exitcode or 0, path.read_text() if path.exists() else "")
