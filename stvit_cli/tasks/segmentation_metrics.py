@@ -21,17 +21,17 @@ def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
 
 
 def figures(matrix: Tensor, class_names: Sequence[str]) -> Iterable[tuple[str, float]]:
-    """Yield ``miou``, ``pixel_accuracy``, ``class_accuracy`` and ``iou/NAME`` of every class, each from 0 to 1.
+    """Yield ``miou``, ``pixel_accuracy``, ``class_accuracy`` and ``iou/NAME`` of every class, in percent.
 
     Means are over the classes that are in the pictures or were predicted; the others have no figure.
     """
     counts = matrix.double()
     hits, truths, guesses = counts.diag(), counts.sum(1), counts.sum(0)
-    iou = hits / (truths + guesses - hits)  # not a number for a class that is nowhere
+    iou = 100 * hits / (truths + guesses - hits)  # not a number for a class that is nowhere
     present = ~iou.isnan()
     yield "miou", float(iou[present].mean()) if present.any() else 0.0
-    yield "pixel_accuracy", float(hits.sum() / counts.sum().clamp(min=1))
-    yield "class_accuracy", float((hits / truths)[truths > 0].mean()) if (truths > 0).any() else 0.0
+    yield "pixel_accuracy", float(100 * hits.sum() / counts.sum().clamp(min=1))
+    yield "class_accuracy", float((100 * hits / truths)[truths > 0].mean()) if (truths > 0).any() else 0.0
     for name, value, there in zip(class_names, iou.tolist(), present.tolist(), strict=True):
         if there:
             yield f"iou/{name}", value

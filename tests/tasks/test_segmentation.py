@@ -80,21 +80,21 @@ def test_the_figures_are_those_of_torchmetrics() -> None:
     assert matrix.dtype == torch.int64 and int(matrix.sum()) == int((target >= 0).sum())
     ours = dict(figures(matrix, [f"c{i}" for i in range(7)]))
     settings = {"num_classes": 7, "ignore_index": -1}
-    assert ours["miou"] == pytest.approx(float(metrics.MulticlassJaccardIndex(**settings)(predicted, target)), abs=1e-6)
+    assert ours["miou"] == pytest.approx(100 * float(metrics.MulticlassJaccardIndex(**settings)(predicted, target)), rel=1e-5)
     each = metrics.MulticlassJaccardIndex(average="none", **settings)(predicted, target)
     assert "iou/c3" not in ours
-    assert all(ours[f"iou/c{i}"] == pytest.approx(float(each[i]), abs=1e-6) for i in (0, 1, 2, 4, 5, 6))
+    assert all(ours[f"iou/c{i}"] == pytest.approx(100 * float(each[i]), rel=1e-5) for i in (0, 1, 2, 4, 5, 6))
     assert ours["iou/c4"] == ours["iou/c5"] == 0.0
     assert ours["pixel_accuracy"] == pytest.approx(
-        float(metrics.MulticlassAccuracy(average="micro", **settings)(predicted, target))
+        100 * float(metrics.MulticlassAccuracy(average="micro", **settings)(predicted, target))
     )
 
 
 def test_a_perfect_and_an_empty_prediction() -> None:
     target = torch.tensor([[0, 1], [1, -1]])
     assert dict(figures(confusion(target.clamp(min=0), target, 2), ("a", "b"))) == {
-        **{"miou": 1.0, "pixel_accuracy": 1.0, "class_accuracy": 1.0},
-        **{"iou/a": 1.0, "iou/b": 1.0},
+        **{"miou": 100.0, "pixel_accuracy": 100.0, "class_accuracy": 100.0},
+        **{"iou/a": 100.0, "iou/b": 100.0},
     }
     nothing = torch.zeros(2, 2, dtype=torch.int64)
     assert dict(figures(nothing, ("a", "b"))) == {"miou": 0.0, "pixel_accuracy": 0.0, "class_accuracy": 0.0}
@@ -106,7 +106,7 @@ def test_a_perfect_and_an_empty_prediction() -> None:
 def test_processes_and_batches_change_nothing(build: Build, words: tuple[str, ...]) -> None:
     task = build(*words)
     alone = evaluated(task, 1, 1)
-    assert alone["num_images"] == 7 and 0 < alone["miou"] < 1
+    assert alone["num_images"] == 7 and 0 < alone["miou"] < 100
     assert all(evaluated(task, processes, size) == alone for processes, size in ((1, 3), (2, 1), (2, 64), (3, 2)))
 
 
