@@ -86,7 +86,9 @@ class Progress:
     def evaluated(self, epoch: float, metrics: Mapping[str, float], best: bool, seconds: float) -> None:
         self.eval_seconds = seconds
         self.bars.update(self.epoch_bar, total=self.timeline.steps_per_epoch)
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
+        # A name with a slash is a part of another figure, such as the IoU of one class among 150: for metrics.jsonl alone.
+        shown = {name: value for name, value in metrics.items() if isinstance(value, float) and "/" not in name}
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self.say(f"epoch {epoch:g}: {figures}{'  (best so far)' if best else ''}")
 
     def time_left(self, done: int) -> str:
