@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ class Loader:
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=num_workers,
+            # Python 3.14 would start each worker as a new interpreter that imports torch: seconds, at every evaluation.
+            multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
             pin_memory=pin_memory and torch.cuda.is_available(),
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # DataLoader draws a seed we do not use; not from the global generator
