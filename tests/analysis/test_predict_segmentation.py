@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,25 @@ def test_weights_of_another_task(stvit, run: Path, picture_folder: Path) -> None
     assert ended.code == 2 and "best.safetensors" in ended.err and "segmentation" in ended.err
     ended = stvit("eval", run, "--data", picture_folder)
     assert ended.code == 2 and "which has no folder images/validation" in ended.err
+
+
+def test_a_run_taken_up_again_ends_with_the_same_bits(stvit, scenes: Path, tmp_path: Path) -> None:
+    words = [word for word in WORDS if "steps" not in word]
+    lengths = (
+        "schedule.steps=4",
+        "schedule.warmup_steps=1",
+        "train.eval_every_steps=4",
+        "checkpoint.every_steps=2",
+        "checkpoint.keep=9",
+    )
+    ended = stvit("train", "--recipe", "shapes-upernet", "--data", scenes, "--output", tmp_path / "run", *words, *lengths)
+    assert ended.code == 0, ended.err
+    whole = (tmp_path / "run" / "last.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
+    (tmp_path / "run" / "last.safetensors").unlink()
+    ended = stvit("train", "--resume", tmp_path / "run")
+    assert ended.code == 0 and "Resumed after step 2" in ended.err
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == whole
 
 
 def test_numbers_beyond_a_palette(tmp_path: Path) -> None:
