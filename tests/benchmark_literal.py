@@ -45,7 +45,7 @@ def main() -> None:
             candidate.step()
         ours, literal = time_in_turn(pair, setting).values()
         ratio = f"{ours['images_per_second'] / literal['images_per_second']:.2f}"
-        memory = [f"{(figures['peak_memory_bytes'] or 0) / 2**20:.0f} MiB" for figures in (ours, literal)]
+        memory = [f"{figures['peak_memory_bytes'] / 2**20:.0f} MiB" for figures in (ours, literal)]
         rows.append([name, *(f"{1e3 * figures['seconds_per_step']:.1f}" for figures in (ours, literal)), ratio, *memory])
         mode, device = ours["mode"], ours["device"]
     columns = ["what", "ours, ms", "literal, ms", "times faster", "ours, memory", "literal, memory"]

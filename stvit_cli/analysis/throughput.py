@@ -6,22 +6,26 @@ is compared comes from one run. Each model runs in the memory layout that suits 
 
 from __future__ import annotations
 
-import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from stvit_cli.analysis.flops import count_flops
 from stvit_cli.analysis.profile import build
 from stvit_cli.models.fuse import fuse
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes on standard error
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 BACKWARD = 2  # a backward pass costs two forward passes: products for the gradient of the input and of the weights
@@ -56,8 +60,8 @@ def measure(names: list[str], setting: Setting) -> dict[str, dict[str, Any]]:
 
     Returns:
         For each name: images_per_second (median over the rounds), spread (slowest and fastest round), ms_per_image,
-        seconds_per_step, peak_memory_bytes (of a step beyond what was held before it; None where the system does not say),
-        share_of_peak (of the measured matrix-product peak), memory_layout, and the setting.
+        seconds_per_step, peak_memory_bytes (tensors of a step beyond what was held before it), share_of_peak (of the measured
+        matrix-product peak), memory_layout, and the setting.
 
     Raises:
         UserError: a name that neither we nor torchvision nor timm know.
@@ -146,13 +150,15 @@ def peak_flops(setting: Setting) -> float:
 
     On some processors the two go to different libraries, of which one is twice as fast.
     """
-    side = 2048 if setting.device == "cpu" else 8192
+    places, width = (8192, 1024) if setting.device == "cpu" else (65536, 4096)
     dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
-    a = torch.randn(side, side, device=setting.device, dtype=dtype)
-    image, kernel = a.reshape(side, 1, 1, side).permute(0, 3, 1, 2), a.reshape(side, side, 1, 1)
+    tokens = torch.randn(places, width, device=setting.device, dtype=dtype)
+    weight = torch.randn(width, width, device=setting.device, dtype=dtype)
+    image = tokens.reshape(8, places // 256, 32, width).permute(0, 3, 1, 2)  # channels-last
+    kernel = weight.reshape(width, width, 1, 1)
+    products: list[Callable[[], Any]] = [lambda: tokens @ weight, lambda: F.conv2d(image, kernel)]
     with torch.inference_mode():
-        products: list[Callable[[], Any]] = [lambda: a @ a, lambda: F.conv2d(image, kernel)]
-        return max(2 * side**3 / min(_time(product, setting.device) for _ in range(4)) for product in products)
+        return max(2 * places * width**2 / min(_time(product, setting.device) for _ in range(5)) for product in products)
 
 
 def machine(device: str) -> str:
@@ -175,25 +181,16 @@ def _time(step: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - began
 
 
-def _peak_memory(step: Callable[[], None], device: str) -> int | None:
-    """Bytes a step holds at most beyond what was held before it; on a CPU by Linux' high-water mark of the process."""
-    gc.collect()
+def _peak_memory(step: Callable[[], None], device: str) -> int:
+    """Bytes of tensors that a step holds at most beyond what was held before it."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the mark to what is held now
-        before = _status("VmRSS")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         step()
-        return max(0, _status("VmHWM") - before)
-    except OSError:
-        return None
-
-
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{key} is not in /proc/self/status")
+    assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
+    changes = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))

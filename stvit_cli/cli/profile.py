@@ -122,7 +122,7 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
         speed = row["throughput"]
         rate, memory = speed["images_per_second"], speed["peak_memory_bytes"]
         ends = [f"{end:.1f}" for end in speed["spread"]]
-        held = "-" if memory is None else f"{memory / 2**20:.0f} MiB"
+        held = f"{memory / 2**20:.0f} MiB"
         share = f"{speed['share_of_peak']:.0%}"
         ratio = f"{rate / last['images_per_second']:.2f}"
         cells = [f"{rate:.1f}", *ends, ratio, f"{speed['ms_per_image']:.1f}", held, share, speed["memory_layout"]]
