@@ -33,7 +33,7 @@ def weights_file(path: Path) -> Path:
     raise UserError(f"{path}: a folder without weights; expected a file, or a run directory with {' or '.join(_IN_A_RUN)}.")
 
 
-def open_trained(path: Path, model: str | None = None) -> Trained:
+def open_trained(path: str | Path, model: str | None = None) -> Trained:
     """Open a weights file, ours or a published one, or a run directory.
 
     Args:
@@ -42,7 +42,7 @@ def open_trained(path: Path, model: str | None = None) -> Trained:
     Raises:
         UserError: nothing there, damaged, of another architecture, or not complete.
     """
-    file = read_weights(weights_file(path))
+    file = read_weights(weights_file(Path(path)))
     info = describe(file)
     if model not in (None, info.model):
         raise UserError(f"{file.path} holds weights of {info.model}, but {model} was asked for.")
