@@ -128,6 +128,14 @@ def test_the_decoder_has_no_layer_norms_and_the_backbone_no_classifier() -> None
     assert not any(name.startswith(("backbone.head", "backbone.proj", "backbone.norm.")) for name in model.state_dict())
 
 
+def test_three_lines_in_a_program_of_ones_own() -> None:
+    import stvit_cli
+
+    segmenter = stvit_cli.create_segmenter("stvit-nano", num_classes=3).eval()
+    with torch.no_grad():
+        assert segmenter(torch.zeros(1, 3, 64, 64)).argmax(1).shape == (1, 64, 64)
+
+
 def test_a_model_without_four_stages() -> None:
     with pytest.raises(UserError, match="no four stages"):
         create_segmenter("isotropic-swin-20", 5)
