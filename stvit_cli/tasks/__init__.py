@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
+from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo
 from stvit_cli.recipe import Recipe
@@ -22,12 +25,12 @@ def build(recipe: Recipe, *, weights: Path | None = None) -> Task:
         UserError: the data, the model or the weights are not as the recipe says.
     """
     if recipe.task == "detection":
-        from stvit_cli.tasks.detection import build_detection_task  # here: its libraries take a second to import
-
+        with _from_the_extra():
+            from stvit_cli.tasks.detection import build_detection_task  # here: its libraries take a second to import
         return build_detection_task(recipe, weights)
     if recipe.task == "segmentation":
-        from stvit_cli.tasks.segmentation import build_segmentation_task
-
+        with _from_the_extra():
+            from stvit_cli.tasks.segmentation import build_segmentation_task
         return build_segmentation_task(recipe, weights)
     return build_classification_task(recipe, weights)
 
@@ -43,12 +46,12 @@ def build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) 
         UserError: the data are not there, or have classes that the model does not know.
     """
     if recipe.task == "detection":
-        from stvit_cli.tasks.detection import build_detection_evaluation
-
+        with _from_the_extra():
+            from stvit_cli.tasks.detection import build_detection_evaluation
         return build_detection_evaluation(recipe, info)
     if recipe.task == "segmentation":
-        from stvit_cli.tasks.segmentation import build_segmentation_evaluation
-
+        with _from_the_extra():
+            from stvit_cli.tasks.segmentation import build_segmentation_evaluation
         return build_segmentation_evaluation(recipe, info)
     return build_classification_evaluation(recipe, info, whole)
 
@@ -56,11 +59,24 @@ def build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) 
 def create_from(info: WeightsInfo) -> nn.Module:
     """Create the model that a weights file describes, freshly initialised."""
     if info.task == "detection":
-        from stvit_cli.tasks.detection import create_from as create_detector_from
-
+        with _from_the_extra():
+            from stvit_cli.tasks.detection import create_from as create_detector_from
         return create_detector_from(info)
     if info.task == "segmentation":
-        from stvit_cli.tasks.segmentation import create_from as create_segmenter_from
-
+        with _from_the_extra():
+            from stvit_cli.tasks.segmentation import create_from as create_segmenter_from
         return create_segmenter_from(info)
     return create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes)
+
+
+@contextmanager
+def _from_the_extra() -> Iterator[None]:
+    """Say how to get what detection and segmentation need, where it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("stvit_cli"):
+            raise
+        raise UserError(
+            f"Detection and segmentation need {error.name}, which is not installed. Get it with: pip install 'stvit[dense]'"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,11 @@ def test_settings_that_do_not_go_together(scenes: Path, word: str, said: str) ->
 def test_a_stride_beyond_the_window(scenes: Path) -> None:
     with pytest.raises(UserError, match="segmentation.window_stride: found 41, expected no more than the window"):
         recipe(scenes, "segmentation.window=40", "segmentation.window_stride=41")
+
+
+def test_a_library_that_is_not_installed(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("segmentation_models_pytorch", "stvit_cli.tasks."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(UserError, match=r"need segmentation_models_pytorch.*\n?.*stvit\[dense\]"):
+        tasks.build(recipe(scenes))
