@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from stvit_cli.engine.files import writing
-from stvit_cli.errors import UserError
 
 
 class History:
@@ -45,13 +44,11 @@ class History:
 
 
 class Board:
-    """TensorBoard events of the same rows. Raises UserError where tensorboard is not installed."""
+    """TensorBoard events of the same rows."""
 
     def __init__(self, path: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("train.tensorboard needs the package tensorboard: pip install 'stvit[tensorboard]'") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         with writing(path):
             # What a run that is resumed had written after its checkpoint is not shown.
             self.writer = SummaryWriter(str(path), purge_step=step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import cast
 
 import torch
@@ -111,6 +112,8 @@ def _lay_out(task: Task, recipe: Recipe, world: World) -> Timeline:
     plan_batches(train, world.size, task.batch_multiple)
     if train.sync_bn and world.size > 1 and world.device.type == "cpu":
         raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
+    if train.tensorboard and find_spec("tensorboard") is None:
+        raise UserError("train.tensorboard needs the package tensorboard: pip install 'stvit[tensorboard]'")
     if train.compile and not hasattr(task.model, "compile_blocks"):
         name = type(task.model).__name__
         raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")

@@ -14,6 +14,7 @@ from stvit_cli.engine.distributed import World
 from stvit_cli.engine.optim import load_optimizer_tensors, match_layout, optimizer_tensors
 from stvit_cli.engine.session import build_session, training_batches
 from stvit_cli.engine.step import TrainStep
+from stvit_cli.errors import UserError
 
 ALONE = World(torch.device("cpu"))
 
@@ -94,6 +95,15 @@ def test_gradients_in_another_memory_order_are_put_right() -> None:
     for parameter in (plain, last):
         torch.optim.AdamW([parameter], lr=0.1, fused=True).step()
     torch.testing.assert_close(last.detach(), plain.detach())
+
+
+def test_tensorboard_that_is_not_there_is_said_before_anything_is_written(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stvit_cli.engine.session.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'stvit\[tensorboard\]'"):
+        toy.train(tmp_path, "train.tensorboard=true")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_all_processes_find_wrong_is_said_by_one(toy: ModuleType, tmp_path: Path) -> None:
