@@ -23,7 +23,7 @@ from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformerBlock
 
-from stvit_cli.models.stvit import GridSizes, Stage, run_block
+from stvit_cli.models.stvit import GridSizes, Stage, Staged
 from stvit_cli.models.super_token import SuperTokenAttention
 
 FourInts = tuple[int, int, int, int]
@@ -149,7 +149,7 @@ def make_attention(variant: Variant, stage: int, grid_sizes: GridSizes) -> Calla
     return attention
 
 
-class Isotropic(nn.Module):
+class Isotropic(Staged):
     """A row of Table II: (B, in_chans, H, W) of any size from 32 x 32 -> logits (B, num_classes).
 
     Where a map is no multiple of Swin's window, torchvision pads it with zeros. Linear layers, 1 x 1 convolutions among them,
@@ -231,18 +231,6 @@ class Isotropic(nn.Module):
         """timm's layers for layer-wise rates: the patch embedding, each block, the rest."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm\.", (99999,))]
         return {"stem": r"^patch_", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages.children():
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
-
-    def compile_blocks(self) -> None:
-        """Run the blocks through `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
-        compiled = torch.compile(run_block, dynamic=False)
-        for stage in self.stages.children():
-            assert isinstance(stage, Stage)
-            stage.run_block = compiled
 
 
 def init_linear(module: nn.Module) -> None:

@@ -92,7 +92,25 @@ class Stage(nn.Module):
         return x
 
 
-class STViT(nn.Module):
+class Staged(nn.Module):
+    """What a model has whose ``stages`` are of `Stage`: how its blocks are run."""
+
+    stages: nn.Sequential
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages.children():
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
+
+    def compile_blocks(self) -> None:
+        """Run the blocks through `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
+        compiled = torch.compile(run_block, dynamic=False)
+        for stage in self.stages.children():
+            assert isinstance(stage, Stage)
+            stage.run_block = compiled
+
+
+class STViT(Staged):
     """STViT of a `Variant`: (B, in_chans, H, W) -> logits (B, num_classes).
 
     Args:
@@ -232,15 +250,3 @@ class STViT(nn.Module):
         """timm's layers for layer-wise rates: the stem, each block, the rest."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^proj|^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages.children():
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
-
-    def compile_blocks(self) -> None:
-        """Run the blocks through `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
-        compiled = torch.compile(run_block, dynamic=False)
-        for stage in self.stages.children():
-            assert isinstance(stage, Stage)
-            stage.run_block = compiled
