@@ -1,13 +1,23 @@
-"""Algorithm 1 as the supplement prints it: an oracle for the tests and the baseline of the benchmark."""
+"""The model as the supplement prints it, with unfold and fold: an oracle for the tests and the baseline of the benchmark."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from stvit_cli.models.layers import ConvFFN, ConvGelu
 from stvit_cli.models.super_token import SuperTokenAttention
+
+
+def literal_self_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
+    """Multi-head self-attention among the places of (B, C, H, W), by two matrix products."""
+    qkv = rearrange(attention.qkv(x), "b (heads three d) y x -> three b heads (y x) d", heads=attention.num_heads, three=3)
+    q, k, v = qkv.unbind()
+    y = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+    return attention.proj(rearrange(y, "b heads (y x) d -> b (heads d) y x", y=x.shape[2]))
 
 
 def literal_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
@@ -20,7 +30,7 @@ def literal_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> 
         association = (tokens @ surrounding * c**-0.5).softmax(-1)
         association_sum = F.fold(association.sum(2).transpose(1, 2), (p, q), 3, padding=1)
     super_tokens = (tokens.transpose(-1, -2) @ association).permute(0, 2, 3, 1).reshape(b, c * 9, p * q)
-    super_tokens = attention.attend(F.fold(super_tokens, (p, q), 3, padding=1) / (association_sum + 1e-12))
+    super_tokens = literal_self_attention(attention, F.fold(super_tokens, (p, q), 3, padding=1) / (association_sum + 1e-12))
     surrounding = F.unfold(super_tokens, 3, padding=1).transpose(1, 2).reshape(b, p * q, c, 9)
     return rearrange(surrounding @ association.transpose(-1, -2), "b (y x) c (h w) -> b c (y h) (x w)", y=p, x=q, h=h)
 
@@ -34,14 +44,35 @@ class LiteralAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.attention.grid_size == (1, 1):
-            return self.attention(x)
+            return literal_self_attention(self.attention, x)
         return literal_super_token_attention(self.attention, x)
 
 
+class LiteralLayerNorm(nn.LayerNorm):
+    """Over the channels of (B, C, H, W), which stays in that order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2).contiguous()
+
+
+def literal(module: nn.Module) -> nn.Module:
+    """Return ``module`` as one writes it down from the paper, or as it is where it is so already."""
+    if isinstance(module, SuperTokenAttention):
+        return LiteralAttention(module)
+    if isinstance(module, LayerNorm2d):
+        norm = LiteralLayerNorm(module.normalized_shape, module.eps)
+        norm.load_state_dict(module.state_dict())
+        return norm
+    if isinstance(module, ConvGelu):
+        return nn.Sequential(module.conv, nn.GELU(), module.norm)
+    if isinstance(module, ConvFFN):
+        return nn.Sequential(module.fc1, nn.GELU(), module.conv, module.fc2)
+    return module
+
+
 def make_literal(model: nn.Module) -> nn.Module:
-    """Put every super token attention of ``model`` into the literal form, in place."""
+    """Put every part of ``model`` into the literal form, in place: Algorithm 1 as printed, (B, C, H, W) memory throughout."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, SuperTokenAttention):
-                setattr(parent, name, LiteralAttention(child))
+            setattr(parent, name, literal(child))
     return model

@@ -28,6 +28,7 @@ from stvit_cli.models.fuse import fuse
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes on standard error
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
+TURN = 0.2  # seconds of a model's turn: a single run of milliseconds would time caches and threads waking up
 BACKWARD = 2  # a backward pass costs two forward passes: products for the gradient of the input and of the weights
 
 
@@ -76,7 +77,7 @@ def time_in_turn(candidates: list[Candidate], setting: Setting) -> dict[str, dic
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for _ in range(setting.rounds):
         for candidate in candidates:
-            seconds[candidate.name].append(_time(candidate.step, setting.device))
+            seconds[candidate.name].append(_time(candidate.step, setting.device, at_least=TURN))
     peak = peak_flops(setting)
     results = {}
     for candidate in candidates:
@@ -133,7 +134,7 @@ def make_step(model: nn.Module, images: Tensor, layout: torch.memory_format, set
 
     if not setting.train:
         return infer
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def train() -> None:
         with autocast():
@@ -171,14 +172,17 @@ def machine(device: str) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def _time(step: Callable[[], Any], device: str) -> float:
+def _time(step: Callable[[], Any], device: str, at_least: float = 0.0) -> float:
+    """Seconds of a step: the mean of as many as ``at_least`` seconds take, at least one."""
     if device != "cpu":
         torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    step()
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    began, steps, passed = time.perf_counter(), 0, -1.0
+    while passed < at_least:
+        step()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        steps, passed = steps + 1, time.perf_counter() - began
+    return passed / steps
 
 
 def _peak_memory(step: Callable[[], None], device: str) -> int:

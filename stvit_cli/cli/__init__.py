@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from stvit_cli import __version__
+from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.errors import Interrupted, UserError, nearest
 
 _FIRST = ("train", "finetune", "eval", "predict", "profile", "recipes")  # in the help; the others follow by name
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done; 2 the user's input is wrong (printed in a few lines); 130 after Ctrl-C and 143 after another signal. A fault of ours
     is raised, so that Python prints where it happened and ends with 1.
     """
+    keep_freed_memory()
     try:
         code = app(args=argv, prog_name="stvit", standalone_mode=False)
         sys.stdout.flush()

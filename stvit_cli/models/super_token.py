@@ -28,16 +28,16 @@ def to_cells(x: Tensor, grid_size: tuple[int, int]) -> Tensor:
     # An exported graph must hold for every size, so there the padding is not asked about but always applied.
     if torch.compiler.is_exporting() or pad_bottom or pad_right:
         x = F.pad(x, (0, pad_right, 0, pad_bottom))
-    return rearrange(x, "B C (p h) (q w) -> B p q (h w) C", p=p, q=q, h=h, w=w)
+    return rearrange(x.permute(0, 2, 3, 1), "B (p h) (q w) C -> B p q (h w) C", p=p, q=q, h=h, w=w)
 
 
 def from_cells(cells: Tensor, grid_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Put cells (B, p, q, n, C) together to (B, C, H, W), cropped to ``size`` = (H, W): the inverse of `to_cells`."""
     h, w = grid_size
-    x = rearrange(cells, "B p q (h w) C -> B C (p h) (q w)", h=h, w=w)
-    if (
-        torch.compiler.is_exporting()
-    ):  # a slice would ask whether it left the memory dense, a padding by less than nothing does not
+    # Runs of w * C values are copied as they lie. Straight to (B, C, H, W) the copy would turn the memory over: ten times slower.
+    x = rearrange(cells, "B p q (h w) C -> B (p h) (q w) C", h=h, w=w).permute(0, 3, 1, 2)
+    if torch.compiler.is_exporting():
+        # A slice would ask whether it left the memory dense, a padding by less than nothing does not.
         return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
     return x[..., : size[0], : size[1]]
 
@@ -52,22 +52,25 @@ def sum_neighbours(parts: Tensor) -> Tensor:
     """Add what every cell gives to its nine super tokens: (B, p, q, 9, C) -> (B, p, q, C), the adjoint of
     `neighbours` ("Fold").
     """
-    b, p, q, k, c = parts.shape
-    # Super token (y, x) receives part (2 - i, 2 - j) of cell (y + i - 1, x + j - 1). With the parts in reverse order and a border
-    # of zero cells, these nine lie at constant positive strides: one view, one sum.
-    padded = F.pad(parts.flip(3), (0, 0, 0, 0, 1, 1, 1, 1))
-    cell, row = k * c, (q + 2) * k * c
-    strides = ((p + 2) * row, row, cell, row + 3 * c, cell + c, 1)
-    return padded.as_strided((b, p, q, 3, 3, c), strides).sum((3, 4))
+    p, q = parts.shape[1:3]
+    # Super token (y, x) receives part (2 - i, 2 - j) of cell (y + i - 1, x + j - 1). Adding slices of one padded tensor, instead
+    # of adding into slices of the result, is what a compiler fuses: the other way takes it minutes.
+    padded = F.pad(parts, (0, 0, 0, 0, 1, 1, 1, 1))
+    total = torch.zeros_like(parts[..., 0, :])
+    for i in range(3):
+        for j in range(3):
+            total += padded[:, i : i + p, j : j + q, 8 - 3 * i - j]
+    return total
 
 
 def associate(cells: Tensor, super_tokens: Tensor) -> Tensor:
     """Equation 1, sparse: association Q (B, p, q, n, 9) of the tokens (B, p, q, n, C) with their super tokens (B, p, q, C).
 
     The scale is C ** -0.5 over all channels. A neighbour outside the picture is a zero vector and keeps its share (logit 0).
+    In memory Q lies as (B, p, q, 9, n): a softmax over the last of nine is twenty times slower on a CPU than over the one before.
     """
-    affinity = cells @ neighbours(super_tokens * cells.shape[-1] ** -0.5).transpose(-1, -2)
-    return affinity.softmax(-1)
+    affinity = neighbours(super_tokens * cells.shape[-1] ** -0.5) @ cells.transpose(-1, -2)
+    return affinity.softmax(-2).transpose(-1, -2)
 
 
 class _Aggregate(torch.autograd.Function):
@@ -161,18 +164,12 @@ class SuperTokenAttention(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Multi-head self-attention among the p * q places of (B, C, p, q)."""
         q, k, v = self.split_heads(x)
-        if x.device.type == "cpu" and not torch.compiler.is_exporting() and q.shape[2] <= MATMUL_TOKENS:
-            y = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v)
-        y = rearrange(y, "B heads (p q) d -> B (heads d) p q", p=x.shape[2])
-        return self.proj(y)
+        y = F.scaled_dot_product_attention(q, k, v)
+        y = rearrange(y, "B heads (p q) d -> B p q (heads d)", p=x.shape[2])
+        return self.proj(y.permute(0, 3, 1, 2))
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, heads, p q, d) of (B, C, p, q). The 3 C channels hold head after head its q, k and v."""
         qkv = rearrange(self.qkv(x), "B (heads three d) p q -> three B heads (p q) d", heads=self.num_heads, three=3)
-        return qkv[0], qkv[1], qkv[2]
-
-
-# Up to here two matrix products are faster on a CPU than the fused attention, which needs no N x N memory.
-MATMUL_TOKENS = 784
+        q, k, v = qkv.unbind()
+        return q, k, v

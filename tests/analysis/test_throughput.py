@@ -1,6 +1,9 @@
 """What the benchmark reports, not how fast anything is."""
 
 import json
+import time
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -44,9 +47,15 @@ def test_two_models_in_turn(mode: list[str], tmp_path: Path, capsys: pytest.Capt
 
 def test_candidates_take_turns() -> None:
     turns: list[str] = []
-    candidates = [Candidate(name, lambda name=name: turns.append(name), 1) for name in "ab"]
-    time_in_turn(candidates, Setting(rounds=3))
-    assert "".join(turns).endswith("ababab")
+
+    def step(name: str) -> None:
+        time.sleep(0.01)
+        turns.append(name)
+
+    time_in_turn([Candidate(name, partial(step, name), 1) for name in "ab"], Setting(rounds=3))
+    rounds = [name for name, _ in groupby(turns)]
+    assert rounds == list("abababab")  # once for the memory, then three rounds, each of as many steps as fill a turn
+    assert len(turns) > len(rounds)
 
 
 def test_the_literal_baseline_is_the_same_function() -> None:

@@ -132,13 +132,6 @@ def test_the_association_carries_no_gradient() -> None:
     assert super_tokens.requires_grad and not association.requires_grad
 
 
-def test_long_attention_takes_the_fused_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention, x = SuperTokenAttention(8, 2), torch.randn(2, 8, 6, 7)
-    expected = attention(x)
-    monkeypatch.setattr("stvit_cli.models.super_token.MATMUL_TOKENS", 41)
-    torch.testing.assert_close(attention(x), expected)
-
-
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="10 is not divisible by num_heads 4"):
         SuperTokenAttention(10, 4)
