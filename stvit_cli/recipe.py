@@ -139,6 +139,8 @@ class TrainSection(Section):
     """bf16 and fp16 by autocast; fp16 with a loss scaler."""
     compile: bool = False
     """torch.compile, a block at a time."""
+    triton: bool = False
+    """Super token attention by Triton kernels, on a GPU."""
     sync_bn: bool = False
     """Batch norms take their statistics over all processes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -1,10 +1,11 @@
 """How much faster the model runs than the literal form of the paper, in one interleaved run:
 
-python tests/benchmark_literal.py [--train] [--batch-size 8] [--rounds 7] [--only model|operator]
+python tests/benchmark_literal.py [--train] [--batch-size 8] [--rounds 7] [--precision bf16] [--only model|operator]
 
 The literal form is what one writes down from the supplement: Algorithm 1 with unfold and fold, (B, C, H, W) memory throughout,
-nothing fused. Beside it: ours, and ours with compiled blocks. The two rows of the operator are super token attention as in
-stages 1 and 2 of stvit-s at 224 pixels; its training step is forward and backward, to the weights and the input.
+nothing fused, nothing compiled. Beside it: ours, ours compiled a block at a time, on a GPU both with the Triton kernels too, and
+torchvision's swin_t compiled whole. The rows of the operator are super token attention as in stages 1 and 2 of stvit-s at 224
+pixels; its training step is forward and backward, to the weights and the input. On a GPU: --batch-size 128 --precision bf16.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
+import torchvision
 from literal_form import make_literal
 from torch import Tensor, nn
 
@@ -21,35 +23,49 @@ from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.cli.output import print_table
 from stvit_cli.models import create_model
 from stvit_cli.models.fuse import fuse
-from stvit_cli.models.super_token import SuperTokenAttention
+from stvit_cli.models.super_token import SuperTokenAttention, use_triton
 
 OPERATORS = {"attention, stage 1": (64, 1, 8, 56), "attention, stage 2": (128, 2, 4, 28)}  # C, heads, grid, H = W
 
 
+def forms(device: str) -> list[str]:
+    return ["ours", "ours, compiled", *(["Triton", "Triton, compiled"] if device == "cuda" else []), "literal"]
+
+
 def whole_model(setting: Setting) -> list[Candidate]:
-    """stvit-s: ours, ours with compiled blocks, literal."""
+    """stvit-s in all forms, and swin_t."""
     images = torch.randn(setting.batch_size, 3, *setting.image_size, device=setting.device)
-    ours, compiled, plain = (create_model("stvit-s").to(setting.device).train(setting.train) for _ in range(3))
-    if not setting.train:
-        ours, compiled = fuse(ours), fuse(compiled)
-    compiled.compile_blocks()
-    return [
-        Candidate("ours", make_step(ours, images, torch.channels_last, setting), 0),
-        Candidate("compiled", make_step(compiled, images, torch.channels_last, setting), 0),
-        Candidate("literal", make_step(make_literal(plain), images, torch.contiguous_format, setting), 0),
-    ]
+    candidates = []
+    for form in [*forms(setting.device), "swin_t, compiled"]:
+        model = torchvision.models.swin_t() if "swin_t" in form else create_model("stvit-s")
+        model = model.to(setting.device).train(setting.train)
+        if form == "literal":
+            step = make_step(make_literal(model), images, torch.contiguous_format, setting)
+        else:
+            model = model if setting.train else fuse(model)
+            use_triton(model, "Triton" in form)
+            if "compiled" in form:
+                getattr(model, "compile_blocks", lambda model=model: model.compile(dynamic=False))()
+            step = make_step(model, images, torch.channels_last, setting)
+        candidates.append(Candidate(form, step, 0))
+    return candidates
 
 
 def operator(dim: int, num_heads: int, grid_size: int, side: int, setting: Setting) -> list[Candidate]:
-    """Super token attention alone, (batch, dim, side, side): ours, ours compiled, literal."""
+    """Super token attention alone, (batch, dim, side, side), in all forms."""
     x = torch.randn(setting.batch_size, dim, side, side, device=setting.device)
-    ours, compiled, plain = (SuperTokenAttention(dim, num_heads, grid_size).to(setting.device) for _ in range(3))
-    compiled.compile(dynamic=False)
-    return [
-        Candidate("ours", operator_step(ours, x, torch.channels_last, setting), 0),
-        Candidate("compiled", operator_step(compiled, x, torch.channels_last, setting), 0),
-        Candidate("literal", operator_step(make_literal(nn.Sequential(plain)), x, torch.contiguous_format, setting), 0),
-    ]
+    candidates = []
+    for form in forms(setting.device):
+        module: nn.Module = SuperTokenAttention(dim, num_heads, grid_size).to(setting.device)
+        use_triton(module, "Triton" in form)
+        if form == "literal":
+            step = operator_step(make_literal(nn.Sequential(module)), x, torch.contiguous_format, setting)
+        else:
+            if "compiled" in form:
+                module.compile(dynamic=False)
+            step = operator_step(module, x, torch.channels_last, setting)
+        candidates.append(Candidate(form, step, 0))
+    return candidates
 
 
 def operator_step(module: nn.Module, x: Tensor, layout: torch.memory_format, setting: Setting) -> Callable[[], None]:

@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from stvit_cli.analysis.flops import count_flops
 from stvit_cli.analysis.profile import build
 from stvit_cli.models.fuse import fuse
+from stvit_cli.models.super_token import use_triton
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes on standard error
 
@@ -42,6 +43,7 @@ class Setting:
     train: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    triton: bool = False
     rounds: int = 7
     device: str = "cpu"
 
@@ -96,6 +98,7 @@ def time_in_turn(candidates: list[Candidate], setting: Setting) -> dict[str, dic
             "mode": "train" if setting.train else "inference",
             "precision": setting.precision,
             "compiled": setting.compile,
+            "triton": setting.triton,
             "device": machine(setting.device),
         }
     return results
@@ -107,6 +110,8 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
     if not setting.train:
         model = fuse(model)
     model = model.to(setting.device).train(setting.train)
+    if setting.triton:
+        use_triton(model)
     if setting.compile:
         # In place, so that it stays the module it was: ours a block at a time, another one whole.
         getattr(model, "compile_blocks", lambda: model.compile(dynamic=False))()

@@ -37,6 +37,7 @@ def profile(
     train: Annotated[bool, typer.Option("--train", help="Time training steps, not inference.")] = False,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the timed step.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: ours a block at a time, others whole.")] = False,
+    triton: Annotated[bool, typer.Option("--triton", help="Ours with Triton kernels, on a GPU.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 7,
     json_file: Json = None,
 ) -> None:
@@ -71,8 +72,10 @@ def profile(
             from stvit_cli.analysis.throughput import Setting, measure
 
             device = "cuda" if torch.cuda.is_available() else "cpu"
+            if triton and device == "cpu":
+                raise UserError("--triton: its kernels need a GPU, and there is none here. Leave it out.")
             shown = [row["model"] for row in rows]
-            figures = measure(shown, Setting((height, width), 3, batch_size, train, precision, compiled, rounds, device))
+            figures = measure(shown, Setting((height, width), 3, batch_size, train, precision, compiled, triton, rounds, device))
             for row in rows:
                 row["throughput"] = figures[row["model"]]
             _print_speed(rows)
@@ -116,7 +119,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _print_speed(rows: list[dict[str, Any]]) -> None:
     """The speeds; the ratio is to the last model's, the one compared with."""
     last = rows[-1]["throughput"]
-    how = f"{last['mode']}, batch {last['batch_size']}, {last['precision']}{', compiled' * last['compiled']}, {last['device']}"
+    extras = [word for word, used in (("compiled", last["compiled"]), ("Triton", last["triton"])) if used]
+    how = ", ".join([last["mode"], f"batch {last['batch_size']}", last["precision"], *extras, last["device"]])
     lines = []
     for row in rows:
         speed = row["throughput"]

@@ -150,16 +150,26 @@ class SuperTokenAttention(nn.Module):
         self.num_heads = num_heads
         self.grid_size = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
         self.num_iters = num_iters
+        self.triton = False
         self.qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.grid_size == (1, 1):
             return self.attend(x)
+        if self.triton and x.is_cuda and not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+            return self._forward_triton(x)
         cells = to_cells(x, self.grid_size)
         super_tokens, association = sample(cells, self.num_iters)
         super_tokens = self.attend(super_tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return from_cells(upsample(association, super_tokens), self.grid_size, (x.shape[2], x.shape[3]))
+
+    def _forward_triton(self, x: Tensor) -> Tensor:
+        from stvit_cli.models import super_token_triton as kernels  # imports triton, which not every machine has
+
+        super_tokens, association = kernels.sample(x, self.grid_size, self.num_iters)
+        super_tokens = self.attend(super_tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return kernels.upsample(association, super_tokens, *self.grid_size, x.shape[2], x.shape[3])
 
     def attend(self, x: Tensor) -> Tensor:
         """Multi-head self-attention among the p * q places of (B, C, p, q)."""
@@ -173,3 +183,13 @@ class SuperTokenAttention(nn.Module):
         qkv = rearrange(self.qkv(x), "B (heads three d) p q -> three B heads (p q) d", heads=self.num_heads, three=3)
         q, k, v = qkv.unbind()
         return q, k, v
+
+
+def use_triton(model: nn.Module, enable: bool = True) -> None:
+    """Let every super token attention in ``model`` run as Triton kernels (`super_token_triton`) where its tokens are on a GPU.
+
+    On a CPU, in an exported graph and where FLOPs are counted, the plain form runs all the same.
+    """
+    for module in model.modules():
+        if isinstance(module, SuperTokenAttention):
+            module.triton = enable
