@@ -50,9 +50,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console = Console()
     if not console.is_terminal:
         console = Console(width=10_000, no_color=True)
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE if console.is_terminal else None, pad_edge=False)
+    table = Table(*columns, box=box.SIMPLE if console.is_terminal else None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
+    if title is not None:  # not the table's own title, which is broken at the table's width
+        console.print(title, markup=False, highlight=False, style="italic", soft_wrap=True)
     console.print(table, markup=False)
 
 
