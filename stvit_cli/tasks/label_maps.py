@@ -34,11 +34,19 @@ def label_map(model: nn.Module, images: Sequence[Tensor], size: tuple[int, int],
 
 def _logits(model: nn.Module, image: Tensor, size: tuple[int, int], section: SegmentationSection) -> Tensor:
     """Return the logits at the original size, float32 (1, K, H, W)."""
+    padded = padded_to(image, section.size_divisor)
     if section.window is None:
-        logits = model(image)
+        logits = model(padded)
     else:
-        logits = sliding_logits(model, image, section.window, section.window_stride or max(1, section.window * 2 // 3))
+        logits = sliding_logits(model, padded, section.window, section.window_stride or max(1, section.window * 2 // 3))
+    logits = logits[..., : image.shape[2], : image.shape[3]]
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+
+
+def padded_to(image: Tensor, divisor: int) -> Tensor:
+    """Pad a normalised picture (1, 3, h, w) right and bottom with zeros to sides of a multiple of ``divisor``."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % divisor, 0, -height % divisor))
 
 
 def sliding_logits(model: nn.Module, image: Tensor, window: int, stride: int) -> Tensor:

@@ -49,6 +49,21 @@ def test_windows_cover_every_pixel_and_are_averaged(size: tuple[int, int], windo
     assert torch.allclose(sliding_logits(Colours(), image, window, stride), total / count, atol=1e-6)
 
 
+def test_the_model_sees_sides_of_a_multiple_and_the_padding_is_left_out() -> None:
+    seen: list[Tensor] = []
+
+    class Identity(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return x
+
+    image = torch.randn(1, 3, 40, 65)
+    found = label_map(Identity(), [image], (40, 65), SegmentationSection(size_divisor=32))
+    assert torch.equal(found, image.argmax(1)[0])
+    assert seen[0].shape == (1, 3, 64, 96) and torch.equal(seen[0][..., :40, :65], image)
+    assert not seen[0][..., 40:, :].any() and not seen[0][..., 65:].any()
+
+
 def test_a_window_as_large_as_the_picture_is_the_picture() -> None:
     image = torch.randn(1, 3, 40, 56)
     section = SegmentationSection(window=64)
