@@ -23,13 +23,14 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from stvit_cli import engine, recipe_io, tasks
+from stvit_cli import engine, tasks
 from stvit_cli.analysis.throughput import machine
 from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.cli.output import print_table
 from stvit_cli.engine import trainer
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.step import Outcome, TrainStep
+from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.base import move
 
 PHOTOGRAPH = Path(__file__).parent / "pictures" / "coffee.jpg"

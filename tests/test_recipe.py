@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from stvit_cli import recipe_io
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import FREE_ON_RESUME, Recipe
-from stvit_cli.recipe_words import dotted_keys
-from stvit_cli.recipe_yaml import flow, parse
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.recipe.words import dotted_keys
+from stvit_cli.recipe.yaml import flow, parse
 
 
 def complaint(text: str, *overrides: str) -> str:

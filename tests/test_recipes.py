@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stvit_cli import recipe_io
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 
 RECIPES = recipe_io.list_recipes()
 NAMES = [path.stem for path in RECIPES]

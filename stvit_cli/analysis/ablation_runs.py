@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from stvit_cli import engine, recipe_io, tasks
+from stvit_cli import engine, tasks
 from stvit_cli.analysis.ablation import NUMBERS, Setting, build_table, family_of
 from stvit_cli.analysis.ablation_report import Report, report_training
 from stvit_cli.engine.distributed import joined_world, was_restarted
@@ -25,6 +25,7 @@ from stvit_cli.engine.signals import stop_request
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic import VARIANTS
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 
 POLL_SECONDS = 0.3  # between looks at the processes
 LAST_LINES = 4  # of the log of a process that failed

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stvit_cli import engine, recipe_io, tasks
+from stvit_cli import engine, tasks
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.engine.distributed import pick_device
 from stvit_cli.models.fuse import fuse
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 
 FOLDERS = {"classification": "imagefolder", "detection": "coco", "segmentation": "ade20k"}
 """What data.kind calls a folder of a person's own data, for each task."""

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from stvit_cli import recipe_io
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, words
 from stvit_cli.cli.output import is_first, reporting
 from stvit_cli.errors import UserError
+from stvit_cli.recipe import io as recipe_io
 
 
 @app.command("eval")

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from stvit_cli import recipe_io
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, words
 from stvit_cli.cli.output import reporting
 from stvit_cli.cli.training import new_run, say_what_next
+from stvit_cli.recipe import io as recipe_io
 
 
 @app.command()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stvit_cli import recipe_io
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, Json, Output, Overrides, RecipeName, command, words
 from stvit_cli.cli.output import print_table, reporting
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 
 if TYPE_CHECKING:
     from stvit_cli.analysis.ablation_report import Report

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stvit_cli import recipe_io
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import print_table, reporting
 from stvit_cli.errors import UserError
+from stvit_cli.recipe import io as recipe_io
 
 COLUMNS = ["model", "parameters", "paper", "difference", "FLOPs", "paper", "difference", "by operator"]
 SPEED_COLUMNS = ["model", "images/s", "slowest", "fastest", "ratio", "ms/image", "peak memory", "share of peak", "layout"]

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from stvit_cli import recipe_io
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, Overrides
 from stvit_cli.cli.output import print_table, reporting
 from stvit_cli.errors import UserError, nearest
+from stvit_cli.recipe import io as recipe_io
 
 recipes = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes, name="recipes")

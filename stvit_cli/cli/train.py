@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from stvit_cli import recipe_io
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName, words
 from stvit_cli.cli.output import reporting
 from stvit_cli.cli.training import new_run, resumed_run, say_what_next
 from stvit_cli.errors import UserError
+from stvit_cli.recipe import io as recipe_io
 
 
 @app.command()

@@ -9,11 +9,11 @@ from typing import Any
 
 import typer
 
-from stvit_cli import recipe_io
 from stvit_cli.cli.options import command
 from stvit_cli.cli.output import is_first
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 
 
 def new_run(recipe: Recipe, output: Path | None, weights: Path | None, dry_run: bool) -> tuple[Path, dict[str, Any]]:

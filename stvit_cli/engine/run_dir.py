@@ -16,10 +16,10 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from stvit_cli import recipe_io
 from stvit_cli.engine.files import replace_file, writing
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 
 RECIPE = "recipe.yaml"
 # Written before recipe.yaml: alone they are the remains of a run that was killed before it had begun.

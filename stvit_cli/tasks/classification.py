@@ -24,7 +24,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
-from stvit_cli.recipe_io import recipe_hash
+from stvit_cli.recipe.io import recipe_hash
 
 # So many pictures of each set are opened in the search for problems.
 NUM_OPENED = 500

@@ -14,7 +14,7 @@ from stvit_cli.data.loader import derive_seed, seeded
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights import WeightsFile, WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import DetectionSection, Recipe
-from stvit_cli.recipe_io import recipe_hash
+from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.coco_metrics import as_result, coco_metrics, write_results
 from stvit_cli.tasks.detector import Detector, create_detector, paste_masks
 from stvit_cli.tasks.param_groups import without_decay_on_norms

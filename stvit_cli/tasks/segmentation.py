@@ -21,7 +21,7 @@ from stvit_cli.data.segmentation_transforms import IGNORED
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import Recipe, SegmentationSection
-from stvit_cli.recipe_io import recipe_hash
+from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.label_maps import label_map
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.segmentation_metrics import confusion, figures

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stvit_cli import engine, recipe_io
+from stvit_cli import engine
 from stvit_cli.analysis import ablation_runs
 from stvit_cli.analysis.ablation import NUMBERS, Row, Setting, answer, build_table, compare, notes_on_counts
 from stvit_cli.analysis.ablation_report import Report, report_training
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic import MINI
+from stvit_cli.recipe import io as recipe_io
 
 # Multiply-adds without norms, in G, that reproduce the supplement's rounded figures.
 GIGAS = [4.49, 4.33, 4.13, 4.30, 3.95, 4.13, 3.95]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stvit_cli import recipe_io
 from stvit_cli.analysis.profile_recipe import profile_recipe
+from stvit_cli.recipe import io as recipe_io
 
 # Multiply-adds in G, of stvit-s and stvit-b, by grid.
 MEASURED = {

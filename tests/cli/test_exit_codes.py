@@ -56,7 +56,7 @@ def test_what_is_raised_becomes_a_code(stvit, monkeypatch: pytest.MonkeyPatch, r
     def fail(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr("stvit_cli.recipe_io.list_recipes", fail)
+    monkeypatch.setattr("stvit_cli.recipe.io.list_recipes", fail)
     try:
         ended = stvit("recipes", "list")
     except SystemExit as exit_:
@@ -70,15 +70,15 @@ def test_a_fault_of_ours_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("stvit_cli.recipe_io.list_recipes", fail)
+    monkeypatch.setattr("stvit_cli.recipe.io.list_recipes", fail)
     with pytest.raises(RuntimeError, match="a fault"):
         cli.main(["recipes", "list"])
 
 
 def test_a_fault_of_ours_shows_where_it_happened_and_ends_with_1() -> None:
     code = (
-        "import sys, stvit_cli.recipe_io\n"
-        "stvit_cli.recipe_io.list_recipes = lambda: 1 / 0\n"
+        "import sys, stvit_cli.recipe.io\n"
+        "stvit_cli.recipe.io.list_recipes = lambda: 1 / 0\n"
         "from stvit_cli.cli import main\n"
         "sys.exit(main(['recipes', 'list']))"
     )

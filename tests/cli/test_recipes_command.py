@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stvit_cli import recipe_io
+from stvit_cli.recipe import io as recipe_io
 
 
 def test_list_names_every_recipe(stvit) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stvit_cli import recipe_io
+from stvit_cli.recipe import io as recipe_io
 
 METRICS = ("top1", "top5", "loss")
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stvit_cli import recipe_io
 from stvit_cli.data.ade20k import SegmentationData, build_segmentation, build_segmentation_eval, open_label_map
 from stvit_cli.data.order import SampleKey
 from stvit_cli.data.shapes import LABEL_NAMES, write_ade20k_tree
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 
 NAMES = "[background, circle, square, triangle, star]"
 

@@ -13,8 +13,9 @@ from types import ModuleType
 
 import pytest
 
-from stvit_cli import recipe_io, tasks
+from stvit_cli import tasks
 from stvit_cli.engine.trainer import fit
+from stvit_cli.recipe import io as recipe_io
 
 Start = Callable[[Path, bool, int], Callable[[], list[object]]]
 

@@ -8,12 +8,13 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-from stvit_cli import engine, recipe_io
+from stvit_cli import engine
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import require_free
 from stvit_cli.engine.schedule import Timeline
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights import read_info
+from stvit_cli.recipe import io as recipe_io
 
 
 def test_what_a_run_leaves(toy: ModuleType, unbroken: Path) -> None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from stvit_cli import recipe_io
 from stvit_cli.engine.schedule import build_timeline, lr_at
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import ScheduleSection
+from stvit_cli.recipe import io as recipe_io
 
 STEPS_PER_EPOCH = 1251  # of ImageNet at a batch of 1024
 DEIT = ScheduleSection(kind="cosine", epochs=300, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5, update="epoch")

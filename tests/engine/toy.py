@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
-from stvit_cli import recipe_io
 from stvit_cli.data.loader import SampleKey, derive_seed
 from stvit_cli.engine.history import History
 from stvit_cli.engine.signals import exit_code
@@ -29,6 +28,7 @@ from stvit_cli.engine.trainer import fit
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.weights import WeightsInfo
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.classification import ClassificationEvaluator
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 41, 37, 7

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stvit_cli import engine, recipe_io, tasks
+from stvit_cli import engine, tasks
 from stvit_cli.data import SampleKey
 from stvit_cli.engine.seeding import seed_micro_batch
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights import save_weights
+from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.base import move
 from stvit_cli.tasks.classification import ClassificationEvaluator, ClassificationTask
 

@@ -21,11 +21,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import roi_align
 
-from stvit_cli import recipe_io, tasks
+from stvit_cli import tasks
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo, save_weights
 from stvit_cli.recipe import DetectionSection
+from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.detector import Detector, create_detector, paste_masks
 from stvit_cli.tasks.mask_rcnn import BOX_WEIGHTS, box_loss
 from stvit_cli.tasks.proposals import AnchorMatcher

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stvit_cli import recipe_io, tasks
+from stvit_cli import tasks
 from stvit_cli.data.loader import build_eval_loader
 from stvit_cli.data.order import SampleKey
 from stvit_cli.data.shapes import write_ade20k_tree
@@ -20,6 +20,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo, read_info, save_weights
 from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.segmentation import SegmentationTask, create_from, section_of
 from stvit_cli.tasks.segmentation_metrics import confusion, figures
 

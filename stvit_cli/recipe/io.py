@@ -15,15 +15,15 @@ from pydantic import ValidationError
 
 from stvit_cli.errors import UserError, nearest
 from stvit_cli.recipe import FREE_ON_RESUME, Recipe, Section
-from stvit_cli.recipe_words import dotted_keys, expected, nearest_key, problems
-from stvit_cli.recipe_yaml import flow, parse
+from stvit_cli.recipe.words import dotted_keys, expected, nearest_key, problems
+from stvit_cli.recipe.yaml import flow, parse
 
 _MAX_BYTES = 1_000_000
 
 
 def list_recipes() -> list[Path]:
     """Return the files of the shipped recipes, sorted by name: those of the installed package, or of the checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "recipes"
     return sorted((installed if installed.is_dir() else package.parent / "recipes").glob("*.yaml"))
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stvit_cli.recipe_base import Fraction, NonNegative, PositiveInt, Rate, Section
+from stvit_cli.recipe.base import Fraction, NonNegative, PositiveInt, Rate, Section
 
 
 class ShapesSection(Section):

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from stvit_cli.errors import nearest
 from stvit_cli.recipe import Recipe, Section
-from stvit_cli.recipe_yaml import flow
+from stvit_cli.recipe.yaml import flow
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}

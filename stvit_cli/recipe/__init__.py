@@ -1,7 +1,7 @@
 """The schema of a recipe: every setting of a run, its default and its meaning, in one place. Imports no torch.
 
 A recipe file holds only what differs from these defaults. Sections are frozen; unknown keys are refused, and so is a value of
-another type ("3" or true where a number belongs). `recipe_io` reads and writes recipes; what it says to the user about a key
+another type ("3" or true where a number belongs). `recipe.io` reads and writes recipes; what it says to the user about a key
 is made of the annotations here.
 """
 
@@ -11,9 +11,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stvit_cli.recipe_base import Fraction, NonNegative, PositiveInt, Rate, Section
-from stvit_cli.recipe_checks import contradictions
-from stvit_cli.recipe_dense import DetectionSection, SegmentationSection, ShapesSection
+from stvit_cli.recipe.base import Fraction, NonNegative, PositiveInt, Rate, Section
+from stvit_cli.recipe.checks import contradictions
+from stvit_cli.recipe.dense import DetectionSection, SegmentationSection, ShapesSection
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
