@@ -49,18 +49,19 @@ def neighbours(super_tokens: Tensor) -> Tensor:
 
 
 def sum_neighbours(parts: Tensor) -> Tensor:
-    """Add what every cell gives to its nine super tokens: (B, p, q, 9, C) -> (B, p, q, C), the adjoint of
-    `neighbours` ("Fold").
+    """Add what every cell gives to its nine super tokens: (B, p, q, 9, C) -> (B, p, q, C), the adjoint of `neighbours` ("Fold").
+
+    Half precision is added up in float32.
     """
     p, q = parts.shape[1:3]
     # Super token (y, x) receives part (2 - i, 2 - j) of cell (y + i - 1, x + j - 1). Adding slices of one padded tensor, instead
     # of adding into slices of the result, is what a compiler fuses: the other way takes it minutes.
     padded = F.pad(parts, (0, 0, 0, 0, 1, 1, 1, 1))
-    total = torch.zeros_like(parts[..., 0, :])
+    total = torch.zeros_like(parts[..., 0, :], dtype=torch.promote_types(parts.dtype, torch.float32))
     for i in range(3):
         for j in range(3):
             total += padded[:, i : i + p, j : j + q, 8 - 3 * i - j]
-    return total
+    return total.to(parts.dtype)
 
 
 def associate(cells: Tensor, super_tokens: Tensor) -> Tensor:
