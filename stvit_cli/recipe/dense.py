@@ -103,8 +103,8 @@ class SegmentationSection(Section):
     window_stride: PositiveInt | None = None
     """Pixels from one window to the next; null: two thirds of the window."""
     size_divisor: PositiveInt = 1
-    """Evaluate with sides of a multiple of so many pixels: what is missing is padded with the mean colour, and left out after it.
-    A model that was trained on crops which its grid divides knows no cells that are cut short."""
+    """Evaluate with sides of a multiple of so many pixels: the last column and row are repeated, and left out of the answer. A
+    model that was trained on crops which its grid divides knows no cells that are cut short."""
     eval_scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
     """Evaluate at these multiples of max_size and average the probabilities."""
     eval_flip: bool = False

@@ -44,9 +44,9 @@ def _logits(model: nn.Module, image: Tensor, size: tuple[int, int], section: Seg
 
 
 def padded_to(image: Tensor, divisor: int) -> Tensor:
-    """Pad a normalised picture (1, 3, h, w) right and bottom with zeros to sides of a multiple of ``divisor``."""
+    """Pad a picture (1, 3, h, w) right and bottom to sides of a multiple of ``divisor``, its last column and row repeated."""
     height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % divisor, 0, -height % divisor))
+    return F.pad(image, (0, -width % divisor, 0, -height % divisor), mode="replicate")
 
 
 def sliding_logits(model: nn.Module, image: Tensor, window: int, stride: int) -> Tensor:

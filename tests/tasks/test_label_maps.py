@@ -61,7 +61,8 @@ def test_the_model_sees_sides_of_a_multiple_and_the_padding_is_left_out() -> Non
     found = label_map(Identity(), [image], (40, 65), SegmentationSection(size_divisor=32))
     assert torch.equal(found, image.argmax(1)[0])
     assert seen[0].shape == (1, 3, 64, 96) and torch.equal(seen[0][..., :40, :65], image)
-    assert not seen[0][..., 40:, :].any() and not seen[0][..., 65:].any()
+    assert torch.equal(seen[0][..., 40:, :65], image[..., 39:, :].expand(-1, -1, 24, -1))
+    assert torch.equal(seen[0][..., :40, 65:], image[..., 64:].expand(-1, -1, -1, 31))
 
 
 def test_a_window_as_large_as_the_picture_is_the_picture() -> None:
