@@ -47,9 +47,9 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         least = min(row[key] for row in rows) / unit
         linear = [least * count / pixels[0] for count in (pixels[0], pixels[-1])]
         axes.loglog([pixels[0], pixels[-1]], linear, color="0.6", linestyle=":", label="linear")
-        axes.set_xticks([side**2 for side in SIDES], [f"{side}²" for side in SIDES])
+        axes.set_xticks([side**2 for side in SIDES], [str(side) for side in SIDES])
         axes.minorticks_off()
-        axes.set_xlabel("pixels")
+        axes.set_xlabel("side in pixels, spaced by their number")
         axes.set_ylabel(label)
         axes.legend(title="grid")
     figure.suptitle(title)

@@ -132,6 +132,9 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
         cells = [f"{rate:.1f}", *ends, ratio, f"{speed['ms_per_image']:.1f}", held, share, speed["memory_layout"]]
         lines.append([row["model"], *cells])
     print_table(SPEED_COLUMNS, lines, f"Timed in turn: {how}; ratio to {rows[-1]['model']}")
+    if last["compiled"]:
+        seconds = [f"{row['model']} {row['throughput']['compile_seconds']:.0f} s" for row in rows]
+        print(f"Compiled within the first step: {', '.join(seconds)}")
 
 
 def _print_tree(row: dict[str, Any], depth: int) -> None:

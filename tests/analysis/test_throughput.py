@@ -13,6 +13,7 @@ from literal_form import make_literal
 from stvit_cli.analysis.throughput import Candidate, Setting, time_in_turn
 from stvit_cli.cli import main
 from stvit_cli.models import create_model
+from stvit_cli.models.super_token import SuperTokenAttention
 
 
 @pytest.mark.parametrize("mode", [[], ["--train"]])
@@ -56,6 +57,16 @@ def test_candidates_take_turns() -> None:
     rounds = [name for name, _ in groupby(turns)]
     assert rounds == list("abababab")  # once for the memory, then three rounds, each of as many steps as fill a turn
     assert len(turns) > len(rounds)
+
+
+def test_the_memory_of_attention_is_linear_in_the_tokens() -> None:
+    def peak(side: int) -> int:
+        attention, x = SuperTokenAttention(32, 2).eval(), torch.randn(1, 32, side, side)
+        with torch.inference_mode():
+            figures = time_in_turn([Candidate("", partial(attention, x), 1)], Setting(rounds=1))
+        return figures[""]["peak_memory_bytes"]
+
+    assert peak(64) / peak(32) < 4.5  # 4096 tokens and 1024; all pairs at once would be 16 times as much
 
 
 def test_the_literal_baseline_is_the_same_function() -> None:
