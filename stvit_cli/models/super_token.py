@@ -181,6 +181,8 @@ class SuperTokenAttention(nn.Module):
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, heads, p q, d) of (B, C, p, q). The 3 C channels hold head after head its q, k and v."""
+        # Fused attention wants the d channels of a head beside each other; otherwise it makes a matrix of all pairs.
+        x = x.contiguous(memory_format=torch.channels_last)
         qkv = rearrange(self.qkv(x), "B (heads three d) p q -> three B heads (p q) d", heads=self.num_heads, three=3)
         q, k, v = qkv.unbind()
         return q, k, v

@@ -80,7 +80,9 @@ def test_a_loader_worker_that_dies_is_named(toy: ModuleType, tmp_path: Path, mon
         return item(points, key)
 
     monkeypatch.setattr(toy.TrainPoints, "__getitem__", fatal)
-    with pytest.raises(UserError, match=r"(?s)DataLoader worker .*(killed by signal|was read from).*data.num_workers"):
+    with pytest.raises(
+        UserError, match=r"(?s)DataLoader worker .*(killed by signal|was read from|exited unexpectedly).*data.num_workers"
+    ):
         fit(toy, tmp_path, "data.num_workers=1", "checkpoint.every_steps=1")
     assert checkpoint.load_newest(tmp_path / "run" / "checkpoints").step >= 1
 
