@@ -57,9 +57,16 @@ def profile(
         raise UserError(f"{words[0]} sets a key of a recipe; of which? Give --recipe NAME")
     if recipe is not None and (throughput or against):
         raise UserError("--throughput and --against are for models without heads; leave --recipe out.")
+    timed = {"--train": train, "--compile": compiled, "--triton": triton, "--precision bf16": precision == "bf16"}
+    if not throughput and any(timed.values()):
+        name = next(name for name, given in timed.items() if given)
+        raise UserError(f"{name} is about the timed step; add --throughput to time the models.")
     with reporting(json_file) as report:
         import torch
 
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if triton and device == "cpu":
+            raise UserError("--triton: its kernels need a GPU, and there is none here. Leave it out.")
         rows = _profile_all(names, size, against) if recipe is None else _profile_in_recipe(recipe, names, words, size)
         height, width = rows[0]["image_size"]
         print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {height} x {width}; FLOPs are multiply-adds")
@@ -71,9 +78,6 @@ def profile(
         if throughput:
             from stvit_cli.analysis.throughput import Setting, measure
 
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            if triton and device == "cpu":
-                raise UserError("--triton: its kernels need a GPU, and there is none here. Leave it out.")
             shown = [row["model"] for row in rows]
             figures = measure(shown, Setting((height, width), 3, batch_size, train, precision, compiled, triton, rounds, device))
             for row in rows:

@@ -80,3 +80,9 @@ def test_the_literal_baseline_is_the_same_function() -> None:
 def test_an_unknown_peer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "stvit-nano", "--throughput", "--against", "swin_tt"]) == 2
     assert "Did you mean 'swin_t'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--train"], ["--compile"], ["--triton"], ["--precision", "bf16"]])
+def test_what_is_about_the_timed_step_is_not_ignored(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "stvit-nano", *words]) == 2
+    assert capsys.readouterr().err == f"stvit: {' '.join(words)} is about the timed step; add --throughput to time the models.\n"
