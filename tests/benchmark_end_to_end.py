@@ -69,7 +69,7 @@ class Alternating:
             now = time.perf_counter()
             if turn:  # from a turn's first step to the next one's: the trainer's own work between steps is in it
                 self.seconds["bare" if turn % 2 == 0 else "whole"].append(now - self.began)
-            self.began = time.perf_counter()
+            self.began = now
         if turn % 2 == 0 or self.last is None:
             self.last = self.whole_step(step, self._kept(feed), asks)
         else:

@@ -18,7 +18,7 @@ import torchvision
 from literal_form import make_literal
 from torch import Tensor, nn
 
-from stvit_cli.analysis.throughput import Candidate, Setting, make_step, time_in_turn
+from stvit_cli.analysis.throughput import Candidate, Setting, compile_in_place, make_step, time_in_turn
 from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.cli.output import print_table
 from stvit_cli.models import create_model
@@ -45,7 +45,7 @@ def whole_model(setting: Setting) -> list[Candidate]:
             model = model if setting.train else fuse(model)
             use_triton(model, "Triton" in form)
             if "compiled" in form:
-                getattr(model, "compile_blocks", lambda model=model: model.compile(dynamic=False))()
+                compile_in_place(model)
             step = make_step(model, images, torch.channels_last, setting)
         candidates.append(Candidate(form, step, 0))
     return candidates
@@ -62,7 +62,7 @@ def operator(dim: int, num_heads: int, grid_size: int, side: int, setting: Setti
             step = operator_step(make_literal(nn.Sequential(module)), x, torch.contiguous_format, setting)
         else:
             if "compiled" in form:
-                module.compile(dynamic=False)
+                compile_in_place(module)
             step = operator_step(module, x, torch.channels_last, setting)
         candidates.append(Candidate(form, step, 0))
     return candidates

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import torch
+from benchmark_literal import OPERATORS
 from literal_form import make_literal
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from stvit_cli.cli.output import print_table
 from stvit_cli.models.super_token import SuperTokenAttention
 
-STAGES = {"stage 1": (64, 1, 8, 56), "stage 2": (128, 2, 4, 28)}  # of stvit-s at 224: C, heads, grid, H = W
 MOVES_NOTHING = ("empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "detach")  # beside views
 
 
@@ -72,13 +72,13 @@ def main() -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     torch.set_default_dtype(dtype)
     rows = []
-    for stage, spec in STAGES.items():
+    for what, spec in OPERATORS.items():
         tokens = options.batch_size * prod((spec[0], spec[3], spec[3])) * dtype.itemsize
         for train in (False, True):
             for form in ("literal", "plain", "Triton"):
                 moved = count(form, spec, options.batch_size, train)
                 best = f"{1e6 * moved / (options.bandwidth * 1e9):.0f}"
-                rows.append([stage, "train" if train else "inference", form, f"{moved / 1e6:.0f}", f"{moved / tokens:.1f}", best])
+                rows.append([what, "train" if train else "inference", form, f"{moved / 1e6:.0f}", f"{moved / tokens:.1f}", best])
     title = f"Batch {options.batch_size}, {options.precision}; at {options.bandwidth:g} GB/s at least so many microseconds"
     print_table(["what", "mode", "form", "MB", "times the tokens", "µs at least"], rows, title)
 

@@ -115,8 +115,7 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
     if setting.triton:
         use_triton(model)
     if setting.compile:
-        # In place, so that it stays the module it was: ours a block at a time, another one whole.
-        getattr(model, "compile_blocks", lambda: model.compile(dynamic=False))()
+        compile_in_place(model)
     images = torch.randn(setting.batch_size, setting.in_chans, *setting.image_size, device=setting.device)
     steps, first_seconds = [], 0.0
     for layout in LAYOUTS[setting.compile :]:  # compiling for the other layout too would take as long again
@@ -126,6 +125,11 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
     best = min(steps, key=lambda pair: pair[0])[1]
     step = make_step(model, images, best, setting)
     return Candidate(name, step, flops, str(best).removeprefix("torch."), first_seconds if setting.compile else None)
+
+
+def compile_in_place(model: nn.Module) -> None:
+    """Compile a model, which stays the module it was: ours a block at a time, another one whole."""
+    getattr(model, "compile_blocks", lambda: model.compile(dynamic=False))()
 
 
 def make_step(model: nn.Module, images: Tensor, layout: torch.memory_format, setting: Setting) -> Callable[[], None]:

@@ -53,20 +53,17 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield what does not go together with the task."""
     if recipe.data.kind not in KINDS[recipe.task]:
         yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(KINDS[recipe.task])} for task {recipe.task}"
-    if recipe.task == "detection":
+    if recipe.task != "classification":
         if recipe.model.in_chans != 3:
-            yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task detection"
+            yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task {recipe.task}"
         if recipe.optim.layer_decay is not None:
-            yield f"optim.layer_decay: found {recipe.optim.layer_decay:g}, expected null for task detection"
+            yield f"optim.layer_decay: found {recipe.optim.layer_decay:g}, expected null for task {recipe.task}"
+    if recipe.task == "detection":
         if recipe.augment.repeats != 1:
             yield f"augment.repeats: found {recipe.augment.repeats}, expected 1 for task detection"
         if max(recipe.detection.short_sides) > recipe.detection.long_side:
             yield f"detection.long_side: found {recipe.detection.long_side}, expected no less than the short sides"
     if recipe.task == "segmentation":
-        if recipe.model.in_chans != 3:
-            yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task segmentation"
-        if recipe.optim.layer_decay is not None:
-            yield f"optim.layer_decay: found {recipe.optim.layer_decay:g}, expected null for task segmentation"
         low, high = recipe.segmentation.scale_range
         if low > high:
             yield f"segmentation.scale_range: found {[low, high]}, expected a smaller and a larger factor"
