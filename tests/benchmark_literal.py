@@ -3,9 +3,10 @@
 python tests/benchmark_literal.py [--train] [--batch-size 8] [--rounds 7] [--precision bf16] [--only model|operator]
 
 The literal form is what one writes down from the supplement: Algorithm 1 with unfold and fold, (B, C, H, W) memory throughout,
-nothing fused, nothing compiled. Beside it: ours, ours compiled a block at a time, on a GPU both with the Triton kernels too, and
-torchvision's swin_t compiled whole. The rows of the operator are super token attention as in stages 1 and 2 of stvit-s at 224
-pixels; its training step is forward and backward, to the weights and the input. On a GPU: --batch-size 128 --precision bf16.
+nothing fused, nothing compiled. Beside it: ours by our kernels (C++ on a CPU, Triton on a GPU), ours plain, that is by PyTorch's
+operators alone, both also compiled a block at a time, and torchvision's swin_t, also compiled whole. The rows of the operator are
+super token attention as in stages 1 and 2 of stvit-s at 224 pixels; its training step is forward and backward, to the weights and
+the input. On a GPU: --batch-size 128 --precision bf16.
 """
 
 from __future__ import annotations
@@ -23,31 +24,41 @@ from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.cli.output import print_table
 from stvit_cli.models import create_model
 from stvit_cli.models.fuse import fuse
-from stvit_cli.models.super_token import SuperTokenAttention, use_triton
+from stvit_cli.models.kernels import use_kernels
+from stvit_cli.models.packed import pack
+from stvit_cli.models.super_token import SuperTokenAttention
 
 OPERATORS = {"attention, stage 1": (64, 1, 8, 56), "attention, stage 2": (128, 2, 4, 28)}  # C, heads, grid, H = W
 
 
-def forms(device: str) -> list[str]:
-    return ["ours", "ours, compiled", *(["Triton", "Triton, compiled"] if device == "cuda" else []), "literal"]
+FORMS = ("ours", "ours, compiled", "plain", "plain, compiled", "literal")
+
+
+def prepared(form: str, module: nn.Module, setting: Setting) -> tuple[nn.Module, torch.memory_format]:
+    """Return a module of ours in one of the forms, and the memory layout that this runs in."""
+    if form == "literal":
+        return make_literal(module), torch.contiguous_format
+    use_kernels(module, setting.device, not form.startswith("plain"))
+    if "compiled" in form:
+        compile_in_place(module)
+    elif not setting.train and setting.device == "cpu" and setting.precision == "fp32":
+        pack(module)
+    return module, torch.channels_last
 
 
 def whole_model(setting: Setting) -> list[Candidate]:
     """stvit-s in all forms, and swin_t."""
     images = torch.randn(setting.batch_size, 3, *setting.image_size, device=setting.device)
     candidates = []
-    for form in [*forms(setting.device), "swin_t, compiled"]:
-        model = torchvision.models.swin_t() if "swin_t" in form else create_model("stvit-s")
-        model = model.to(setting.device).train(setting.train)
-        if form == "literal":
-            step = make_step(make_literal(model), images, torch.contiguous_format, setting)
-        else:
-            model = model if setting.train else fuse(model)
-            use_triton(model, "Triton" in form)
+    for form in [*FORMS, "swin_t", "swin_t, compiled"]:
+        if "swin_t" in form:
+            model, layout = torchvision.models.swin_t().to(setting.device), torch.channels_last
             if "compiled" in form:
                 compile_in_place(model)
-            step = make_step(model, images, torch.channels_last, setting)
-        candidates.append(Candidate(form, step, 0))
+        else:
+            ours = create_model("stvit-s").to(setting.device)
+            model, layout = prepared(form, ours if setting.train or form == "literal" else fuse(ours), setting)
+        candidates.append(Candidate(form, make_step(model.train(setting.train), images, layout, setting), 0))
     return candidates
 
 
@@ -55,20 +66,13 @@ def operator(dim: int, num_heads: int, grid_size: int, side: int, setting: Setti
     """Super token attention alone, (batch, dim, side, side), in all forms."""
     x = torch.randn(setting.batch_size, dim, side, side, device=setting.device)
     candidates = []
-    for form in forms(setting.device):
-        module: nn.Module = SuperTokenAttention(dim, num_heads, grid_size).to(setting.device)
-        use_triton(module, "Triton" in form)
-        if form == "literal":
-            step = operator_step(make_literal(nn.Sequential(module)), x, torch.contiguous_format, setting)
-        else:
-            if "compiled" in form:
-                compile_in_place(module)
-            step = operator_step(module, x, torch.channels_last, setting)
-        candidates.append(Candidate(form, step, 0))
+    for form in FORMS:
+        attention = nn.Sequential(SuperTokenAttention(dim, num_heads, grid_size)).to(setting.device)
+        candidates.append(Candidate(form, operator_step(*prepared(form, attention, setting), x, setting), 0))
     return candidates
 
 
-def operator_step(module: nn.Module, x: Tensor, layout: torch.memory_format, setting: Setting) -> Callable[[], None]:
+def operator_step(module: nn.Module, layout: torch.memory_format, x: Tensor, setting: Setting) -> Callable[[], None]:
     x = x.contiguous(memory_format=layout)
     if not setting.train:
         return make_step(module, x, layout, setting)

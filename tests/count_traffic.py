@@ -1,14 +1,17 @@
-"""How many bytes super token attention moves, counted without running it; what a GPU of a given memory speed could reach at best:
+"""How many bytes our kernels move and how many the plain and the printed form, counted without running them:
 
 python tests/count_traffic.py [--batch-size 128] [--precision bf16] [--bandwidth 3350]
 
-Counted is what every operator reads and writes, views for nothing, one operator after the other, as in eager mode. The operators
-of the Triton kernels are counted by what goes in and out, with the parts that they hand on inside. --bandwidth is in GB/s.
+Counted is what every operator reads and writes, views for nothing, one after the other, as in eager mode. Our kernels are
+counted by what goes in and out, with the parts that they hand on inside. --bandwidth is a memory's, in GB/s: what it could reach
+at best. The steps are those that have kernels, in stages 1 and 2 of stvit-s at 224 pixels.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -21,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stvit_cli.cli.output import print_table
+from stvit_cli.models.kernels.operators import ops
+from stvit_cli.models.layers import ConvPosEnc, gelu
 from stvit_cli.models.super_token import SuperTokenAttention
 
 MOVES_NOTHING = ("empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "detach")  # beside views
@@ -49,17 +54,42 @@ def size(tensor: Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
-def count(form: str, spec: tuple[int, int, int, int], batch_size: int, train: bool) -> int:
-    dim, num_heads, grid_size, side = spec
-    with FakeTensorMode():
-        attention = SuperTokenAttention(dim, num_heads, grid_size)
-        module: nn.Module = make_literal(nn.Sequential(attention)) if form == "literal" else attention
-        layout = torch.contiguous_format if form == "literal" else torch.channels_last
-        x = torch.empty(batch_size, dim, side, side, memory_format=layout, requires_grad=train)
-        with Traffic() as traffic, torch.set_grad_enabled(train):
-            y = attention._forward_triton(x) if form == "Triton" else module(x)
-            if train:
-                y.backward(torch.empty_like(y))
+class ConvFFNMiddle(nn.Module):
+    """What is between ConvFFN's two products: (B, 4 C, H, W), GELU and the position encoding."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv, self.shift = ConvPosEnc(4 * dim), nn.Parameter(torch.zeros(4 * dim))
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.conv(gelu(u))  # the bias before it is part of the product there
+
+    def by_kernels(self, u: Tensor) -> Tensor:
+        return ops.gelu_conv_pos_enc(u, self.shift, self.conv.conv.weight, self.conv.conv.bias, True)
+
+
+class AttentionStep(SuperTokenAttention):
+    def by_kernels(self, x: Tensor) -> Tensor:
+        return self._forward_by_kernels(x)
+
+
+class PositionEncoding(ConvPosEnc):
+    def by_kernels(self, x: Tensor) -> Tensor:
+        return ops.conv_pos_enc(x, self.conv.weight, self.conv.bias, True)
+
+
+def count(form: str, module: nn.Module, size: tuple[int, int, int, int], train: bool) -> int:
+    """Bytes of a forward pass, with ``train`` of the backward pass too, of tokens (B, C, H, W)."""
+    run = getattr(module, "by_kernels", None) if form == "kernels" else module
+    layout = torch.contiguous_format if form == "as printed" else torch.channels_last
+    if form == "as printed":
+        run = make_literal(nn.Sequential(module))
+    x = torch.empty(size).contiguous(memory_format=layout).requires_grad_(train)
+    with Traffic() as traffic, torch.set_grad_enabled(train):
+        assert callable(run)
+        y = run(x)
+        if train:
+            y.backward(torch.empty_like(y))
     return traffic.bytes
 
 
@@ -72,15 +102,24 @@ def main() -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     torch.set_default_dtype(dtype)
     rows = []
-    for what, spec in OPERATORS.items():
-        tokens = options.batch_size * prod((spec[0], spec[3], spec[3])) * dtype.itemsize
-        for train in (False, True):
-            for form in ("literal", "plain", "Triton"):
-                moved = count(form, spec, options.batch_size, train)
-                best = f"{1e6 * moved / (options.bandwidth * 1e9):.0f}"
-                rows.append([what, "train" if train else "inference", form, f"{moved / 1e6:.0f}", f"{moved / tokens:.1f}", best])
+    for stage, (dim, num_heads, grid_size, side) in enumerate(OPERATORS.values(), start=1):
+        steps: dict[str, tuple[Callable[[], nn.Module], int]] = {
+            "attention": (partial(AttentionStep, dim, num_heads, grid_size), dim),
+            "position encoding": (partial(PositionEncoding, dim), dim),
+            "ConvFFN's middle": (partial(ConvFFNMiddle, dim), 4 * dim),
+        }
+        for step, (make, channels) in steps.items():
+            size = (options.batch_size, channels, side, side)
+            for train in (False, True):
+                for form in ("as printed", "plain", "kernels"):
+                    with FakeTensorMode():
+                        moved = count(form, make(), size, train)
+                    times = moved / (prod(size) * dtype.itemsize)
+                    best = f"{1e6 * moved / (options.bandwidth * 1e9):.0f}"
+                    mode = "train" if train else "inference"
+                    rows.append([str(stage), step, mode, form, f"{moved / 1e6:.0f}", f"{times:.1f}", best])
     title = f"Batch {options.batch_size}, {options.precision}; at {options.bandwidth:g} GB/s at least so many microseconds"
-    print_table(["what", "mode", "form", "MB", "times the tokens", "µs at least"], rows, title)
+    print_table(["stage", "step", "mode", "form", "MB", "times the tokens", "µs at least"], rows, title)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from stvit_cli import engine, tasks
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.engine.distributed import pick_device
-from stvit_cli.models.fuse import fuse
+from stvit_cli.models.inference import for_inference
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 
@@ -29,7 +29,7 @@ def evaluate(trained: Trained, recipe: Recipe, *, whole: bool = False) -> dict[s
     evaluation = tasks.build_evaluation(recipe, trained.info, whole=whole)
     device = pick_device(recipe.train.device)
     sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
-    return {"task": evaluation.name} | engine.evaluate(evaluation, fuse(trained.model), device, **sizes)
+    return {"task": evaluation.name} | engine.evaluate(evaluation, for_inference(trained.model, device), device, **sizes)
 
 
 def recipe_for(trained: Trained, words: list[str]) -> Recipe:

@@ -17,7 +17,7 @@ from stvit_cli.analysis.trained import Trained
 from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.images import ENDINGS, UnreadableImage, open_image
 from stvit_cli.errors import UserError, nearest
-from stvit_cli.models.fuse import fuse
+from stvit_cli.models.inference import for_inference
 
 _WORKERS_FROM = 64  # pictures; below it, starting workers takes longer than what they do
 
@@ -100,7 +100,7 @@ def predict(
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(pictures) >= _WORKERS_FROM else 0
     loader = build_eval_loader(_Pictures(pictures, transform), _collate, batch_size, workers, pin_memory=device.type == "cuda")
-    model = fuse(trained.model).to(device).to(memory_format=torch.channels_last)
+    model = for_inference(trained.model, device)
     for batch in loader:
         yield from _predict_batch(model, batch, names, min(top, info.num_classes), device)
 

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_tensor
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.data.coco import decode_mask, encode_mask
 from stvit_cli.data.images import UnreadableImage, open_image
-from stvit_cli.models.fuse import fuse
+from stvit_cli.models.inference import for_inference
 from stvit_cli.tasks.detector import paste_masks
 
 Box = tuple[float, float, float, float]
@@ -98,7 +98,7 @@ def predict(
     trained: Trained, pictures: Sequence[Path], *, score_threshold: float, device: torch.device
 ) -> Iterator[DetectionPrediction]:
     """Yield what is found in every picture, in order, each at its own size; objects below the score are left out."""
-    model = fuse(trained.model).to(device).to(memory_format=torch.channels_last)
+    model = for_inference(trained.model, device)
     for path in pictures:
         try:
             image = open_image(path)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.data.images import UnreadableImage, open_image
 from stvit_cli.data.segmentation_transforms import eval_transform
-from stvit_cli.models.fuse import fuse
+from stvit_cli.models.inference import for_inference
 from stvit_cli.tasks.label_maps import label_map
 from stvit_cli.tasks.segmentation import section_of
 
@@ -85,7 +85,7 @@ def predict(trained: Trained, pictures: Sequence[Path], *, device: torch.device)
     """Yield the label map of every picture at its own size, in order, as the evaluation of the training makes it."""
     info, section = trained.info, section_of(trained.info)
     transform = eval_transform(section, info.interpolation, info.mean, info.std)
-    model = fuse(trained.model).to(device).to(memory_format=torch.channels_last)
+    model = for_inference(trained.model, device)
     for path in pictures:
         try:
             image = open_image(path)

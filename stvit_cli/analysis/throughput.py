@@ -24,7 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from stvit_cli.analysis.flops import count_flops
 from stvit_cli.analysis.profile import build
 from stvit_cli.models.fuse import fuse
-from stvit_cli.models.super_token import use_triton
+from stvit_cli.models.kernels import use_kernels
+from stvit_cli.models.packed import pack
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes on standard error
 
@@ -43,7 +44,7 @@ class Setting:
     train: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    triton: bool = False
+    kernels: bool | Literal["auto"] = "auto"
     rounds: int = 7
     device: str = "cpu"
 
@@ -57,6 +58,7 @@ class Candidate:
     flops: int  # multiply-adds of one picture, forward
     layout: str = ""
     compile_seconds: float | None = None  # of the first step, where it compiles
+    kernels: bool = False
 
 
 def measure(names: list[str], setting: Setting) -> dict[str, dict[str, Any]]:
@@ -100,22 +102,26 @@ def time_in_turn(candidates: list[Candidate], setting: Setting) -> dict[str, dic
             "precision": setting.precision,
             "compiled": setting.compile,
             "compile_seconds": candidate.compile_seconds,
-            "triton": setting.triton,
+            "kernels": candidate.kernels,
             "device": machine(setting.device),
         }
     return results
 
 
 def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
-    """Fuse (ours, for inference), compile where asked, warm up, and choose the faster memory layout (compiled: channels-last)."""
+    """Make a model as fast as it gets in this setting and choose the faster memory layout (compiled: channels-last).
+
+    Ours is fused for inference, runs by our kernels, and on a CPU in float32 with packed weights.
+    """
     flops = count_flops(model, setting.image_size, setting.in_chans).total
     if not setting.train:
         model = fuse(model)
     model = model.to(setting.device).train(setting.train)
-    if setting.triton:
-        use_triton(model)
+    kernels = use_kernels(model, setting.device, setting.kernels)
     if setting.compile:
         compile_in_place(model)
+    elif not setting.train and setting.device == "cpu" and setting.precision == "fp32":
+        pack(model)
     images = torch.randn(setting.batch_size, setting.in_chans, *setting.image_size, device=setting.device)
     steps, first_seconds = [], 0.0
     for layout in LAYOUTS[setting.compile :]:  # compiling for the other layout too would take as long again
@@ -124,7 +130,7 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
         steps.append((min(_time(step, setting.device) for _ in range(2)), layout))
     best = min(steps, key=lambda pair: pair[0])[1]
     step = make_step(model, images, best, setting)
-    return Candidate(name, step, flops, str(best).removeprefix("torch."), first_seconds if setting.compile else None)
+    return Candidate(name, step, flops, str(best).removeprefix("torch."), first_seconds if setting.compile else None, kernels)
 
 
 def compile_in_place(model: nn.Module) -> None:

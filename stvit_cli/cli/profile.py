@@ -37,7 +37,9 @@ def profile(
     train: Annotated[bool, typer.Option("--train", help="Time training steps, not inference.")] = False,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the timed step.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: ours a block at a time, others whole.")] = False,
-    triton: Annotated[bool, typer.Option("--triton", help="Ours with Triton kernels, on a GPU.")] = False,
+    kernels: Annotated[
+        bool | None, typer.Option("--kernels/--no-kernels", help="Ours with our own kernels; by default on a CPU.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 7,
     json_file: Json = None,
 ) -> None:
@@ -57,7 +59,13 @@ def profile(
         raise UserError(f"{words[0]} sets a key of a recipe; of which? Give --recipe NAME")
     if recipe is not None and (throughput or against):
         raise UserError("--throughput and --against are for models without heads; leave --recipe out.")
-    timed = {"--train": train, "--compile": compiled, "--triton": triton, "--precision bf16": precision == "bf16"}
+    timed = {
+        "--train": train,
+        "--compile": compiled,
+        "--kernels": kernels is True,
+        "--no-kernels": kernels is False,
+        "--precision bf16": precision == "bf16",
+    }
     if not throughput and any(timed.values()):
         name = next(name for name, given in timed.items() if given)
         raise UserError(f"{name} is about the timed step; add --throughput to time the models.")
@@ -65,8 +73,8 @@ def profile(
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        if triton and device == "cpu":
-            raise UserError("--triton: its kernels need a GPU, and there is none here. Leave it out.")
+        if kernels:
+            _require_kernels(device)
         rows = _profile_all(names, size, against) if recipe is None else _profile_in_recipe(recipe, names, words, size)
         height, width = rows[0]["image_size"]
         print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {height} x {width}; FLOPs are multiply-adds")
@@ -79,7 +87,8 @@ def profile(
             from stvit_cli.analysis.throughput import Setting, measure
 
             shown = [row["model"] for row in rows]
-            figures = measure(shown, Setting((height, width), 3, batch_size, train, precision, compiled, triton, rounds, device))
+            wanted: bool | Literal["auto"] = "auto" if kernels is None else kernels
+            figures = measure(shown, Setting((height, width), 3, batch_size, train, precision, compiled, wanted, rounds, device))
             for row in rows:
                 row["throughput"] = figures[row["model"]]
             _print_speed(rows)
@@ -98,6 +107,15 @@ def _profile_in_recipe(recipe: str, names: list[str], words: list[str], size: tu
 
     choices = [[f"model.name={name}"] for name in names] or [[]]
     return [profile_recipe(settings, size) for settings in [recipe_io.load(recipe, [*words, *choice]) for choice in choices]]
+
+
+def _require_kernels(device: str) -> None:
+    from stvit_cli.models.kernels import KernelsUnavailable, load
+
+    try:
+        load(device)
+    except KernelsUnavailable as error:
+        raise UserError(f"--kernels: they cannot be had here: {error}. Leave it out.") from error
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -123,7 +141,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _print_speed(rows: list[dict[str, Any]]) -> None:
     """The speeds; the ratio is to the last model's, the one compared with."""
     last = rows[-1]["throughput"]
-    extras = [word for word, used in (("compiled", last["compiled"]), ("Triton", last["triton"])) if used]
+    by_kernels = any(row["throughput"]["kernels"] for row in rows)
+    extras = [word for word, used in (("compiled", last["compiled"]), ("ours by our kernels", by_kernels)) if used]
     how = ", ".join([last["mode"], f"batch {last['batch_size']}", last["precision"], *extras, last["device"]])
     lines = []
     for row in rows:

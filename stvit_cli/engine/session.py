@@ -19,7 +19,7 @@ from stvit_cli.engine.freezing import freeze, set_training_mode
 from stvit_cli.engine.optim import build_optimizer
 from stvit_cli.engine.schedule import Timeline, build_timeline
 from stvit_cli.errors import UserError
-from stvit_cli.models.super_token import use_triton
+from stvit_cli.models.kernels import KernelsUnavailable, use_kernels
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Task, move
 
@@ -61,11 +61,10 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
     if train.sync_bn and world.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.model)  # in place: the model itself is no batch norm
     set_training_mode(task, recipe.finetune)
+    use_kernels(task.model, device.type, train.kernels)
     plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
     optimizer = build_optimizer(task, recipe.optim)
     ema = ModelEmaV3(task.model, decay=train.ema_decay) if train.ema_decay is not None else None
-    if train.triton:
-        use_triton(task.model)
     if train.compile:
         task.model.compile_blocks()  # type: ignore[operator]
     return Session(
@@ -117,8 +116,12 @@ def _lay_out(task: Task, recipe: Recipe, world: World) -> Timeline:
         raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
     if train.tensorboard and find_spec("tensorboard") is None:
         raise UserError("train.tensorboard needs the package tensorboard: pip install 'stvit[tensorboard]'")
-    if train.triton and (world.device.type != "cuda" or find_spec("triton") is None):
-        raise UserError(f"train.triton needs a GPU and the package triton; this is {world.device.type}. Use train.triton=false.")
+    try:  # those of a CPU are compiled here, so that the other processes find them
+        served = use_kernels(task.model, world.device.type, train.kernels)
+    except KernelsUnavailable as error:
+        raise UserError(f"train.kernels is true, but they cannot be had: {error}. Use train.kernels=auto.") from error
+    if train.kernels is True and not served:
+        raise UserError(f"train.kernels: {type(task.model).__name__} has no part that they serve. Use train.kernels=auto.")
     if train.compile and not hasattr(task.model, "compile_blocks"):
         name = type(task.model).__name__
         raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")

@@ -50,8 +50,8 @@ def fuse(model: nn.Module) -> nn.Module:
                 _fold_norm_after(module, "norm", module.proj)
         for parent in list(fused.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, ConvPosEnc):
-                    setattr(parent, name, _with_identity(child.conv))
+                if isinstance(child, ConvPosEnc) and child.residual:
+                    _fold_residual(child)
                 elif name == "drop_path":
                     setattr(parent, name, nn.Identity())
     return fused
@@ -91,12 +91,12 @@ def _fold_scale(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
         setattr(parent, name, Folded())
 
 
-def _with_identity(conv: nn.Conv2d) -> nn.Conv2d:
+def _fold_residual(module: ConvPosEnc) -> None:
     """x + dw(x) as one depth-wise convolution."""
-    weight = conv.weight.double()
+    weight = module.conv.weight.double()
     weight[:, :, 1, 1] += 1
-    _set(conv, weight, _bias(conv))
-    return conv
+    _set(module.conv, weight, _bias(module.conv))
+    module.residual = False
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stvit_cli.models import kernels
+from stvit_cli.models.kernels import operators
+
 
 def gelu(x: Tensor) -> Tensor:
     """Exact GELU of (B, C, H, W), computed on the channels-last view: the strided 4-d form is 2 to 4 times slower on a CPU."""
@@ -83,16 +86,23 @@ class PatchMerging(nn.Module):
 class ConvPosEnc(nn.Module):
     """Conditional position encoding: x + depth-wise 3 x 3 of x."""
 
+    kernels = False  # set by `kernels.use_kernels`
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
+        self.residual = True  # not in a fused copy, where x is in the convolution's kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x)
+        if self.kernels and kernels.serve(x):
+            return operators.ops.conv_pos_enc(x, self.conv.weight, self.conv.bias, self.residual)
+        return x + self.conv(x) if self.residual else self.conv(x)
 
 
 class ConvFFN(nn.Module):
     """1 x 1 to ``ratio`` times the width -> GELU -> h + depth-wise 3 x 3 of h -> 1 x 1 back."""
+
+    kernels = False  # set by `kernels.use_kernels`
 
     def __init__(self, dim: int, ratio: float = 4.0) -> None:
         super().__init__()
@@ -102,4 +112,9 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Conv2d(hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernels and kernels.serve(x):
+            fc1, dw = self.fc1, self.conv.conv
+            # Without its bias, which is added in the kernel. `packed.PackedConv` may stand in its place.
+            u = F.conv2d(x, fc1.weight) if isinstance(fc1, nn.Conv2d) else fc1.multiply(x, None)
+            return self.fc2(operators.ops.gelu_conv_pos_enc(u, fc1.bias, dw.weight, dw.bias, self.conv.residual))
         return self.fc2(self.conv(gelu(self.fc1(x))))

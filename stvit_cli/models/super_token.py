@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from stvit_cli.models import kernels
+from stvit_cli.models.kernels import operators
+
 EPS = 1e-12  # of the normaliser in Algorithm 1
 
 
@@ -144,36 +147,37 @@ class SuperTokenAttention(nn.Module):
         num_iters: how often association and aggregation are repeated.
     """
 
+    kernels = False  # set by `kernels.use_kernels`
+
     def __init__(self, dim: int, num_heads: int, grid_size: int | tuple[int, int] = 1, num_iters: int = 1) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.grid_size = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
         self.num_iters = num_iters
-        self.triton = False
         self.qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.grid_size == (1, 1):
             return self.attend(x)
-        if self.triton and x.is_cuda and not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
-            return self._forward_triton(x)
+        if self.kernels and kernels.serve(x):
+            return self._forward_by_kernels(x)
         cells = to_cells(x, self.grid_size)
         super_tokens, association = sample(cells, self.num_iters)
         super_tokens = self.attend(super_tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return from_cells(upsample(association, super_tokens), self.grid_size, (x.shape[2], x.shape[3]))
 
-    def _forward_triton(self, x: Tensor) -> Tensor:
-        from stvit_cli.models import super_token_triton as kernels  # imports triton, which not every machine has
-
-        super_tokens, association = kernels.sample(x, self.grid_size, self.num_iters)
+    def _forward_by_kernels(self, x: Tensor) -> Tensor:
+        super_tokens, association = operators.sample(x, self.grid_size, self.num_iters)
         super_tokens = self.attend(super_tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return kernels.upsample(association, super_tokens, *self.grid_size, x.shape[2], x.shape[3])
+        return operators.ops.upsample(association, super_tokens, *self.grid_size, x.shape[2], x.shape[3])
 
     def attend(self, x: Tensor) -> Tensor:
         """Multi-head self-attention among the p * q places of (B, C, p, q)."""
+        if self.kernels and x.device.type == "cpu" and kernels.serve(x, self.head_dim):  # a GPU has its own
+            return self.proj(operators.ops.self_attention(self.qkv(x), self.num_heads)[0])
         q, k, v = self.split_heads(x)
         y = F.scaled_dot_product_attention(q, k, v)
         y = rearrange(y, "B heads (p q) d -> B p q (heads d)", p=x.shape[2])
@@ -183,16 +187,7 @@ class SuperTokenAttention(nn.Module):
         """Queries, keys and values (B, heads, p q, d) of (B, C, p, q). The 3 C channels hold head after head its q, k and v."""
         # Fused attention wants the d channels of a head beside each other; otherwise it makes a matrix of all pairs.
         x = x.contiguous(memory_format=torch.channels_last)
-        qkv = rearrange(self.qkv(x), "B (heads three d) p q -> three B heads (p q) d", heads=self.num_heads, three=3)
-        q, k, v = qkv.unbind()
+        qkv = rearrange(self.qkv(x), "B (heads three d) p q -> B (p q) heads three d", heads=self.num_heads, three=3)
+        # Split where they lie, so that their gradients are put beside each other in one copy.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
         return q, k, v
-
-
-def use_triton(model: nn.Module, enable: bool = True) -> None:
-    """Let every super token attention in ``model`` run as Triton kernels (`super_token_triton`) where its tokens are on a GPU.
-
-    On a CPU, in an exported graph and where FLOPs are counted, the plain form runs all the same.
-    """
-    for module in model.modules():
-        if isinstance(module, SuperTokenAttention):
-            module.triton = enable

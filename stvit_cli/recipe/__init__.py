@@ -139,8 +139,8 @@ class TrainSection(Section):
     """bf16 and fp16 by autocast; fp16 with a loss scaler."""
     compile: bool = False
     """torch.compile, a block at a time."""
-    triton: bool = False
-    """Super token attention by Triton kernels, on a GPU."""
+    kernels: bool | Literal["auto"] = "auto"
+    """Our own kernels, C++ on a CPU and Triton on a GPU; auto: on a CPU, where there is a compiler."""
     sync_bn: bool = False
     """Batch norms take their statistics over all processes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None

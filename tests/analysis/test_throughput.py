@@ -82,7 +82,7 @@ def test_an_unknown_peer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'swin_t'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--train"], ["--compile"], ["--triton"], ["--precision", "bf16"]])
+@pytest.mark.parametrize("words", [["--train"], ["--compile"], ["--kernels"], ["--no-kernels"], ["--precision", "bf16"]])
 def test_what_is_about_the_timed_step_is_not_ignored(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "stvit-nano", *words]) == 2
     assert capsys.readouterr().err == f"stvit: {' '.join(words)} is about the timed step; add --throughput to time the models.\n"

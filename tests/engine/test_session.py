@@ -106,6 +106,19 @@ def test_tensorboard_that_is_not_there_is_said_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_kernels_that_are_asked_for_and_cannot_be_had_are_said_before_anything_is_written(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"train.kernels: \w+ has no part that they serve. Use train.kernels=auto."):
+        toy.train(tmp_path, "train.kernels=true")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("stvit_cli.models.kernels._loaded", set())
+    monkeypatch.setattr(nn.Sequential, "kernels", False, raising=False)  # as if the model were a part that kernels serve
+    with pytest.raises(UserError, match=r"cannot be had: no C\+\+ compiler here \(no-such-compiler\). Use train.kernels=auto."):
+        toy.train(tmp_path, "train.kernels=true")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_all_processes_find_wrong_is_said_by_one(toy: ModuleType, tmp_path: Path) -> None:
     for settings, expected in (
         ("train.sync_bn=true", "has no synchronised batch norm"),

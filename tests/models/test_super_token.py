@@ -10,6 +10,7 @@ from einops import rearrange
 from literal_form import literal_super_token_attention
 from torch import Tensor
 
+from stvit_cli.models.kernels import use_kernels
 from stvit_cli.models.super_token import (
     SuperTokenAttention,
     aggregate,
@@ -31,7 +32,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("case", range(6))
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_golden(case: int, memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_golden(case: int, memory_format: torch.memory_format, by_kernels: bool) -> None:
     arrays = {
         name.removeprefix(f"case{case}."): torch.from_numpy(a)
         for name, a in np.load(GOLDEN).items()
@@ -40,6 +42,8 @@ def test_golden(case: int, memory_format: torch.memory_format) -> None:
     dim, num_heads, h, w, num_iters = arrays["spec"].tolist()
     attention = SuperTokenAttention(dim, num_heads, (h, w), num_iters)
     attention.load_state_dict({name: arrays[f"stoken_refine.{name}"] for name in attention.state_dict()})
+    if by_kernels and not use_kernels(attention, "cpu", "auto"):
+        pytest.skip("no kernels on this machine")
     x = arrays["x"].contiguous(memory_format=memory_format).requires_grad_()
     y = attention(x)
     y.backward(arrays["grad_y"])

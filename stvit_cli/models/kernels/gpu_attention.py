@@ -1,4 +1,4 @@
-"""Algorithm 1 as two Triton kernels, for a GPU; `super_token` is the same in plain PyTorch, and what the tests hold this against.
+"""Super token sampling and upsampling of `operators` on a GPU, by Triton.
 
 One program works on one cell: it reads the cell's tokens once where they lie in the channels-last picture, so that no copy in
 cells is made and no association is read back. B C H W, h w, n = h * w, p q and the nine neighbours are as in `super_token`.
@@ -12,7 +12,6 @@ The backward pass of each is the other kernel, Q being constant.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -102,7 +101,7 @@ def _blocks(grid_size: tuple[int, int], channels: int) -> dict[str, int]:
     return {"BLOCK_N": block_n, "BLOCK_C": min(max(16, triton.next_power_of_2(channels)), max(16, 4096 // block_n))}
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """(B, C, H, W) as (B, H, W, C) with the channels beside each other."""
     x = x.permute(0, 2, 3, 1)
     return x if x.stride(3) == 1 else x.contiguous()
@@ -113,7 +112,7 @@ def _gather(x: Tensor, super_tokens: Tensor | None, association: Tensor, grid_si
 
     Then Q is computed and written to ``association`` (B, p, q, 9, n), else it is read from there.
     """
-    tokens = _channels_last(x)
+    tokens = channels_last(x)
     b, height, width, channels = tokens.shape
     p, q = association.shape[1:3]
     parts = torch.empty(b, p, q, 9, channels, device=x.device, dtype=x.dtype)
@@ -126,24 +125,18 @@ def _gather(x: Tensor, super_tokens: Tensor | None, association: Tensor, grid_si
     return sum_neighbours(parts), shares if super_tokens is None else sum_neighbours(shares)
 
 
-@torch.library.custom_op("stvit::associate_and_aggregate", mutates_args=())
 def associate_and_aggregate(x: Tensor, super_tokens: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Equations 1 and 2 for tokens (B, C, H, W): super tokens (B, p, q, C), Q (B, p, q, 9, n) and its sums (B, p, q, 1)."""
     association = x.new_empty(*super_tokens.shape[:3], 9, h * w)
     total, weight = _gather(x, super_tokens.contiguous(), association, (h, w))
     weight += EPS
     return (total / weight).to(x.dtype), association, weight
 
 
-@torch.library.custom_op("stvit::aggregate", mutates_args=())
 def aggregate(association: Tensor, x: Tensor, h: int, w: int) -> Tensor:
-    """Sums of the tokens (B, C, H, W) by a given Q (B, p, q, 9, n): (B, p, q, C)."""
     return _gather(x, None, association, (h, w))[0]
 
 
-@torch.library.custom_op("stvit::upsample", mutates_args=())
 def upsample(association: Tensor, super_tokens: Tensor, h: int, w: int, height: int, width: int) -> Tensor:
-    """Tokens (B, C, H, W), each the mix of its nine super tokens (B, p, q, C) by Q (B, p, q, 9, n)."""
     b, p, q, channels = super_tokens.shape
     y = super_tokens.new_empty(b, height, width, channels)
     _spread_kernel[(b * p * q,)](
@@ -151,64 +144,3 @@ def upsample(association: Tensor, super_tokens: Tensor, h: int, w: int, height: 
         height, width, channels, p, q, *y.stride()[:3], h, w, **_blocks((h, w), channels),
     )  # fmt: skip
     return y.permute(0, 3, 1, 2)
-
-
-@associate_and_aggregate.register_fake
-def _(x: Tensor, super_tokens: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    cells = super_tokens.shape[:3]
-    return super_tokens.new_empty(super_tokens.shape), x.new_empty(*cells, 9, h * w), x.new_empty(*cells, 1, dtype=torch.float32)
-
-
-@aggregate.register_fake
-def _(association: Tensor, x: Tensor, h: int, w: int) -> Tensor:
-    return x.new_empty(*association.shape[:3], x.shape[1])
-
-
-@upsample.register_fake
-def _(association: Tensor, super_tokens: Tensor, h: int, w: int, height: int, width: int) -> Tensor:
-    return super_tokens.new_empty(len(super_tokens), height, width, super_tokens.shape[3]).permute(0, 3, 1, 2)
-
-
-def _keep_for_tokens(ctx, inputs, output) -> None:
-    x, _, ctx.h, ctx.w = inputs
-    ctx.size = x.shape[2:]
-    _, association, weight = output
-    ctx.save_for_backward(association, weight)
-    ctx.mark_non_differentiable(association, weight)
-
-
-def _to_tokens(ctx, grad, *_):
-    association, weight = ctx.saved_tensors
-    return upsample(association, (grad / weight).to(grad.dtype), ctx.h, ctx.w, *ctx.size), None, None, None
-
-
-def _keep_for_super_tokens(ctx, inputs, output) -> None:
-    association, _, ctx.h, ctx.w, *_ = inputs
-    ctx.save_for_backward(association)
-
-
-def _to_super_tokens(ctx, grad):
-    (association,) = ctx.saved_tensors
-    return None, aggregate(association, grad, ctx.h, ctx.w), None, None, None, None
-
-
-associate_and_aggregate.register_autograd(_to_tokens, setup_context=_keep_for_tokens)
-upsample.register_autograd(_to_super_tokens, setup_context=_keep_for_super_tokens)
-
-
-def sample(x: Tensor, grid_size: tuple[int, int], num_iters: int = 1) -> tuple[Tensor, Tensor]:
-    """Super Token Sampling of (B, C, H, W): super tokens (B, p, q, C) and association Q (B, p, q, 9, n).
-
-    The gradient flows through the last aggregation alone. Under autocast the products run in its precision, the softmax and the
-    normaliser in float32.
-    """
-    h, w = grid_size
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    with torch.no_grad():
-        # The padding takes part in the mean, as zeros.
-        super_tokens = F.avg_pool2d(x, grid_size, ceil_mode=True, divisor_override=h * w).permute(0, 2, 3, 1)
-        for _ in range(num_iters - 1):
-            super_tokens, _, _ = associate_and_aggregate(x, super_tokens, h, w)
-    super_tokens, association, _ = associate_and_aggregate(x, super_tokens, h, w)
-    return super_tokens, association

@@ -1,0 +1,83 @@
+"""Our own kernels: the memory-bound steps of STViT, each with one read of its tokens, where PyTorch takes many.
+
+Three steps have one: super token sampling and upsampling (`super_token`), the position encoding x + depth-wise 3 x 3 of x, and
+the middle of ConvFFN, GELU with that encoding after it (`layers`). `operators` says what they take and give, and their gradients;
+on a CPU they are C++ that is compiled on first use (`cpu/`, `build`), on a GPU Triton (`gpu`). The modules hold the plain form
+too, which runs wherever no kernel serves and is what the tests hold the kernels against.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+_loaded: set[str] = set()
+
+
+class KernelsUnavailable(RuntimeError):
+    """There are no kernels for this device on this machine; the message says why, in a line."""
+
+
+def load(device_type: str) -> None:
+    """Make the kernels of ``cpu`` or ``cuda`` ready. The first time on a machine those of a CPU are compiled, in seconds.
+
+    Raises:
+        KernelsUnavailable: no compiler, no Triton, or another device.
+    """
+    if device_type in _loaded:
+        return
+    if device_type == "cpu":
+        from stvit_cli.models.kernels import build, operators  # noqa: F401
+
+        torch.ops.load_library(str(build.library()))
+    elif device_type == "cuda":
+        try:
+            from stvit_cli.models.kernels import gpu  # noqa: F401
+        except ImportError as error:
+            raise KernelsUnavailable(f"the package {error.name} is missing") from error
+    else:
+        raise KernelsUnavailable(f"there are kernels for cpu and cuda, not for {device_type}")
+    _loaded.add(device_type)
+
+
+def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto"] = True) -> bool:
+    """Let every part of ``model`` that has a kernel run it on devices of this type, and say whether there is such a part.
+
+    Args:
+        wanted: with ``auto``, on a CPU where they can be had; not on a GPU, where how fast they are was not measured.
+
+    Raises:
+        KernelsUnavailable: they are wanted and cannot be had; see `load`.
+    """
+    if wanted == "auto":
+        wanted = device_type == "cpu" and is_available(device_type)
+    parts = [module for module in model.modules() if hasattr(module, "kernels")]
+    if wanted and parts:
+        load(device_type)
+    for module in parts:
+        module.kernels = wanted  # type: ignore[assignment]
+    return wanted and bool(parts)
+
+
+def is_available(device_type: str) -> bool:
+    """Whether `load` succeeds."""
+    try:
+        load(device_type)
+    except KernelsUnavailable:
+        return False
+    return True
+
+
+def serve(x: Tensor, width: int | None = None) -> bool:
+    """Whether the kernels take tokens (B, C, H, W) such as these, worked on so many channels at a time, or all.
+
+    They do not in an exported graph and where FLOPs are counted, nor, on a CPU, in half precision or for a width that is no
+    multiple of 16.
+    """
+    if x.device.type not in _loaded or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    if x.device.type == "cpu":
+        return x.dtype == torch.float32 and (width or x.shape[1]) % 16 == 0 and not torch.is_autocast_enabled("cpu")
+    return True
