@@ -206,6 +206,22 @@ def test_faults_of_ours_keep_their_trail() -> None:
         list(numbers(4, lambda index: 1 // index))
 
 
+class Niceness(Dataset[int]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: object) -> int:
+        return os.nice(0)
+
+
+def test_workers_beside_a_step_on_a_cpu_are_nice() -> None:
+    before = os.nice(0)
+    (train, *_) = build_train_loader(Niceness(), train_batches(8), list, 1, pin_memory=False)
+    (other, *_) = build_eval_loader(Niceness(), list, 4, 1)
+    assert train == [19] * 4 and other == [before] * 4
+    assert os.nice(0) == before
+
+
 def test_no_more_workers_than_a_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [usable_workers(number) for number in (0, 3, 4, 10)] == [0, 3, 4, 4]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
