@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -104,7 +105,9 @@ class Staged(nn.Module):
 
     def compile_blocks(self) -> None:
         """Run the blocks through `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
-        compiled = torch.compile(run_block, dynamic=False)
+        # Eight shapes are compiled of a function's code, the rest runs as it is written: so every model has code of its own.
+        own_code = FunctionType(run_block.__code__.replace(), run_block.__globals__)
+        compiled = torch.compile(own_code, dynamic=False)
         for stage in self.stages.children():
             assert isinstance(stage, Stage)
             stage.run_block = compiled
