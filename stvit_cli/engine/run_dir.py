@@ -49,10 +49,11 @@ class RunDir:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             self.checkpoints.mkdir(parents=True)
 
-    def begin(self, recipe: Recipe, device: str, world_size: int) -> None:
+    def begin(self, recipe: Recipe, device: str, world_size: int, kernels: bool) -> None:
         """Write what says that a run is here. The recipe comes last: with it the run can be resumed, before it never began."""
         with writing(self.path):
-            replace_file(self.path / "environment.json", json.dumps(environment(device, world_size), indent=2).encode() + b"\n")
+            content = environment(device, world_size, kernels)
+            replace_file(self.path / "environment.json", json.dumps(content, indent=2).encode() + b"\n")
             replace_file(self.recipe, recipe_io.dump(recipe).encode())
 
     def require_run(self) -> None:
@@ -93,7 +94,7 @@ def _names(path: Path) -> set[str]:
     return {entry.name for entry in path.iterdir()} if path.is_dir() else set()
 
 
-def environment(device: str, world_size: int) -> dict[str, object]:
+def environment(device: str, world_size: int, kernels: bool) -> dict[str, object]:
     """Return what a person needs to run this again: versions, machine, command, time."""
     versions = {}
     for name in VERSIONS_OF:
@@ -109,5 +110,6 @@ def environment(device: str, world_size: int) -> dict[str, object]:
         "cores": os.cpu_count(),
         "device": device,
         "processes": world_size,
+        "kernels": kernels,
         "versions": versions,
     }

@@ -42,6 +42,7 @@ class Session:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    kernels: bool  # whether parts of the model run by our own
 
     def autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.recipe.train.precision]
@@ -61,7 +62,7 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
     if train.sync_bn and world.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.model)  # in place: the model itself is no batch norm
     set_training_mode(task, recipe.finetune)
-    use_kernels(task.model, device.type, train.kernels)
+    kernels = use_kernels(task.model, device.type, train.kernels)
     plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
     optimizer = build_optimizer(task, recipe.optim)
     ema = ModelEmaV3(task.model, decay=train.ema_decay) if train.ema_decay is not None else None
@@ -78,6 +79,7 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=train.precision == "fp16"),
         ema=ema,
+        kernels=kernels,
     )
 
 

@@ -59,6 +59,7 @@ def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict
         "scaler": session.scaler.state_dict(),
         "metrics_bytes": metrics_bytes,
         "micro_batch_size": session.plan.micro_batch_size,
+        "kernels": session.kernels,
         "fingerprint": fingerprint(session),
     }
     return groups, content

@@ -77,7 +77,7 @@ class Trainer:
         """Start a run: the first checkpoint holds the initial weights, so that there is always one to go back to."""
         self.world.on_main(self.places.clear)
         self.save()
-        self.world.on_main(lambda: self.places.begin(self.recipe, str(self.world.device), self.world.size))
+        self.world.on_main(lambda: self.places.begin(self.recipe, str(self.world.device), self.world.size, self.session.kernels))
 
     def take_up(self) -> None:
         """Go on with a run where its newest whole checkpoint left it."""
@@ -95,10 +95,12 @@ class Trainer:
         self.notes.append(f"Resumed after step {self.state.step}.")
         size, now = content["micro_batch_size"], self.session.plan.micro_batch_size
         if size != now:
-            self.notes.append(
-                f"Warning: {now} pictures per forward pass where there were {size}. The global batch is the same, but the "
-                "run will not be the unbroken one bit by bit."
-            )
+            same = f"{now} pictures per forward pass where there were {size}. The global batch is the same, but"
+            self.notes.append(f"Warning: {same} the run will not be the unbroken one bit by bit.")
+        if content["kernels"] != self.session.kernels:
+            forms = ("in the plain form", "by our own kernels")
+            same = f"{forms[self.session.kernels]}, where it ran {forms[content['kernels']]}. The function is the same, but"
+            self.notes.append(f"Warning: the model runs {same} the run will not be the unbroken one bit by bit.")
         self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
 
     def _tidy(self, newest: checkpoint.Checkpoint | None, metrics_bytes: int) -> None:
@@ -134,9 +136,10 @@ class Trainer:
 
     def _greet(self) -> None:
         plan, timeline = self.session.plan, self.timeline
+        by_kernels = " by our own kernels" if self.session.kernels else ""
         trained = sum(p.numel() for p in self.session.model.parameters() if p.requires_grad)
         self.progress.say(
-            f"{self.recipe.name}: {trained / 1e6:.2f} M trained parameters on {self.world.device}, batch {plan}, "
+            f"{self.recipe.name}: {trained / 1e6:.2f} M trained parameters on {self.world.device}{by_kernels}, batch {plan}, "
             f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {self.places.path}"
         )
         for note in [*self.session.task.notes(), *self.notes]:

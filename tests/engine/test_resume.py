@@ -131,3 +131,15 @@ def test_fp16_keeps_its_scale(toy: ModuleType, tmp_path: Path) -> None:
     toy.assert_same_outcome(tmp_path / "b" / "run", tmp_path / "a" / "run")
     newest = sorted((tmp_path / "b" / "run" / "checkpoints").iterdir())[-1]
     assert json.loads((newest / "state.json").read_text())["state"]["scaler"]["scale"] > 1
+
+
+def test_a_run_taken_up_in_the_other_form_says_so(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kernels in (True, False):
+        monkeypatch.setattr("stvit_cli.engine.session.use_kernels", lambda *_, kernels=kernels: kernels)
+        toy.train(tmp_path, resume=not kernels)
+    began, resumed = capsys.readouterr().err.split("Resumed after step 20.")
+    assert "parameters on cpu by our own kernels, batch" in began and "Warning" not in began
+    assert "runs in the plain form, where it ran by our own kernels" in " ".join(resumed.split())
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["kernels"] is True
