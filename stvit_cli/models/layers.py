@@ -113,8 +113,11 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernels and kernels.serve(x):
-            fc1, dw = self.fc1, self.conv.conv
-            # Without its bias, which is added in the kernel. `packed.PackedConv` may stand in its place.
-            u = F.conv2d(x, fc1.weight) if isinstance(fc1, nn.Conv2d) else fc1.multiply(x, None)
-            return self.fc2(operators.ops.gelu_conv_pos_enc(u, fc1.bias, dw.weight, dw.bias, self.conv.residual))
+            return self.fc2(self._middle_by_kernel(x))
         return self.fc2(self.conv(gelu(self.fc1(x))))
+
+    def _middle_by_kernel(self, x: Tensor) -> Tensor:
+        """All but the last product. The bias of the first one is added in the kernel."""
+        fc1, dw = self.fc1, self.conv.conv
+        u = F.conv2d(x, fc1.weight) if isinstance(fc1, nn.Conv2d) else fc1.multiply(x, None)  # `packed.PackedConv`
+        return operators.ops.gelu_conv_pos_enc(u, fc1.bias, dw.weight, dw.bias, self.conv.residual)

@@ -71,8 +71,25 @@ def test_no_compiler_and_no_place(compiler: Compiler, tmp_path: Path, monkeypatc
         build.library()
 
 
-def test_where_they_cannot_be_had_the_plain_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_loaded", set())
+    monkeypatch.setattr(kernels, "_unavailable", {})
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_a_failed_compilation_is_said_once_and_not_tried_again(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
+    compiler('echo "x.h:3: error: no such thing" >&2; exit 1')
+    assert not kernels.use_kernels(torch.nn.Linear(1, 1), "cpu", "auto")  # no part, no compilation
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert not kernels.use_kernels(ConvFFN(16), "cpu", "auto")
+    said = capsys.readouterr().err
+    assert said.count("Compiling the CPU kernels") == said.count("x.h:3: error: no such thing. The plain form runs") == 1
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_where_they_cannot_be_had_the_plain_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     part = ConvFFN(16)
     assert not kernels.use_kernels(part, "cpu", "auto") and not part.kernels

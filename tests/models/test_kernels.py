@@ -164,11 +164,14 @@ def test_a_model_for_inference_is_the_same_function(name: str) -> None:
 
 def test_they_serve_only_what_they_can() -> None:
     x = torch.randn(1, 32, 4, 4)
-    assert kernels.serve(x) and not kernels.serve(x.to("meta"))
+    assert kernels.serve(x) and not kernels.serve(x.to("meta")) and not kernels.serve(x[:0])
     if not INTERPRETED:
         assert not kernels.serve(x[:, :20]) and not kernels.serve(x.double()) and not kernels.serve(x, 8)
         with torch.autocast("cpu", torch.bfloat16):
             assert not kernels.serve(x)
+        for wrong in (x[:, :20], x.double(), x[:0], x[0]):  # whoever calls the operators directly
+            with pytest.raises(RuntimeError, match="expected tokens .B, C, H, W. in float32"):
+                ops.conv_pos_enc(wrong, torch.randn(32, 1, 3, 3), torch.randn(32), True)
     parts = nn.Sequential(ConvPosEnc(20), ConvFFN(20), SuperTokenAttention(20, 2, 4)).double()
     x = torch.randn(1, 20, 9, 9, dtype=torch.float64)
     expected = parts(x)

@@ -8,26 +8,43 @@ too, which runs wherever no kernel serves and is what the tests hold the kernels
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 _loaded: set[str] = set()
+_unavailable: dict[str, KernelsUnavailable] = {}
 
 
 class KernelsUnavailable(RuntimeError):
     """There are no kernels for this device on this machine; the message says why, in a line."""
 
 
+class CompilationFailed(KernelsUnavailable):
+    """There is a compiler, but it ended with an error."""
+
+
 def load(device_type: str) -> None:
     """Make the kernels of ``cpu`` or ``cuda`` ready. The first time on a machine those of a CPU are compiled, in seconds.
 
     Raises:
-        KernelsUnavailable: no compiler, no Triton, or another device.
+        KernelsUnavailable: no compiler, no Triton, or another device. It is not tried twice in a process.
     """
+    if device_type in _unavailable:
+        raise _unavailable[device_type]
     if device_type in _loaded:
         return
+    try:
+        _load(device_type)
+    except KernelsUnavailable as error:
+        _unavailable[device_type] = error
+        raise
+    _loaded.add(device_type)
+
+
+def _load(device_type: str) -> None:
     if device_type == "cpu":
         from stvit_cli.models.kernels import build, operators  # noqa: F401
 
@@ -39,7 +56,6 @@ def load(device_type: str) -> None:
             raise KernelsUnavailable(f"the package {error.name} is missing") from error
     else:
         raise KernelsUnavailable(f"there are kernels for cpu and cuda, not for {device_type}")
-    _loaded.add(device_type)
 
 
 def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto"] = True) -> bool:
@@ -51,10 +67,10 @@ def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto
     Raises:
         KernelsUnavailable: they are wanted and cannot be had; see `load`.
     """
-    if wanted == "auto":
-        wanted = device_type == "cpu" and is_available(device_type)
     parts = [module for module in model.modules() if hasattr(module, "kernels")]
-    if wanted and parts:
+    if wanted == "auto":
+        wanted = device_type == "cpu" and bool(parts) and is_available(device_type)
+    elif wanted and parts:
         load(device_type)
     for module in parts:
         module.kernels = wanted  # type: ignore[assignment]
@@ -62,10 +78,13 @@ def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto
 
 
 def is_available(device_type: str) -> bool:
-    """Whether `load` succeeds."""
+    """Whether `load` succeeds. Says on standard error, once, where compiling has failed."""
+    known = device_type in _unavailable
     try:
         load(device_type)
-    except KernelsUnavailable:
+    except KernelsUnavailable as error:
+        if isinstance(error, CompilationFailed) and not known:
+            print(f"Warning: {error}. The plain form runs instead, slower.", file=sys.stderr)
         return False
     return True
 
@@ -76,7 +95,7 @@ def serve(x: Tensor, width: int | None = None) -> bool:
     They do not in an exported graph and where FLOPs are counted, nor, on a CPU, in half precision or for a width that is no
     multiple of 16.
     """
-    if x.device.type not in _loaded or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if x.device.type not in _loaded or not x.numel() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     if x.device.type == "cpu":
         return x.dtype == torch.float32 and (width or x.shape[1]) % 16 == 0 and not torch.is_autocast_enabled("cpu")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from stvit_cli.models.kernels import KernelsUnavailable
+from stvit_cli.models.kernels import CompilationFailed, KernelsUnavailable
 
 SOURCES = Path(__file__).with_name("cpu")
 # OpenMP's library is the one that torch brings: it is loaded already, and there must be no second one.
@@ -25,7 +25,8 @@ def library() -> Path:
     """Return the compiled library, after compiling it where this source, torch and processor have none yet.
 
     Raises:
-        KernelsUnavailable: not on Linux, no compiler, or it fails.
+        KernelsUnavailable: not on Linux, or no compiler.
+        CompilationFailed: it ends with an error.
     """
     if sys.platform != "linux":
         raise KernelsUnavailable("those of a CPU are for Linux")
@@ -70,5 +71,5 @@ def _compile(compiler: str, target: Path) -> None:
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:])
-            raise KernelsUnavailable(f"{compiler} failed: {first.strip()}")
+            raise CompilationFailed(f"{compiler} failed: {first.strip()}")
         built.replace(target)

@@ -61,8 +61,8 @@ class Rows {
  public:
   Rows(int64_t count, int64_t width, int64_t channels)
       : stride((width + 2) | 1), count_(count), row_(channels * stride), data_(count * row_, 0.0f) {}
-  // From channel c and column -1 on.
-  float* at(int64_t row, int64_t c = 0) { return &data_[(row + count_) % count_ * row_ + c * stride]; }
+  // From column -1 on.
+  float* at(int64_t row) { return &data_[(row + count_) % count_ * row_]; }
   void clear(int64_t row) { std::memset(at(row), 0, row_ * sizeof(float)); }
   const int64_t stride;  // from one vector's columns to the next one's; odd, so that these do not share a place in the cache
 
@@ -82,15 +82,14 @@ std::vector<float> taps_of(const Tensor& weight, bool residual) {
   return taps;
 }
 
-// Sum of nine taps for COLUMNS places beside each other. `step` is 1, or -1 for the turned kernel of the backward pass.
-template <int COLUMNS>
-INLINE void convolve(const std::array<const float*, 3>& rows, int64_t at, const float* taps, int64_t channels, int step,
-                     Vector* sums) {
+// Add nine taps for COLUMNS places beside each other; by the turned kernel in the backward pass.
+template <int COLUMNS, bool TURNED>
+INLINE void convolve(const std::array<const float*, 3>& rows, int64_t at, const float* taps, int64_t channels, Vector* sums) {
   for (int i = 0; i < 3; i++) {
     Vector near[COLUMNS + 2];
     for (int x = 0; x < COLUMNS + 2; x++) near[x] = load(rows[i] + at + x * LANES);
     for (int j = 0; j < 3; j++) {
-      const Vector tap = load(taps + (step > 0 ? 3 * i + j : 8 - 3 * i - j) * channels);
+      const Vector tap = load(taps + (TURNED ? 8 - 3 * i - j : 3 * i + j) * channels);
       for (int x = 0; x < COLUMNS; x++) sums[x] += near[x + j] * tap;
     }
   }
@@ -105,6 +104,7 @@ INLINE void for_columns(int64_t width, const Body& body) {
   if (width - x == 1) body(x, std::integral_constant<int, 1>{});
 }
 
+// A row of u goes through GELU into the rows that are held; then the row before it has all three that its result needs.
 template <bool GELU>
 Tensor convolve_all(const Tensor& input, const float* shift, const Tensor& weight, const Tensor& bias, bool residual) {
   const Tensor u = channels_last(input);
@@ -141,7 +141,7 @@ Tensor convolve_all(const Tensor& input, const float* shift, const Tensor& weigh
           for (int64_t c = 0; c < part.channels; c += LANES) {
             Vector sums[columns];
             for (int i = 0; i < columns; i++) sums[i] = load(of_bias + part.channel_from + c);
-            convolve<columns>(rows, c * held.stride + x * LANES, &taps[part.channel_from + c], shape.channels, 1, sums);
+            convolve<columns, false>(rows, c * held.stride + x * LANES, &taps[part.channel_from + c], shape.channels, sums);
             for (int i = 0; i < columns; i++) store(write + (x + i) * shape.channels + c, sums[i]);
           }
         });
@@ -203,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convolve_all_backward(const Tensor& u
         for_columns(shape.width, [&](int64_t x, auto columns) {
           for (int64_t c = 0; c < part.channels; c += LANES) {
             Vector back[columns] = {};
-            convolve<columns>(g, c * gradients.stride + x * LANES, &taps[part.channel_from + c], shape.channels, -1, back);
+            convolve<columns, true>(g, c * gradients.stride + x * LANES, &taps[part.channel_from + c], shape.channels, back);
             Vector total = GELU ? load(of_shift + c) : Vector{};
             for (int i = 0; i < columns; i++) {
               if (GELU) total += back[i] *= load(slope + c * slopes.stride + (x + i + 1) * LANES);

@@ -76,8 +76,7 @@ struct Head {
         scale(1.0f / std::sqrt(static_cast<float>(d))) {}
 };
 
-// y (B, C, H, W) and the logarithms (B, heads, n) of the softmax' denominators of qkv (B, 3 C, H, W), a head's q, k, v
-// together.
+// y (B, C, H, W) of qkv (B, 3 C, H, W), a head's q, k, v together; and the logarithms (B, heads, n) of the softmax' denominators.
 std::tuple<Tensor, Tensor> self_attention(const Tensor& input, int64_t heads) {
   const Tensor qkv = channels_last(input);
   const Head head(qkv, heads);

@@ -67,6 +67,11 @@ struct Shape {
 };
 
 // (B, C, H, W) as (B, H, W, C), contiguous.
-Tensor channels_last(const Tensor& x) { return x.permute({0, 2, 3, 1}).contiguous(); }
+Tensor channels_last(const Tensor& x) {
+  TORCH_CHECK(x.dim() == 4 && x.numel() > 0 && x.size(1) % LANES == 0 && x.scalar_type() == at::kFloat,
+              "expected tokens (B, C, H, W) in float32, at least one, with C a multiple of ", LANES, ", got ", x.sizes(), " in ",
+              x.scalar_type());
+  return x.permute({0, 2, 3, 1}).contiguous();
+}
 
 }  // namespace
