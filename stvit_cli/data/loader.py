@@ -40,7 +40,7 @@ Collate = Callable[[list[Any]], Any]
 
 BESIDE_THE_STEP = 19
 """How nice the workers are on the cores that a step runs on. Its threads wait for one another, so a worker that halts one of them
-halts all: on two cores of an AMD EPYC a run of stvit-s kept 0.94 of the bare step's speed so, and 0.97 with nice workers."""
+halts all: on two cores of an AMD EPYC stvit-s trained at 0.94 of the bare step's speed so, with nice workers at 0.95 to 0.97."""
 
 GRACE_S = 60
 """How long a worker goes on after SIGTERM: the time its parent has to end the step and save."""
