@@ -70,6 +70,7 @@ def _compile(compiler: str, target: Path) -> None:
         words = [compiler, *FLAGS, str(SOURCES / "register.cpp"), "-o", str(built), *places, "-ltorch_cpu", "-lc10"]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:])
+            lines = done.stderr.splitlines() or [f"it ended with status {done.returncode}"]
+            first = next((line for line in lines if "error" in line), lines[-1])
             raise CompilationFailed(f"{compiler} failed: {first.strip()}")
         built.replace(target)
