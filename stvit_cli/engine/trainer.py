@@ -97,9 +97,10 @@ class Trainer:
         if size != now:
             same = f"{now} pictures per forward pass where there were {size}. The global batch is the same, but"
             self.notes.append(f"Warning: {same} the run will not be the unbroken one bit by bit.")
-        if content["kernels"] != self.session.kernels:
+        before = content.get("kernels", False)  # runs of before there were any
+        if before != self.session.kernels:
             forms = ("in the plain form", "by our own kernels")
-            same = f"{forms[self.session.kernels]}, where it ran {forms[content['kernels']]}. The function is the same, but"
+            same = f"{forms[self.session.kernels]}, where it ran {forms[before]}. The function is the same, but"
             self.notes.append(f"Warning: the model runs {same} the run will not be the unbroken one bit by bit.")
         self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
 
