@@ -172,6 +172,11 @@ def test_they_serve_only_what_they_can() -> None:
         for wrong in (x[:, :20], x.double(), x[:0], x[0]):  # whoever calls the operators directly
             with pytest.raises(RuntimeError, match="expected tokens .B, C, H, W. in float32"):
                 ops.conv_pos_enc(wrong, torch.randn(32, 1, 3, 3), torch.randn(32), True)
+        odd = ConvFFN(16, ratio=2.5)  # 40 channels between its products
+        x16 = torch.randn(1, 16, 5, 5)
+        expected = odd(x16)
+        kernels.use_kernels(odd, "cpu")
+        assert torch.equal(odd(x16), expected)
     parts = nn.Sequential(ConvPosEnc(20), ConvFFN(20), SuperTokenAttention(20, 2, 4)).double()
     x = torch.randn(1, 20, 9, 9, dtype=torch.float64)
     expected = parts(x)
