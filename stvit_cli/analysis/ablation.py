@@ -11,10 +11,11 @@ from typing import Any
 
 from stvit_cli.analysis.flops import count_flops
 from stvit_cli.analysis.profile import Paper
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.isotropic import FULL, MINI, ROWS, VARIANTS
 from stvit_cli.models.stvit import GridSizes
+from stvit_cli.utils.text import did_you_mean
 
 # In the order of the table; accuracies in percent, on ImageNet.
 PAPER = {
@@ -108,7 +109,8 @@ def family_of(model: str) -> str:
     if model not in VARIANTS:
         raise UserError(
             f"model.name: found {model}, expected a row of Table II, such as isotropic-stvit-20 "
-            f"(or isotropic-mini-stvit-20).{nearest(model, VARIANTS)}\nShipped recipes for them: isotropic300, isotropic-mini."
+            f"(or isotropic-mini-stvit-20).{did_you_mean(model, VARIANTS)}\n"
+            "Shipped recipes for them: isotropic300, isotropic-mini."
         )
     return MINI if model.startswith(MINI) else FULL
 

@@ -16,8 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stvit_cli.analysis.ablation import PAIRS, Row, Setting, answer, build_table, compare, notes_on_counts
-from stvit_cli.engine.files import replace_file, writing
 from stvit_cli.models.isotropic import MINI, VARIANTS
+from stvit_cli.utils.files import replace_file, writing
 
 COLUMNS = ("row", "model", "channels", "blocks", "RPE", "parameters", "paper", "FLOPs", "paper", "top-1 here", "paper, ImageNet")
 LABEL = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}

@@ -18,7 +18,6 @@ from stvit_cli import engine, tasks
 from stvit_cli.analysis.ablation import NUMBERS, Setting, build_table, family_of
 from stvit_cli.analysis.ablation_report import Report, report_training
 from stvit_cli.engine.distributed import joined_world, was_restarted
-from stvit_cli.engine.files import replace_file, writing
 from stvit_cli.engine.history import History
 from stvit_cli.engine.run_dir import RunDir, require_free
 from stvit_cli.engine.signals import stop_request
@@ -26,6 +25,8 @@ from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic import VARIANTS
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.environment import is_main_process, world_size
+from stvit_cli.utils.files import replace_file, writing
 
 POLL_SECONDS = 0.3  # between looks at the processes
 LAST_LINES = 4  # of the log of a process that failed
@@ -86,7 +87,7 @@ class Ablation:
     def require_free(self) -> None:
         """Raise UserError where its directory holds something else, or the recipe is for no row of the table."""
         self.runs()
-        if is_main() and not was_restarted():
+        if is_main_process() and not was_restarted():
             require_free(self.path)
 
     def note(self) -> None:
@@ -119,19 +120,19 @@ def train(ablation: Ablation, num_parallel: int) -> Report:
         Interrupted: a signal asked to stop; the state of every run is saved.
         UserError: a run failed for a reason that the person can mend.
     """
-    if num_parallel > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_parallel > 1 and world_size() > 1:
         raise UserError("--parallel starts processes of its own; leave out either it or torchrun.")
     runs = ablation.runs()
     # The data is looked at, and its classes are counted, before anything is written.
     num_classes = tasks.build(runs[0].recipe).weights_info().num_classes
     model = ablation.recipe.model
     setting = Setting(ablation.family, ablation.recipe.data.image_size, num_classes, model.in_chans, model.grid_sizes)
-    if is_main():
+    if is_main_process():
         ablation.note()
 
     def report() -> Report:
         result = report_training(build_table(setting, ablation.scores()), ablation.recipe.name)
-        if is_main():
+        if is_main_process():
             result.write(ablation.path)
         return result
 
@@ -141,7 +142,7 @@ def train(ablation: Ablation, num_parallel: int) -> Report:
     else:
         with joined_world(ablation.recipe.train.device):
             for number, run in enumerate(waiting, start=1):
-                if is_main():
+                if is_main_process():
                     print(
                         f"Run {number} of {len(waiting)}: row {run.number}, {run.recipe.model.name}, seed {run.seed}",
                         file=sys.stderr,
@@ -149,11 +150,6 @@ def train(ablation: Ablation, num_parallel: int) -> Report:
                 engine.fit(tasks.build(run.recipe), run.recipe, run.path, resume=RunDir(run.path).recipe.is_file())
                 report()
     return report()
-
-
-def is_main() -> bool:
-    """Whether this is the only process, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

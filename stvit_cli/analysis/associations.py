@@ -31,7 +31,7 @@ from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
 from stvit_cli.analysis.token_grid import MIN_SIDE, Size, TokenGrid, fit
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.models.isotropic import Isotropic, TableSuperTokenAttention, position_bias
 from stvit_cli.models.stvit import STViT
 from stvit_cli.models.super_token import (
@@ -45,6 +45,7 @@ from stvit_cli.models.super_token import (
     upsample,
 )
 from stvit_cli.models.weights import WeightsInfo
+from stvit_cli.utils.text import did_you_mean
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -187,7 +188,7 @@ class Associations:
         for name in names:
             if name not in self.layers and name not in stages:
                 known = ", ".join(sorted(stages)) + ", and blocks such as " + next(iter(self.layers))
-                raise UserError(f"no layer '{name}'.{nearest(name, [*self.layers, *stages])} Known: {known}.")
+                raise UserError(f"no layer '{name}'.{did_you_mean(name, [*self.layers, *stages])} Known: {known}.")
         wanted = {name: layer for name, layer in self.layers.items() if name in names or name.split(".")[0] in names}
         return Associations(self.picture, self.input_size, wanted)
 

@@ -18,6 +18,7 @@ from stvit_cli.analysis.trained import Trained
 from stvit_cli.errors import UserError
 from stvit_cli.models.fuse import fuse
 from stvit_cli.models.weights import WeightsInfo, save_weights
+from stvit_cli.utils.files import replacing
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -105,11 +106,8 @@ def export_weights(trained: Trained, path: Path, precision: str) -> dict[str, An
 @contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
     """Yield a name to write to; the file is renamed to ``path`` when the block has ended well, and is gone otherwise."""
-    aside = path.with_name(path.name + ".unchecked")
     try:
-        yield aside
-        aside.replace(path)
+        with replacing(path) as aside:
+            yield aside
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}.") from None
-    finally:
-        aside.unlink(missing_ok=True)

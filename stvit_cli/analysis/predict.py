@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.images import ENDINGS, UnreadableImage, open_image
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.models.inference import for_inference
+from stvit_cli.utils.text import did_you_mean
 
 _WORKERS_FROM = 64  # pictures; below it, starting workers takes longer than what they do
 
@@ -78,7 +79,7 @@ def list_pictures(paths: Sequence[Path]) -> list[Path]:
             pictures.append(path)
         else:
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"{path}: there is no such file or folder.{nearest(path.name, siblings)}")
+            raise UserError(f"{path}: there is no such file or folder.{did_you_mean(path.name, siblings)}")
     return pictures
 
 

@@ -10,8 +10,9 @@ import torchvision
 from torch import nn
 
 from stvit_cli.analysis.flops import count_flops
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.models import create_model, list_models
+from stvit_cli.utils.text import did_you_mean
 
 MIN_IMAGE_SIZE = 32
 
@@ -44,7 +45,7 @@ def build(name: str) -> nn.Module:
         return torchvision.models.get_model(name, weights=None)
     if name in timm.list_models():
         return timm.create_model(name)
-    guess = nearest(name, list_models()) or nearest(name, [*theirs, *timm.list_models()])
+    guess = did_you_mean(name, list_models()) or did_you_mean(name, [*theirs, *timm.list_models()])
     raise UserError(
         f"no model '{name}' here, in torchvision or in timm.{guess} Ours: {', '.join(list_models()[:4])}, isotropic-*."
     )

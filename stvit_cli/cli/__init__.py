@@ -18,7 +18,8 @@ import typer
 
 from stvit_cli import __version__
 from stvit_cli.cli.memory import keep_freed_memory
-from stvit_cli.errors import Interrupted, UserError, nearest
+from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.utils.text import did_you_mean
 
 _FIRST = ("train", "finetune", "eval", "predict", "profile", "recipes")  # in the help; the others follow by name
 
@@ -79,7 +80,7 @@ def _usage(error: typer.TyperException) -> str:
     if context is not None:
         path = context.command_path
         options = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
-        message += nearest(getattr(error, "option_name", "") or "", options) if "Possible" not in message else ""
+        message += did_you_mean(getattr(error, "option_name", "") or "", options) if "Possible" not in message else ""
     return f"{message}\nSee: {path} --help"
 
 

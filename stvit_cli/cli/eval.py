@@ -9,9 +9,10 @@ import typer
 
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, words
-from stvit_cli.cli.output import is_first, reporting
+from stvit_cli.cli.output import reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.environment import is_main_process
 
 
 @app.command("eval")
@@ -42,7 +43,7 @@ def eval_(
         )
     with reporting(json_file) as report:
         figures = _evaluate(run_dir, weights, model, data, given)
-        if is_first():
+        if is_main_process():
             width = max(len(name) for name in figures) + 2
             for name, value in figures.items():
                 typer.echo(f"{name:{width}}{value:.4f}" if isinstance(value, float) else f"{name:{width}}{value}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from stvit_cli.cli.output import print_table, reporting
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.environment import is_main_process, world_size
 
 if TYPE_CHECKING:
     from stvit_cli.analysis.ablation_report import Report
@@ -71,7 +71,7 @@ def isotropic_ablation(
             result = report_counts()
             if output is not None:
                 result.write(output)
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             print_table(result.columns(), result.cells(), title=result.title)
             typer.echo("\n".join(result.notes))
             if output is not None:
@@ -96,7 +96,7 @@ def _train_anew(
 ) -> tuple[Report, Path]:
     from stvit_cli.analysis.ablation_runs import Ablation
 
-    if output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if output is None and world_size() > 1:
         raise UserError("With several processes the directory must be named, so that all use the same one: --output DIR")
     output = output or Path("runs") / f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     ablation = Ablation(output, settings, numbers or ALL_ROWS, seeds or 1)
@@ -110,7 +110,7 @@ def _train(ablation: Ablation, parallel: int) -> Report:
     try:
         return train(ablation, parallel)
     except Interrupted:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             typer.echo("The whole ablation goes on with:", err=True)
             typer.echo(command("stvit", "isotropic-ablation", "--resume", ablation.path), err=True)
         raise

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.environment import is_main_process
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
     Raises:
         UserError: the file cannot be written; said before the work, not after it.
     """
-    if json_file is None or not is_first():
+    if json_file is None or not is_main_process():
         yield lambda figures: None
     elif json_file == "-":
         stdout = sys.stdout
@@ -38,11 +39,6 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
         if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"--json {json_file}: cannot be written; expected a file in a folder that exists, or -")
         yield lambda figures: _write(path, _to_json(figures) + "\n")
-
-
-def is_first() -> bool:
-    """Whether this is the process that speaks: the only one, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:

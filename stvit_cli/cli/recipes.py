@@ -11,8 +11,9 @@ import typer
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, Overrides
 from stvit_cli.cli.output import print_table, reporting
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.text import did_you_mean
 
 recipes = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes, name="recipes")
@@ -102,7 +103,7 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
     from stvit_cli.models import list_models
 
     if recipe.model.name not in list_models():
-        guess = nearest(recipe.model.name, list_models())
+        guess = did_you_mean(recipe.model.name, list_models())
         raise UserError(f"{name}: model.name: there is no model {recipe.model.name!r}.{guess} Known: {', '.join(list_models())}")
     typer.echo(f"{name} is valid. What it sets:\n")
     typer.echo(recipe_io.dump(recipe, only_changes=True), nl=False)

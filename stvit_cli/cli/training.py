@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import typer
 
 from stvit_cli.cli.options import command
-from stvit_cli.cli.output import is_first
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.environment import is_main_process, world_size
 
 
 def new_run(recipe: Recipe, output: Path | None, weights: Path | None, dry_run: bool) -> tuple[Path, dict[str, Any]]:
@@ -21,10 +20,10 @@ def new_run(recipe: Recipe, output: Path | None, weights: Path | None, dry_run: 
     from stvit_cli.engine.distributed import was_restarted
     from stvit_cli.engine.run_dir import require_free
 
-    if output is None and not dry_run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if output is None and not dry_run and world_size() > 1:
         raise UserError("With several processes the run directory must be named, so that all use the same one: --output DIR")
     run_dir = output or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if is_first() and not was_restarted() and not dry_run:
+    if is_main_process() and not was_restarted() and not dry_run:
         require_free(run_dir)
     return run_dir, _run(recipe, run_dir, weights, resume=False, dry_run=dry_run)
 
@@ -42,7 +41,7 @@ def resumed_run(run_dir: Path, recipe_name: str | None, words: list[str], dry_ru
 
 def say_what_next(run_dir: Path) -> None:
     """Print what to type after a run; of several processes only the first does."""
-    if is_first():
+    if is_main_process():
         sample = run_dir / "samples" / "digit-3.png"
         typer.echo("Next:")
         typer.echo(command("stvit", "eval", run_dir))
@@ -57,7 +56,7 @@ def _run(recipe: Recipe, run_dir: Path, weights: Path | None, *, resume: bool, d
     if dry_run:
         return engine.dry_run(task, recipe)
     figures = engine.fit(task, recipe, run_dir, resume=resume)
-    if recipe.data.kind == "digits" and is_first():
+    if recipe.data.kind == "digits" and is_main_process():
         from stvit_cli.data.digits import write_samples
 
         write_samples(run_dir / "samples")  # the digits are in no folder: something to try `stvit predict` on

@@ -25,8 +25,9 @@ from stvit_cli.data.loader import seeded
 from stvit_cli.data.order import SampleKey, derive_seed
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels, TrainTransform, eval_transform
 from stvit_cli.data.shapes import shapes_tree
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe, SegmentationSection
+from stvit_cli.utils.text import did_you_mean
 
 GREY_OR_PALETTE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes with one number for each pixel."""
@@ -176,7 +177,7 @@ def find_pairs(root: Path, images: str, maps: str, section: SegmentationSection)
         more = ", ..." if len(missing) > NUM_NAMED else ""
         raise UserError(
             f"{map_dir}: {len(missing)} of {len(pairs)} pictures have no label map here: expected {', '.join(names)}{more}\n"
-            f"for {missing[0][0]}.{nearest(Path(names[0]).name, _some_names(map_dir))} "
+            f"for {missing[0][0]}.{did_you_mean(Path(names[0]).name, _some_names(map_dir))} "
             "How names differ is said by segmentation.image_suffix and segmentation.map_suffix."
         )
     return LabelledPictures(
@@ -231,7 +232,7 @@ def _root(recipe: Recipe) -> Path:
     root = Path(recipe.data.dir).expanduser()
     if not root.is_dir():
         siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
-        raise UserError(f"data.dir: there is no folder {root}.{nearest(root.name, siblings)}")
+        raise UserError(f"data.dir: there is no folder {root}.{did_you_mean(root.name, siblings)}")
     return root
 
 
@@ -240,7 +241,7 @@ def _folder(root: Path, name: str) -> Path:
     if not folder.is_dir():
         siblings = [str(entry.relative_to(root)) for entry in root.glob("*/*") if entry.is_dir()]
         raise UserError(
-            f"data.dir is {root}, which has no folder {name}.{nearest(name, siblings)}\n"
+            f"data.dir is {root}, which has no folder {name}.{did_you_mean(name, siblings)}\n"
             "Expected images/training, annotations/training, images/validation and annotations/validation (ADE20K), "
             "or the folders that segmentation.train_images, train_maps, val_images and val_maps name."
         )

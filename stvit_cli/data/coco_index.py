@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
+from stvit_cli.utils.text import did_you_mean
 
 MIN_SIDE = 1.0
 """Boxes that are narrower or lower than this within the picture, in pixels, are no objects."""
@@ -118,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such annotation file.{nearest(path.name, siblings)}") from None
+        raise UserError(f"{path}: there is no such annotation file.{did_you_mean(path.name, siblings)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:

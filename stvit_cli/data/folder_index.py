@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from stvit_cli.data.images import ENDINGS
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import cache_dir, replace_file
 
 CACHED_FROM = 10_000
 """Pictures; a smaller folder is listed in less time than it takes to think about."""
@@ -114,8 +114,7 @@ def _times(folder: Path) -> tuple[int, int]:
 
 
 def _cache_file(root: Path) -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "stvit" / f"folder-{hashlib.blake2b(os.fsencode(root), digest_size=10).hexdigest()}"
+    return cache_dir() / f"folder-{hashlib.blake2b(os.fsencode(root), digest_size=10).hexdigest()}"
 
 
 def _digest(content: bytes) -> bytes:
@@ -136,14 +135,8 @@ def _save(index: FolderIndex, times: Times) -> None:
     try:
         file = _cache_file(index.root)
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=file.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(_digest(content) + b"\n" + content)
-            os.replace(beside, file)
-        except OSError:
-            os.unlink(beside)
-    except (OSError, RuntimeError):  # no room, no right, no home
+        replace_file(file, _digest(content) + b"\n" + content)
+    except OSError:  # no room, no right, no home
         return
 
 
@@ -151,7 +144,7 @@ def _load(root: Path) -> FolderIndex | None:
     """Return the cached index if it is whole, of this folder, and every folder in it is unchanged."""
     try:
         digest, _, content = _cache_file(root).read_bytes().partition(b"\n")
-    except (OSError, RuntimeError):
+    except OSError:
         return None
     if digest != _digest(content):
         return None

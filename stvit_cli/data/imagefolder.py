@@ -13,8 +13,9 @@ from PIL import Image
 from stvit_cli.data.folder_index import FolderIndex, index_folder
 from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.order import hold_out
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection
+from stvit_cli.utils.text import did_you_mean, first_few
 
 LAYOUT = "Expected a folder for each class, in train/ and val/ or side by side: cat/1.jpg, dog/2.jpg."
 
@@ -66,7 +67,7 @@ def find_pictures(data: DataSection) -> tuple[FolderPictures, FolderPictures]:
     if len(parts) == 1:
         missing = "val" if parts == ["train"] else "train"
         others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in parts)
-        found = f" Beside it: {_some(others)}." if others else ""
+        found = f" Beside it: {first_few(others)}." if others else ""
         raise UserError(f"{root} has {parts[0]}/ but no {missing}/.{found}\n{LAYOUT}")
     if parts:
         train, val = _index(root / "train"), _index(root / "val", min_classes=1)
@@ -97,8 +98,8 @@ def find_eval_pictures(data: DataSection, class_names: Sequence[str] | None, who
     unknown = sorted(set(index.class_names) - set(class_names))
     if unknown:
         raise UserError(
-            f"{index.root} has class folders that the model does not know: {_some(unknown)}.\n"
-            f"It was trained on {len(class_names)} classes: {_some(class_names)}.{nearest(unknown[0], class_names)}"
+            f"{index.root} has class folders that the model does not know: {first_few(unknown)}.\n"
+            f"It was trained on {len(class_names)} classes: {first_few(class_names)}.{did_you_mean(unknown[0], class_names)}"
         )
     return FolderPictures(index, class_names, chosen)
 
@@ -122,7 +123,7 @@ def _existing_folder(name: str | None) -> Path:
         raise UserError(f"data.dir is {root}: a file, where a folder is expected.\n{LAYOUT}")
     if not root.is_dir():
         siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
-        raise UserError(f"data.dir: there is no folder {root}.{nearest(root.name, siblings)}")
+        raise UserError(f"data.dir: there is no folder {root}.{did_you_mean(root.name, siblings)}")
     if not os.access(root, os.R_OK | os.X_OK):
         raise UserError(f"data.dir: the folder {root} cannot be listed: no permission.")
     return root
@@ -133,35 +134,33 @@ def _index(root: Path, min_classes: int = 2) -> FolderIndex:
     index = index_folder(root)
     if not index.class_names:
         flat = [entry.name for entry in root.iterdir() if entry.name.lower().endswith(ENDINGS)]
-        found = f"has pictures ({_some(sorted(flat))}) but no class folders" if flat else "has no pictures and no class folders"
+        found = (
+            f"has pictures ({first_few(sorted(flat))}) but no class folders" if flat else "has no pictures and no class folders"
+        )
         raise UserError(f"{root} {found}.\n{LAYOUT}")
     empty = [name for name, count in zip(index.class_names, index.counts, strict=True) if not count]
     if empty:
         raise UserError(
-            f"{root}: class folders without pictures: {_some(empty)}.{_other_endings(root / empty[0])}\n"
+            f"{root}: class folders without pictures: {first_few(empty)}.{_other_endings(root / empty[0])}\n"
             f"Pictures end in {' '.join(ENDINGS)}. Remove a folder that is no class."
         )
     if len(index.class_names) < min_classes:
         only = root / index.class_names[0]
         inner = sorted(entry.name for entry in only.iterdir() if entry.is_dir())
-        hint = f" It holds the folders {_some(inner)}: are these the classes? Then give {only}." if inner else ""
+        hint = f" It holds the folders {first_few(inner)}: are these the classes? Then give {only}." if inner else ""
         raise UserError(f"{root} has only one class folder, '{only.name}'; at least two classes are expected.{hint}")
     return index
 
 
 def _other_endings(folder: Path) -> str:
     endings = sorted({entry.suffix.lower() for entry in folder.rglob("*") if entry.suffix and entry.is_file()})
-    return f" Found there: files ending in {_some(endings)}." if endings else ""
+    return f" Found there: files ending in {first_few(endings)}." if endings else ""
 
 
 def _refuse_different_classes(root: Path, train: set[str], val: set[str]) -> None:
     if train == val:
         return
-    only = [f"only in {part}/: {_some(sorted(names))}" for part, names in (("train", train - val), ("val", val - train)) if names]
+    only = [
+        f"only in {part}/: {first_few(sorted(names))}" for part, names in (("train", train - val), ("val", val - train)) if names
+    ]
     raise UserError(f"{root}: train/ and val/ have different classes.\n" + "\n".join(only))
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    """Name the first few."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

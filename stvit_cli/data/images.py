@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
+from stvit_cli.utils.text import did_you_mean
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded, whatever the file is called. Not all that Pillow knows: its EPS reader, for one, starts a program."""
@@ -66,7 +67,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such file.{nearest(path.name, siblings)}") from None
+        raise UserError(f"{path}: there is no such file.{did_you_mean(path.name, siblings)}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: a folder, where the file of a picture is expected.") from None
     except (OSError, ValueError) as error:

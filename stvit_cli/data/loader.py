@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stvit_cli.data.order import SampleKey, TrainBatches, derive_seed, sample_order
 from stvit_cli.errors import UserError
+from stvit_cli.utils.environment import local_world_size
 
 __all__ = [
     "Loader",
@@ -151,7 +152,7 @@ class Loader:
 def usable_workers(num_workers: int) -> int:
     """Return ``num_workers``, or this process's share of the machine's cores if that is less (none where it has only one)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    share = max(1, cores // local_world_size())
     return min(num_workers, share)
 
 

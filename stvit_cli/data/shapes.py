@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pycocotools import mask as rle
 
 from stvit_cli.data.order import derive_seed
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import cache_dir
 
 SHAPE_NAMES = ("circle", "square", "triangle", "star")
 CATEGORY_IDS = (1, 2, 4, 8)
@@ -193,7 +193,7 @@ def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, 
     Raises:
         UserError: the folder cannot be written.
     """
-    folder = Path(parent).expanduser() if parent is not None else _cache()
+    folder = Path(parent).expanduser() if parent is not None else cache_dir() / "shapes"
     tree = folder / f"{layout}-{counts[0]}-{counts[1]}-{image_size}px-seed{seed}-v{_FORMAT}"
     if tree.is_dir():
         return tree
@@ -213,8 +213,3 @@ def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, 
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return tree
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "stvit" / "shapes"

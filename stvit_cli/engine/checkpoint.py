@@ -20,8 +20,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from stvit_cli.engine.files import sync_directory, write_synced, writing
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import sync_directory, write_synced, writing
 
 Tensors = Mapping[str, Tensor]
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.environment import local_rank, world_size
 
 # How long a process waits for the others before it gives up: longer than writing a checkpoint or a slow evaluation takes.
 PATIENCE = timedelta(minutes=30)
@@ -110,21 +111,21 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
     Inside another such block they stay joined: several runs one after the other must not join anew, for torchrun's store still
     holds the addresses of the time before.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = pick_device(device_key, local_rank)
+    local = local_rank()
+    device = pick_device(device_key, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world_size()
     if size == 1:
         yield World(device)
         return
     if dist.is_initialized():
-        yield World(device, dist.get_rank(), size, local_rank)
+        yield World(device, dist.get_rank(), size, local)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE, device_id=device if device.type == "cuda" else None)
     try:
-        yield World(device, dist.get_rank(), size, local_rank)
+        yield World(device, dist.get_rank(), size, local)
     finally:
         dist.destroy_process_group()
 

@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from stvit_cli.data.loader import explain_dead_worker
 from stvit_cli.engine.batching import smaller_sizes
-from stvit_cli.engine.files import replace_file
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.step import NonFiniteError
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import replace_file
 
 # What gloo and NCCL say, in RuntimeErrors without a type of their own, when the process at the other end is gone.
 LOST_PEER = (

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stvit_cli.engine.files import writing
+from stvit_cli.utils.files import writing
 
 
 class History:

@@ -16,14 +16,14 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from stvit_cli.engine.files import replace_file, writing
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.files import replace_file, writing
 
 RECIPE = "recipe.yaml"
 # Written before recipe.yaml: alone they are the remains of a run that was killed before it had begun.
-BEFORE_RECIPE = frozenset({"checkpoints", "environment.json", "environment.json.part", "recipe.yaml.part"})
+BEFORE_RECIPE = frozenset({"checkpoints", "environment.json"})
 FIRST_CHECKPOINT = frozenset({"step_00000000", ".step_00000000.writing"})
 VERSIONS_OF = ("stvit", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from stvit_cli.utils.environment import is_main_process
+
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 # A process that another one started (torchrun, isotropic-ablation) has a signal handed on to it that the terminal or the cluster
 # may have sent it already: within this time it is the same one. These name such a parent in the environment.
@@ -30,7 +32,7 @@ class StopRequest:
     def receive(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
             self.number, self._since = number, time.monotonic()
-            if os.environ.get("RANK", "0") == "0" and os.getpid() == self._pid:
+            if is_main_process() and os.getpid() == self._pid:
                 os.write(2, b"\nEnding the step and saving; the same signal again exits at once.\n")
         elif time.monotonic() - self._since >= self._echo and os.getpid() == self._pid:
             # Files are renamed into place when they are whole, so there is nothing to tidy up.

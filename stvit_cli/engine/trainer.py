@@ -14,7 +14,6 @@ from stvit_cli.engine.curves import draw_curves
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import evaluate_models
 from stvit_cli.engine.failures import explained
-from stvit_cli.engine.files import replace_file, writing
 from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.history import Board, History
 from stvit_cli.engine.progress import Progress, duration
@@ -27,6 +26,7 @@ from stvit_cli.errors import Interrupted
 from stvit_cli.models.weights import save_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
+from stvit_cli.utils.files import replace_file, writing
 
 # Drawing the curves takes a third of a second: after an evaluation it is done at most this often, and always at the end.
 CURVES_SECONDS = 60.0

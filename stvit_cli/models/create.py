@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.models.isotropic import VARIANTS as ISOTROPIC
 from stvit_cli.models.isotropic import Isotropic
 from stvit_cli.models.stvit import VARIANTS, GridSizes, STViT
+from stvit_cli.utils.text import did_you_mean
 
 
 def list_models() -> list[str]:
@@ -33,7 +34,7 @@ def create_model(
         return STViT(VARIANTS[name], num_classes, in_chans, drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
     if name not in ISOTROPIC:
         known = ", ".join(VARIANTS)
-        raise UserError(f"no model '{name}'.{nearest(name, list_models())} Known: {known}, and Table II's rows isotropic-*.")
+        raise UserError(f"no model '{name}'.{did_you_mean(name, list_models())} Known: {known}, and Table II's rows isotropic-*.")
     if grid_sizes is not None and ISOTROPIC[name].attention == "swin":
         raise UserError(f"grid_sizes: found {list(grid_sizes)} for {name}, which has windows and no super tokens. Leave it out.")
     return Isotropic(ISOTROPIC[name], num_classes, in_chans, drop_path_rate, grid_sizes, checkpointing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -16,10 +15,12 @@ from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.models import published
 from stvit_cli.models.pickled import read_checkpoint
 from stvit_cli.models.weights_info import WeightsInfo, parse
+from stvit_cli.utils.files import replacing
+from stvit_cli.utils.text import did_you_mean
 
 __all__ = [
     "LoadReport",
@@ -94,17 +95,10 @@ def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], in
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     text = info.to_json()
     path = Path(path)
-    aside = path.with_name(path.name + ".part")
-    try:
-        aside.touch()
+    with replacing(path) as aside:
         mode = aside.stat().st_mode  # as the user's umask has it; the library would let nobody else read the file
         save_file(tensors, aside, metadata={METADATA_KEY: f'{text[:-1]},"crc32":"{_checksum(tensors, text)}"}}'})
         aside.chmod(mode)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
@@ -235,7 +229,9 @@ def _what(file: WeightsFile) -> str:
 def _require_file(path: Path) -> None:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such weights file"
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() and not path.is_dir() else ""
+        near = (
+            did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() and not path.is_dir() else ""
+        )
         raise UserError(f"{path}: {found}.{near}")
 
 

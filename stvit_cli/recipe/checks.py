@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from stvit_cli.errors import nearest
+from stvit_cli.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     from stvit_cli.recipe import Recipe
@@ -45,7 +45,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     yield from _task_contradictions(recipe)
     rates = model.drop_path_rate
     if isinstance(rates, dict) and model.name not in rates:
-        guess = nearest(model.name, rates)
+        guess = did_you_mean(model.name, rates)
         yield f"model.drop_path_rate: found rates for {', '.join(rates)}, expected one for {model.name} (model.name).{guess}"
 
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from stvit_cli.errors import UserError, nearest
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import FREE_ON_RESUME, Recipe, Section
 from stvit_cli.recipe.words import dotted_keys, expected, nearest_key, problems
 from stvit_cli.recipe.yaml import flow, parse
+from stvit_cli.utils.text import did_you_mean
 
 _MAX_BYTES = 1_000_000
 
@@ -38,10 +39,10 @@ def find(name_or_path: str | Path) -> Path:
         if path.is_dir():
             raise UserError(f"{path} is a folder; expected the file of a recipe.")
         if not path.exists():
-            raise UserError(f"There is no recipe file {path}.{nearest(path.stem, shipped)}")
+            raise UserError(f"There is no recipe file {path}.{did_you_mean(path.stem, shipped)}")
         return path
     raise UserError(
-        f"There is no recipe named {str(name_or_path)!r}.{nearest(str(name_or_path), shipped)}\n"
+        f"There is no recipe named {str(name_or_path)!r}.{did_you_mean(str(name_or_path), shipped)}\n"
         f"Shipped: {', '.join(shipped)}. A file of your own is given by its path, such as ./mine.yaml"
     )
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from stvit_cli.errors import nearest
 from stvit_cli.recipe import Recipe, Section
 from stvit_cli.recipe.yaml import flow
+from stvit_cli.utils.text import did_you_mean
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}
@@ -35,8 +35,8 @@ def nearest_key(wrong: str) -> str:
     same_leaf = [key for key in dotted_keys() if key.rpartition(".")[2] == leaf]
     if same_leaf:
         return f" Did you mean {' or '.join(repr(key) for key in same_leaf)}?"
-    by_leaf = nearest(leaf, (key.rpartition(".")[2] for key in dotted_keys()))
-    return nearest(wrong, dotted_keys()) or (nearest_key(by_leaf.split("'")[1]) if by_leaf else "")
+    by_leaf = did_you_mean(leaf, (key.rpartition(".")[2] for key in dotted_keys()))
+    return did_you_mean(wrong, dotted_keys()) or (nearest_key(by_leaf.split("'")[1]) if by_leaf else "")
 
 
 def expected(field: FieldInfo) -> str:

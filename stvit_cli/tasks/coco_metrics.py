@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from stvit_cli.data.coco import ground_truth
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import replace_file
 
 FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large") + (
     "ar_1",
@@ -71,11 +71,9 @@ def write_results(path: Path, results: Results) -> list[Path]:
     written = []
     for kind in ("bbox", "segm"):
         target = path.with_name(f"{path.stem}.{kind}.json")
-        aside = target.with_name(f"{target.name}.{os.getpid()}.part")  # each process of a run writes the same
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(only(kind, results)), encoding="utf-8")
-            aside.replace(target)
+            replace_file(target, json.dumps(only(kind, results)).encode())
         except OSError as error:
             raise UserError(f"{target}: cannot be written: {error.strerror} (detection.results_json).") from None
         written.append(target)

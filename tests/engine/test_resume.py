@@ -10,8 +10,9 @@ import pytest
 from torch import Tensor
 
 from stvit_cli import engine
-from stvit_cli.engine import checkpoint, files
+from stvit_cli.engine import checkpoint
 from stvit_cli.errors import UserError
+from stvit_cli.utils import files
 
 STEPS, MICRO_BATCHES = 20, 4
 

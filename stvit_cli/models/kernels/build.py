@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from stvit_cli.models.kernels import CompilationFailed, KernelsUnavailable
+from stvit_cli.utils.files import cache_dir
 
 SOURCES = Path(__file__).with_name("cpu")
 # OpenMP's library is the one that torch brings: it is loaded already, and there must be no second one.
@@ -34,16 +35,11 @@ def library() -> Path:
     compiler = shutil.which(name)
     if compiler is None:
         raise KernelsUnavailable(f"no C++ compiler here ({name})")
-    target = _folder() / f"kernels-{_key(compiler)}.so"
+    target = cache_dir() / f"kernels-{_key(compiler)}.so"
     if not target.exists():
         print("Compiling the CPU kernels, once on this machine: some seconds", file=sys.stderr)
         _compile(compiler, target)
     return target
-
-
-def _folder() -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "stvit"
 
 
 def _key(compiler: str) -> str:
