@@ -129,6 +129,84 @@ def test_values_that_do_not_fit(text: str, said: str) -> None:
     assert said in complaint(text)
 
 
+NBSP = "\u00a0"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim:\n  lr: 0,001", "line 2, optim.lr: found '0,001' (text), expected a number (above 0); write 0.001"),
+        ("optim: {betas: ['0,9', '0,99']}", "each a number (0 or more, below 1); write [0.9, 0.99]"),
+        ("optim: {betas: [0,9, 0,99]}", "found [0, 9, 0, 99] (a list), expected a list of 2, each a number"),
+        ("optim: {betas: [0,9, 0,99]}", "; decimals are written with a point (0.5)"),
+        ("optim: {lr: '5e-4'}", "; write 5e-4"),
+        ("optim: {lr: 1e\u22124}", "; write 1e-4"),
+        ("schedule:\n  epochs: 1,000", "expected a whole number (above 0); write 1000"),
+        (f"schedule:\n  epochs: 1{NBSP}000", "expected a whole number (above 0); write 1000"),
+        ("train:\n  compile: yes", "expected true or false; write true"),
+        (f"optim:\n  lr: 0.001{NBSP}", "mine.yaml: line 2, column 12: a no-break space (U+00A0); write an ordinary space"),
+        (f"optim:\n  lr: 0.001{NBSP}# fast", "line 2, column 12: a no-break space (U+00A0)"),
+        (f"optim:\n  lr:{NBSP}0.001", "line 2, column 6: a no-break space (U+00A0)"),
+        (f"optim:\n{NBSP} lr: 0.001", "line 2, column 1: a no-break space (U+00A0)"),
+        (f"optim:{NBSP}\n  lr: 0.001", "line 1, column 7 holds a no-break space (U+00A0)"),
+        ("optim:\n  lr: \u200b0.001", "line 2, column 7: a zero width space (U+200B)"),
+        (
+            "model:\n  name: \u201cstvit-s\u201d",
+            "line 2, column 9: curly quotes: \u201cstvit-s\u201d; write stvit-s, or straight",
+        ),
+        ("\u2018model\u2019:\n  name: stvit-s", "line 1, column 1: curly quotes"),
+        ("segmentation: {class_names: [\u201ca\u201d, b]}", "column 30: curly quotes: \u201ca\u201d; write a"),
+        ("description: \u201ca: b\u201d", "line 1, column 14 holds a curly quote \u201c; write straight ones"),
+    ],
+)
+def test_the_typography_of_other_programs_is_named_with_what_to_write(text: str, said: str) -> None:
+    assert said in complaint(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["The paper\u2019s", "\u201cBest\u201d of 3", "the dogs\u2019", f"a{NBSP}; b", "'\u201cx\u201d'"]
+)
+def test_typography_inside_text_stays(text: str) -> None:
+    assert recipe_io.from_text(f"description: {text}").description == text.strip("'")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim.lr=0,001", "optim.lr: found '0,001' (text), expected a number (above 0); write 0.001"),
+        (f"optim.lr={NBSP}0.001", "optim.lr=: line 1, column 1: a no-break space (U+00A0)"),
+        ("model.name=\u201cstvit-s\u201d", "model.name=: line 1, column 1: curly quotes: \u201cstvit-s\u201d; write stvit-s"),
+        ("\u201coptim.lr=0.001\u201d", "curly quotes or odd spaces in a key; write optim.lr=0.001"),
+        ("data.mean=[0,485, 0,456, 0,406]", "found 6 values, expected 3 (model.in_chans); decimals are written with a point"),
+    ],
+)
+def test_the_typography_of_overrides_is_named_too(override: str, said: str) -> None:
+    assert said in complaint("{}", override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["data.mean=[123.675, 116.28, 103.53]"],
+            "data.mean: found [123.675, 116.28, 103.53], on the scale of 0 to 255; expected that of 0 to 1: "
+            "write [0.485, 0.456, 0.406]",
+        ),
+        (["data.std=[58.395, 57.12, 57.375]"], "data.std: found [58.395, 57.12, 57.375], on the scale of 0 to 255; expected"),
+        (["data.std=[58.395, 57.12, 57.375]"], "write [0.229, 0.224, 0.225]"),
+        (["data.mean=[104, 117, 124]", "data.std=[1, 1, 1]"], "write [0.003922, 0.003922, 0.003922]"),
+    ],
+)
+def test_mean_and_std_of_bytes_are_refused_with_what_to_write(overrides: list[str], said: str) -> None:
+    assert said in complaint("{}", *overrides)
+
+
+def test_mean_and_std_that_leave_the_image_as_it_is_are_taken() -> None:
+    recipe = recipe_io.from_text("{}", ["data.mean=[0, 0, 0]", "data.std=[1, 1, 1]"])
+    assert recipe.data.std == (1, 1, 1)
+    assert recipe_io.from_text("{}", ["data.mean=[0.5, 1, 0]", "data.std=[0.003922, 0.5, 1]"]).data.mean == (0.5, 1, 0)
+
+
 def test_all_problems_are_told_at_once_and_the_file_s_come_with_their_lines() -> None:
     said = complaint("optim:\n  lr: fast\n  eps: 0\nfoo: 1", "train.seed=x").splitlines()
     assert said[0] == "mine.yaml: 4 problems"

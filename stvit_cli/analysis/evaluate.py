@@ -47,8 +47,7 @@ def recipe_for(trained: Trained, words: list[str]) -> Recipe:
         known["eval"]["batch_size"] = 1  # otherwise a picture's padding depends on its neighbours
     if info.settings:
         known[info.task] = json.loads(info.settings)
-    settings = Recipe.model_validate_json(json.dumps(known))
-    return recipe_io.from_text(recipe_io.dump(settings), words, source=str(trained.path))
+    return recipe_io.from_text(json.dumps(known), words, source=str(trained.path))
 
 
 def same_folder(one: str | None, other: str | None) -> bool:

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING
 from stvit_cli.utils.text import did_you_mean
 
 if TYPE_CHECKING:
-    from stvit_cli.recipe import Recipe
+    from stvit_cli.recipe import DataSection, Recipe
 
 KINDS = {"classification": ("digits", "imagefolder"), "detection": ("coco", "shapes"), "segmentation": ("ade20k", "shapes")}
 """The kinds of data that each task learns from."""
+
+HALVED = "; decimals are written with a point (0.5)"
+"""For a list that is twice as long as expected: ``[0,5, 0,25]`` is four numbers."""
 
 
 def contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield what does not go together, a line each, beginning with the key to change."""
     model, data, augment, schedule = recipe.model, recipe.data, recipe.augment, recipe.schedule
-    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
-        if len(values) != model.in_chans:
-            yield f"{key}: found {len(values)} values, expected {model.in_chans} (model.in_chans)"
-    if min(data.std, default=1) <= 0:
-        yield f"data.std: found {list(data.std)}, expected numbers above 0"
+    yield from _normalisation(data, model.in_chans)
     if data.kind == "digits" and data.dir is not None:
         yield f"data.dir: found {data.dir}, but data.kind is digits, which needs no folder; set data.kind=imagefolder"
     low, high = augment.crop_scale
@@ -47,6 +46,20 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     if isinstance(rates, dict) and model.name not in rates:
         guess = did_you_mean(model.name, rates)
         yield f"model.drop_path_rate: found rates for {', '.join(rates)}, expected one for {model.name} (model.name).{guess}"
+
+
+def _normalisation(data: DataSection, in_chans: int) -> Iterator[str]:
+    """Yield what is wrong with the mean and the deviation of the channels, which are of images in 0..1."""
+    mean_of_bytes = any(abs(value) > 1 for value in data.mean)
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        halved = HALVED if len(values) == 2 * in_chans else ""
+        if len(values) != in_chans:
+            yield f"{key}: found {len(values)} values, expected {in_chans} (model.in_chans){halved}"
+        elif key == "data.std" and min(values) <= 0:
+            yield f"{key}: found {list(values)}, expected numbers above 0"
+        elif any(abs(value) > 1 for value in values) or (mean_of_bytes and min(values) >= 1):
+            written = ", ".join(f"{value / 255:.4g}" for value in values)
+            yield f"{key}: found {list(values)}, on the scale of 0 to 255; expected that of 0 to 1: write [{written}]"
 
 
 def _task_contradictions(recipe: Recipe) -> Iterator[str]:

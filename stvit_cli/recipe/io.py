@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import FREE_ON_RESUME, Recipe, Section
 from stvit_cli.recipe.words import dotted_keys, expected, nearest_key, problems
-from stvit_cli.recipe.yaml import flow, parse
+from stvit_cli.recipe.yaml import flow, parse, without_typography
 from stvit_cli.utils.text import did_you_mean
 
 _MAX_BYTES = 1_000_000
@@ -39,12 +39,20 @@ def find(name_or_path: str | Path) -> Path:
         if path.is_dir():
             raise UserError(f"{path} is a folder; expected the file of a recipe.")
         if not path.exists():
-            raise UserError(f"There is no recipe file {path}.{did_you_mean(path.stem, shipped)}")
+            raise UserError(f"There is no recipe file {path}.{_meant(path, shipped)}")
         return path
     raise UserError(
         f"There is no recipe named {str(name_or_path)!r}.{did_you_mean(str(name_or_path), shipped)}\n"
         f"Shipped: {', '.join(shipped)}. A file of your own is given by its path, such as ./mine.yaml"
     )
+
+
+def _meant(path: Path, shipped: Iterable[str]) -> str:
+    """Suggest what was meant by a file that is not there: one beside it, or a shipped recipe, which goes by its name alone."""
+    if path.stem in shipped:
+        return f" Did you mean '{path.stem}'?"
+    beside = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    return did_you_mean(str(path), beside) or did_you_mean(path.stem, shipped)
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -140,6 +148,8 @@ def _apply(data: dict[str, Any], overrides: Sequence[str], places: dict[str, str
         if _is_section(key):
             raise UserError(f"{key} is a section; set a key of it, such as {next(k for k in known if k.startswith(key))}=...")
         if key not in known:
+            if (plain := without_typography(key)) in known:
+                raise UserError(f"{key!r}: curly quotes or odd spaces in a key; write {plain}={without_typography(text)}")
             raise UserError(f"There is no key {key!r} in a recipe.{nearest_key(key)}")
         if key in seen:
             raise UserError(f"{key} is given twice; keep one of them.")

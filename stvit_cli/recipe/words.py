@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,8 +12,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from stvit_cli.recipe import Recipe, Section
+from stvit_cli.recipe.checks import HALVED
 from stvit_cli.recipe.yaml import flow
-from stvit_cli.utils.text import did_you_mean
+from stvit_cli.utils.text import did_you_mean, number_meant
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}
@@ -30,13 +32,44 @@ def dotted_keys() -> tuple[str, ...]:
 
 
 def nearest_key(wrong: str) -> str:
-    """Return `` Did you mean 'x'?`` for the dotted key that was probably meant, or an empty string."""
-    leaf = wrong.rpartition(".")[2]
-    same_leaf = [key for key in dotted_keys() if key.rpartition(".")[2] == leaf]
-    if same_leaf:
-        return f" Did you mean {' or '.join(repr(key) for key in same_leaf)}?"
-    by_leaf = did_you_mean(leaf, (key.rpartition(".")[2] for key in dotted_keys()))
-    return did_you_mean(wrong, dotted_keys()) or (nearest_key(by_leaf.split("'")[1]) if by_leaf else "")
+    """Return `` Did you mean 'x'?`` for the dotted key that was probably meant, or an empty string.
+
+    A key of the section that was named comes first, then a key of the very same name in another one; a key that is merely
+    similar is suggested from another section only where no section, or none that there is, was named.
+    """
+    section, dot, leaf = wrong.rpartition(".")
+    sections = {key.rpartition(".")[0]: None for key in dotted_keys()}
+    if not dot:
+        near_section = _suggested(wrong, filter(None, sections))
+        if near_section:
+            return _did_you_mean([next(key for key in dotted_keys() if key.startswith(f"{near_section}."))])
+    elif section not in sections:
+        near_section = _suggested(section, filter(None, sections))
+        return nearest_key(f"{near_section}.{leaf}") or did_you_mean(wrong, dotted_keys()) if near_section else _same_name(leaf)
+    own = [key.rpartition(".")[2] for key in dotted_keys() if key.rpartition(".")[0] == section]
+    if leaf in own:  # the section was misspelled
+        return _did_you_mean([wrong])
+    longer = [f"{section}.{key}" for key in own if "_" in leaf and set(leaf.split("_")) < set(key.split("_"))]
+    if longer:
+        return _did_you_mean(longer)
+    if near := _suggested(leaf, own):
+        return _did_you_mean([f"{section}.{near}" if section else near])
+    leaves = () if section else (key.rpartition(".")[2] for key in dotted_keys())
+    return _same_name(leaf) or _same_name(_suggested(leaf, leaves))
+
+
+def _same_name(leaf: str) -> str:
+    """Suggest the keys of this name, whatever their section."""
+    return _did_you_mean([key for key in dotted_keys() if key.rpartition(".")[2] == leaf.lower()])
+
+
+def _suggested(name: str, choices: Iterable[str]) -> str:
+    """Return the choice that ``did_you_mean`` names, or an empty string."""
+    return did_you_mean(name, choices).partition("'")[2].rpartition("'")[0]
+
+
+def _did_you_mean(keys: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(repr(key) for key in keys)}?" if keys else ""
 
 
 def expected(field: FieldInfo) -> str:
@@ -80,9 +113,26 @@ def _problem(kind: str, loc: tuple[int | str, ...], data: Mapping[str, Any]) -> 
             return key, f"there is no such key.{nearest_key(key)}"
         value = value[part]
         if not isinstance(field.default, Section):
-            return key, f"found {_show(value)}, expected {expected(field)}"
+            return key, f"found {_show(value)}, expected {expected(field)}{_hint(value, field)}"
         section = type(field.default)
     return key, f"found {_show(value)}, expected keys below it: {', '.join(section.model_fields)}"
+
+
+def _hint(value: Any, field: FieldInfo) -> str:
+    """Say what to write where a value is right but for the way it is written: ``0,001``, ``'5e-4'``, ``1 000``, ``on``."""
+    text = expected(field)
+    if isinstance(value, str):
+        meant = number_meant(value, whole="a number" not in text) if "number" in text else None
+        if meant is None and "true or false" in text:
+            meant = {"on": "true", "yes": "true", "off": "false", "no": "false"}.get(value.lower())
+        return f"; write {meant}" if meant else ""
+    if isinstance(value, list | tuple) and "a list" in text:
+        items = [number_meant(item, whole=False) if isinstance(item, str) else flow(item) for item in value]
+        if None not in items and any(isinstance(item, str) for item in value):
+            return f"; write [{', '.join(item for item in items if item)}]"
+        count = re.search(r"a list of (\d+)", text)
+        return HALVED if count and len(value) == 2 * int(count.group(1)) else ""
+    return ""
 
 
 def _show(value: Any) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
+from copy import copy
 from typing import Any
 
 import yaml
@@ -24,6 +26,13 @@ _CORE_SCHEMA = (
         list("-+.0123456789"),
     ),
 )
+
+
+_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"
+_SPACE = "[\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff]"
+"""Spaces that YAML takes for letters; they come along when text is copied from a page, a chat or a word processor."""
+_MISPLACED = re.compile(rf"\A-?({_SPACE})|({_SPACE})\Z|:({_SPACE})|({_SPACE})#")
+"""Where such a space can only stand for an ordinary one: at an end, after a colon or a dash, before a comment."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,6 +91,11 @@ def parse(text: str, source: str) -> tuple[Any, dict[str, int]]:
         raise UserError(f"{source}: nested too deeply to be a recipe.") from None
 
 
+def without_typography(text: str) -> str:
+    """Return ``text`` without curly quotes and without the spaces that YAML takes for letters."""
+    return re.sub(f"{_SPACE}|[{_QUOTES}]", "", text)
+
+
 def flow(value: Any) -> str:
     """Return ``value`` as YAML on one line, such that ``parse`` gives it back."""
     if isinstance(value, str) and not value.isprintable():
@@ -94,11 +108,13 @@ def _plain(node: yaml.Node, path: str, lines: dict[str, int]) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, f"{path}[{index}]", lines) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
+        _require_ascii_marks(node, _MISPLACED)
         return _scalar(node)
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = key_node.value
+        _require_ascii_marks(key_node, re.compile(f"({_SPACE})"))
         if key_node.tag != "tag:yaml.org,2002:str":
             raise _refused(key_node.start_mark, "a key must be text; this one is not")
         dotted = f"{path}.{key}" if path else key
@@ -126,6 +142,45 @@ def _scalar(node: yaml.Node) -> Any:
     return text
 
 
+def _require_ascii_marks(node: yaml.Node, misplaced: re.Pattern[str]) -> None:
+    """Refuse typographic quotes around, and typographic spaces at the ends of, text that is not in YAML's own quotes."""
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None:
+        return
+    text: str = node.value
+    if space := misplaced.search(text):
+        raise _refused(
+            _at(node.start_mark, space.start(space.lastindex or 0)), _odd_space(text[space.start(space.lastindex or 0)])
+        )
+    inside = sum(letter in _QUOTES for letter in text[1:-1])
+    opened, closed = text[:1] in _QUOTES, text[-1:] in _QUOTES
+    alone = not inside and (opened or (closed and text[-1] != "\u2019"))  # which is an apostrophe too
+    if len(text) > 1 and (alone or (opened and closed)):
+        inner = text.strip(_QUOTES)
+        raise _refused(node.start_mark, f"curly quotes: {text[:60]}; write {inner[:60]}, or straight quotes: '{inner[:60]}'")
+
+
+def _odd_letter(lines: list[str], line: int) -> str:
+    """Name the first typographic space or quote in a line (counted from 0) or the one before it, or return nothing."""
+    for number in (line - 1, line):
+        found = re.search(f"{_SPACE}|[{_QUOTES}]", lines[number]) if 0 <= number < len(lines) else None
+        if found:
+            letter = found.group()
+            odd = f"a curly quote {letter}; write straight ones (' or \")" if letter in _QUOTES else _odd_space(letter)
+            return f"line {number + 1}, column {found.start() + 1} holds {odd}"
+    return ""
+
+
+def _odd_space(space: str) -> str:
+    name = "a no-break space" if space == "\u00a0" else f"a {unicodedata.name(space).lower()}"
+    return f"{name} (U+{ord(space):04X}); write an ordinary space, or nothing"
+
+
+def _at(mark: Any, offset: int) -> Any:
+    moved = copy(mark)
+    moved.column += offset
+    return moved
+
+
 def _refused(mark: Any, what: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=what, problem_mark=mark)
 
@@ -141,7 +196,11 @@ def _explain(error: yaml.YAMLError, text: str) -> str:
     where = f"line {mark.line + 1}, column {mark.column + 1}"
     if type(error) is yaml.MarkedYAMLError:
         return f"{where}: {error.problem}."
-    lines = text.splitlines()
+    lines = text.split("\n")
     shown = lines[min(mark.line, len(lines) - 1)]
-    problem = "a tab; YAML is indented with spaces" if "\t" in shown else f"this is not YAML ({error.problem})"
+    problem = f"this is not YAML ({error.problem})"
+    if odd := _odd_letter(lines, mark.line):
+        problem += f"; {odd}"
+    elif "\t" in shown:
+        problem = "a tab; YAML is indented with spaces"
     return f"{where}: {problem}.\n  {shown.strip()[:100]}"

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
+import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+_ENDING = re.compile(r"\.[A-Za-z]{1,5}\Z")
+_DASHES = {ord(dash): "-" for dash in "\u2010\u2011\u2012\u2013\u2212"}
+_FAR = 100.0
+"""Above every number of typos: a common beginning comes after them."""
+
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the closest of ``choices``, or an empty string where none is close."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    """Return `` Did you mean 'x'?`` for the closest of ``choices``, or an empty string where none is close.
+
+    Close is: the same but for case and separators, a typo for each five letters (one at least), the same file under another
+    ending, or one name the beginning of the other. A far suggestion is worse than none, and ``name`` itself is no suggestion.
+    """
+    best, least = "", math.inf
+    for choice in choices:
+        distance = _distance(name, choice)
+        if distance is not None and distance < least:
+            best, least = choice, distance
+    return f" Did you mean '{best}'?" if best else ""
 
 
 def first_few(names: Sequence[str], limit: int = 5) -> str:
@@ -32,3 +46,64 @@ def printable(text: str, keep: str = "") -> str:
 
 def _steers(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def number_meant(text: str, *, whole: bool) -> str | None:
+    """Return the number that was meant by text such as ``0,001``, ``1 000``, ``'5e-4'`` or a minus that is a dash, or None.
+
+    Args:
+        whole: a whole number is expected, so that the comma of ``1,000`` parts the thousands.
+    """
+    text = re.sub(r"[\s_'\u2018\u2019\u201c\u201d\u200b\ufeff]", "", text).translate(_DASHES).rstrip(",;")
+    decimal = max(text.rfind(","), text.rfind("."))
+    if "," in text and "." in text:
+        text = re.sub("[,.]", "", text[:decimal]) + "." + text[decimal + 1 :]
+    elif text.count(",") > 1 or (whole and re.fullmatch(r"[-+]?\d{1,3},\d{3}", text)):
+        text = text.replace(",", "") if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text) else text
+    text = text.replace(",", ".")
+    return text if re.fullmatch(r"[-+]?(\d+|\d*\.\d+)([eE][-+]?\d+)?", text) and not (whole and "." in text) else None
+
+
+def _distance(name: str, choice: str) -> float | None:
+    """Return how far ``choice`` is from ``name``, or None where it is too far to be what was meant."""
+    name, choice = unicodedata.normalize("NFC", name), unicodedata.normalize("NFC", choice)
+    if not name or name == choice:
+        return None
+    (stem, ending), (other, other_ending) = _split(name), _split(choice)
+    if stem == other:
+        return 0 if ending == other_ending else 0.5
+    if ending != other_ending:  # the ending itself may hold the typo
+        stem, other = stem + ending, other + other_ending
+    limit = max(1, len(stem) // 5)
+    typos = _typos(stem, other, limit)
+    if typos <= limit and typos < max(len(stem), len(other)):
+        return typos
+    short, long = sorted((stem, other), key=len)
+    if long.startswith(short) and (len(short) > 2 or long[len(short)] == "-"):
+        return _FAR + len(long) - len(short)
+    return None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return a name without its ending, and the ending, both without case and with one kind of separator."""
+    ending = _ENDING.search(name)
+    stem = name[: ending.start()] if ending else name
+    return re.sub(r"[-_ ]", "-", stem.casefold()), ending.group().casefold() if ending else ""
+
+
+def _typos(a: str, b: str, limit: int) -> int:
+    """Return how many letters must be inserted, deleted, replaced or swapped; above ``limit`` not exactly."""
+    if abs(len(a) - len(b)) > limit:
+        return limit + 1
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        before, last, row = row, before, [i]
+        for j, other in enumerate(b, 1):
+            cost = min(row[-1] + 1, before[j] + 1, before[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+        if min(row) > limit:
+            return limit + 1
+    return row[-1]
