@@ -12,6 +12,7 @@ from stvit_cli.engine.distributed import pick_device
 from stvit_cli.models.inference import for_inference
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.recipe.yaml import flow
 
 FOLDERS = {"classification": "imagefolder", "detection": "coco", "segmentation": "ade20k"}
 """What data.kind calls a folder of a person's own data, for each task."""
@@ -47,7 +48,7 @@ def recipe_for(trained: Trained, words: list[str]) -> Recipe:
         known["eval"]["batch_size"] = 1  # otherwise a picture's padding depends on its neighbours
     if info.settings:
         known[info.task] = json.loads(info.settings)
-    return recipe_io.from_text(json.dumps(known), words, source=str(trained.path))
+    return recipe_io.from_text(flow(known), words, source=str(trained.path))
 
 
 def same_folder(one: str | None, other: str | None) -> bool:
