@@ -19,6 +19,7 @@ import typer
 from stvit_cli import __version__
 from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.utils.streams import lasting_output, open_standard_files
 from stvit_cli.utils.text import did_you_mean
 
 _FIRST = ("train", "finetune", "eval", "predict", "profile", "recipes")  # in the help; the others follow by name
@@ -50,10 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done; 2 the user's input is wrong (printed in a few lines); 130 after Ctrl-C and 143 after another signal. A fault of ours
     is raised, so that Python prints where it happened and ends with 1.
     """
+    open_standard_files()
     keep_freed_memory()
+    with lasting_output("stderr"):  # a message that nobody reads decides nothing
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         code = app(args=argv, prog_name="stvit", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # the caller may have closed it
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except UserError as error:
         return _complain(str(error))

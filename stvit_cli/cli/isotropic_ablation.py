@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +10,11 @@ import typer
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, Json, Output, Overrides, RecipeName, command, words
 from stvit_cli.cli.output import print_table, reporting
+from stvit_cli.cli.training import new_directory
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.utils.environment import is_main_process, world_size
+from stvit_cli.utils.environment import is_main_process, require_group
 
 if TYPE_CHECKING:
     from stvit_cli.analysis.ablation_report import Report
@@ -96,12 +96,11 @@ def _train_anew(
 ) -> tuple[Report, Path]:
     from stvit_cli.analysis.ablation_runs import Ablation
 
-    if output is None and world_size() > 1:
-        raise UserError("With several processes the directory must be named, so that all use the same one: --output DIR")
-    output = output or Path("runs") / f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    ablation = Ablation(output, settings, numbers or ALL_ROWS, seeds or 1)
-    ablation.require_free()
-    return _train(ablation, parallel), output
+    require_group()
+    with new_directory(output, settings.name) as folder:
+        ablation = Ablation(folder, settings, numbers or ALL_ROWS, seeds or 1)
+        ablation.require_free()
+        return _train(ablation, parallel), folder
 
 
 def _train(ablation: Ablation, parallel: int) -> Report:

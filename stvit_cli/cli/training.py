@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +14,58 @@ from stvit_cli.cli.options import command
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.utils.environment import is_main_process, world_size
+from stvit_cli.utils.environment import is_main_process, require_group, restart_count, world_size
 
 
 def new_run(recipe: Recipe, output: Path | None, weights: Path | None, dry_run: bool) -> tuple[Path, dict[str, Any]]:
     """Train into a new run directory, ``output`` or ``runs/<recipe>-<time>``; return it and the figures."""
-    from stvit_cli.engine.distributed import was_restarted
-    from stvit_cli.engine.run_dir import require_free
+    require_group()
+    if dry_run:
+        return Path(), _run(recipe, Path(), weights, resume=False, dry_run=True)
+    with new_directory(output, recipe.name) as run_dir:
+        return run_dir, _run(recipe, run_dir, weights, resume=False, dry_run=False)
 
-    if output is None and not dry_run and world_size() > 1:
+
+@contextmanager
+def new_directory(output: Path | None, name: str) -> Iterator[Path]:
+    """Yield the directory of a new run: ``output``, or one under ``runs`` that no other run has, named after the time.
+
+    The latter is made here, so that of two runs that start at once each has its own; where the run does not come to write into
+    it, it is removed again.
+
+    Raises:
+        UserError: ``output`` holds something, or it is not given but several processes must know it.
+    """
+    from stvit_cli.engine.run_dir import make_new, require_free
+    from stvit_cli.engine.run_lock import require_unlocked
+
+    if output is None and world_size() > 1:
         raise UserError("With several processes the run directory must be named, so that all use the same one: --output DIR")
-    run_dir = output or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if is_main_process() and not was_restarted() and not dry_run:
-        require_free(run_dir)
-    return run_dir, _run(recipe, run_dir, weights, resume=False, dry_run=dry_run)
+    if output is not None:
+        if is_main_process() and not restart_count():
+            require_unlocked(output)
+            require_free(output)
+        yield output
+        return
+    run_dir = make_new(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        yield run_dir
+    finally:
+        for folder in (run_dir, run_dir.parent):
+            with suppress(OSError):  # not empty: the run is in it
+                folder.rmdir()
 
 
 def resumed_run(run_dir: Path, recipe_name: str | None, words: list[str], dry_run: bool) -> tuple[Path, dict[str, Any]]:
     """Go on with the run in ``run_dir``, by its own recipe or by one that must be the same in all that is learned."""
     from stvit_cli.engine.run_dir import RunDir
+    from stvit_cli.engine.run_lock import require_unlocked
 
+    require_group()
     place = RunDir(run_dir)
     place.require_run()
+    if is_main_process() and not restart_count() and not dry_run:
+        require_unlocked(run_dir)
     recipe = recipe_io.load(recipe_name or place.recipe, words)
     place.check_resumable(recipe)
     return run_dir, _run(recipe, run_dir, None, resume=True, dry_run=dry_run)

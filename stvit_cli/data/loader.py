@@ -201,8 +201,9 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(niceness: int, _worker_id: int) -> None:
     """Signals to a whole group (Ctrl-C, Slurm's) must not end the workers under a parent that still ends its step."""
-    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(ignored, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _go_on_for_a_while)
     if hasattr(os, "nice"):
         os.nice(niceness)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stvit_cli.errors import UserError
-from stvit_cli.utils.environment import local_rank, world_size
+from stvit_cli.utils.environment import local_rank, require_group, restart_count, world_size
 
 # How long a process waits for the others before it gives up: longer than writing a checkpoint or a slow evaluation takes.
 PATIENCE = timedelta(minutes=30)
@@ -110,7 +110,11 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
 
     Inside another such block they stay joined: several runs one after the other must not join anew, for torchrun's store still
     holds the addresses of the time before.
+
+    Raises:
+        UserError: the environment does not say where the others are, or they cannot be reached.
     """
+    require_group()
     local = local_rank()
     device = pick_device(device_key, local)
     if device.type == "cuda":
@@ -123,7 +127,15 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
         yield World(device, dist.get_rank(), size, local)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE, device_id=device if device.type == "cuda" else None)
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=device if device.type == "cuda" else None)
+    except (dist.DistError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise UserError(
+            f"The {size} processes cannot meet at {where} (MASTER_ADDR and MASTER_PORT): {reason}\n"
+            "Look above for the message of a process that ended first; with torchrun, choose a free --master-port."
+        ) from error
     try:
         yield World(device, dist.get_rank(), size, local)
     finally:
@@ -132,4 +144,4 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
 
 def was_restarted() -> bool:
     """Whether torchrun started these processes again after one of them had ended (elastic restart)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return restart_count() > 0

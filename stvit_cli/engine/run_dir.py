@@ -1,7 +1,8 @@
 """The run directory: what is in it, how a run begins in it and how it is taken up again. Imports no torch at module level.
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, ``best.safetensors``, ``last.safetensors``
-(with ``last_ema.safetensors`` where there is a moving average), ``curves.png``, ``events/`` (TensorBoard, on request).
+(with ``last_ema.safetensors`` where there is a moving average), ``curves.png``, ``events/`` (TensorBoard, on request); and
+``.lock`` while the run goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from stvit_cli.engine.run_lock import LOCK, RunLock
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
@@ -23,7 +25,7 @@ from stvit_cli.utils.files import replace_file, writing
 
 RECIPE = "recipe.yaml"
 # Written before recipe.yaml: alone they are the remains of a run that was killed before it had begun.
-BEFORE_RECIPE = frozenset({"checkpoints", "environment.json"})
+BEFORE_RECIPE = frozenset({"checkpoints", "environment.json", LOCK})
 FIRST_CHECKPOINT = frozenset({"step_00000000", ".step_00000000.writing"})
 VERSIONS_OF = ("stvit", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
@@ -42,12 +44,22 @@ class RunDir:
         self.curves = path / "curves.png"
         self.events = path / "events"
 
-    def clear(self) -> None:
-        """Make the directory, empty. Raises UserError as ``require_free`` does."""
-        require_free(self.path)
+    def clear(self) -> RunLock:
+        """Make the directory, empty, and lock it. Raises UserError as ``require_free`` does, or where another run is in it."""
+        if not self.path.is_dir():
+            require_free(self.path)
         with writing(self.path):
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            self.checkpoints.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = RunLock.acquire(self.path)
+        try:
+            require_free(self.path)
+            with writing(self.path):
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+                self.checkpoints.mkdir()
+        except BaseException:
+            lock.release()
+            raise
+        return lock
 
     def begin(self, recipe: Recipe, device: str, world_size: int, kernels: bool) -> None:
         """Write what says that a run is here. The recipe comes last: with it the run can be resumed, before it never began."""
@@ -88,6 +100,20 @@ def require_free(path: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror} ({existing}).") from None
+
+
+def make_new(path: Path) -> Path:
+    """Make an empty directory ``path``, or with -2, -3, ... at its end where that is taken, and return it. Raises UserError."""
+    number, candidate = 1, path
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                candidate.mkdir()
+            except FileExistsError:
+                number, candidate = number + 1, path.with_name(f"{path.name}-{number + 1}")
+            else:
+                return candidate
 
 
 def _names(path: Path) -> set[str]:

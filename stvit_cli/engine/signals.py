@@ -8,12 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from stvit_cli.utils.environment import is_main_process
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 # A process that another one started (torchrun, isotropic-ablation) has a signal handed on to it that the terminal or the cluster
 # may have sent it already: within this time it is the same one. These name such a parent in the environment.
 ECHO_SECONDS = 1.0
@@ -33,7 +33,8 @@ class StopRequest:
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if is_main_process() and os.getpid() == self._pid:
-                os.write(2, b"\nEnding the step and saving; the same signal again exits at once.\n")
+                with suppress(OSError):  # after SIGHUP the terminal is gone
+                    os.write(2, b"\nEnding the step and saving; the same signal again exits at once.\n")
         elif time.monotonic() - self._since >= self._echo and os.getpid() == self._pid:
             # Files are renamed into place when they are whole, so there is nothing to tidy up.
             for child in multiprocessing.active_children():
@@ -46,6 +47,11 @@ def exit_code(number: int) -> int:
     return 130 if number == signal.SIGINT else 143
 
 
+def _left_alone(name: str) -> bool:
+    """Whether the caller has the signal ignored, as nohup does with SIGHUP so that the run outlives the terminal."""
+    return name == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Collect the signals that ask a run to end; the former handlers come back afterwards.
@@ -55,7 +61,7 @@ def stop_request() -> Iterator[StopRequest]:
     request = StopRequest()
     former = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name) and not _left_alone(name)]
         former = {number: signal.signal(number, request.receive) for number in numbers}
     try:
         yield request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.history import Board, History
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
+from stvit_cli.engine.run_lock import RunLock
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.signals import StopRequest, stop_request
 from stvit_cli.engine.state import RunState, capture, restore
@@ -27,6 +28,7 @@ from stvit_cli.models.weights import save_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
 from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.streams import lasting_output
 
 # Drawing the curves takes a third of a second: after an evaluation it is done at most this often, and always at the end.
 CURVES_SECONDS = 60.0
@@ -47,17 +49,17 @@ def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False) -> d
         UserError: something that the person can mend; what was saved before is intact.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    with joined_world(recipe.train.device) as world, stop_request() as stop:
+    with lasting_output("stdout", "stderr"), joined_world(recipe.train.device) as world, stop_request() as stop:
         session = build_session(task, recipe, world)
         with explained(session, run_dir):
             places = RunDir(run_dir)
             go_on = world.broadcast(resume or (was_restarted() and places.recipe.is_file()))
-            trainer = Trainer(session, places, stop)
-            if go_on:
-                trainer.take_up()
-            else:
-                trainer.begin()
-            return trainer.run()
+            with closing(Trainer(session, places, stop)) as trainer:
+                if go_on:
+                    trainer.take_up()
+                else:
+                    trainer.begin()
+                return trainer.run()
 
 
 class Trainer:
@@ -69,18 +71,21 @@ class Trainer:
         self.state = RunState()
         self.history = History(places.metrics)
         self.notes: list[str] = []
+        self.lock: RunLock | None = None  # rank 0's
         self.saved_step = -1
         self.saved_at = self.drawn_at = self.window_since = time.monotonic()
         self.waited = 0.0
 
     def begin(self) -> None:
         """Start a run: the first checkpoint holds the initial weights, so that there is always one to go back to."""
-        self.world.on_main(self.places.clear)
+        self._lock(self.places.clear)
         self.save()
         self.world.on_main(lambda: self.places.begin(self.recipe, str(self.world.device), self.world.size, self.session.kernels))
 
     def take_up(self) -> None:
         """Go on with a run where its newest whole checkpoint left it."""
+        self.world.on_main(self.places.require_run)
+        self._lock(lambda: RunLock.acquire(self.places.path))
         self.world.on_main(lambda: self.places.check_resumable(self.recipe))
         newest: checkpoint.Checkpoint | None = None
 
@@ -104,6 +109,31 @@ class Trainer:
             self.notes.append(f"Warning: the model runs {same} the run will not be the unbroken one bit by bit.")
         self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
 
+    def _lock(self, acquire: Callable[[], RunLock]) -> None:
+        """Lock the run directory on rank 0: all processes that torchrun started are one run."""
+
+        def lock() -> None:
+            self.lock = acquire()
+            if self.lock.is_shared:
+                self.notes.append(f"Warning: the file system of {self.places.path} has no locks; start no other run in it.")
+
+        self.world.on_main(lock)
+
+    def close(self) -> None:
+        """Free the run directory for another run."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def _write(self, work: Callable[[], None]) -> None:
+        """Write into the run directory on rank 0, where it still is this run's."""
+
+        def write() -> None:
+            assert self.lock is not None
+            self.lock.require_held()
+            work()
+
+        self.world.on_main(write)
+
     def _tidy(self, newest: checkpoint.Checkpoint | None, metrics_bytes: int) -> None:
         """Put damaged checkpoints aside and drop the metrics of steps that will be taken again."""
         assert newest is not None
@@ -126,7 +156,7 @@ class Trainer:
             stack.callback(lambda: self.board.close() if self.board else None)
             self._greet()
             self._loop()
-            self.world.on_main(self._draw)
+            self._write(self._draw)
             result = self._result()
             spent = duration(self.state.seconds)
             main = self.session.task.main_metric
@@ -204,7 +234,7 @@ class Trainer:
         }
         state.window, state.window_steps = {}, 0
         self.window_since, self.waited = time.monotonic(), 0.0
-        self.world.on_main(lambda: self._record("train", row))
+        self._write(lambda: self._record("train", row))
 
     def _record(self, kind: str, figures: dict[str, Any]) -> None:
         row = {"kind": kind, "step": self.state.step, "epoch": self.timeline.epoch(self.state.step)} | figures
@@ -239,11 +269,11 @@ class Trainer:
         is_best = not state.best or results[winner][main] > state.best["metrics"][main]
         if is_best:
             state.best = {"step": state.step, "ema": winner == "ema_", "metrics": results[winner]}
-        self.world.on_main(lambda: self._record("eval", state.metrics | {"seconds": seconds}))
-        self.world.on_main(lambda: self._write_weights(is_best))
+        self._write(lambda: self._record("eval", state.metrics | {"seconds": seconds}))
+        self._write(lambda: self._write_weights(is_best))
         self.progress.evaluated(self.timeline.epoch(state.step), state.metrics, is_best, seconds)
         if time.monotonic() - self.drawn_at >= CURVES_SECONDS:
-            self.world.on_main(self._draw)
+            self._write(self._draw)
         self.window_since += time.monotonic() - began
 
     def _write_weights(self, is_best: bool) -> None:
@@ -276,12 +306,12 @@ class Trainer:
             groups, content = capture(self.session, self.state, self.history.size())
             checkpoint.save(self.places.checkpoints, self.state.step, groups, content, self.recipe.checkpoint.keep)
 
-        self.world.on_main(write)
+        self._write(write)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
     def _stop(self, number: int) -> None:
         self.save()
-        self.world.on_main(self._draw)
+        self._write(self._draw)
         name = signal.Signals(number).name
         self.progress.say(
             f"Stopped by {name}; saved after step {self.state.step}. Go on with: stvit train --resume {self.places.path}"

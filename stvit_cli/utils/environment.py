@@ -27,6 +27,36 @@ def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
+def restart_count() -> int:
+    """Return how often torchrun has started these processes again after one of them had ended (elastic restart)."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def require_group() -> None:
+    """Check that the processes can find each other.
+
+    Raises:
+        UserError: there are several, but a variable that torchrun sets is missing or makes no sense.
+    """
+    size, own = world_size(), rank()
+    if size < 1:
+        raise UserError(f"The environment variable WORLD_SIZE is {size}, expected 1 or more.")
+    if not 0 <= own < size:
+        raise UserError(f"The environment variable RANK is {own}, expected 0 to {size - 1}: WORLD_SIZE is {size}.\n{_HOW}")
+    if size == 1:
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"The environment variable WORLD_SIZE is {size}, but {' and '.join(missing)} {are} not set.\n{_HOW}")
+    port = _number("MASTER_PORT", 0)
+    if not 0 < port < 65536:
+        raise UserError(f"The environment variable MASTER_PORT is {port}, expected a port from 1 to 65535.\n{_HOW}")
+
+
+_HOW = "torchrun sets these; for a single process, unset WORLD_SIZE and RANK."
+
+
 def is_main_process() -> bool:
     """Whether this is the process that prints and writes: the only one, or the first of those that torchrun started."""
     return rank() == 0

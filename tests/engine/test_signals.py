@@ -30,7 +30,8 @@ def run(toy: ModuleType, folder: Path, *numbers: int, at: int = 0, pause: float 
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGUSR2, 143)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGUSR1, 143), (signal.SIGUSR2, 143)],
 )
 def test_the_step_ends_the_state_is_saved_and_the_run_goes_on(
     toy: ModuleType, unbroken: Path, tmp_path: Path, number: int, code: int
@@ -70,3 +71,29 @@ def test_the_former_handlers_come_back() -> None:
     with stop_request() as request:
         assert signal.getsignal(signal.SIGTERM) == request.receive
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_request():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_hangup_to_the_whole_group_leaves_the_workers_to_their_parent(toy: ModuleType, tmp_path: Path) -> None:
+    """As when a terminal closes: every process of the session gets the signal."""
+
+    def on_loss(call: int, loss: Tensor) -> Tensor:
+        if call == 2:
+            os.killpg(0, signal.SIGHUP)
+            time.sleep(0.2)
+        return loss
+
+    def work() -> None:
+        os.setpgid(0, 0)
+        toy.train(tmp_path, "checkpoint.every_steps=null", "data.num_workers=1", on_loss=on_loss)
+
+    assert toy.start(work, tmp_path)()[0].code == 143
+    assert checkpoint.load_newest(tmp_path / "run" / "checkpoints").step == 1
