@@ -58,7 +58,7 @@ class Candidate:
     flops: int  # multiply-adds of one picture, forward
     layout: str = ""
     compile_seconds: float | None = None  # of the first step, where it compiles
-    kernels: bool = False
+    kernels: bool = False  # whether custom kernels ran in the step
 
 
 def measure(names: list[str], setting: Setting) -> dict[str, dict[str, Any]]:
@@ -130,7 +130,15 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
         steps.append((min(_time(step, setting.device) for _ in range(2)), layout))
     best = min(steps, key=lambda pair: pair[0])[1]
     step = make_step(model, images, best, setting)
-    return Candidate(name, step, flops, str(best).removeprefix("torch."), first_seconds if setting.compile else None, kernels)
+    layout_name, compile_seconds = str(best).removeprefix("torch."), first_seconds if setting.compile else None
+    return Candidate(name, step, flops, layout_name, compile_seconds, kernels and ran_kernels(step))
+
+
+def ran_kernels(step: Callable[[], None]) -> bool:
+    """Take a step and return whether custom kernels ran in it: they may be switched on and serve none of its tokens."""
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
+        step()
+    return any(event.key.startswith("stvit::") for event in recorded.key_averages())
 
 
 def compile_in_place(model: nn.Module) -> None:

@@ -74,7 +74,7 @@ def profile(
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if kernels:
-            _require_kernels(device)
+            _require_kernels(device, precision)
         rows = _profile_all(names, size, against) if recipe is None else _profile_in_recipe(recipe, names, words, size)
         height, width = rows[0]["image_size"]
         print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {height} x {width}; FLOPs are multiply-adds")
@@ -109,9 +109,11 @@ def _profile_in_recipe(recipe: str, names: list[str], words: list[str], size: tu
     return [profile_recipe(settings, size) for settings in [recipe_io.load(recipe, [*words, *choice]) for choice in choices]]
 
 
-def _require_kernels(device: str) -> None:
+def _require_kernels(device: str, precision: str) -> None:
     from stvit_cli.models.kernels import KernelsUnavailable, load
 
+    if device == "cpu" and precision != "fp32":
+        raise UserError(f"--kernels: on a CPU they are for float32, not for --precision {precision}. Leave one of the two out.")
     try:
         load(device)
     except KernelsUnavailable as error:
@@ -142,7 +144,7 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
     """The speeds; the ratio is to the last model's, the one compared with."""
     last = rows[-1]["throughput"]
     by_kernels = any(row["throughput"]["kernels"] for row in rows)
-    extras = [word for word, used in (("compiled", last["compiled"]), ("ours by our kernels", by_kernels)) if used]
+    extras = [word for word, used in (("compiled", last["compiled"]), ("built-in models by custom kernels", by_kernels)) if used]
     how = ", ".join([last["mode"], f"batch {last['batch_size']}", last["precision"], *extras, last["device"]])
     lines = []
     for row in rows:

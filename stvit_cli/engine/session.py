@@ -19,7 +19,7 @@ from stvit_cli.engine.freezing import freeze, set_training_mode
 from stvit_cli.engine.optim import build_optimizer
 from stvit_cli.engine.schedule import Timeline, build_timeline
 from stvit_cli.errors import UserError
-from stvit_cli.models.kernels import KernelsUnavailable, use_kernels
+from stvit_cli.models.kernels import KernelsUnavailable, takes, use_kernels
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Task, move
 
@@ -43,6 +43,12 @@ class Session:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     kernels: bool  # whether parts of the model run by our own
+
+    @property
+    def trains_by_kernels(self) -> bool:
+        """Whether the kernels serve in a training step: those of a CPU do in evaluations alone where it trains in bf16."""
+        dtype = AUTOCAST[self.recipe.train.precision]
+        return self.kernels and takes(self.world.device.type, dtype or torch.float32)
 
     def autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.recipe.train.precision]

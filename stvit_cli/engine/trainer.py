@@ -167,12 +167,17 @@ class Trainer:
 
     def _greet(self) -> None:
         plan, timeline = self.session.plan, self.timeline
-        by_kernels = " by our own kernels" if self.session.kernels else ""
+        by_kernels = " by our own kernels" if self.session.trains_by_kernels else ""
         trained = sum(p.numel() for p in self.session.model.parameters() if p.requires_grad)
         self.progress.say(
             f"{self.recipe.name}: {trained / 1e6:.2f} M trained parameters on {self.world.device}{by_kernels}, batch {plan}, "
             f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {self.places.path}"
         )
+        if self.recipe.train.kernels is True and not by_kernels:
+            precision = self.recipe.train.precision
+            self.notes.append(
+                f"Note: on a CPU the kernels are for float32: with train.precision={precision} only evaluations use them."
+            )
         for note in [*self.session.task.notes(), *self.notes]:
             self.progress.say(note)
 

@@ -25,8 +25,10 @@ class PackedConv(nn.Module):
         return self.multiply(x, self.bias)
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = torch.ops.mkldnn._linear_pointwise(x.permute(0, 2, 3, 1), self.packed, bias, "none", [], "")
-        return y.permute(0, 3, 1, 2)
+        # The weights are packed for float32; tokens of another precision, as autocast has them, come back in theirs.
+        tokens, bias = x.permute(0, 2, 3, 1).float(), bias if bias is None else bias.float()
+        y = torch.ops.mkldnn._linear_pointwise(tokens, self.packed, bias, "none", [], "")
+        return y.permute(0, 3, 1, 2).to(x.dtype)
 
 
 def pack(model: nn.Module) -> None:

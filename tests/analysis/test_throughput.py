@@ -5,14 +5,17 @@ import time
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from literal_form import make_literal
 
-from stvit_cli.analysis.throughput import Candidate, Setting, time_in_turn
+from stvit_cli.analysis.throughput import Candidate, Setting, prepare, time_in_turn
 from stvit_cli.cli import main
-from stvit_cli.models import create_model
+from stvit_cli.cli.profile import _print_speed
+from stvit_cli.models import create_model, kernels
+from stvit_cli.models.layers import ConvFFN
 from stvit_cli.models.super_token import SuperTokenAttention
 
 
@@ -44,6 +47,24 @@ def test_two_models_in_turn(mode: list[str], tmp_path: Path, capsys: pytest.Capt
         assert speed["peak_memory_bytes"] > 2 * 3 * 64 * 64 * 4  # more than the pictures
     out = capsys.readouterr().out
     assert "share of peak" in out and "ratio to resnet18" in out
+
+
+@pytest.mark.skipif(not kernels.is_available("cpu"), reason="no C++ compiler")
+@pytest.mark.parametrize(("precision", "ran"), [("fp32", True), ("bf16", False)])
+def test_kernels_are_reported_where_they_ran(
+    precision: Literal["fp32", "bf16"], ran: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stvit_cli.analysis.throughput.peak_flops", lambda setting: 1e12)  # takes seconds
+    setting = Setting((8, 8), in_chans=16, batch_size=1, precision=precision, rounds=1)
+    speed = time_in_turn([prepare("ffn", ConvFFN(16), setting)], setting)["ffn"]
+    assert speed["kernels"] is ran
+    _print_speed([{"model": "ffn", "throughput": speed}])
+    assert ("by custom kernels" in capsys.readouterr().out) is ran
+
+
+def test_kernels_that_are_asked_for_in_bf16_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "stvit-nano", "--throughput", "--kernels", "--precision", "bf16"]) == 2
+    assert "on a CPU they are for float32, not for --precision bf16" in capsys.readouterr().err
 
 
 def test_candidates_take_turns() -> None:

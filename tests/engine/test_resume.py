@@ -144,3 +144,12 @@ def test_a_run_taken_up_in_the_other_form_says_so(
     assert "parameters on cpu by our own kernels, batch" in began and "Warning" not in began
     assert "runs in the plain form, where it ran by our own kernels" in " ".join(resumed.split())
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["kernels"] is True
+
+
+def test_a_run_in_bf16_does_not_say_that_the_kernels_serve_it(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stvit_cli.engine.session.use_kernels", lambda *_: True)
+    toy.train(tmp_path, "train.precision=bf16", "train.kernels=true", "schedule.epochs=2")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "parameters on cpu, batch" in said and "with train.precision=bf16 only evaluations use them" in said

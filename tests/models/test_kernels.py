@@ -162,6 +162,21 @@ def test_a_model_for_inference_is_the_same_function(name: str) -> None:
             assert (fast(images) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+@on_a_cpu_only
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_for_inference_runs_under_autocast(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = create_model("stvit-nano", num_classes=7).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(images)
+        with torch.autocast("cpu", dtype):
+            fast = for_inference(model, torch.device("cpu"))
+            found = fast(images)
+        assert found.dtype == dtype and (found - expected).abs().max() < 2e-2 * expected.abs().max()
+        assert (fast(images) - expected).abs().max() < 1e-5 * expected.abs().max()  # and without it as before
+
+
 def test_they_serve_only_what_they_can() -> None:
     x = torch.randn(1, 32, 4, 4)
     assert kernels.serve(x) and not kernels.serve(x.to("meta")) and not kernels.serve(x[:0])

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stvit_cli.utils.environment import local_rank
+
 _loaded: set[str] = set()
 _unavailable: dict[str, KernelsUnavailable] = {}
 
@@ -22,8 +24,8 @@ class KernelsUnavailable(RuntimeError):
     """There are no kernels for this device on this machine; the message says why, in a line."""
 
 
-class CompilationFailed(KernelsUnavailable):
-    """There is a compiler, but it ended with an error."""
+class UnsupportedDevice(KernelsUnavailable):
+    """Nothing on this machine could make them available, so that nothing needs to be said."""
 
 
 def load(device_type: str) -> None:
@@ -48,14 +50,18 @@ def _load(device_type: str) -> None:
     if device_type == "cpu":
         from stvit_cli.models.kernels import build, operators  # noqa: F401
 
-        torch.ops.load_library(str(build.library()))
+        path = build.library()
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            raise KernelsUnavailable(f"{path} cannot be loaded ({error.__cause__ or error})") from error
     elif device_type == "cuda":
         try:
             from stvit_cli.models.kernels import gpu  # noqa: F401
         except ImportError as error:
             raise KernelsUnavailable(f"the package {error.name} is missing") from error
     else:
-        raise KernelsUnavailable(f"there are kernels for cpu and cuda, not for {device_type}")
+        raise UnsupportedDevice(f"there are kernels for cpu and cuda, not for {device_type}")
 
 
 def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto"] = True) -> bool:
@@ -78,12 +84,12 @@ def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto
 
 
 def is_available(device_type: str) -> bool:
-    """Whether `load` succeeds. Says on standard error, once, where compiling has failed."""
+    """Whether `load` succeeds. Says on standard error, once, why it does not, where something could be done about it."""
     known = device_type in _unavailable
     try:
         load(device_type)
     except KernelsUnavailable as error:
-        if isinstance(error, CompilationFailed) and not known:
+        if not known and not isinstance(error, UnsupportedDevice) and local_rank() == 0:
             print(f"Warning: {error}. The plain form runs instead, slower.", file=sys.stderr)
         return False
     return True
@@ -95,8 +101,14 @@ def serve(x: Tensor, width: int | None = None) -> bool:
     They do not in an exported graph and where FLOPs are counted, nor, on a CPU, in half precision or for a width that is no
     multiple of 16.
     """
-    if x.device.type not in _loaded or not x.numel() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    device_type = x.device.type
+    if device_type not in _loaded or not x.numel() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    if x.device.type == "cpu":
-        return x.dtype == torch.float32 and (width or x.shape[1]) % 16 == 0 and not torch.is_autocast_enabled("cpu")
-    return True
+    if not takes(device_type, x.dtype, autocast=device_type == "cpu" and torch.is_autocast_enabled("cpu")):
+        return False
+    return device_type != "cpu" or (width or x.shape[1]) % 16 == 0
+
+
+def takes(device_type: str, dtype: torch.dtype, *, autocast: bool = False) -> bool:
+    """Whether the kernels of this device type are for this precision: all of them on a GPU, float32 alone on a CPU."""
+    return device_type != "cpu" or (dtype == torch.float32 and not autocast)
