@@ -25,6 +25,7 @@ from PIL import Image
 from stvit_cli.analysis.associations import Associations, LayerMaps
 from stvit_cli.analysis.superpixels import paint
 from stvit_cli.analysis.token_grid import Size
+from stvit_cli.utils.text import printable
 
 Point = tuple[int, int]
 """x and y in the picture's own pixels."""
@@ -122,7 +123,7 @@ def look(maps: Associations, name: str, model: str) -> Look:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
     canvas = np.asarray(Image.fromarray(maps.picture).resize(size, method))
-    return Look(maps, name, model, canvas, confidence_scale(maps.super_token_layers))
+    return Look(maps, printable(name), printable(model), canvas, confidence_scale(maps.super_token_layers))
 
 
 class Sheet:

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stvit_cli.analysis.drawing import font_for, save_png, write_text
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.data import build_eval_loader, eval_transform
-from stvit_cli.data.images import ENDINGS, UnreadableImage, open_image
+from stvit_cli.data.images import ENDINGS, explain_failure, open_image
 from stvit_cli.errors import UserError
 from stvit_cli.models.inference import for_inference
 from stvit_cli.utils.text import did_you_mean
 
+MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
 _WORKERS_FROM = 64  # pictures; below it, starting workers takes longer than what they do
 
 
@@ -51,15 +53,15 @@ class Prediction:
     def draw(self, target: Path) -> None:
         """Write the picture, with what was found on a band below it, as PNG."""
         image = open_image(self.path)
-        size = max(12, image.width // 24)
+        image.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE))
+        font, size = font_for(image, 24, smallest=12)
         lines = [f"{guess.name} {guess.probability:.1%}" for guess in self.guesses]
         canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
         canvas.paste(image)
-        pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+        pen = ImageDraw.Draw(canvas)
         for number, line in enumerate(lines):
-            pen.text((size // 3, image.height + 1.4 * size * number), line, fill="black", font=font)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        canvas.save(target, "PNG")
+            write_text(pen, (size // 3, image.height + 1.4 * size * number), line, "black", font)
+        save_png(canvas, target)
 
 
 def list_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -130,8 +132,8 @@ class _Pictures(Dataset[tuple[Path, Tensor | str]]):
         path = self.paths[index]
         try:
             return path, self.transform(open_image(path))
-        except UnreadableImage as error:
-            return path, str(error)
+        except Exception as error:
+            return path, explain_failure(path, error)
 
 
 Batch = tuple[list[Path], list[str | None], Tensor | None]

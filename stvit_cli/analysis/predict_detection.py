@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_tensor
 
+from stvit_cli.analysis.drawing import font_for, save_png, write_text
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.data.coco import decode_mask, encode_mask
-from stvit_cli.data.images import UnreadableImage, open_image
+from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.models.inference import for_inference
 from stvit_cli.tasks.detector import paste_masks
+from stvit_cli.utils.text import printable
 
 Box = tuple[float, float, float, float]
 
@@ -67,14 +69,12 @@ class DetectionPrediction:
             pixels[mask] = 0.55 * pixels[mask] + 0.45 * np.array(colours[i], dtype=np.float32)
         image = Image.fromarray(pixels.astype(np.uint8))
         pen = ImageDraw.Draw(image)
-        size = max(10, image.width // 40)
-        font = ImageFont.load_default(size)
+        font, size = font_for(image, 40, smallest=10)
         for i in order:
             found = self.objects[i]
             pen.rectangle(found.box, outline=colours[i], width=max(1, size // 8))
             _label(pen, f"{found.name} {found.score:.0%}", found.box, colours[i], font, image.width)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        image.save(target, "PNG")
+        save_png(image, target)
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -85,13 +85,13 @@ def colour_of(number: int) -> tuple[int, int, int]:
 
 def _label(pen: ImageDraw.ImageDraw, text: str, box: Box, colour: tuple[int, int, int], font: Any, room: int) -> None:
     """Write on a band over the upper edge of a box, or within where there is no room; ``room`` is the picture's width."""
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    left, top, right, bottom = pen.textbbox((0, 0), printable(text), font=font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0, min(box[0], room - width))
     y = box[1] - height if box[1] >= height else box[1]
     pen.rectangle((x, y, x + width, y + height), fill=colour)
     dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
-    pen.text((x + 2 - left, y + 2 - top), text, fill="white" if dark else "black", font=font)
+    write_text(pen, (x + 2 - left, y + 2 - top), text, "white" if dark else "black", font)
 
 
 def predict(
@@ -101,18 +101,24 @@ def predict(
     model = for_inference(trained.model, device)
     for path in pictures:
         try:
-            image = open_image(path)
-        except UnreadableImage as error:
-            yield DetectionPrediction(path, error=str(error))
-            continue
-        with torch.inference_mode():
-            (found,) = model([to_tensor(image).to(device)])
-        sure = found["scores"] >= score_threshold
-        kept = {key: value[sure].float().cpu() for key, value in found.items()}
-        masks = paste_masks(kept["masks"], kept["boxes"], (image.height, image.width)).numpy()
-        columns = (kept[key].tolist() for key in ("labels", "scores", "boxes"))
-        objects = tuple(
-            Found(trained.info.class_names[int(label) - 1], int(label) - 1, score, tuple(box), encode_mask(mask))
-            for mask, label, score, box in zip(masks, *columns, strict=True)
-        )
-        yield DetectionPrediction(path, image.width, image.height, objects)
+            result = _predict_one(trained, model, path, score_threshold, device)
+        except Exception as error:
+            result = DetectionPrediction(path, error=explain_failure(path, error))
+        yield result
+
+
+@torch.inference_mode()
+def _predict_one(
+    trained: Trained, model: torch.nn.Module, path: Path, score_threshold: float, device: torch.device
+) -> DetectionPrediction:
+    image = open_image(path)
+    (found,) = model([to_tensor(image).to(device)])
+    sure = found["scores"] >= score_threshold
+    kept = {key: value[sure].float().cpu() for key, value in found.items()}
+    masks = paste_masks(kept["masks"], kept["boxes"], (image.height, image.width)).numpy()
+    columns = (kept[key].tolist() for key in ("labels", "scores", "boxes"))
+    objects = tuple(
+        Found(trained.info.class_names[int(label) - 1], int(label) - 1, score, tuple(box), encode_mask(mask))
+        for mask, label, score, box in zip(masks, *columns, strict=True)
+    )
+    return DetectionPrediction(path, image.width, image.height, objects)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from stvit_cli.analysis.drawing import save_png, write_text
 from stvit_cli.analysis.trained import Trained
-from stvit_cli.data.images import UnreadableImage, open_image
+from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.models.inference import for_inference
+from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.label_maps import label_map
 from stvit_cli.tasks.segmentation import section_of
+from stvit_cli.utils.text import printable
 
 NUM_SAID = 5
 """Of the classes in a picture, so many are named on the command line."""
@@ -61,15 +64,14 @@ class SegmentationPrediction:
         That is the label map, with a palette of the same colours; or in 16-bit grey, where a number is above 255.
         """
         assert self.numbers is not None
-        target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f"{target.stem}-labels.png")
         if self.numbers.max() > 255:
-            Image.fromarray(self.numbers).save(beside, "PNG")
+            save_png(Image.fromarray(self.numbers), beside)
         else:
             labels = Image.fromarray(self.numbers.astype(np.uint8), mode="P")
             labels.putpalette([channel for number in range(256) for channel in colour_of(number)])
-            labels.save(beside, "PNG")
-        _with_legend(_overlay(open_image(self.path), self.numbers, self.shares), self.shares).save(target, "PNG")
+            save_png(labels, beside)
+        save_png(_with_legend(_overlay(open_image(self.path), self.numbers, self.shares), self.shares), target)
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -88,22 +90,32 @@ def predict(trained: Trained, pictures: Sequence[Path], *, device: torch.device)
     model = for_inference(trained.model, device)
     for path in pictures:
         try:
-            image = open_image(path)
-        except UnreadableImage as error:
-            yield SegmentationPrediction(path, error=str(error))
-            continue
-        with torch.inference_mode():
-            scales = [scale.to(device) for scale in transform(image)]
-            classes = label_map(model, scales, (image.height, image.width), section)
-        first = int(section.reduce_zero_label)
-        pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()
-        shares = [
-            Share(name, index + first, count, count / classes.numel())
-            for index, (name, count) in enumerate(zip(info.class_names, pixels, strict=True))
-            if count
-        ]
-        numbers = (classes + first).cpu().numpy().astype(np.uint16)
-        yield SegmentationPrediction(path, numbers, tuple(sorted(shares, key=lambda found: -found.pixels)))
+            result = _predict_one(trained, model, path, transform, section, device)
+        except Exception as error:
+            result = SegmentationPrediction(path, error=explain_failure(path, error))
+        yield result
+
+
+@torch.inference_mode()
+def _predict_one(
+    trained: Trained,
+    model: torch.nn.Module,
+    path: Path,
+    transform: Callable[[Image.Image], list[torch.Tensor]],
+    section: SegmentationSection,
+    device: torch.device,
+) -> SegmentationPrediction:
+    info, image = trained.info, open_image(path)
+    classes = label_map(model, [scale.to(device) for scale in transform(image)], (image.height, image.width), section)
+    first = int(section.reduce_zero_label)
+    pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()
+    shares = [
+        Share(name, index + first, count, count / classes.numel())
+        for index, (name, count) in enumerate(zip(info.class_names, pixels, strict=True))
+        if count
+    ]
+    numbers = (classes + first).cpu().numpy().astype(np.uint16)
+    return SegmentationPrediction(path, numbers, tuple(sorted(shares, key=lambda found: -found.pixels)))
 
 
 def _overlay(image: Image.Image, numbers: NDArray[np.uint16], shares: Sequence[Share]) -> Image.Image:
@@ -118,7 +130,7 @@ def _with_legend(image: Image.Image, shares: Sequence[Share]) -> Image.Image:
     """Return the picture with the names, colours and shares of its classes to the right of it, the largest on top."""
     size = max(11, min(image.height // 24, 20))
     font, line = ImageFont.load_default(size), int(1.5 * size)
-    texts = [f"{found.name}  {found.share:.1%}" for found in shares]
+    texts = [printable(f"{found.name}  {found.share:.1%}") for found in shares]
     width = 2 * line + int(max(font.getlength(text) for text in texts))
     canvas = Image.new("RGB", (image.width + width, max(image.height, line * len(texts) + line // 2)), "white")
     canvas.paste(image)
@@ -126,5 +138,5 @@ def _with_legend(image: Image.Image, shares: Sequence[Share]) -> Image.Image:
     for row, (found, text) in enumerate(zip(shares, texts, strict=True)):
         left, top = image.width + line // 2, line // 4 + row * line
         pen.rectangle((left, top + 2, left + size, top + 2 + size), fill=colour_of(found.number))
-        pen.text((left + line, top), text, fill="black", font=font)
+        write_text(pen, (left + line, top), text, "black", font)
     return canvas

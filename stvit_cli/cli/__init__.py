@@ -7,10 +7,10 @@ at module level, so that every ``--help`` answers at once.
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -18,9 +18,10 @@ import typer
 
 from stvit_cli import __version__
 from stvit_cli.cli.memory import keep_freed_memory
+from stvit_cli.cli.streams import GuardedOutput, guarded_output
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.utils.streams import lasting_output, open_standard_files
-from stvit_cli.utils.text import did_you_mean
+from stvit_cli.utils.text import did_you_mean, printable
 
 _FIRST = ("train", "finetune", "eval", "predict", "profile", "recipes")  # in the help; the others follow by name
 
@@ -53,31 +54,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_files()
     keep_freed_memory()
-    with lasting_output("stderr"):  # a message that nobody reads decides nothing
-        return _run(argv)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd but harmless files; what matters is said in our own words
+    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    with lasting_output("stderr"), guarded_output() as output:  # a message that nobody reads decides nothing
+        code = _run(words, output)
+        if output.failure is None:
+            return code
+        complaint = f"standard output cannot be written: {output.failure.strerror or output.failure}."
+        return _complain(complaint, words) if code == 0 else code
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(words: Sequence[str], output: GuardedOutput) -> int:
     try:
-        code = app(args=argv, prog_name="stvit", standalone_mode=False)
-        if sys.stdout is not None:  # the caller may have closed it
-            sys.stdout.flush()
+        code = app(args=words, prog_name="stvit", standalone_mode=False)
+        output.flush()
         return code if isinstance(code, int) else 0
     except UserError as error:
-        return _complain(str(error))
+        return _complain(str(error), words)
     except typer.TyperException as error:
-        return _complain(_usage(error))
+        return _complain(_usage(error), words)
     except Interrupted as error:
         return 130 if error.signal_number == signal.SIGINT else 143
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe has gone, as in `stvit recipes show deit300 | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.give_up()
         return 141
 
 
-def _complain(message: str) -> int:
-    print(f"stvit: {message}", file=sys.stderr)
+def _complain(message: str, words: Sequence[str]) -> int:
+    """Print what is wrong. Control characters, such as those of a file's name, are shown and not obeyed.
+
+    The lines of a message are its own, but for those in a word of the command line.
+    """
+    for word in words:
+        message = message.replace(word, printable(word)) if "\n" in word else message
+    shown = printable(message, keep="\n")
+    print(f"stvit: {shown}", file=sys.stderr)
     return 2
 
 

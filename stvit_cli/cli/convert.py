@@ -9,7 +9,7 @@ import typer
 
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, new_file
-from stvit_cli.cli.output import reporting
+from stvit_cli.cli.output import echo, reporting
 
 
 @app.command()
@@ -38,13 +38,13 @@ def convert(
 
         done = run(source, target, container, image_size)
         place = f" under '{done['container']}'" if done["container"] else ""
-        typer.echo(f"{source}: {done['model']}, {done['num_classes']} classes, {done['tensors']} tensors{place}.")
-        typer.echo(f"{len(done['renamed'])} renamed; left out {len(done['left_out'])} identity kernels, which are no weights.")
+        echo(f"{source}: {done['model']}, {done['num_classes']} classes, {done['tensors']} tensors{place}.")
+        echo(f"{len(done['renamed'])} renamed; left out {len(done['left_out'])} identity kernels, which are no weights.")
         if done["other_containers"]:
-            typer.echo(f"Also there, not taken: {', '.join(done['other_containers'])} (--from KEY takes them).")
+            echo(f"Also there, not taken: {', '.join(done['other_containers'])} (--from KEY takes them).")
         if done["image_size_from"] == "assumed":
-            typer.echo(f"Pictures of {done['image_size']} pixels are assumed: the file does not say. Otherwise: --image-size 384")
+            echo(f"Pictures of {done['image_size']} pixels are assumed: the file does not say. Otherwise: --image-size 384")
         if done["model"] == "custom":
-            typer.echo("Its widths and depths are those of no named model: build it in Python, then load_weights(model, FILE).")
-        typer.echo(f"Wrote {target}")
+            echo("Its widths and depths are those of no named model: build it in Python, then load_weights(model, FILE).")
+        echo(f"Wrote {target}")
         report(done)

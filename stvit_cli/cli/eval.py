@@ -9,7 +9,7 @@ import typer
 
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, words
-from stvit_cli.cli.output import reporting
+from stvit_cli.cli.output import echo, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process
@@ -46,7 +46,7 @@ def eval_(
         if is_main_process():
             width = max(len(name) for name in figures) + 2
             for name, value in figures.items():
-                typer.echo(f"{name:{width}}{value:.4f}" if isinstance(value, float) else f"{name:{width}}{value}")
+                echo(f"{name:{width}}{value:.4f}" if isinstance(value, float) else f"{name:{width}}{value}")
         report(figures)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, new_file
-from stvit_cli.cli.output import reporting
+from stvit_cli.cli.output import echo, reporting
 from stvit_cli.errors import UserError
 
 
@@ -45,12 +45,12 @@ def export(
 
         trained = open_trained(source)
         if target.suffix == ".onnx":
-            typer.echo(f"Writing {trained.info.model} as ONNX; this takes up to a few minutes.")
+            echo(f"Writing {trained.info.model} as ONNX; this takes up to a few minutes.")
             done = export_onnx(trained, target)
             worst = max(done["largest_difference"].values())
-            typer.echo(f"Checked with onnxruntime at {', '.join(done['largest_difference'])}: differs by {worst:.1e} at most.")
+            echo(f"Checked with onnxruntime at {', '.join(done['largest_difference'])}: differs by {worst:.1e} at most.")
         else:
             done = export_weights(trained, target, precision.value)
         size = target.stat().st_size
-        typer.echo(f"Wrote {target}, {size / 1e6:.1f} MB")
+        echo(f"Wrote {target}, {size / 1e6:.1f} MB")
         report({"file": str(target), "model": trained.info.model, "size_bytes": size} | done)

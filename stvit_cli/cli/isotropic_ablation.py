@@ -9,7 +9,7 @@ import typer
 
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, Json, Output, Overrides, RecipeName, command, words
-from stvit_cli.cli.output import print_table, reporting
+from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.cli.training import new_directory
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
@@ -73,9 +73,9 @@ def isotropic_ablation(
                 result.write(output)
         if is_main_process():
             print_table(result.columns(), result.cells(), title=result.title)
-            typer.echo("\n".join(result.notes))
+            echo(*result.notes)
             if output is not None:
-                typer.echo(f"Written to {output}: table.md, table.csv, table.json, table.png")
+                echo(f"Written to {output}: table.md, table.csv, table.json, table.png")
             report(result.as_json())
 
 
@@ -110,6 +110,6 @@ def _train(ablation: Ablation, parallel: int) -> Report:
         return train(ablation, parallel)
     except Interrupted:
         if is_main_process():
-            typer.echo("The whole ablation goes on with:", err=True)
-            typer.echo(command("stvit", "isotropic-ablation", "--resume", ablation.path), err=True)
+            echo("The whole ablation goes on with:", err=True)
+            echo(command("stvit", "isotropic-ablation", "--resume", ablation.path), err=True)
         raise

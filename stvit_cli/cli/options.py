@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.text import shell_command
 
 Overrides = Annotated[
     list[str] | None,
@@ -39,7 +39,7 @@ def words(overrides: Sequence[str] | None, model: str | None = None, data: str |
 
 def command(*parts: str | Path) -> str:
     """Return a command to paste, quoted for the shell where a path needs it."""
-    return "  " + shlex.join(str(part) for part in parts)
+    return "  " + shell_command(*parts)
 
 
 def new_file(path: Path, *endings: str) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import is_main_process
+from stvit_cli.utils.text import printable
 
 
 @contextlib.contextmanager
@@ -32,6 +34,8 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
         yield lambda figures: None
     elif json_file == "-":
         stdout = sys.stdout
+        if getattr(stdout, "was_closed", False):
+            raise UserError("--json -: standard output is closed; expected one that can be written, or --json FILE")
         with contextlib.redirect_stdout(sys.stderr):
             yield lambda figures: print(_to_json(figures), file=stdout, flush=True)
     else:
@@ -41,6 +45,15 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
         yield lambda figures: _write(path, _to_json(figures) + "\n")
 
 
+def echo(*lines: str, err: bool = False) -> None:
+    """Print lines to standard output, or to standard error.
+
+    Control characters in them are escaped, newlines too: names of files and classes can hold anything.
+    """
+    for line in lines:
+        print(printable(line), file=sys.stderr if err else sys.stdout)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print a table to standard output; in a pipe or a file as plain text, as wide as it needs to be."""
     console = Console()
@@ -48,9 +61,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         console = Console(width=10_000, no_color=True)
     table = Table(*columns, box=box.SIMPLE if console.is_terminal else None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     if title is not None:  # not the table's own title, which is broken at the table's width
-        console.print(title, markup=False, highlight=False, style="italic", soft_wrap=True)
+        console.print(Text(printable(title)), style="italic", soft_wrap=True)
     console.print(table, markup=False)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import reporting
+from stvit_cli.cli.output import echo, reporting
 from stvit_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,24 +53,40 @@ def predict(
     stvit predict some.jpg --weights runs/DETECTOR --score-threshold 0.7 --output drawn --json -
     stvit predict some.jpg --weights runs/SEGMENTER --output drawn     (the label map too)
     """
+    from stvit_cli.analysis.drawing import drawn_name
     from stvit_cli.analysis.predict import list_pictures
     from stvit_cli.analysis.trained import open_trained
 
     with reporting(json_file) as report:
         pictures = list_pictures(paths)
         trained = open_trained(weights)
-        results = []
+        results, unread, undrawn = [], [], []
         for number, result in enumerate(_predictions(trained, pictures, top, score_threshold)):
             results.append(result)
-            if result.error is None:
-                typer.echo(f"{result.path}  {result.summary()}")
-                if output is not None:
-                    result.draw(output / f"{number:05d}-{result.path.stem}.png")
+            if result.error is not None:
+                unread.append(result.error)
+                continue
+            echo(f"{result.path}  {result.summary()}")
+            if output is not None:
+                undrawn += _draw(result, output / drawn_name(number, result.path))
         report([result.to_json() for result in results])
-    errors = [result.error for result in results if result.error is not None]
-    if errors:
-        shown = errors[:4] + (["..."] if len(errors) > 4 else [])
-        raise UserError("\n".join([f"{len(errors)} of {len(results)} pictures could not be read:", *shown]))
+    if unread or undrawn:
+        counts = [(unread, "read"), (undrawn, "drawn")]
+        head = " and ".join(f"{len(some)} of {len(results)} pictures could not be {what}" for some, what in counts if some)
+        shown = [*unread[: 4 - bool(undrawn)], *undrawn][:4]
+        more = ["..."] if len(unread) + len(undrawn) > len(shown) else []
+        raise UserError("\n".join([f"{head}:", *shown, *more]))
+
+
+def _draw(result: Prediction, target: Path) -> list[str]:
+    """Draw what was found; return what kept it from being drawn: the other pictures are answered nevertheless."""
+    from stvit_cli.data.images import explain_failure
+
+    try:
+        result.draw(target)
+    except Exception as error:
+        return [explain_failure(result.path, error)]
+    return []
 
 
 def _predictions(trained: Trained, pictures: list[Path], top: int, score_threshold: float) -> Iterator[Prediction]:

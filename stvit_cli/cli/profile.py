@@ -8,7 +8,7 @@ import typer
 
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import print_table, reporting
+from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 
@@ -80,7 +80,7 @@ def profile(
         print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {height} x {width}; FLOPs are multiply-adds")
         for row in rows:
             if row["uncounted"]:
-                print(f"{row['model']}: not counted: {', '.join(f'{op} ({n} calls)' for op, n in row['uncounted'].items())}")
+                echo(f"{row['model']}: not counted: {', '.join(f'{op} ({n} calls)' for op, n in row['uncounted'].items())}")
             if by_module:
                 _print_tree(row, depth)
         if throughput:
@@ -159,7 +159,7 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
     print_table(SPEED_COLUMNS, lines, f"Timed in turn: {how}; ratio to {rows[-1]['model']}")
     if last["compiled"]:
         seconds = [f"{row['model']} {row['throughput']['compile_seconds']:.0f} s" for row in rows]
-        print(f"Compiled within the first step: {', '.join(seconds)}")
+        echo(f"Compiled within the first step: {', '.join(seconds)}")
 
 
 def _print_tree(row: dict[str, Any], depth: int) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Json, Overrides
-from stvit_cli.cli.output import print_table, reporting
+from stvit_cli.cli.options import Json, Overrides, command
+from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.text import did_you_mean
@@ -63,9 +63,9 @@ def show(
     """
     recipe = recipe_io.load(name, overrides or ())
     if full or overrides:
-        typer.echo(recipe_io.dump(recipe, only_changes=not full, explain=full), nl=False)
+        _print_text(recipe_io.dump(recipe, only_changes=not full, explain=full))
     else:
-        typer.echo(recipe_io.find(name).read_text(encoding="utf-8-sig"), nl=False)
+        _print_text(recipe_io.find(name).read_text(encoding="utf-8-sig"))
 
 
 @recipes.command()
@@ -88,7 +88,8 @@ def copy(
         shutil.copyfile(source, target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}.") from None
-    typer.echo(f"Wrote {target}. Edit it, then:\n  stvit recipes check {target}\n  stvit train --recipe {target}")
+    echo(f"Wrote {target}. Edit it, then:")
+    echo(command("stvit", "recipes", "check", target), command("stvit", "train", "--recipe", target))
 
 
 @recipes.command()
@@ -105,5 +106,9 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
     if recipe.model.name not in list_models():
         guess = did_you_mean(recipe.model.name, list_models())
         raise UserError(f"{name}: model.name: there is no model {recipe.model.name!r}.{guess} Known: {', '.join(list_models())}")
-    typer.echo(f"{name} is valid. What it sets:\n")
-    typer.echo(recipe_io.dump(recipe, only_changes=True), nl=False)
+    echo(f"{name} is valid. What it sets:", "")
+    _print_text(recipe_io.dump(recipe, only_changes=True))
+
+
+def _print_text(text: str) -> None:
+    echo(*text.removesuffix("\n").split("\n"))

@@ -8,9 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from stvit_cli.cli.options import command
+from stvit_cli.cli.output import echo
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
@@ -75,9 +74,9 @@ def say_what_next(run_dir: Path) -> None:
     """Print what to type after a run; of several processes only the first does."""
     if is_main_process():
         sample = run_dir / "samples" / "digit-3.png"
-        typer.echo("Next:")
-        typer.echo(command("stvit", "eval", run_dir))
-        typer.echo(command("stvit", "predict", sample if sample.exists() else "PICTURE", "--weights", run_dir))
+        echo("Next:")
+        echo(command("stvit", "eval", run_dir))
+        echo(command("stvit", "predict", sample if sample.exists() else "PICTURE", "--weights", run_dir))
 
 
 def _run(recipe: Recipe, run_dir: Path, weights: Path | None, *, resume: bool, dry_run: bool) -> dict[str, Any]:

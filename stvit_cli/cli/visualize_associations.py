@@ -9,7 +9,7 @@ import typer
 
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import print_table, reporting
+from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,22 +58,21 @@ def visualize_associations(
         raise UserError("--image-size and --keep-size exclude each other.")
     with reporting(json_file) as report:
         from stvit_cli.analysis.association_report import Wishes, open_viewed, visualize
+        from stvit_cli.data.images import explain_failure
 
         viewed = open_viewed(weights, model)
         if not viewed.trained:
-            typer.echo(
-                f"{viewed.info.model} is UNTRAINED: super tokens of random weights. Give --weights FILE for a trained model's."
-            )
+            echo(f"{viewed.info.model} is UNTRAINED: super tokens of random weights. Give --weights FILE for a trained model's.")
         wishes = Wishes(names, points, image_size, keep_size, html, arrays, labels)
         written, failed = [], []
         for image, folder in zip(images, _folders(images, output), strict=True):
             try:
                 for item in visualize(viewed, image, folder, wishes):
                     written.append(item)
-                    typer.echo(f"{item.file}" + (f"\n{item.notice}" if item.notice else ""))
+                    echo(f"{item.file}", *([item.notice] if item.notice else []))
                     _print_cuts(item.cuts)
-            except UserError as error:
-                failed.append(str(error))
+            except Exception as error:  # one bad image does not end the others
+                failed.append(explain_failure(image, error))
         report([item.to_json() for item in written])
     if failed:
         head = [f"{len(failed)} of {len(images)} pictures could not be shown:"] if len(images) > 1 else []

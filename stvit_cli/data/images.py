@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import logging
 import os
+import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean
+from stvit_cli.utils.text import did_you_mean, printable
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded, whatever the file is called. Not all that Pillow knows: its EPS reader, for one, starts a program."""
@@ -30,6 +35,24 @@ _UPRIGHT = {
 }
 """What undoes each EXIF orientation; 1 is upright."""
 
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ORIENTED_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+"""Keywords of the PNG texts in which Pillow looks for an EXIF orientation."""
+
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUDA out of memory")
+"""In the messages of torch, whose errors of memory have no type of their own on a CPU."""
+
+_NOT_FILES = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+# Pillow also logs what it finds odd; without any handler Python would print that.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
 
 class UnreadableImage(UserError):
     """The file is there and can be read, but what it holds cannot be decoded as a picture."""
@@ -45,9 +68,9 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         UnreadableImage: what the file holds cannot be decoded.
         UserError: the file itself cannot be read (missing, a folder, no permission, a failing disk).
     """
-    content = _read(Path(path))
+    name, content = printable(str(path)), _read(Path(path))
     if not content:
-        raise UnreadableImage(f"{path}: not a picture: the file is empty (0 bytes).")
+        raise UnreadableImage(f"{name}: not a picture: the file is empty (0 bytes).")
     try:
         return _decode(content)
     except Image.UnidentifiedImageError:
@@ -58,29 +81,103 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise
     except Exception as error:  # decoders fail on damaged files with nearly every type there is
         reason = f"the picture is damaged or of an unsupported kind: {str(error).strip() or type(error).__name__}"
-    raise UnreadableImage(f"{path}: {reason.rstrip('.')}.") from None
+    raise UnreadableImage(f"{name}: {printable(reason.rstrip('.'))}.") from None
+
+
+def explain_failure(path: str | os.PathLike[str], error: Exception) -> str:
+    """Return a line on why an image could not be used: what `open_image`, a transform or a model raised for it.
+
+    Raises:
+        Exception: ``error`` itself, where it is neither about the image nor about the memory that it takes.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        return f"{printable(str(path))}: there is not enough memory for an image of its size."
+    raise error
 
 
 def _read(path: Path) -> bytes:
     """Return the file's content. Apart from decoding, so that a failing disk is never taken for a bad picture."""
+    name = printable(str(path))
     try:
-        return path.read_bytes()
+        # Opening a named pipe would wait for its other end, and reading a device need not end.
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            _require_regular(name, os.fstat(file.fileno()).st_mode)
+            return file.read()
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such file.{did_you_mean(path.name, siblings)}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: a folder, where the file of a picture is expected.") from None
+        linked = " (the link is broken)" if path.is_symlink() else ""
+        raise UserError(f"{name}: there is no such file{linked}.{printable(did_you_mean(path.name, siblings))}") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        mode = _mode(path)
+        if mode is not None:
+            _require_regular(name, mode)
+        reason = "a link that leads to itself" if getattr(error, "errno", None) == errno.ELOOP else _reason(error)
+        raise UserError(f"{name}: cannot be read: {reason}.") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def _require_regular(name: str, mode: int) -> None:
+    for is_kind, what in _NOT_FILES:
+        if is_kind(mode):
+            raise UserError(f"{name}: {what}, where the file of an image is expected.") from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _decode(content: bytes) -> Image.Image:
     """Decode and convert, without a word about oddities that do no harm (ImageNet has pictures with damaged metadata)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.load()
-            return _to_rgb(_turn_upright(image))
+        try:
+            return _decode_as_it_is(content)
+        except Exception:
+            # Pillow refuses texts and colour profiles of more than a megabyte, which the pixels do not need.
+            for without in _without_texts(content):
+                with contextlib.suppress(Exception):
+                    return _decode_as_it_is(without)
+            raise
+
+
+def _decode_as_it_is(content: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        image.load()
+        return _to_rgb(_turn_upright(image))
+
+
+def _without_texts(content: bytes) -> Iterator[bytes]:
+    """Yield a PNG without its colour profile and texts: first with those that hold an orientation, then without these too.
+
+    Yields nothing for another format, and where there is nothing to leave out.
+    """
+    if not content.startswith(_PNG_SIGNATURE):
+        return
+    for keep in (_ORIENTED_TEXTS, ()):
+        kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+        while position < len(content):
+            end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+            kind, body = content[position + 4 : position + 8], content[position + 8 : position + 40]
+            if kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt") or (kind != b"iCCP" and body.startswith(keep)):
+                kept.append(content[position:end])
+            position = end
+        shorter = b"".join(kept)
+        if len(shorter) < len(content):
+            yield shorter
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

@@ -17,6 +17,10 @@ Transform = Callable[[Image.Image], Tensor]
 """From a picture in mode RGB to a float tensor C H W, normalised."""
 
 
+MAX_ASPECT = 16.0
+"""A longer image is cropped to this before its short side is resized: of 1 x 20000 pixels would become 256 x 5 million."""
+
+
 def default_crop_pct(image_size: int) -> float:
     """Return the side of the centre crop by the resized side: 224/256 at 224 and below, above the whole (DeiT, STViT)."""
     return 224 / 256 if image_size <= 224 else 1.0
@@ -32,7 +36,8 @@ def eval_transform(
 ) -> Transform:
     """Return the transform for evaluation: the shorter side resized, then the centre cropped to image_size x image_size.
 
-    ``crop_pct`` none is ``default_crop_pct``. ``in_chans`` 1 makes the picture grey.
+    ``crop_pct`` none is ``default_crop_pct``. ``in_chans`` 1 makes the picture grey. What lies beyond `MAX_ASPECT` is cropped
+    first: the centre crop would leave it out anyway.
     """
     _check_channels(mean, std, in_chans)
     transform = create_transform(
@@ -43,7 +48,7 @@ def eval_transform(
         mean=mean,
         std=std,
     )
-    return _for_channels(transform, in_chans)
+    return _for_channels(Compose([bounded_aspect, *transform.transforms]), in_chans)
 
 
 def train_transform(
@@ -91,6 +96,16 @@ def _check_channels(mean: tuple[float, ...], std: tuple[float, ...], in_chans: i
             raise UserError(f"data.{key} has {len(values)} values and model.in_chans is {in_chans}; expected one a channel.")
     if not all(value > 0 for value in std):
         raise UserError(f"data.std is {list(std)}; expected values above 0.")
+
+
+def bounded_aspect(image: Image.Image) -> Image.Image:
+    """Return the middle of an image whose sides are as 1 to `MAX_ASPECT` at most, or the image itself where they are."""
+    width, height = image.size
+    longest = round(min(width, height) * MAX_ASPECT)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, min(width, left + longest), min(height, top + longest)))
 
 
 def _for_channels(transform: Compose, in_chans: int) -> Compose:

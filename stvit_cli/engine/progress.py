@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from stvit_cli.engine.schedule import Timeline
+from stvit_cli.utils.text import printable
 
 # Without a terminal: at most one line in so many seconds, beside those of the evaluations.
 LINE_SECONDS = 10.0
@@ -50,10 +51,11 @@ class Progress:
         self.bars.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text, keep="\n"), markup=False, emoji=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        text = printable(text, keep="\n")
+        self.console.print(f"Warning: {text}", style="yellow", markup=False, emoji=False, soft_wrap=True)
 
     def step(self, done: int, loss: float, lr: float, images: int) -> None:
         """A step of ``images`` pictures is over; ``done`` are."""

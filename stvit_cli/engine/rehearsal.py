@@ -17,6 +17,7 @@ from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.step import TrainStep
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Task
+from stvit_cli.utils.text import printable
 
 # A first step pays for what later ones have ready; where it was quick, a second one is timed instead.
 QUICK_SECONDS = 30.0
@@ -33,7 +34,7 @@ def dry_run(task: Task, recipe: Recipe) -> dict[str, Any]:
         with explained(session, None):
             figures = _measure(session)
         if world.is_main:
-            print("\n".join(_lines(session, figures)))
+            print("\n".join(printable(line) for line in _lines(session, figures)))
     return figures
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
@@ -43,9 +44,7 @@ class Detector(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.transform = GeneralizedRCNNTransform(
-            section.short_sides, section.long_side, list(mean), list(std), size_divisible=SIZE_DIVISOR
-        )
+        self.transform = _Resize(section.short_sides, section.long_side, list(mean), list(std), size_divisible=SIZE_DIVISOR)
         self.backbone = pyramid
         is_cascade = section.head == "cascade-mask-rcnn"
         self.rpn = Proposals(
@@ -78,6 +77,22 @@ class Detector(nn.Module):
     def compile_blocks(self) -> None:
         """Compile the backbone's blocks; see `STViT.compile_blocks`."""
         self.backbone.body.compile_blocks()
+
+
+class _Resize(GeneralizedRCNNTransform):
+    """torchvision's resizing, but an image so thin that a side would round to nothing keeps a pixel there."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        height, width = image.shape[-2:]
+        if int(min(height, width) * self.max_size / max(height, width)) >= 1:
+            resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
+            return resized
+        size = (1, self.max_size) if height < width else (self.max_size, 1)
+        image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+        if target is not None:
+            masks = F.interpolate(target["masks"][:, None].float(), size)[:, 0].byte()
+            target = target | {"boxes": resize_boxes(target["boxes"], (height, width), size), "masks": masks}
+        return image, target
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

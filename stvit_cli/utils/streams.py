@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,20 @@ from typing import Any, Literal, TextIO, cast
 Name = Literal["stdout", "stderr"]
 
 
+class Nowhere(io.TextIOBase):
+    """A text stream that drops everything: in place of one that the caller closed, for which Python has None.
+
+    ``print(..., file=None)`` would print to standard output.
+    """
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class Lasting:
     """A text stream whose writes never fail: from the first failure on, what is written is dropped."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | Nowhere) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -49,8 +60,8 @@ def lasting_output(*names: Name) -> Iterator[None]:
     """Within the block nothing that is printed to these streams raises: work goes on where nobody reads its messages."""
     former = {name: getattr(sys, name) for name in names}
     for name, stream in former.items():
-        if stream is not None and not isinstance(stream, Lasting):
-            setattr(sys, name, cast(TextIO, Lasting(stream)))
+        if not isinstance(stream, Lasting):
+            setattr(sys, name, cast(TextIO, Lasting(Nowhere() if stream is None else stream)))
     try:
         yield
     finally:

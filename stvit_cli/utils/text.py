@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 _ENDING = re.compile(r"\.[A-Za-z]{1,5}\Z")
 _DASHES = {ord(dash): "-" for dash in "\u2010\u2011\u2012\u2013\u2212"}
@@ -42,6 +45,26 @@ def printable(text: str, keep: str = "") -> str:
         keep: characters that stay although they are control characters, such as a newline.
     """
     return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def shell_command(*parts: str | Path) -> str:
+    """Return a command to paste into a shell, with what needs it quoted.
+
+    A path that begins with a dash becomes ``./-x``, as it would be taken for an option; control characters and bytes that are no
+    letters are written as bash and zsh read them, ``$'\\x1b'``.
+
+    Args:
+        parts: words; paths as `Path`.
+    """
+    return " ".join(_shell_word(part) for part in parts)
+
+
+def _shell_word(part: str | Path) -> str:
+    text = f"./{part}" if isinstance(part, Path) and str(part).startswith("-") else str(part)
+    if not any(_steers(c) for c in text):
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join("".join(f"\\x{b:02x}" for b in os.fsencode(c)) if _steers(c) else c for c in escaped) + "'"
 
 
 def _steers(character: str) -> bool:

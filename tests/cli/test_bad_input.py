@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from stvit_cli.data import images
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +162,40 @@ def test_pictures_that_are_none(refused: Callable[..., str], stvit, short_run: P
     assert mixed.code == 2
     assert mixed.out.startswith("good/0.png  ")
     assert "1 of 2 pictures could not be read:\ntext.jpg" in mixed.err
+
+
+def test_one_bad_image_never_ends_the_others(stvit, short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "all kinds"
+    folder.mkdir()
+    Image.new("RGB", (1, 20_000)).save(folder / "thin.png")
+    (folder / "large.png").write_bytes((folder / "thin.png").read_bytes())
+    (folder / "odd.png").write_bytes((folder / "thin.png").read_bytes())
+    os.mkfifo(folder / "pipe.png")
+
+    def decode(content: bytes) -> Image.Image:
+        raise decoders.pop(0)
+
+    decoders: list[Exception] = [MemoryError(), KeyError("of a decoder")]
+    opened = images.open_image
+
+    def open_some(path: Path) -> Image.Image:
+        with pytest.MonkeyPatch.context() as patch:
+            if path.stem in ("large", "odd"):
+                patch.setattr(images, "_decode", decode)
+            return opened(path)
+
+    monkeypatch.setattr("stvit_cli.analysis.predict.open_image", open_some)
+    names = ("large", "odd", "pipe", "thin")
+    words = [folder / f"{name}.png" for name in names]
+    ended = stvit("predict", *words, "--weights", short_run, "--json", "found.json", "--output", "drawn")
+    assert ended.code == 2
+    assert ended.out.startswith(f"{folder / 'thin.png'}  ")
+    assert ended.err.startswith("stvit: 3 of 4 pictures could not be read:\n") and len(ended.err.splitlines()) == 4
+    for name, reason in (("large", "not enough memory"), ("odd", "of a decoder"), ("pipe", "a named pipe")):
+        assert any(f"{name}.png: " in line and reason in line for line in ended.err.splitlines()), ended.err
+    found = json.loads(Path("found.json").read_text())
+    assert [("error" in row, Path(row["file"]).stem) for row in found] == [(name != "thin", name) for name in names]
+    assert [path.name for path in Path("drawn").iterdir()] == ["00003-thin.png"]
 
 
 def test_unusual_pictures_work(stvit, short_run: Path) -> None:

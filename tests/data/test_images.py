@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import socket
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from stvit_cli.data.images import UnreadableImage, open_image
+from stvit_cli.data.images import UnreadableImage, explain_failure, open_image
 from stvit_cli.errors import UserError
 
 GREY = np.linspace(0, 255, 24 * 16).reshape(16, 24).astype(np.uint8)
@@ -177,3 +180,61 @@ def test_files_that_cannot_be_read_are_no_unreadable_pictures(tmp_path: Path) ->
         with pytest.raises(UserError, match=reason) as caught:
             open_image(path)
         assert not isinstance(caught.value, UnreadableImage)
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device", "a link that leads to itself", "the link is broken"])
+def test_what_is_no_file_is_refused_by_name_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    path = Path("x.png")
+    if kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        path.symlink_to({"a device": "/dev/zero", "a link that leads to itself": "x.png"}.get(kind, "gone.png"))
+    with pytest.raises(UserError, match=rf"^x\.png: .*{kind}"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("kind", ["text", "compressed text", "profile"])
+def test_png_with_metadata_over_a_megabyte_is_read(tmp_path: Path, kind: str) -> None:
+    long = "x" * (3 << 20)
+    texts = PngImagePlugin.PngInfo()
+    if kind != "profile":
+        texts.add_text("Comment", long, zip=kind == "compressed text")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOURS).save(path, pnginfo=texts, exif=exif, icc_profile=os.urandom(3 << 20) if kind == "profile" else None)
+    assert (read(path) == np.rot90(COLOURS, -1)).all()
+
+
+def test_the_orientation_in_a_text_is_kept_where_another_text_is_too_large(tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="3"/></rdf:RDF></x:xmpmeta>'
+    texts.add_itxt("XML:com.adobe.xmp", xmp)
+    texts.add_text("Comment", "x" * (2 << 20), zip=True)
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", pnginfo=texts)
+    assert (read(tmp_path / "a.png") == COLOURS[::-1, ::-1]).all()
+
+
+def test_warnings_and_logs_of_pillow_do_not_reach_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # the image has 384: Pillow warns of a bomb
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image(tmp_path / "a.png").size == (24, 16)
+    assert logging.getLogger("PIL").handlers, "without a handler Python prints what a library logs"
+
+
+def test_control_characters_in_a_file_name_are_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[2J\nb.png"
+    path.write_text("no image")
+    with pytest.raises(UnreadableImage, match=r"a\\x1b\[2J\\nb\.png: not a picture"):
+        open_image(path)
+    assert "\x1b" not in explain_failure(path, MemoryError())
+    with pytest.raises(KeyError):
+        explain_failure(path, KeyError("a fault of the program"))

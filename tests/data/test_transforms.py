@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from timm.data.transforms_factory import create_transform
 from torchvision import transforms as tv
 
 from stvit_cli.data.loader import seeded
-from stvit_cli.data.transforms import eval_transform, train_transform
+from stvit_cli.data.transforms import bounded_aspect, eval_transform, train_transform
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, AugmentSection
 
@@ -31,6 +33,29 @@ def test_evaluation_is_deits_below_225_and_the_authors_above(size: int) -> None:
     oracle = tv.Compose([resize, tv.CenterCrop(size), tv.ToTensor(), tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     for picture in (photograph(), photograph(200, 330), photograph(40, 40)):
         assert torch.equal(eval_transform(size, IMAGENET_MEAN, IMAGENET_STD)(picture), oracle(picture))
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 300)])
+def test_a_thin_image_is_cropped_before_it_is_resized(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    largest = []
+    resize = Image.Image.resize
+
+    def noting(image: Image.Image, size: tuple[int, int], *args: Any, **settings: Any) -> Image.Image:
+        largest.append(max(size))
+        assert max(size) < 10_000, "as a whole it would fill the memory"
+        return resize(image, size, *args, **settings)
+
+    monkeypatch.setattr(Image.Image, "resize", noting)
+    assert eval_transform(224, IMAGENET_MEAN, IMAGENET_STD)(Image.new("RGB", size)).shape == (3, 224, 224)
+    assert largest
+
+
+def test_the_middle_of_a_thin_image_is_what_is_seen() -> None:
+    pixels = np.zeros((1, 1000, 3), np.uint8)
+    pixels[:, 499:501] = 255
+    seen = eval_transform(64, (0.0,) * 3, (1.0,) * 3, interpolation="nearest")(Image.fromarray(pixels))
+    assert seen.min() == 1
+    assert bounded_aspect(Image.new("RGB", (5, 80))).size == (5, 80) and bounded_aspect(Image.new("RGB", (5, 81))).size == (5, 80)
 
 
 def test_the_crop_can_be_chosen() -> None:

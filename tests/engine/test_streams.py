@@ -44,11 +44,14 @@ def test_a_stream_that_is_read_gets_every_line(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("out\n", "err\n")
 
 
-def test_a_missing_stream_stays_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_printed_to_a_missing_stream_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with lasting_output("stderr"):
-        print("nobody", file=sys.stderr)
-        assert sys.stderr is None
+        print("nobody", file=sys.stderr)  # with None, Python prints it to standard output
+    assert sys.stderr is None
+    assert capsys.readouterr().out == ""
 
 
 def test_characters_that_an_encoding_lacks_are_escaped(tmp_path: Path) -> None:

@@ -62,6 +62,23 @@ def test_as_many_parameters_as_the_authors_backbone_under_mask_rcnn(name: str, m
     assert sum(p.numel() for p in detector.parameters()) / 1e6 == pytest.approx(millions, rel=0.001)
 
 
+@pytest.mark.parametrize("size", [(1, 20_000), (600, 2)])
+def test_a_thin_image_keeps_a_pixel_on_its_short_side(size: tuple[int, int]) -> None:
+    height, width = size
+    detector = create_detector("stvit-nano", 3, SMALL)
+    target = {"boxes": torch.tensor([[0.0, 0, width, height]]), "labels": torch.tensor([1])}
+    for training in (True, False):
+        detector.transform.train(training)
+        batch, (resized,) = detector.transform([torch.rand(3, *size)], [target | {"masks": torch.ones(1, *size)}])
+        assert batch.image_sizes == [(1, 96) if width > height else (96, 1)]
+        assert resized["masks"].shape[1:] == batch.image_sizes[0] and resized["masks"].min() == 1
+        assert resized["boxes"][0].tolist() == pytest.approx([0, 0, *batch.image_sizes[0][::-1]])
+    detector.eval()
+    with torch.no_grad():
+        (found,) = detector([torch.rand(3, *size)])
+    assert (found["boxes"][:, 2:] <= torch.tensor([width, height])).all()
+
+
 def test_boxes_are_coded_as_mmdetection_codes_them() -> None:
     """Shift of the middle by the size, logarithm of the ratio of sizes, both by the deviations .1 .1 .2 .2."""
     region, true = torch.tensor([[10.0, 20, 50, 40]]), torch.tensor([[14.0, 18, 44, 48]])
