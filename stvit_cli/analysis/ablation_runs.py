@@ -94,7 +94,7 @@ class Ablation:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self.path / "plan.json", json.dumps({"rows": self.numbers, "seeds": self.num_seeds}).encode() + b"\n")
-            replace_file(self.path / "recipe.yaml", recipe_io.dump(self.recipe).encode())
+            replace_file(self.path / "recipe.yaml", recipe_io.dump(recipe_io.with_absolute_paths(self.recipe)).encode())
 
 
 def reopen(path: Path, words: Sequence[str], numbers: tuple[int, ...] | None, num_seeds: int | None) -> Ablation:

@@ -7,6 +7,7 @@ at module level, so that every ``--help`` answers at once.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import signal
 import sys
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_standard_files()
     keep_freed_memory()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd but harmless files; what matters is said in our own words
-    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = [_expand_home(str(word)) for word in (sys.argv[1:] if argv is None else argv)]
     with lasting_output("stderr"), guarded_output() as output:  # a message that nobody reads decides nothing
         code = _run(words, output)
         if output.failure is None:
@@ -80,6 +81,17 @@ def _run(words: Sequence[str], output: GuardedOutput) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, as in `stvit recipes show deit300 | head`
         output.give_up()
         return 141
+
+
+def _expand_home(word: str) -> str:
+    """Expand ``~`` at the start of a word or of ``--option=``'s value: the shell leaves it in quotes and after ``=``.
+
+    Otherwise a folder of the name ``~`` would be made. Keys such as ``data.dir=~/x`` are expanded where a recipe is used.
+    """
+    option, equals, value = word.partition("=")
+    if word.startswith("--") and equals and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word) if word.startswith("~") else word
 
 
 def _complain(message: str, words: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ from stvit_cli.utils.environment import is_main_process, require_group, restart_
 def new_run(recipe: Recipe, output: Path | None, weights: Path | None, dry_run: bool) -> tuple[Path, dict[str, Any]]:
     """Train into a new run directory, ``output`` or ``runs/<recipe>-<time>``; return it and the figures."""
     require_group()
+    recipe = recipe_io.with_absolute_paths(recipe)
     if dry_run:
         return Path(), _run(recipe, Path(), weights, resume=False, dry_run=True)
     with new_directory(output, recipe.name) as run_dir:

@@ -66,7 +66,8 @@ class RunDir:
         with writing(self.path):
             content = environment(device, world_size, kernels)
             replace_file(self.path / "environment.json", json.dumps(content, indent=2).encode() + b"\n")
-            replace_file(self.recipe, recipe_io.dump(recipe).encode())
+            # What is relative to the present folder would name another data set elsewhere.
+            replace_file(self.recipe, recipe_io.dump(recipe_io.with_absolute_paths(recipe)).encode())
 
     def require_run(self) -> None:
         """Raises UserError where no run is here."""

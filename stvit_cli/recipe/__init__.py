@@ -219,6 +219,9 @@ class Recipe(Section):
         return self
 
 
+PATH_KEYS = ("data.dir", "detection.results_json")
+"""The keys that name a file or folder by itself; other paths are below one of these."""
+
 FREE_ON_RESUME = frozenset(
     {
         "name",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import FREE_ON_RESUME, Recipe, Section
+from stvit_cli.recipe import FREE_ON_RESUME, PATH_KEYS, Recipe, Section
 from stvit_cli.recipe.words import dotted_keys, expected, nearest_key, problems
 from stvit_cli.recipe.yaml import flow, parse, without_typography
 from stvit_cli.utils.text import did_you_mean
@@ -95,9 +96,21 @@ def dump(recipe: Recipe, *, only_changes: bool = False, explain: bool = False) -
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Return 12 hexadecimal digits that stand for every setting but the name, the description and the data's folder."""
+    """Return 12 hexadecimal digits that stand for every setting but the name, the description and paths."""
     settings = {key: value for key, value in flatten(recipe).items() if key not in ("name", "description", "data.dir")}
+    settings["detection.results_json"] = None  # also a path; kept as a key so that the hashes of older runs stay the same
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with every path resolved, so that it names the same data from every working directory."""
+    for key in PATH_KEYS:
+        section, _, leaf = key.partition(".")
+        value = getattr(getattr(recipe, section), leaf)
+        if value is not None:
+            changed = getattr(recipe, section).model_copy(update={leaf: str(Path(os.path.expanduser(value)).resolve())})
+            recipe = recipe.model_copy(update={section: changed})
+    return recipe
 
 
 class Change(NamedTuple):
