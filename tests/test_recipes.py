@@ -9,6 +9,7 @@ import pytest
 
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.recipe.written_out import written_out
 
 RECIPES = recipe_io.list_recipes()
 NAMES = [path.stem for path in RECIPES]
@@ -76,7 +77,7 @@ def test_the_head_of_a_recipe_says_what_it_is(path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("deit300", "finetune384", "coco-", "ade20k-"))])
 def test_every_value_of_the_paper_s_recipes_names_its_source(name: str) -> None:
-    text = recipe_io.find(name).read_text()
+    text = written_out(recipe_io.resolve(name).layers)
     settings = [
         line
         for line in text.splitlines()
@@ -87,6 +88,15 @@ def test_every_value_of_the_paper_s_recipes_names_its_source(name: str) -> None:
     ]
     assert unsourced == []
     assert len(settings) > 25
+
+
+def test_recipes_with_a_base_resolve_to_what_they_were_before_they_had_one() -> None:
+    """The golden values were written down when each file still held all of its settings."""
+    recorded = json.loads((Path(__file__).parent / "golden" / "recipes_resolved.json").read_text())
+    assert len(recorded) == 7
+    for name, before in recorded.items():
+        now = json.loads(json.dumps(recipe_io.flatten(recipe_io.load(name))))
+        assert {key: now[key] for key in before} == before, name
 
 
 def test_the_paper_s_training_is_the_paper_s() -> None:

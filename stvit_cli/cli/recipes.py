@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,10 @@ from stvit_cli.cli.options import Json, Overrides, command
 from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.recipe.files import read
+from stvit_cli.recipe.layers import read_layers
+from stvit_cli.recipe.written_out import written_out
+from stvit_cli.utils.files import replace_file
 from stvit_cli.utils.text import did_you_mean
 
 recipes = typer.Typer(rich_markup_mode=None)
@@ -56,16 +59,20 @@ def show(
 ) -> None:
     """Print a recipe as its file has it; with key=value or --full, as a run would see it.
 
+    Where it is based on others, their values are filled in, each with the file and the line that it comes from.
+
     \b
     stvit recipes show deit300
     stvit recipes show deit300 --full
     stvit recipes show deit300 model.name=stvit-b optim.lr=5e-4
     """
-    recipe = recipe_io.load(name, overrides or ())
+    recipe, layers, _ = recipe_io.resolve(name, overrides or ())
     if full or overrides:
         _print_text(recipe_io.dump(recipe, only_changes=not full, explain=full))
+    elif len(layers) > 1:
+        _print_text(written_out(layers, show_origins=True))
     else:
-        _print_text(recipe_io.find(name).read_text(encoding="utf-8-sig"))
+        _print_text(layers[0].text)
 
 
 @recipes.command()
@@ -74,6 +81,8 @@ def copy(
     destination: Annotated[Path, typer.Argument(help="The new file, or a folder for it.", metavar="FILE")],
 ) -> None:
     """Copy a recipe, with its comments, to a file of your own. Nothing is overwritten.
+
+    A recipe that is based on others is written out, so that the copy stands alone.
 
     \b
     stvit recipes copy quickstart mine.yaml
@@ -84,8 +93,9 @@ def copy(
         raise UserError(f"{target}: a recipe's file ends in .yaml; did you mean {target}.yaml?")
     if target.exists():
         raise UserError(f"{target} exists; choose another name, or remove it first.")
+    layers = read_layers(read(source), name, source)
     try:
-        shutil.copyfile(source, target)
+        replace_file(target, written_out(layers).encode() if len(layers) > 1 else source.read_bytes())
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}.") from None
     echo(f"Wrote {target}. Edit it, then:")
@@ -100,13 +110,15 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
     stvit recipes check mine.yaml
     stvit recipes check mine.yaml optim.lr=5e-4
     """
-    recipe = recipe_io.load(name, overrides or ())
+    recipe, layers, renamed = recipe_io.resolve(name, overrides or ())
     from stvit_cli.models import list_models
 
     if recipe.model.name not in list_models():
         guess = did_you_mean(recipe.model.name, list_models())
         raise UserError(f"{name}: model.name: there is no model {recipe.model.name!r}.{guess} Known: {', '.join(list_models())}")
-    echo(f"{name} is valid. What it sets:", "")
+    based = f", based on {' -> '.join(layer.source for layer in layers[1:])}" if len(layers) > 1 else ""
+    echo(f"{name} is valid{based}. What it sets:", "")
+    echo(*(f"# {sentence}" for sentence in renamed))
     _print_text(recipe_io.dump(recipe, only_changes=True))
 
 

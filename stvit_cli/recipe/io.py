@@ -1,6 +1,7 @@
-"""Recipes found, read, changed by ``key=value``, written and compared. Imports no torch.
+"""Recipes read, checked, written and compared. Imports no torch.
 
-A recipe comes from three places, each over the one before: the defaults of the schema, the file, and ``key=value`` words.
+A recipe is made of layers, each over the one before: the defaults of the schema, the files that its file is based on, the file
+itself, and ``key=value`` overrides.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,44 +17,22 @@ from pydantic import ValidationError
 
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import FREE_ON_RESUME, PATH_KEYS, Recipe, Section
-from stvit_cli.recipe.words import dotted_keys, expected, nearest_key, problems
-from stvit_cli.recipe.yaml import flow, parse, without_typography
-from stvit_cli.utils.text import did_you_mean
-
-_MAX_BYTES = 1_000_000
-
-
-def list_recipes() -> list[Path]:
-    """Return the files of the shipped recipes, sorted by name: those of the installed package, or of the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "recipes"
-    return sorted((installed if installed.is_dir() else package.parent / "recipes").glob("*.yaml"))
+from stvit_cli.recipe.files import find, read
+from stvit_cli.recipe.files import list_recipes as list_recipes
+from stvit_cli.recipe.layers import Layer, apply_overrides, merge, read_layers
+from stvit_cli.recipe.renamed import RENAMED as RENAMED
+from stvit_cli.recipe.renamed import RENAMED_VALUES as RENAMED_VALUES
+from stvit_cli.recipe.renamed import warn_once as warn_once
+from stvit_cli.recipe.words import dotted_keys, expected, problems
+from stvit_cli.recipe.yaml import flow
 
 
-def find(name_or_path: str | Path) -> Path:
-    """Return the file of a recipe: a shipped one by its name, or any by its path. Raises UserError where there is none."""
-    shipped = {path.stem: path for path in list_recipes()}
-    path = Path(name_or_path)
-    if str(name_or_path) in shipped:
-        return shipped[str(name_or_path)]
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; expected the file of a recipe.")
-        if not path.exists():
-            raise UserError(f"There is no recipe file {path}.{_meant(path, shipped)}")
-        return path
-    raise UserError(
-        f"There is no recipe named {str(name_or_path)!r}.{did_you_mean(str(name_or_path), shipped)}\n"
-        f"Shipped: {', '.join(shipped)}. A file of your own is given by its path, such as ./mine.yaml"
-    )
-
-
-def _meant(path: Path, shipped: Iterable[str]) -> str:
-    """Suggest what was meant by a file that is not there: one beside it, or a shipped recipe, which goes by its name alone."""
-    if path.stem in shipped:
-        return f" Did you mean '{path.stem}'?"
-    beside = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    return did_you_mean(str(path), beside) or did_you_mean(path.stem, shipped)
+class Resolved(NamedTuple):
+    recipe: Recipe
+    layers: list[Layer]
+    """The file, then the file it is based on, and so on."""
+    renamed: list[str]
+    """What was given under an old name: a sentence for each file, and one for the overrides."""
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,28 +40,37 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name_or_path: the name of a shipped recipe, or a path.
-        overrides: words such as ``optim.lr=5e-4``; values are read as YAML.
+        overrides: such as ``optim.lr=5e-4``; values are read as YAML.
 
     Raises:
         UserError: no such recipe, or anything wrong in it, all at once where possible.
     """
+    return resolve(name_or_path, overrides).recipe
+
+
+def resolve(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
+    """Read a recipe as ``load`` does, and say of which files it is made."""
     path = find(name_or_path)
-    return from_text(_read(path), overrides, source=str(name_or_path), name=path.stem)
+    return _resolve(read_layers(read(path), str(name_or_path), path), overrides, path.stem)
 
 
 def from_text(text: str, overrides: Sequence[str] = (), *, source: str = "recipe", name: str = "") -> Recipe:
     """Make a recipe of YAML text; ``name`` is used where the text gives none. Raises UserError as ``load`` does."""
-    data, lines = parse(text, source)
-    if not isinstance(data, dict):
-        found = "nothing" if data is None else f"a {'list' if isinstance(data, list) else 'single value'}"
-        raise UserError(f"{source}: found {found}, expected a recipe: sections such as 'model:' with keys below them.")
-    data = {"name": name} | {key: {} if value is None and _is_section(key) else value for key, value in data.items()}
-    places = {key: f"line {line}, " for key, line in lines.items()}
-    _apply(data, overrides, places)
+    return _resolve(read_layers(text, source, None), overrides, name).recipe
+
+
+def _resolve(layers: list[Layer], overrides: Sequence[str], name: str) -> Resolved:
+    data, places = merge(layers)
+    data = {"name": name} | data
+    renamed = [f"{layer.source}: {', '.join(layer.renamed)}" for layer in layers if layer.renamed]
+    if changed := apply_overrides(data, overrides, places):
+        renamed.append(", ".join(changed))
+    for sentence in renamed:
+        warn_once(sentence)
     try:
-        return Recipe.model_validate(_tuples(data))
+        return Resolved(Recipe.model_validate(_tuples(data)), layers, renamed)
     except ValidationError as error:
-        raise UserError(problems(error, data, places, source)) from None
+        raise UserError(problems(error, data, places, layers[0].source)) from None
 
 
 def dump(recipe: Recipe, *, only_changes: bool = False, explain: bool = False) -> str:
@@ -132,48 +120,6 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     """Return every setting by its dotted key."""
     data = recipe.model_dump()
     return {key: data[key] if "." not in key else data[key.split(".")[0]][key.split(".")[1]] for key in dotted_keys()}
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path} is larger than a megabyte; expected the file of a recipe.")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _is_section(key: str) -> bool:
-    field = Recipe.model_fields.get(key)
-    return field is not None and isinstance(field.default, Section)
-
-
-def _apply(data: dict[str, Any], overrides: Sequence[str], places: dict[str, str]) -> None:
-    """Set the ``key=value`` words in ``data``; note in ``places`` that the value is from there."""
-    known = dotted_keys()
-    seen: set[str] = set()
-    for word in overrides:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"Found {word!r}, expected key=value, such as optim.lr=5e-4.")
-        if _is_section(key):
-            raise UserError(f"{key} is a section; set a key of it, such as {next(k for k in known if k.startswith(key))}=...")
-        if key not in known:
-            if (plain := without_typography(key)) in known:
-                raise UserError(f"{key!r}: curly quotes or odd spaces in a key; write {plain}={without_typography(text)}")
-            raise UserError(f"There is no key {key!r} in a recipe.{nearest_key(key)}")
-        if key in seen:
-            raise UserError(f"{key} is given twice; keep one of them.")
-        seen.add(key)
-        value, _ = parse(text, f"{key}=")
-        section, _, leaf = key.rpartition(".")
-        if not section:
-            data[leaf] = value
-        elif isinstance(data.setdefault(section, {}), dict):
-            data[section] = data[section] | {leaf: value}
-        places[key] = ""
 
 
 def _tuples(value: Any) -> Any:

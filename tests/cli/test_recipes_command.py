@@ -28,6 +28,11 @@ def test_show_prints_the_file_as_it_is(stvit) -> None:
     assert stvit("recipes", "show", "deit300").out == recipe_io.find("deit300").read_text()
 
 
+def test_show_prints_a_file_with_the_line_ends_of_windows(stvit, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xef\xbb\xbf# mine\r\noptim: {lr: 5e-4}\r\n")
+    assert stvit("recipes", "show", tmp_path / "mine.yaml").out == "# mine\noptim: {lr: 5e-4}\n"
+
+
 def test_show_prints_what_a_run_would_see(stvit) -> None:
     out = stvit("recipes", "show", "deit300", "optim.lr=5e-4").out
     assert recipe_io.from_text(out) == recipe_io.load("deit300", ["optim.lr=5e-4"])

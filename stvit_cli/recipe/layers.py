@@ -1,0 +1,162 @@
+"""The layers of a recipe: its file, the files that it is based on, and overrides, with the line that each key comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import Recipe, Section
+from stvit_cli.recipe.files import find, list_recipes, read
+from stvit_cli.recipe.renamed import rename_key, rename_keys, rename_value
+from stvit_cli.recipe.words import dotted_keys, nearest_key
+from stvit_cli.recipe.yaml import flow, parse, without_typography
+
+BASE = "base"
+"""The key of a file that names the recipe it is based on; not a setting, and so not in the schema."""
+_MAX_BASES = 4
+_OWN = ("name", "description")
+"""What says something of one file, and is not inherited."""
+
+
+class Layer(NamedTuple):
+    """One file of a recipe."""
+
+    source: str
+    """How messages name it: as it was asked for, a base by the name or path that its file gives."""
+    text: str
+    data: dict[str, Any]
+    lines: dict[str, int]
+    """The line, from 1, of every dotted key."""
+    renamed: list[str]
+
+
+def read_layers(text: str, source: str, path: Path | None) -> list[Layer]:
+    """Read a recipe's text and the files it is based on.
+
+    Args:
+        path: the text's own file; a base's relative path begins at its folder. Without one at the working directory.
+
+    Returns:
+        The layer of the text, then that of its base, and so on.
+
+    Raises:
+        UserError: anything that cannot be read, a base that is not there, bases in a circle, or too many of them.
+    """
+    layers: list[Layer] = []
+    seen = [] if path is None else [path.resolve()]
+    while True:
+        data, lines = parse(text, source)
+        if not isinstance(data, dict):
+            found = "nothing" if data is None else f"a {'list' if isinstance(data, list) else 'single value'}"
+            raise UserError(f"{source}: found {found}, expected a recipe: sections such as 'model:' with keys below them.")
+        data = {key: {} if value is None and _is_section(key) else value for key, value in data.items()}
+        layers.append(Layer(source, text, data, lines, rename_keys(data, lines, source)))
+        if BASE not in data:
+            return layers
+        where = f"{source}: line {lines[BASE]}, {BASE}"
+        if len(layers) > _MAX_BASES:
+            raise UserError(f"{where}: more than {_MAX_BASES} recipes deep; write the settings of some of them into one file.")
+        base = data.pop(BASE)
+        path = _find_base(base, where, None if path is None else path.parent)
+        if path.resolve() in seen:
+            chain = " -> ".join([*(layer.source for layer in layers), base])
+            raise UserError(f"{where}: the recipes are based on each other in a circle: {chain}")
+        seen.append(path.resolve())
+        source = base if base == path.stem else str(path)
+        text = read(path)
+
+
+def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings of all layers, and for messages where each dotted key comes from, such as ``line 3, ``."""
+    data: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for layer in reversed(layers):
+        is_base = layer is not layers[0]
+        for key, value in layer.data.items():
+            if is_base and key in _OWN:
+                continue
+            if isinstance(value, dict) and _is_section(key):
+                if isinstance(data.setdefault(key, {}), dict):
+                    data[key] = data[key] | value
+            else:
+                data[key] = value
+        of = f" of {layer.source}" if is_base else ""
+        for key, line in layer.lines.items():
+            top = key.partition(".")[0]
+            was_merged = isinstance(data.get(top), dict) or not isinstance(layer.data.get(top), dict)
+            if was_merged and not (is_base and key in _OWN):
+                places[key] = f"line {line}{of}, "
+    return data, places
+
+
+def origins(layers: Sequence[Layer]) -> dict[str, Layer]:
+    """Return the layer that each dotted key has its value from; keys that are in none are left out."""
+    found: dict[str, Layer] = {}
+    for key in dotted_keys():
+        section, _, leaf = key.rpartition(".")
+        for layer in layers if key not in _OWN else layers[:1]:
+            if leaf in (layer.data.get(section, {}) if section else layer.data):
+                found[key] = layer
+                break
+    return found
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str], places: dict[str, str]) -> list[str]:
+    """Set the ``key=value`` overrides in ``data``; note in ``places`` that the value is from there.
+
+    Returns:
+        What was given under an old name, a sentence each.
+    """
+    known = dotted_keys()
+    seen: set[str] = set()
+    renamed: list[str] = []
+    for word in overrides:
+        given, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"Found {word!r}, expected key=value, such as optim.lr=5e-4.")
+        key, sentence = rename_key(given)
+        renamed += sentence
+        if _is_section(key):
+            raise UserError(f"{key} is a section; set a key of it, such as {next(k for k in known if k.startswith(key))}=...")
+        if key not in known:
+            raise _unknown(key, text)
+        if key in seen:
+            raise UserError(f"{key} is given twice{f' ({given} is its old name)' if sentence else ''}; keep one of them.")
+        seen.add(key)
+        value, _ = parse(text, f"{given}=")
+        value, sentence = rename_value(key, value)
+        renamed += sentence
+        section, _, leaf = key.rpartition(".")
+        if not section:
+            data[leaf] = value
+        elif isinstance(data.setdefault(section, {}), dict):
+            data[section] = data[section] | {leaf: value}
+        places[key] = ""
+    return renamed
+
+
+def _unknown(key: str, text: str) -> UserError:
+    """Say what is wrong with an override's key that is none of a recipe."""
+    if key == BASE:
+        return UserError(f"{BASE} is a key of recipe files and cannot be set by key=value; name another recipe instead.")
+    if (plain := without_typography(key)) in dotted_keys():
+        return UserError(f"{key!r}: curly quotes or odd spaces in a key; write {plain}={without_typography(text)}")
+    return UserError(f"There is no key {key!r} in a recipe.{nearest_key(key)}")
+
+
+def _find_base(base: Any, where: str, folder: Path | None) -> Path:
+    """Return the file of a base: a shipped recipe by its name, or a path, relative to the folder of the file that names it."""
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{where}: found {flow(base)}, expected a shipped recipe's name or the path of a file.")
+    is_shipped = base in {path.stem for path in list_recipes()}
+    try:
+        return find(base if is_shipped or folder is None else folder / Path(base).expanduser())
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _is_section(key: str) -> bool:
+    field = Recipe.model_fields.get(key)
+    return field is not None and isinstance(field.default, Section)
