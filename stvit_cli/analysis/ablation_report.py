@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 from stvit_cli.analysis.ablation import PAIRS, Row, Setting, answer, build_table, compare, notes_on_counts
 from stvit_cli.models.isotropic import MINI, VARIANTS
+from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import replace_file, writing
 
 COLUMNS = ("row", "model", "channels", "blocks", "RPE", "parameters", "paper", "FLOPs", "paper", "top-1 here", "paper, ImageNet")
@@ -45,7 +45,7 @@ class Report:
         """Write table.csv, table.json, table.md and table.png. Raises UserError where that cannot be done."""
         contents = {
             "table.csv": as_csv(self.rows).encode(),
-            "table.json": json.dumps(self.as_json(), indent=2).encode() + b"\n",
+            "table.json": strict_json.dumps(self.as_json(), indent=2).encode() + b"\n",
             "table.md": as_markdown(self).encode(),
             "table.png": draw(self.rows, self.title),
         }

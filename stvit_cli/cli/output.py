@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils import strict_json
 from stvit_cli.utils.environment import is_main_process
 from stvit_cli.utils.text import printable
 
@@ -75,13 +74,4 @@ def _write(path: Path, text: str) -> None:
 
 
 def _to_json(figures: Any) -> str:
-    return json.dumps(_finite(figures), indent=2, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """Return ``value`` with null for what JSON cannot hold: infinities and not-a-number."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return strict_json.dumps(figures, indent=2)

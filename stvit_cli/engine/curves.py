@@ -30,8 +30,9 @@ def draw_curves(train: list[dict[str, Any]], evals: list[dict[str, Any]], metric
         axes.spines[["top", "right"]].set_visible(False)
         if len(axes.lines) > 1:
             axes.legend(frameon=False, fontsize=8)
-    if evals:
-        best = max(evals, key=lambda row: row[metric])
+    measured = [row for row in evals if row[metric] is not None]
+    if measured:
+        best = max(measured, key=lambda row: row[metric])
         middle.annotate(
             f"{best[metric]:.2f}",
             (best["epoch"], best[metric]),
@@ -46,7 +47,7 @@ def draw_curves(train: list[dict[str, Any]], evals: list[dict[str, Any]], metric
 
 
 def _line(axes: Axes, rows: list[dict[str, Any]], key: str, label: str, colour: str) -> None:
-    points = [(row["epoch"], row[key]) for row in rows if key in row]
+    points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
     if points:
         marker = "o" if len(points) < 40 and label.startswith("validation") else None
         axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=1.5, marker=marker, markersize=3)

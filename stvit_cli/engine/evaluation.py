@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from stvit_cli.data.loader import build_eval_loader
 from stvit_cli.engine.distributed import World, joined_world
-from stvit_cli.tasks.base import Evaluation, move
+from stvit_cli.errors import UserError
+from stvit_cli.tasks.base import NOT_FINITE, Evaluation, NonFiniteOutputs, move
+from stvit_cli.utils.text import first_few
+
+ENOUGH = 50
+"""Images without finite outputs after which a process ends the evaluation."""
+NUM_NAMED = 4
+"""Of such images, so many are named."""
+
+
+class NonFiniteEvaluation(UserError):
+    """A model's outputs for images of the validation set are infinite or not a number."""
 
 
 def evaluate(
@@ -19,6 +31,9 @@ def evaluate(
     """Return the task's metrics of ``model`` on its validation set. Under torchrun the processes share the work.
 
     The model is moved to the device and left in evaluation mode.
+
+    Raises:
+        NonFiniteEvaluation: see `evaluate_models`.
     """
     with joined_world(torch.device(device).type) as world:
         model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -45,9 +60,14 @@ def evaluate_models(
 
     Returns:
         The metrics of each model, the same on every process; None where the evaluation was given up.
+
+    Raises:
+        NonFiniteEvaluation: on rank 0, where outputs are not finite: how many images have such, and some of their names. The
+            other processes then end without a word, with code 2.
     """
     loader = build_eval_loader(task.val_set, task.collate_eval, batch_size, num_workers, world.rank, world.size)
     evaluators = {name: task.evaluator() for name in models}
+    bad = {name: Bad() for name in models}
     for model in models.values():
         model.eval()
     given_up = False
@@ -56,12 +76,50 @@ def evaluate_models(
         for done, batch in enumerate(batches, start=1):
             batch = move(batch, world.device)
             for name, model in models.items():
-                evaluators[name].update(model, batch)
+                try:
+                    evaluators[name].update(model, batch)
+                except NonFiniteOutputs as error:
+                    bad[name].add(error.finite, task.describe_eval(batch))
             advance(done, len(loader))
             if stopped():
                 given_up = True
                 break
-    reports = world.gather((given_up, {name: evaluator.state() for name, evaluator in evaluators.items()}))
+            if any(found.count >= ENOUGH for found in bad.values()):
+                break
+    reports = world.gather((given_up, bad, {name: evaluator.state() for name, evaluator in evaluators.items()}))
     if any(report[0] for report in reports):
         return None
-    return {name: dict(evaluator.compute([report[1][name] for report in reports])) for name, evaluator in evaluators.items()}
+    for name in models:
+        _require_finite(name, [report[1][name] for report in reports], world)
+    return {name: dict(evaluator.compute([report[2][name] for report in reports])) for name, evaluator in evaluators.items()}
+
+
+@dataclass
+class Bad:
+    """The images for which a model's outputs are not finite, as far as one process has come: how many, and some names."""
+
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, finite: Sequence[bool], names: Sequence[str]) -> None:
+        """Add those of a batch."""
+        found = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+        self.count += len(found)
+        self.names += found[: NUM_NAMED - len(self.names)]
+
+
+def _require_finite(model: str, parts: Sequence[Bad], world: World) -> None:
+    count = sum(part.count for part in parts)
+    if not count:
+        return
+    if not world.is_main:
+        raise SystemExit(2)
+    names = [name for part in parts for name in part.names]
+    at_least = "at least " if any(part.count >= ENOUGH for part in parts) else ""
+    whose = "moving average" if model else "model"
+    shown = first_few(names, NUM_NAMED) if count <= NUM_NAMED else f"{', '.join(names[:NUM_NAMED])} and others"
+    raise NonFiniteEvaluation(
+        f"The {whose}'s outputs are {NOT_FINITE} for {at_least}{count} images of the validation set, so there are no metrics.\n"
+        f"Images: {shown}.\n"
+        "Finite weights can overflow in the model: train with a lower optim.lr, or evaluate other weights."
+    )

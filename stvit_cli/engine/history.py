@@ -1,4 +1,7 @@
-"""``metrics.jsonl``: a line for every logged step and every evaluation; cut back to the checkpoint when a run is resumed."""
+"""``metrics.jsonl``: a line for every logged step and every evaluation; cut back to the checkpoint when a run is resumed.
+
+Strict JSON: a value that is not finite, such as the norm of a gradient that fp16's scaler drops, is null.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import writing
 
 
@@ -18,7 +22,7 @@ class History:
 
     def append(self, row: dict[str, Any]) -> None:
         with writing(self.path), open(self.path, "ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
+            file.write(strict_json.dumps(row).encode() + b"\n")
 
     def size(self) -> int:
         """Wait until every line is on the disk, and return how many bytes that is; a checkpoint remembers it."""

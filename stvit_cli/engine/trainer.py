@@ -12,8 +12,9 @@ from typing import Any
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.curves import draw_curves
 from stvit_cli.engine.distributed import joined_world, was_restarted
-from stvit_cli.engine.evaluation import evaluate_models
+from stvit_cli.engine.evaluation import NonFiniteEvaluation, evaluate_models
 from stvit_cli.engine.failures import explained
+from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.history import Board, History
 from stvit_cli.engine.progress import Progress, duration
@@ -23,7 +24,7 @@ from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.signals import StopRequest, stop_request
 from stvit_cli.engine.state import RunState, capture, restore
 from stvit_cli.engine.step import Outcome, TrainStep
-from stvit_cli.errors import Interrupted
+from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.weights import save_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
@@ -107,6 +108,7 @@ class Trainer:
             forms = ("in the plain form", "by our own kernels")
             same = f"{forms[self.session.kernels]}, where it ran {forms[before]}. The function is the same, but"
             self.notes.append(f"Warning: the model runs {same} the run will not be the unbroken one bit by bit.")
+        self.world.on_main(self._require_finite_weights)
         self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
 
     def _lock(self, acquire: Callable[[], RunLock]) -> None:
@@ -133,6 +135,9 @@ class Trainer:
             work()
 
         self.world.on_main(write)
+
+    def _require_finite_weights(self) -> None:
+        require_finite_weights(self.session, self.state, self.places)
 
     def _tidy(self, newest: checkpoint.Checkpoint | None, metrics_bytes: int) -> None:
         """Put damaged checkpoints aside and drop the metrics of steps that will be taken again."""
@@ -254,15 +259,19 @@ class Trainer:
         models = {"": session.model} | ({"ema_": session.ema.module} if session.ema is not None else {})
         for model in models.values():
             self.world.broadcast_tensors(model.buffers())
-        results = evaluate_models(
-            session.task,
-            models,
-            self.world,
-            batch_size=self.recipe.eval.batch_size,
-            num_workers=self.recipe.data.num_workers,
-            stopped=lambda: self.stop.number != 0,
-            advance=self.progress.evaluating,
-        )
+        self.world.on_main(self._require_finite_weights)
+        try:
+            results = evaluate_models(
+                session.task,
+                models,
+                self.world,
+                batch_size=self.recipe.eval.batch_size,
+                num_workers=self.recipe.data.num_workers,
+                stopped=lambda: self.stop.number != 0,
+                advance=self.progress.evaluating,
+            )
+        except NonFiniteEvaluation as error:
+            raise UserError(f"After step {state.step}: {error}\n{still_good(state, self.places)}") from error
         if results is None:
             self._stop(max(self.world.gather(self.stop.number)))
             return
@@ -308,6 +317,7 @@ class Trainer:
             return
 
         def write() -> None:
+            self._require_finite_weights()
             groups, content = capture(self.session, self.state, self.history.size())
             checkpoint.save(self.places.checkpoints, self.state.step, groups, content, self.recipe.checkpoint.keep)
 

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from stvit_cli.errors import UserError
 from stvit_cli.models.weights import WeightsInfo
 
 Batch = Any
 """What ``collate`` made of a list of samples: tensors in dicts, lists or tuples; the engine only moves it to a device."""
+
+
+NOT_FINITE = "not finite (NaN or infinite)"
+"""What a message says of such outputs."""
+
+
+class NonFiniteOutputs(UserError):
+    """Outputs of a model are infinite or not a number.
+
+    Attributes:
+        finite: for each image of the batch, whether its outputs are finite.
+    """
+
+    def __init__(self, finite: Sequence[bool]) -> None:
+        images = f" for {len(finite) - sum(finite)} of {len(finite)} images" if len(finite) > 1 else ""
+        super().__init__(f"the model's outputs are {NOT_FINITE}{images}")
+        self.finite = list(finite)
 
 
 class Evaluator(Protocol):
@@ -22,7 +40,13 @@ class Evaluator(Protocol):
     the figures are the same however many processes there are.
     """
 
-    def update(self, model: nn.Module, batch: Batch) -> None: ...
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        """Evaluate ``model`` on a batch.
+
+        Raises:
+            NonFiniteOutputs: the model's outputs are infinite or not a number; see `tasks.finite`. The evaluation then fails.
+        """
+        ...
 
     def state(self) -> Any: ...
 
@@ -42,6 +66,10 @@ class Evaluation(Protocol):
         ...
 
     def evaluator(self) -> Evaluator: ...
+
+    def describe_eval(self, batch: Batch) -> list[str]:
+        """Return the names of the images of a validation batch, for a message about some of them."""
+        ...
 
 
 class Task(Evaluation, Protocol):

@@ -14,6 +14,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from stvit_cli.recipe import DetectionSection
+from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.mask_rcnn import BOX_WEIGHTS, Detections, as_detections
 from stvit_cli.tasks.regions import (
     BOX_SIDE,
@@ -86,7 +87,11 @@ class CascadeHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: Targets | None = None,
     ) -> tuple[Detections, dict[str, Tensor]]:
-        """Return the detections (empty in training) and the losses (empty otherwise)."""
+        """Return the detections (empty in training) and the losses (empty otherwise).
+
+        Raises:
+            NonFiniteOutputs: in evaluation, where logits or boxes are infinite or not a number.
+        """
         if self.training:
             assert targets is not None
             return [], self._losses(features, proposals, image_shapes, targets)
@@ -115,10 +120,13 @@ class CascadeHeads(nn.Module):
         all_logits = []
         for stage in self._stages():
             logits, regression = stage.predict(features, boxes, shapes)
+            require_finite(logits, regression, counts=[len(part) for part in boxes])
             all_logits.append(logits)
             before, boxes = boxes, refine(stage.box_coder, regression, boxes, 1 + logits[:, 1:].argmax(1), shapes)
         found = stage.postprocess_detections(torch.stack(all_logits).mean(0), regression, before, shapes)
-        probabilities = torch.stack([stage.masks(features, found[0], shapes).sigmoid() for stage in self._stages()]).mean(0)
+        masks = [stage.masks(features, found[0], shapes) for stage in self._stages()]
+        require_finite(*masks, counts=[len(part) for part in found[0]])
+        probabilities = torch.stack([logits.sigmoid() for logits in masks]).mean(0)
         return as_detections(found, class_masks(probabilities, found[2]))
 
     def on_cut_regions(self, regions: Tensor, mask_regions: Tensor) -> list[Tensor]:
@@ -163,8 +171,11 @@ def refine(
 ) -> list[Tensor]:
     """Return the boxes of each picture, changed as their class's part of ``regression`` (R, 4 K) says, within the picture."""
     mine = regression.reshape(len(labels), -1, 4)[torch.arange(len(labels), device=labels.device), labels]
-    decoded = coder.decode_single(mine, torch.cat(boxes)).split([len(part) for part in boxes])
-    return [clip_boxes_to_image(part, shape) for part, shape in zip(decoded, shapes, strict=True)]
+    # In training the next stage gets these boxes before the step learns that the loss is not a number, and RoIAlign, where it is
+    # given NaN, takes memory without end.
+    decoded = coder.decode_single(mine, torch.cat(boxes)).nan_to_num(nan=0.0)
+    by_image = decoded.split([len(part) for part in boxes])
+    return [clip_boxes_to_image(part, shape) for part, shape in zip(by_image, shapes, strict=True)]
 
 
 def without_true_boxes(refined: Tensor, before: Tensor, target: dict[str, Tensor]) -> Tensor:

@@ -25,11 +25,14 @@ from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.tasks.finite import require_finite
 
 # So many pictures of each set are opened in the search for problems.
 NUM_OPENED = 500
 # Of unreadable pictures, so many are named.
 NUM_NAMED = 5
+TOP = 5
+"""Of ``top5``."""
 
 
 class ClassificationEvaluation:
@@ -48,6 +51,9 @@ class ClassificationEvaluation:
 
     def evaluator(self) -> ClassificationEvaluator:
         return ClassificationEvaluator()
+
+    def describe_eval(self, batch: dict[str, Any]) -> list[str]:
+        return [self.val_set.path(index) for index in batch["index"].tolist()]
 
 
 class ClassificationTask(ClassificationEvaluation):
@@ -141,33 +147,41 @@ class ClassificationTask(ClassificationEvaluation):
 class ClassificationEvaluator:
     """Counts pictures whose class is the first, or among the first five; equal scores are ranked by the number of the class.
 
-    Counts are integers, so any division among processes and batches gives the same.
+    Counts are integers, so any division among processes and batches gives the same. ``top5`` is counted where there are more than
+    five classes. The sums stay on the device.
     """
 
     def __init__(self) -> None:
-        self.num_images = self.top1 = self.top5 = 0
-        self.loss = 0.0
+        self.num_images = self.num_classes = 0
+        self.hits: Tensor | None = None  # (2,)
+        self.loss: Tensor | None = None  # in float64
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """See `tasks.base.Evaluator`."""
         logits, target = model(batch["image"]).float(), batch["target"]  # (B, K), (B,)
+        require_finite(logits)
         own = logits.gather(1, target[:, None])
         earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
         rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
         losses = F.cross_entropy(logits, target, reduction="none").double().sum()
+        hits = torch.stack([(rank < 1).sum(), (rank < TOP).sum()])
         self.num_images += len(target)
-        counts = torch.stack([(rank < 1).sum(), (rank < 5).sum()]).tolist()
-        self.top1 += counts[0]
-        self.top5 += counts[1]
-        self.loss += float(losses)
+        self.num_classes = logits.shape[1]
+        self.hits = hits if self.hits is None else self.hits + hits
+        self.loss = losses if self.loss is None else self.loss + losses
 
-    def state(self) -> tuple[int, int, int, float]:
-        return self.num_images, self.top1, self.top5, self.loss
+    def state(self) -> tuple[int, int, int, int, float]:
+        top1, top5 = (0, 0) if self.hits is None else self.hits.tolist()
+        return self.num_classes, self.num_images, top1, top5, 0.0 if self.loss is None else self.loss.item()
 
-    def compute(self, states: list[tuple[int, int, int, float]]) -> Iterable[tuple[str, float]]:
-        num_images, top1, top5, loss = (sum(column) for column in zip(*states, strict=True))
+    def compute(self, states: list[tuple[int, int, int, int, float]]) -> Iterable[tuple[str, float]]:
+        """Yield the metrics; see `tasks.base.Evaluator`."""
+        num_classes = max(state[0] for state in states)  # a process without an image has not met them
+        num_images, top1, top5, loss = (sum(column) for column in zip(*(state[1:] for state in states), strict=True))
         yield "num_images", num_images
         yield "top1", 100 * top1 / num_images
-        yield "top5", 100 * top5 / num_images
+        if num_classes > TOP:
+            yield "top5", 100 * top5 / num_images
         yield "loss", loss / num_images
 
 

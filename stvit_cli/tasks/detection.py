@@ -47,6 +47,9 @@ class DetectionEvaluation:
     def evaluator(self) -> DetectionEvaluator:
         return DetectionEvaluator(self.val_set, self.results_json)
 
+    def describe_eval(self, batch: dict[str, Any]) -> list[str]:
+        return [self.val_set.path(index) for index in batch["index"]]
+
 
 class DetectionTask(DetectionEvaluation):
     """See `tasks.base.Task`. A training batch also has ``"targets"`` and ``"skipped"`` (paths)."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvit_cli.recipe import SegmentationSection
+from stvit_cli.tasks.finite import require_finite
 
 
 def label_map(model: nn.Module, images: Sequence[Tensor], size: tuple[int, int], section: SegmentationSection) -> Tensor:
@@ -20,6 +21,9 @@ def label_map(model: nn.Module, images: Sequence[Tensor], size: tuple[int, int],
     Args:
         images: the picture at each scale, (1, 3, h, w).
         size: H and W.
+
+    Raises:
+        NonFiniteOutputs: the logits are infinite or not a number.
     """
     views = [(image, mirrored) for image in images for mirrored in ([False, True] if section.eval_flip else [False])]
     if len(views) == 1:  # the largest logit is the largest probability
@@ -39,6 +43,7 @@ def _logits(model: nn.Module, image: Tensor, size: tuple[int, int], section: Seg
         logits = model(padded)
     else:
         logits = sliding_logits(model, padded, section.window, section.window_stride or max(1, section.window * 2 // 3))
+    require_finite(logits)
     logits = logits[..., : image.shape[2], : image.shape[3]]
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
 

@@ -12,6 +12,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from stvit_cli.recipe import DetectionSection
+from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.regions import (
     BOX_SIDE,
     MASK_SIDE,
@@ -64,7 +65,11 @@ class MaskRCNNHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: Targets | None = None,
     ) -> tuple[Detections, dict[str, Tensor]]:
-        """Return the detections (empty in training) and the losses (empty otherwise)."""
+        """Return the detections (empty in training) and the losses (empty otherwise).
+
+        Raises:
+            NonFiniteOutputs: in evaluation, where logits or boxes are infinite or not a number.
+        """
         if self.training:
             assert targets is not None
             proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
@@ -77,8 +82,11 @@ class MaskRCNNHeads(RoIHeads):
                 "mask": mask_loss(masks, boxes, matched, targets),
             }
         logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        require_finite(logits, regression, counts=[len(part) for part in proposals])
         found = self.postprocess_detections(logits, regression, proposals, image_shapes)
-        probabilities = self.mask_head(self.mask_roi_pool(features, found[0], image_shapes)).sigmoid()
+        masks = self.mask_head(self.mask_roi_pool(features, found[0], image_shapes))
+        require_finite(masks, counts=[len(part) for part in found[0]])
+        probabilities = masks.sigmoid()
         return as_detections(found, class_masks(probabilities, found[2])), {}
 
     def on_cut_regions(self, regions: Tensor, mask_regions: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
+from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.pyramid import STRIDES
 
 MIN_QUALITY = 0.3
@@ -36,6 +37,17 @@ class AnchorMatcher(Matcher):
         super().set_low_quality_matches_(matches, all_matches, quality[good_enough])
 
 
+class CheckedHead(RPNHead):
+    """torchvision's, which in evaluation raises `NonFiniteOutputs`: what is not a number would be left out as a small box is."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return logits and deltas of each level's maps (B, C, H, W)."""
+        logits, deltas = super().forward(x)
+        if not (self.training or torch.jit.is_tracing() or x[0].is_meta):
+            require_finite(*x, *logits, *deltas)
+        return logits, deltas
+
+
 class Proposals(RegionProposalNetwork):
     """Proposes regions of a picture that may hold an object; see `RegionProposalNetwork.forward`.
 
@@ -50,7 +62,7 @@ class Proposals(RegionProposalNetwork):
         sizes = tuple((anchor_scale * stride,) for stride in STRIDES)
         super().__init__(
             anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
-            head=RPNHead(channels, len(RATIOS)),
+            head=CheckedHead(channels, len(RATIOS)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,

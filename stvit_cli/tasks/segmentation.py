@@ -22,6 +22,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import Recipe, SegmentationSection
 from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.tasks.base import NonFiniteOutputs
 from stvit_cli.tasks.label_maps import label_map
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.segmentation_metrics import confusion, figures
@@ -52,6 +53,9 @@ class SegmentationEvaluation:
 
     def evaluator(self) -> SegmentationEvaluator:
         return SegmentationEvaluator(self.section)
+
+    def describe_eval(self, batch: dict[str, Any]) -> list[str]:
+        return [self.val_set.pictures.path(index) for index in batch["index"]]
 
 
 class SegmentationTask(SegmentationEvaluation):
@@ -153,10 +157,19 @@ class SegmentationEvaluator:
         self.matrix = torch.zeros(classes, classes, dtype=torch.int64)
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """See `tasks.base.Evaluator`."""
+        finite = []
         for images, target in zip(batch["images"], batch["target"], strict=True):
-            predicted = label_map(model, images, tuple(target.shape), self.section)
+            try:
+                predicted = label_map(model, images, tuple(target.shape), self.section)
+            except NonFiniteOutputs:
+                finite.append(False)
+                continue
+            finite.append(True)
             self.matrix += confusion(predicted, target, len(self.matrix)).cpu()
             self.num_images += 1
+        if not all(finite):
+            raise NonFiniteOutputs(finite)
 
     def state(self) -> tuple[int, Tensor]:
         return self.num_images, self.matrix

@@ -115,6 +115,9 @@ class ToyTask:
     def evaluator(self) -> ClassificationEvaluator:
         return ClassificationEvaluator()
 
+    def describe_eval(self, batch: Any) -> list[str]:
+        return [f"val-{index}" for index in batch["index"].tolist()]
+
     def heads(self) -> list[nn.Module]:
         return [self.model[-1]]
 
