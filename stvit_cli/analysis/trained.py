@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
+from stvit_cli.models.weights import WeightsFile, WeightsInfo, describe, load_weights, match_weights, read_weights
 from stvit_cli.tasks import create_from
+from stvit_cli.utils.text import shortened
 
 _IN_A_RUN = ("best.safetensors", "last.safetensors")
 
@@ -48,10 +50,24 @@ def open_trained(path: str | Path, model: str | None = None) -> Trained:
         raise UserError(f"{file.path} holds weights of {info.model}, but {model} was asked for.")
     if not info.num_classes:
         raise UserError(f"{file.path} holds a backbone without a classifier; `stvit finetune` trains one.")
+    _require_fit(file, info)
     net = create_from(info)
-    report = load_weights(net, file)
+    load_weights(net, file)
+    return Trained(net.eval(), info, file.path)
+
+
+def _require_fit(file: WeightsFile, info: WeightsInfo) -> None:
+    """Hold the description against the tensors before a model is built: by the meta device, whatever sizes it speaks of."""
+    try:
+        with torch.device("meta"):
+            model = create_from(info)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
+    except (RuntimeError, ValueError, OverflowError) as error:
+        reason = shortened(str(error).splitlines()[0], 160)
+        raise UserError(f"{file.path}: its description is of a model that cannot be built: {reason}.") from error
+    report = match_weights(model, file)
     if report.missing or report.unexpected:
-        name = (report.missing + report.unexpected)[0]
+        name = shortened((report.missing + report.unexpected)[0])
         count = f"{len(report.missing)} tensors missing, {len(report.unexpected)} too many"
         raise UserError(f"{file.path}: not the weights of a whole {info.model}: {count}, such as {name}.")
-    return Trained(net.eval(), info, file.path)

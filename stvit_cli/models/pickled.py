@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
+from stvit_cli.recipe.base import MAX_SIDE
+from stvit_cli.utils.text import shortened
 
-CONTAINERS = ("model", "model_ema", "state_dict")  # where a checkpoint keeps its weights; the first that is there is taken
+# Where a checkpoint keeps its weights; the first that is there is taken. state_dict_ema is timm's.
+CONTAINERS = ("model", "model_ema", "state_dict", "state_dict_ema")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 PROGRAM_PARTS = ("constants.pkl", "archive_format")  # of TorchScript and .pt2 archives
 
@@ -111,11 +114,10 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.dtype not in DTYPES:
-            raise UserError(
-                f"{path}: {name} is no ordinary tensor of numbers ({tensor.dtype}, {tensor.layout}, {tensor.device.type})."
-            )
+            found = f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}"
+            raise UserError(f"{path}: {shortened(name)} is no ordinary tensor of numbers ({found}).")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path}: {name} says that it is larger than what is stored of it.")
+            raise UserError(f"{path}: {shortened(name)} says that it is larger than what is stored of it.")
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -124,7 +126,7 @@ def _is_state_dict(value: Any) -> bool:
 
 def _image_size(arguments: Any) -> int | None:
     size = getattr(arguments, "input_size", None)
-    return size if type(size) is int and size >= 32 else None
+    return size if type(size) is int and 32 <= size <= MAX_SIDE else None
 
 
 def _reason(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -14,9 +14,13 @@ from torch import Tensor
 from stvit_cli.errors import UserError
 from stvit_cli.models.create import create_model, list_models
 from stvit_cli.models.weights_info import WeightsInfo
+from stvit_cli.utils.text import shortened
 
 LICENCE = "the authors' published weights, from a repository that states no licence"
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before a key
+# What a training script's own module puts before all keys: Lightning's `self.model`, a backbone of a larger model. Before some of
+# them it means something: a segmenter has a backbone beside its decoder.
+COMMON_PREFIXES = ("model.", "backbone.")
 STEM_WEIGHT = "stem.0.conv.weight"
 ISOTROPIC_STEM_WEIGHT = "patch_embed.weight"
 HEAD_WEIGHT = "head.weight"
@@ -29,10 +33,10 @@ STVIT_NAME = re.compile(
 RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        (r"^patch_embed\.proj\.(\d+)\.", "stem.{layer}."),
-        (r"^layers\.(\d+)\.downsample\.proj\.0\.", "stages.{next_stage}.downsample.conv."),
-        (r"^layers\.(\d+)\.downsample\.proj\.1\.", "stages.{next_stage}.downsample.norm."),
-        (r"^layers\.(\d+)\.", "stages.{stage}."),
+        (r"^patch_embed\.proj\.(\d{1,4})\.", "stem.{layer}."),
+        (r"^layers\.(\d{1,4})\.downsample\.proj\.0\.", "stages.{next_stage}.downsample.conv."),
+        (r"^layers\.(\d{1,4})\.downsample\.proj\.1\.", "stages.{next_stage}.downsample.norm."),
+        (r"^layers\.(\d{1,4})\.", "stages.{stage}."),
     )
 )
 BLOCK_RENAMES = (
@@ -48,8 +52,7 @@ IDENTITY_KERNELS = (".attn.unfold.weights", ".attn.fold.weights")  # 9 x 1 x 3 x
 
 def our_name(name: str) -> str:
     """Return our name for a published one, without the prefixes of wrappers."""
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
+    name = _unwrapped(name)
     for pattern, target in RENAMES:
         if match := pattern.match(name):
             number, rest = int(match[1]), name[match.end() :]
@@ -62,6 +65,21 @@ def our_name(name: str) -> str:
     return name
 
 
+def _unwrapped(name: str) -> str:
+    while name.startswith(PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """Return what a wrapper has put before every one of the names, such as ``module.model.``; empty where they differ."""
+    rest, prefix = list(names), ""
+    while rest and (found := next((p for p in PREFIXES + COMMON_PREFIXES if all(n.startswith(p) for n in rest)), "")):
+        prefix += found
+        rest = [name.removeprefix(found) for name in rest]
+    return prefix
+
+
 def our_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Return the tensors under our names, the names that were changed (theirs to ours), and the identity kernels left out.
 
@@ -71,15 +89,16 @@ def our_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     state_dict: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
     left_out: list[str] = []
+    prefix = common_prefix(tensors)
     for name, tensor in tensors.items():
         if name.endswith(IDENTITY_KERNELS):
-            if not torch.equal(tensor.flatten(1).float(), torch.eye(9)):
-                raise UserError(f"{name} is not the identity; the model has no place for another unfold or fold.")
+            if tensor.ndim < 1 or not torch.equal(tensor.reshape(len(tensor), -1).float(), torch.eye(9)):
+                raise UserError(f"{shortened(name)} is not the identity; the model has no place for another unfold or fold.")
             left_out.append(name)
             continue
-        ours = our_name(name)
+        ours = our_name(name.removeprefix(prefix))
         if ours in state_dict:
-            raise UserError(f"{name} and another name both mean {ours}; expected one model's weights.")
+            raise UserError(f"{shortened(name)} and another name both mean {shortened(ours)}; expected one model's weights.")
         # Layer scale is published as (1, C, 1, 1).
         state_dict[ours] = tensor.flatten() if ours.endswith(".gamma") else tensor
         if ours != name:
@@ -110,19 +129,28 @@ def identify(state_dict: Mapping[str, Tensor], image_size: int | None = None) ->
     return info if in_chans == 3 else replace(info, mean=(0.5,) * in_chans, std=(0.5,) * in_chans)
 
 
+def is_counter(name: str) -> bool:
+    """Whether a tensor is a batch norm's count of batches. PyTorch before 0.4.1 did not write it, and no result depends on it."""
+    return name.endswith(".num_batches_tracked")
+
+
 def is_stvit(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the tensors are laid out as an STViT's, of whatever widths and depths."""
-    return all(STVIT_NAME.match(name) for name in state_dict) and STEM_WEIGHT in state_dict
+    shapes = {name: state_dict[name].ndim for name in (STEM_WEIGHT, HEAD_WEIGHT) if name in state_dict}
+    return all(STVIT_NAME.match(name) for name in state_dict) and shapes.get(STEM_WEIGHT) == 4 and shapes.get(HEAD_WEIGHT, 2) == 2
 
 
 def _layout(shapes: Mapping[str, torch.Size]) -> str:
-    places = [(int(match[1]), int(match[2])) for name in shapes if (match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name))]
+    places = [
+        (int(match[1]), int(match[2])) for name in shapes if (match := re.match(r"stages\.(\d{1,2})\.blocks\.(\d{1,4})\.", name))
+    ]
     if not places or STEM_WEIGHT not in shapes:
-        first = ", ".join(list(shapes)[:2])
+        first = ", ".join(shortened(name) for name in list(shapes)[:2])
         return f"{len(shapes)} tensors, {first} and others"
     stages = range(max(stage for stage, _ in places) + 1)
     depths = " ".join(str(1 + max((block for stage, block in places if stage == i), default=-1)) for i in stages)
-    widths = " ".join(str(shapes.get(f"stages.{i}.blocks.0.cpe.conv.weight", "?")[0]) for i in stages)
+    first_of = [shapes.get(f"stages.{i}.blocks.0.cpe.conv.weight") for i in stages]
+    widths = " ".join(str(shape[0]) if shape else "?" for shape in first_of)
     return f"an STViT of widths {widths} and depths {depths}"
 
 
@@ -143,4 +171,4 @@ def _shapes_of(name: str) -> dict[str, torch.Size]:
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Return the shapes by name, without the counters that old checkpoints lack."""
-    return {name: tensor.shape for name, tensor in state_dict.items() if not name.endswith(".num_batches_tracked")}
+    return {name: tensor.shape for name, tensor in state_dict.items() if not is_counter(name)}

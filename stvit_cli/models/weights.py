@@ -17,16 +17,19 @@ from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.models import published
-from stvit_cli.models.pickled import read_checkpoint
+from stvit_cli.models.pickled import DTYPES, read_checkpoint
+from stvit_cli.models.published import is_counter
 from stvit_cli.models.weights_info import WeightsInfo, parse
 from stvit_cli.utils.files import replacing
-from stvit_cli.utils.text import did_you_mean
+from stvit_cli.utils.text import did_you_mean, shortened
 
 __all__ = [
     "LoadReport",
     "WeightsFile",
     "WeightsInfo",
+    "is_counter",
     "load_weights",
+    "match_weights",
     "read_info",
     "read_state_dict",
     "read_weights",
@@ -36,6 +39,8 @@ __all__ = [
 METADATA_KEY = "stvit"  # the only one: the format writes several in no fixed order
 CHECKSUM = re.compile(r',"crc32":"([0-9a-f]{8})"}$')  # the end of the description
 HEAD = ("head.weight", "head.bias")
+# The format's names of what PyTorch and the checks below can read; others (F8, complex numbers) are refused before they are read.
+READABLE = frozenset({"F16", "BF16", "F32", "F64", "I64"})
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class LoadReport:
     Attributes:
         loaded: names of the model that got their values from the file, the adapted ones among them.
         renamed: the file's names by ours, where they differ.
-        missing: names of the model that the file lacks; they stay as they were.
+        missing: names of the model that the file lacks; they stay as they were. The counters of batch norms, which old
+            checkpoints lack and nothing depends on, are not among them.
         unexpected: names of the file that the model lacks.
         reset: the classifier, left as initialised on request.
         adapted: the stem's first kernel, made to fit another number of channels on request.
@@ -122,7 +128,7 @@ def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
         checkpoint = read_checkpoint(path, container)
         tensors, info, image_size = checkpoint.tensors, None, checkpoint.image_size
         names = {"container": checkpoint.container, "others": checkpoint.others}
-    _require_finite(path, tensors)
+    _require_numbers(path, tensors)
     try:
         state_dict, renamed, left_out = published.our_names(tensors)
     except UserError as error:
@@ -176,6 +182,22 @@ def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: 
         UserError: the file cannot be read, is of another architecture, or has tensors of other shapes.
     """
     file = path if isinstance(path, WeightsFile) else read_weights(path)
+    state_dict, report = _matched(model, file, new_head)
+    model.load_state_dict({name: state_dict[name] for name in report.loaded}, strict=False)
+    return report
+
+
+def match_weights(model: nn.Module, file: WeightsFile, *, new_head: bool = False) -> LoadReport:
+    """Return what `load_weights` would report, and load nothing: the model may be on the meta device, where it takes no memory.
+
+    Raises:
+        UserError: the file is of another architecture, or has tensors of other shapes or types.
+    """
+    return _matched(model, file, new_head)[1]
+
+
+def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[str, Tensor], LoadReport]:
+    """Return the file's tensors as the model takes them, and the report on every name."""
     state_dict, own = dict(file.state_dict), model.state_dict()
     reset: list[str] = []
     adapted: list[str] = []
@@ -195,11 +217,16 @@ def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: 
             f"{file.path}: {name} is {tuple(state_dict[name].shape)}, the model's is {tuple(own[name].shape)}.{_what(file)}\n"
             "Create the model with as many classes and channels, or fine-tune, which makes a new classifier and adapts the stem."
         )
-    model.load_state_dict({name: state_dict[name] for name in common}, strict=False)
-    return LoadReport(
+    for name in common:
+        if own[name].is_floating_point() != state_dict[name].is_floating_point():
+            found = str(state_dict[name].dtype).removeprefix("torch.")
+            raise UserError(
+                f"{file.path}: {name} is of type {found}, the model's is {str(own[name].dtype).removeprefix('torch.')}."
+            )
+    return state_dict, LoadReport(
         loaded=common,
         renamed=file.renamed,
-        missing=[name for name in own if name not in state_dict and name not in reset],
+        missing=[name for name in own if name not in state_dict and name not in reset and not is_counter(name)],
         unexpected=[name for name in state_dict if name not in own],
         reset=reset,
         adapted=adapted,
@@ -210,7 +237,9 @@ def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: 
 def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """Adapt the stem's first kernel, made for three channels, to the model's; return its name where that was needed."""
     name = published.STEM_WEIGHT
-    if name not in state_dict or name not in own or state_dict[name].shape[1] != 3 or own[name].shape[1] == 3:
+    if name not in state_dict or name not in own or state_dict[name].ndim != own[name].ndim:
+        return []
+    if state_dict[name].shape[1] != 3 or own[name].shape[1] == 3:
         return []
     state_dict[name] = adapt_input_conv(own[name].shape[1], state_dict[name])
     return [name]
@@ -252,7 +281,15 @@ def _opened(path: Path) -> Any:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     with _opened(path) as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        names = list(file.keys())
+        for name in names:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in READABLE:
+                raise UserError(
+                    f"{path}: {shortened(name)} holds {dtype}, which is no type of weights.\n"
+                    "Expected float32, float16, bfloat16 or float64, which `stvit export` and `stvit convert` write."
+                )
+        tensors = {name: file.get_tensor(name) for name in names}
     info = _info_of(path, metadata)
     text = metadata.get(METADATA_KEY, "")
     if (match := CHECKSUM.search(text)) and match[1] != _checksum(tensors, text[: match.start()] + "}"):
@@ -266,7 +303,7 @@ def _info_of(path: Path, metadata: Mapping[str, str] | None) -> WeightsInfo | No
     """Return the description in a file's metadata; none for a file that is not ours."""
     text = (metadata or {}).get(METADATA_KEY)
     try:
-        return None if text is None else parse(text)
+        return None if text is None else parse(text, str(path))
     except ValueError as error:
         raise UserError(f"{path}: its description cannot be read: {error}. Damaged, or written by something else.") from None
 
@@ -281,7 +318,13 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     return f"{crc:08x}"
 
 
-def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _require_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what is no weight: empty, of another type than numbers are kept in, or with values that are not finite."""
     for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES or not tensor.numel():
+            found = f"is empty, {tuple(tensor.shape)}" if not tensor.numel() else f"is of type {tensor.dtype}"
+            raise UserError(f"{path}: {shortened(name)} {found}; expected weights. The file is damaged, or holds something else.")
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} holds values that are not finite. The file is damaged, or its training went astray.")
+            raise UserError(
+                f"{path}: {shortened(name)} holds values that are not finite. The file is damaged, or its training went astray."
+            )

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stvit_cli.recipe.base import Fraction, NonNegative, PositiveInt, Rate, Section
+from stvit_cli.recipe.base import Fraction, Interpolation, NonNegative, PositiveInt, Rate, Section
 from stvit_cli.recipe.checks import contradictions
 from stvit_cli.recipe.dense import DetectionSection, SegmentationSection, ShapesSection
 
@@ -60,7 +60,7 @@ class AugmentSection(Section):
     """Share of the area that a random resized crop keeps; 1.0 1.0 keeps the whole picture."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width by height of the crop, smallest and largest."""
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """How pictures are resized, in training and in evaluation."""
     hflip: Fraction = 0.5
     """Probability of mirroring left and right."""

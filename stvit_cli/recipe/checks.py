@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from stvit_cli.recipe.base import MAX_GRID_SIZE, MAX_SIDE, MIN_CROP_PCT, MIN_STD
 from stvit_cli.utils.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield what does not go together, a line each, beginning with the key to change."""
     model, data, augment, schedule = recipe.model, recipe.data, recipe.augment, recipe.schedule
     yield from _normalisation(data, model.in_chans)
+    yield from _beyond_limits(recipe)
     if data.kind == "digits" and data.dir is not None:
         yield f"data.dir: found {data.dir}, but data.kind is digits, which needs no folder; set data.kind=imagefolder"
     low, high = augment.crop_scale
@@ -60,6 +62,19 @@ def _normalisation(data: DataSection, in_chans: int) -> Iterator[str]:
         elif any(abs(value) > 1 for value in values) or (mean_of_bytes and min(values) >= 1):
             written = ", ".join(f"{value / 255:.4g}" for value in values)
             yield f"{key}: found {list(values)}, on the scale of 0 to 255; expected that of 0 to 1: write [{written}]"
+
+
+def _beyond_limits(recipe: Recipe) -> Iterator[str]:
+    """Yield what the metadata of a weights file would not take: the run would end in weights that nothing reads."""
+    data, grid_sizes, crop_pct = recipe.data, recipe.model.grid_sizes or (), recipe.eval.crop_pct
+    if data.image_size > MAX_SIDE:
+        yield f"data.image_size: found {data.image_size}, expected at most {MAX_SIDE}"
+    if max(grid_sizes, default=0) > MAX_GRID_SIZE:
+        yield f"model.grid_sizes: found {list(grid_sizes)}, expected at most {MAX_GRID_SIZE} tokens"
+    if crop_pct is not None and crop_pct < MIN_CROP_PCT:
+        yield f"eval.crop_pct: found {crop_pct:g}, expected {MIN_CROP_PCT:g} or more"
+    if 0 < min(data.std, default=1) < MIN_STD:
+        yield f"data.std: found {list(data.std)}, expected {MIN_STD:g} or more"
 
 
 def _task_contradictions(recipe: Recipe) -> Iterator[str]:

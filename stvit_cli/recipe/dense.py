@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stvit_cli.recipe.base import Fraction, NonNegative, PositiveInt, Rate, Section
+from stvit_cli.recipe.base import MAX_SIDE, Fraction, NonNegative, PositiveInt, Rate, Section, Side, Width
+
+_Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
 class ShapesSection(Section):
@@ -35,17 +37,17 @@ class DetectionSection(Section):
     """The folder of the pictures of the evaluation."""
     keep_empty: bool = False
     """Train on pictures without objects too."""
-    short_sides: Annotated[tuple[Annotated[int, Field(ge=32)], ...], Field(min_length=1)] = (800,)
+    short_sides: Annotated[tuple[Side, ...], Field(min_length=1)] = (800,)
     """Pictures are resized to a short side of one of these in training, and of the last of them in evaluation; in pixels."""
-    long_side: Annotated[int, Field(ge=32)] = 1333
+    long_side: Side = 1333
     """But the long side is never above this, in pixels."""
     freeze_batch_norm: bool = True
     """Batch norms of the backbone keep the statistics of the weights it starts from: two pictures a GPU give none to rely on."""
-    channels: PositiveInt = 256
+    channels: Width = 256
     """Width of the pyramid and of the heads' convolutions."""
-    fc_dim: PositiveInt = 1024
+    fc_dim: Width = 1024
     """Width of the heads' linear layers."""
-    anchor_scale: Annotated[float, Field(gt=0)] = 8.0
+    anchor_scale: Annotated[float, Field(ge=0.01, le=1000)] = 8.0
     """Side of an anchor by the stride of its level."""
     num_proposals: PositiveInt = 1000
     """Regions of a picture that the proposals give to the heads in training."""
@@ -55,7 +57,7 @@ class DetectionSection(Section):
     """Detections below it are dropped."""
     nms_threshold: Fraction = 0.5
     """Of two detections of a class that overlap by more, the lower one is dropped."""
-    max_detections: PositiveInt = 100
+    max_detections: Annotated[int, Field(gt=0, le=100_000)] = 100
     """Detections of a picture that are kept."""
     results_json: str | None = None
     """Every evaluation also writes its detections to this file, in COCO's format with the original ids."""
@@ -82,7 +84,7 @@ class SegmentationSection(Section):
     """Number 0 is no class but to be ignored, and the classes count from 1."""
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
     """This number in a label map is ignored too, in training and in evaluation."""
-    max_size: tuple[PositiveInt, PositiveInt] = (2048, 512)
+    max_size: tuple[_Side, _Side] = (2048, 512)
     """A picture is resized to fit into this long and this short side and touch one of them; in pixels."""
     scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
     """In training these sides are multiplied by a factor drawn from here, before a crop of data.image_size is taken."""
@@ -90,22 +92,22 @@ class SegmentationSection(Section):
     """A crop of whose labelled pixels one class has a larger share than this is drawn again, up to ten times."""
     photometric: bool = True
     """Distort brightness, contrast, saturation and hue in training."""
-    channels: PositiveInt = 512
+    channels: Width = 512
     """Width of UperNet."""
-    aux_channels: PositiveInt = 256
+    aux_channels: Width = 256
     """Width of the auxiliary head, which learns from the third stage and is left out at the end."""
     aux_weight: NonNegative = 0.4
     """Weight of its loss."""
     dropout: Rate = 0.1
     """Share of the channels dropped before both classifiers."""
-    window: Annotated[int, Field(ge=32)] | None = None
+    window: Side | None = None
     """Evaluate by a sliding square window of this side, in pixels; null: the whole picture at once."""
     window_stride: PositiveInt | None = None
     """Pixels from one window to the next; null: two thirds of the window."""
-    size_divisor: PositiveInt = 1
+    size_divisor: Annotated[int, Field(gt=0, le=1024)] = 1
     """Evaluate with sides of a multiple of so many pixels: the last column and row are repeated, and left out of the answer. A
     model that was trained on crops which its grid divides knows no cells that are cut short."""
-    eval_scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    eval_scales: Annotated[tuple[Annotated[float, Field(ge=0.05, le=20)], ...], Field(min_length=1)] = (1.0,)
     """Evaluate at these multiples of max_size and average the probabilities."""
     eval_flip: bool = False
     """Average with the mirrored picture too."""

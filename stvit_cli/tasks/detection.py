@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from stvit_cli.data.coco import DetectionData, DetectionEvalSet, build_detection, build_detection_eval_set, encode_mask
 from stvit_cli.data.loader import derive_seed, seeded
 from stvit_cli.errors import UserError
-from stvit_cli.models.weights import WeightsFile, WeightsInfo, describe, load_weights, read_weights
+from stvit_cli.models.weights import WeightsFile, WeightsInfo, describe, is_counter, load_weights, read_weights
+from stvit_cli.models.weights_info import DETECTOR_KEYS
 from stvit_cli.recipe import DetectionSection, Recipe
 from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.coco_metrics import as_result, coco_metrics, write_results
@@ -21,13 +22,6 @@ from stvit_cli.tasks.param_groups import without_decay_on_norms
 
 # So many pictures of each set are opened in the search for problems.
 NUM_OPENED = 200
-
-# The keys of the recipe's section that belong to the model: they go into its weights file.
-OF_THE_MODEL = ("head", "short_sides", "long_side", "channels", "fc_dim", "anchor_scale") + (
-    "score_threshold",
-    "nms_threshold",
-    "max_detections",
-)
 
 # The last layer of each head has a row for each class.
 BY_CLASS = ("cls_score", "bbox_pred", "mask_fcn_logits")
@@ -92,7 +86,7 @@ class DetectionTask(DetectionEvaluation):
             interpolation="bilinear",
             recipe_hash=recipe_hash(recipe),
             grid_sizes=recipe.model.grid_sizes,
-            settings=json.dumps(recipe.detection.model_dump(include=set(OF_THE_MODEL), mode="json"), sort_keys=True),
+            settings=json.dumps(recipe.detection.model_dump(include=set(DETECTOR_KEYS), mode="json"), sort_keys=True),
         )
 
     def notes(self) -> list[str]:
@@ -215,12 +209,13 @@ def _load_detector(model: Detector, file: WeightsFile) -> list[str]:
     own = model.state_dict()
     fitting = {name: value for name, value in file.state_dict.items() if name in own and own[name].shape == value.shape}
     anew = [name for name in own if name not in fitting]
-    foreign = [name for name in anew if not any(layer in name for layer in BY_CLASS)]
+    foreign = [name for name in anew if not is_counter(name) and not any(layer in name for layer in BY_CLASS)]
     if foreign:
         raise UserError(
             f"{file.path}: these are no weights of this detector: {len(foreign)} of its {len(own)} tensors are not there or of "
             f"another shape, such as {foreign[0]}."
         )
     model.load_state_dict(fitting, strict=False)
-    new = [f"{len(anew)} tensors are new: the file has another number of classes."] if anew else []
+    by_class = [name for name in anew if not is_counter(name)]
+    new = [f"{len(by_class)} tensors are new: the file has another number of classes."] if by_class else []
     return [f"{len(fitting)} tensors from {file.path}.", *new]

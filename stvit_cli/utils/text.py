@@ -67,6 +67,12 @@ def _shell_word(part: str | Path) -> str:
     return "$'" + "".join("".join(f"\\x{b:02x}" for b in os.fsencode(c)) if _steers(c) else c for c in escaped) + "'"
 
 
+def shortened(text: str, limit: int = 80) -> str:
+    """Return ``text`` as a message can have it, where it comes from a file: printable, and of at most ``limit`` characters."""
+    text = printable(text)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def _steers(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
