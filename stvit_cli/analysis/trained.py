@@ -10,6 +10,7 @@ from torch import nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights import WeightsFile, WeightsInfo, describe, load_weights, match_weights, read_weights
+from stvit_cli.models.weights_info import missing_parts
 from stvit_cli.tasks import create_from
 from stvit_cli.utils.text import shortened
 
@@ -58,6 +59,8 @@ def open_trained(path: str | Path, model: str | None = None) -> Trained:
 
 def _require_fit(file: WeightsFile, info: WeightsInfo) -> None:
     """Hold the description against the tensors before a model is built: by the meta device, whatever sizes it speaks of."""
+    for problem in missing_parts(info):
+        raise UserError(f"{file.path}: its description is not complete: {problem}.")
     try:
         with torch.device("meta"):
             model = create_from(info)

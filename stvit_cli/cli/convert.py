@@ -10,6 +10,7 @@ import typer
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, new_file
 from stvit_cli.cli.output import echo, reporting
+from stvit_cli.recipe.base import MAX_SIDE
 
 
 @app.command()
@@ -21,7 +22,7 @@ def convert(
         typer.Option("--from", metavar="KEY", help="The weights to take of a checkpoint with several, such as model_ema."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(metavar="N", min=32, help="Side of the pictures; the shapes do not tell 224 from 384.")
+        int | None, typer.Option(metavar="N", min=32, max=MAX_SIDE, help="Side of the images: the shapes tell no size.")
     ] = None,
     json_file: Json = None,
 ) -> None:

@@ -103,12 +103,18 @@ def _contradictions(info: WeightsInfo) -> Iterator[str]:
             yield f"{key}: {length} figures for {info.in_chans} channels"
     if len(info.class_names) not in (0, info.num_classes):
         yield f"class_names: {len(info.class_names)} names for {info.num_classes} classes"
-    if info.task == "classification":
-        return
-    if info.in_chans != 3:
+    if info.task != "classification" and info.in_chans != 3:
         yield f"in_chans: found {info.in_chans}, expected 3 for {info.task}"
+
+
+def missing_parts(info: WeightsInfo) -> Iterator[str]:
+    """Yield what a model cannot be made without and the description does not say, each beginning with the key."""
+    if info.task not in _SETTINGS:
+        return
     if not info.class_names:
         yield f"class_names: found none, expected a name for each class of a model for {info.task}"
+    if not info.settings:
+        yield f"settings: found none, expected those of a model for {info.task}"
 
 
 def _read_settings(info: WeightsInfo) -> tuple[str, list[str]]:
@@ -119,6 +125,8 @@ def _read_settings(info: WeightsInfo) -> tuple[str, list[str]]:
     """
     if info.task not in _SETTINGS:
         return "", ["settings"] if info.settings else []
+    if not info.settings:
+        return "", []
     section, known = _SETTINGS[info.task]
     try:
         found = json.loads(info.settings)
