@@ -23,21 +23,44 @@ from torch.utils.data import Dataset
 from torchvision.transforms import functional as F
 
 from stvit_cli.data.classification import open_or_replace
-from stvit_cli.data.coco_index import Category, CocoIndex, read_coco, read_json
-from stvit_cli.data.images import open_image
+from stvit_cli.data.coco_file import comparable_id
+from stvit_cli.data.coco_index import Category, CocoIndex, read_coco
+from stvit_cli.data.images import as_stored, open_image, orientation_of
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.order import SampleKey, derive_seed
 from stvit_cli.data.shapes import shapes_tree
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
+from stvit_cli.utils.text import printable
+
+ORIENTATIONS = {
+    2: "mirrored left to right",
+    3: "turned by 180 degrees",
+    4: "mirrored top to bottom",
+    5: "mirrored and turned by 90 degrees",
+    6: "turned by 90 degrees",
+    7: "mirrored and turned by 90 degrees",
+    8: "turned by 90 degrees",
+}
+"""EXIF's orientations in words; 1 is upright."""
 
 
 class CocoPictures:
-    """Some pictures of an annotation file, by ``indices`` (all of them if none)."""
+    """Some pictures of an annotation file, by ``indices`` (all of them if none).
 
-    def __init__(self, index: CocoIndex, indices: NDArray[np.int64] | None = None) -> None:
+    Args:
+        exif_orientation: see `DetectionSection`.
+    """
+
+    def __init__(
+        self,
+        index: CocoIndex,
+        indices: NDArray[np.int64] | None = None,
+        exif_orientation: Literal["apply", "ignore"] | None = None,
+    ) -> None:
         self.index = index
         self.indices = np.arange(len(index)) if indices is None else indices
+        self.exif_orientation = exif_orientation
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -54,13 +77,42 @@ class CocoPictures:
         return height, width
 
     def open(self, index: int) -> Image.Image:
-        """Return the picture. Raises UserError as `open_image` does, and where its size is not that of the annotations."""
+        """Return the picture on whose pixels the annotations were drawn.
+
+        Raises:
+            UserError: as `open_image` does; also where its size is not that of the annotations, or its EXIF orientation leaves
+                open which way up it was annotated.
+        """
         image, (height, width) = open_image(self.path(index)), self.size(index)
+        orientation = orientation_of(image)
+        if orientation != 1:
+            return self._oriented(index, image, orientation)
         if image.size != (width, height):
             raise UserError(
-                f"{self.path(index)} is {image.width} x {image.height} pixels, not {width} x {height}, as {self.index.path} says."
+                f"{printable(self.path(index))} is {image.width} x {image.height} pixels, not {width} x {height}, as "
+                f"{self.index.path} says."
             )
         return image
+
+    def _oriented(self, index: int, upright: Image.Image, orientation: int) -> Image.Image:
+        """Return the picture upright or as stored. Of the two, its size alone is no proof: there are tools that draw on the one
+        and export the size of the other, so that what is not plain is asked."""
+        height, width = self.size(index)
+        stored = as_stored(upright)
+        fits = {"apply": upright.size == (width, height), "ignore": stored.size == (width, height)}
+        if self.exif_orientation is not None:
+            if fits[self.exif_orientation]:
+                return upright if self.exif_orientation == "apply" else stored
+        elif fits["apply"] and not fits["ignore"]:
+            return upright
+        does_not_tell = "" if not all(fits.values()) else ", which does not tell which of the two was annotated"
+        raise UserError(
+            f"{printable(self.path(index))} has the EXIF orientation {orientation} ({ORIENTATIONS[orientation]}): upright it is "
+            f"{upright.width} x {upright.height} pixels, as stored {stored.width} x {stored.height}.\n"
+            f"{self.index.path} says {width} x {height}{does_not_tell}.\n"
+            "Were the annotations drawn on the pixels as stored? detection.exif_orientation=ignore. On the upright image? "
+            "detection.exif_orientation=apply, and its upright size in the file."
+        )
 
     def targets(self, index: int) -> dict[str, Tensor]:
         """Return ``boxes`` (N, 4) float, ``labels`` (N,) from 1, ``masks`` (N, H, W) of 0 and 1 in uint8."""
@@ -133,17 +185,18 @@ def build_detection(
         UserError: see `read_coco`; also where training and validation have other categories, or nothing can be trained on.
     """
     root = _root(data, shapes)
-    train = read_coco(root / detection.train_json, root / detection.train_images)
-    val = read_coco(root / detection.val_json, root / detection.val_images)
+    train = read_coco(root / detection.train_json, root / detection.train_images, invalid=detection.invalid_annotations)
+    val = read_coco(root / detection.val_json, root / detection.val_images, invalid=detection.invalid_annotations)
     if train.categories != val.categories:
         ours, theirs = (", ".join(_names(index.categories)[:6]) for index in (train, val))
         raise UserError(f"{val.path}: its categories ({theirs}) are not those of {train.path} ({ours}), ids and names.")
     indices = np.arange(len(train)) if detection.keep_empty else np.flatnonzero(train.num_objects)
     if not train.num_objects.any():
-        raise UserError(f"{train.path}: no object in it can be trained on: only crowds, or boxes of less than a pixel.")
+        found = "\n".join(train.notes(of_training=True)) or "it has no annotations."
+        raise UserError(f"{train.path}: no object in it can be trained on:\n{found}")
     return DetectionData(
-        train_set=DetectionTrainSet(CocoPictures(train, indices), hflip, seed, data.unreadable),
-        val_set=DetectionEvalSet(CocoPictures(val)),
+        train_set=DetectionTrainSet(CocoPictures(train, indices, detection.exif_orientation), hflip, seed, data.unreadable),
+        val_set=DetectionEvalSet(CocoPictures(val, exif_orientation=detection.exif_orientation)),
         class_names=_names(train.categories),
     )
 
@@ -151,16 +204,32 @@ def build_detection(
 def build_detection_eval_set(
     data: DataSection, detection: DetectionSection, shapes: ShapesSection, class_names: Sequence[str]
 ) -> DetectionEvalSet:
-    """Build the set of an evaluation alone, for a model of ``class_names``. Raises UserError as `build_detection` does."""
+    """Build the set of an evaluation alone, for a model of ``class_names``.
+
+    A file without annotations serves where the detections are written, as those of COCO's test-dev are for its server.
+
+    Raises:
+        UserError: as `build_detection` does.
+    """
     root = _root(data, shapes)
-    index = read_coco(root / detection.val_json, root / detection.val_images)
+    index = read_coco(
+        root / detection.val_json,
+        root / detection.val_images,
+        invalid=detection.invalid_annotations,
+        annotated=False,
+    )
+    if not index.num_annotations and detection.results_json is None:
+        raise UserError(
+            f"{index.path}: no annotations to evaluate against.\n"
+            "detection.results_json=FILE writes the detections alone, in COCO's format for an evaluation server."
+        )
     names = _names(index.categories)
     if names != tuple(class_names):
         raise UserError(
             f"{index.path}: its categories are {', '.join(names[:6])}, the model's {', '.join(class_names[:6])} "
             f"({len(names)} and {len(class_names)})."
         )
-    return DetectionEvalSet(CocoPictures(index))
+    return DetectionEvalSet(CocoPictures(index, exif_orientation=detection.exif_orientation))
 
 
 def _root(data: DataSection, shapes: ShapesSection) -> Path:
@@ -180,14 +249,17 @@ def _names(categories: Sequence[Category]) -> tuple[str, ...]:
 
 def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
     """Return a mask (H, W) of 0 and 1 from polygons, or from a run-length code as text or as a list of counts."""
-    if isinstance(segmentation, list):
-        code = rle.merge(rle.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = rle.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
-    mask: NDArray[np.uint8] = rle.decode(code)
+    mask: NDArray[np.uint8] = rle.decode(encoded(segmentation, height, width))
     return mask
+
+
+def encoded(segmentation: Any, height: int, width: int) -> Any:
+    """Return pycocotools' run-length code of polygons, or of a run-length code as text or as a list of counts."""
+    if isinstance(segmentation, list):
+        return rle.merge(rle.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return rle.frPyObjects(segmentation, height, width)
+    return segmentation
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -204,20 +276,50 @@ def flip(image: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, T
     return image.flip(2), targets | {"boxes": boxes, "masks": targets["masks"].flip(2)}
 
 
-def ground_truth(path: Path) -> COCO:
-    """Return pycocotools' reading of an annotation file, with what some files leave out: ``iscrowd`` and ``area``.
+def ground_truth(index: CocoIndex) -> COCO:
+    """Return pycocotools' view of an annotation file, of what has been checked alone: crowds and boxes of any size.
 
-    Annotations are numbered anew from 1: pycocotools takes an id of 0 for none.
+    ``area`` is that of the mask where the file has none. Ids are numbers of our own, from 1: annotations in the order of the
+    images (pycocotools takes an id of 0 for none), categories as our labels, images as `image_numbers` says.
     """
-    content = read_json(path)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    for number, annotation in enumerate(content["annotations"], start=1):
-        annotation["id"] = number
-        annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation:
-            annotation["area"] = int(decode_mask(annotation["segmentation"], *sizes[annotation["image_id"]]).sum())
+    annotations: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    for position, image_id in enumerate(image_numbers(index).values()):
+        height, width = index.sizes[position].tolist()
+        images.append({"id": image_id, "height": height, "width": width})
+        for entry in index.annotations(position):
+            area = entry["area"] if "area" in entry else int(rle.area(encoded(entry["segmentation"], height, width)))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": entry["label"],
+                    "bbox": entry["box"],
+                    "segmentation": entry["segmentation"],
+                    "area": area,
+                    "iscrowd": entry.get("crowd", 0),
+                }
+            )
     coco = COCO()
-    coco.dataset = content
+    coco.dataset = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": label, "name": category.name} for label, category in enumerate(index.categories, start=1)],
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def image_numbers(index: CocoIndex) -> dict[Any, int]:
+    """Return for each id of an image, in the order of the file, its rank from 1 among them.
+
+    Images count in the order in which pycocotools sorts their ids, which decides between detections of the same score.
+    """
+    ids = index.image_ids
+    if all(isinstance(image_id, str) for image_id in ids):
+        ranked = sorted(ids)
+    else:
+        ranked = sorted(ids, key=lambda image_id: (isinstance(key := comparable_id(image_id), str), key))
+    ranks = {image_id: rank for rank, image_id in enumerate(ranked, start=1)}
+    return {image_id: ranks[image_id] for image_id in ids}

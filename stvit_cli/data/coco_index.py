@@ -6,40 +6,58 @@ COCO's category ids have gaps. Our labels are 1.. in the order of the ids; 0 sta
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stvit_cli.data.coco_annotation import InvalidAnnotation, UnknownReference, UnusableBox, box_within, normalized
+from stvit_cli.data.coco_file import (
+    Category,
+    ImageEntry,
+    comparable_id,
+    read_categories,
+    read_images,
+    read_json,
+    shown,
+)
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean
 
-MIN_SIDE = 1.0
-"""Boxes that are narrower or lower than this within the picture, in pixels, are no objects."""
+__all__ = ["Category", "CocoIndex", "read_coco"]
 
-NUM_NAMED = 3
-"""Of what is wrong many times over, so many are named."""
+BEYOND_TOLERANCE = 1.0
+"""Boxes that end less than this beyond their image, in pixels, are rounded ones; COCO itself has them."""
+
+_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 @dataclass(frozen=True)
-class Category:
-    """One kind of object: its id in the file, and its name."""
+class LeftOut:
+    """What of a file does not count, by reason: annotations "of a crowd".
 
-    id: int
-    name: str
+    Attributes:
+        of_training: can be evaluated, but is no object to train on.
+        of_both: counts in neither.
+        beyond: boxes that reach beyond their image.
+        beyond_as_corners: those of them that lie within it where their last two numbers are right and bottom.
+    """
+
+    of_training: Counter[str]
+    of_both: Counter[str]
+    beyond: int
+    beyond_as_corners: int
 
 
 @dataclass(frozen=True)
 class CocoIndex:
     """The pictures of one annotation file, in its order.
 
-    Objects are kept as JSON in one block of bytes: a Python object for each of a million annotations would be copied into every
-    loader process, bit by bit, as its reference is counted.
+    Annotations are kept as JSON in one block of bytes: a Python object for each of a million annotations would be copied into
+    every loader process, bit by bit, as its reference is counted.
     """
 
     path: Path
@@ -51,192 +69,171 @@ class CocoIndex:
     """(N, 2): height and width."""
     num_objects: NDArray[np.int64]
     """(N,): those that can be trained on."""
-    _objects: NDArray[np.uint8]
+    num_annotations: int
+    """In the file, whether they count or not."""
+    left_out: LeftOut
+    _annotations: NDArray[np.uint8]
     _ends: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.file_names)
 
+    def annotations(self, index: int) -> list[dict[str, Any]]:
+        """Return all that is annotated in a picture, as `coco_annotation.normalized` does, with ``label`` and ``id``."""
+        start = int(self._ends[index - 1]) if index else 0
+        lines = self._annotations[start : int(self._ends[index])].tobytes()
+        annotations: list[dict[str, Any]] = json.loads(b"[" + lines[:-1] + b"]")  # each ends in a comma
+        return annotations
+
     def objects(self, index: int) -> list[dict[str, Any]]:
         """Return what can be trained on in a picture: ``box`` (left, top, right, bottom), ``label``, ``segmentation``, ``id``."""
-        start = int(self._ends[index - 1]) if index else 0
-        objects: list[dict[str, Any]] = json.loads(self._objects[start : int(self._ends[index])].tobytes())
-        return objects
+        height, width = self.sizes[index].tolist()
+        within = [(entry, box_within(entry["box"], height, width)) for entry in self.annotations(index)]
+        return [entry | {"box": box} for entry, box in within if box is not None and "crowd" not in entry]
+
+    def notes(self, *, of_training: bool) -> list[str]:
+        """Return in at most two lines what does not count, in training or in the evaluation alone, and what looks wrong."""
+        counts = self.left_out.of_training + self.left_out.of_both if of_training else self.left_out.of_both
+        notes = []
+        if counts:
+            of_which = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+            num_left_out, purpose = counts.total(), "training" if of_training else "evaluation"
+            annotations = "annotation is" if num_left_out == 1 else "annotations are"
+            notes.append(f"{self.path.name}: {num_left_out} {annotations} left out of the {purpose}: {of_which}.")
+        beyond, total = self.left_out.beyond, self.num_annotations
+        if beyond and self.left_out.beyond_as_corners == beyond:
+            notes.append(
+                f"Warning: {self.path.name}: {beyond} of {total} boxes reach beyond their image: are they corners? "
+                "Expected [left, top, width, height]; they are clipped at its edge."
+            )
+        elif beyond:
+            notes.append(f"{self.path.name}: {beyond} of {total} boxes reach beyond their image; they are clipped at its edge.")
+        return notes
 
 
-def read_coco(path: Path, folder: Path) -> CocoIndex:
+def read_coco(path: Path, folder: Path | None, *, invalid: Literal["stop", "skip"] = "stop", annotated: bool = True) -> CocoIndex:
     """Read an annotation file and look whether its pictures are in the folder.
 
-    Crowds and boxes without area are left out, and boxes are cut off at the picture's edge.
+    Crowds and boxes without area are no objects to train on, and boxes are cut off at the picture's edge.
+
+    Args:
+        folder: None: nobody looks for the pictures, and none can be opened.
+        invalid: what an annotation does that cannot be used: end the reading, or be left out and counted.
+        annotated: whether there have to be annotations.
 
     Raises:
         UserError: a file or folder is not there, the file is no annotation file or contradicts itself, or a picture is missing.
     """
-    content = read_json(path)
-    images, annotations = content["images"], content["annotations"]
-    categories = _categories(path, content["categories"])
-    labels = {category.id: number for number, category in enumerate(categories, start=1)}
-    places = _places(path, images)
-    _require_pictures(path, folder, [image["file_name"] for image in images])
-    by_image: list[list[dict[str, Any]]] = [[] for _ in images]
-    for annotation in annotations:
-        place = _get(places, annotation.get("image_id"))
-        if place is None:
-            raise UserError(
-                f"{path}: annotation {annotation.get('id')} is of picture {annotation.get('image_id')}, which is not in the file."
-            )
-        label = _get(labels, annotation.get("category_id"))
-        if label is None:
-            known = ", ".join(str(category.id) for category in categories[:20])
-            raise UserError(
-                f"{path}: annotation {annotation.get('id')} is of category {annotation.get('category_id')}, "
-                f"which is not in the file.\nCategories: {known}{', ...' if len(categories) > 20 else ''}"
-            )
-        found = _object(path, annotation, images[place]["height"], images[place]["width"])
-        if found is not None:
-            by_image[place].append(found | {"label": label})
-    packed = [json.dumps(objects, separators=(",", ":")).encode() for objects in by_image]
+    content = read_json(path, annotated=annotated)
+    categories = read_categories(path, content["categories"])
+    images = read_images(path, folder, content["images"])
+    reader = _Reader(path, images, categories, skip=invalid == "skip")
+    annotations = content.pop("annotations")
+    content.clear()
+    for position in range(len(annotations)):
+        reader.add(position, annotations[position])
+        annotations[position] = None  # a million of them take gigabytes, and what is kept of them takes room too
+    reader.finish()
     return CocoIndex(
         path=path,
-        folder=folder,
+        folder=folder if folder is not None else Path(),
         categories=categories,
-        file_names=tuple(image["file_name"] for image in images),
-        image_ids=tuple(image["id"] for image in images),
-        sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2),
-        num_objects=np.array([len(objects) for objects in by_image], dtype=np.int64),
-        _objects=np.frombuffer(b"".join(packed), dtype=np.uint8),
-        _ends=np.cumsum([len(part) for part in packed], dtype=np.int64),
+        file_names=tuple(image.file_name for image in images.values()),
+        image_ids=tuple(image.id for image in images.values()),
+        sizes=np.array(reader.sizes, dtype=np.int64).reshape(-1, 2),
+        num_objects=np.array(reader.num_objects, dtype=np.int64),
+        num_annotations=len(annotations),
+        left_out=LeftOut(reader.of_training, reader.of_both, reader.beyond, reader.beyond_as_corners),
+        _annotations=np.frombuffer(b"".join(reader.packed), dtype=np.uint8),
+        _ends=np.cumsum([len(part) for part in reader.packed], dtype=np.int64),
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of an annotation file, a mapping with lists of mappings ``images``, ``annotations``, ``categories``.
+class _Reader:
+    """Takes annotations one by one, and keeps of each what is needed."""
 
-    Raises:
-        UserError: it is not there, or something else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such annotation file.{did_you_mean(path.name, siblings)}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file, or a damaged one: {error}.") from None
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UserError(
-                f"{path}: no list of objects '{key}' in it; expected COCO's layout with images, annotations and categories."
-            )
-    return dict(content)
+    def __init__(self, path: Path, images: Mapping[int | str, ImageEntry], categories: Sequence[Category], *, skip: bool) -> None:
+        self.path, self.skip, self.categories = path, skip, categories
+        self.first_ids = (next(iter(images.values())).id, categories[0].written_id)
+        self.positions: dict[int | str | None, int] = {number: position for position, number in enumerate(images)}
+        self.labels: dict[int | str | None, int] = {category.id: label for label, category in enumerate(categories, start=1)}
+        self.sizes = [(image.height, image.width) for image in images.values()]
+        self.packed = [bytearray() for _ in images]
+        self.num_objects = [0] * len(images)
+        self.of_training: Counter[str] = Counter()
+        self.of_both: Counter[str] = Counter()
+        self.beyond = self.beyond_as_corners = 0
+        self.first_fault: str | None = None
 
+    def add(self, position: int, annotation: Mapping[str, Any]) -> None:
+        try:
+            index, label = self._image_of(annotation), self._label_of(annotation)
+            found = normalized(annotation, *self.sizes[index])
+        except InvalidAnnotation as fault:
+            self.of_both[fault.reason] += 1
+            if not isinstance(fault, UnusableBox) and self.first_fault is None:
+                self.first_fault = f"{self.path}: {_name(annotation, position)}{fault.joint}{fault}"
+            return
+        number = annotation.get("id")
+        found |= {"label": label, "id": number if type(number) in (int, str) else None}
+        self._count(index, found)
+        self.packed[index] += _to_json(found).encode() + b","
 
-def _get(known: Mapping[Any, int], key: Any) -> int | None:
-    """Return the value of a key that may be anything JSON can hold."""
-    return known.get(key) if type(key) in (int, str) else None
-
-
-def _categories(path: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
-    for entry in entries:
-        if type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
-            raise UserError(f"{path}: a category is {entry}; expected an id (a whole number) and a name.")
-    if not entries:
-        raise UserError(f"{path}: the list of categories is empty.")
-    for key in ("id", "name"):
-        (value, count), *_ = Counter(entry[key] for entry in entries).most_common(1)
-        if count > 1:
-            raise UserError(f"{path}: {count} categories have the {key} {value!r}; each needs its own.")
-    return tuple(Category(entry["id"], entry["name"]) for entry in sorted(entries, key=lambda entry: int(entry["id"])))
-
-
-def _places(path: Path, images: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
-    """Return the place of every picture by its id."""
-    places: dict[Any, int] = {}
-    for place, image in enumerate(images):
-        sides = (image.get("height"), image.get("width"))
-        if not isinstance(image.get("file_name"), str) or not all(type(side) is int and side > 0 for side in sides):
-            raise UserError(f"{path}: picture {image.get('id')} needs a file_name, and a height and a width in pixels.")
-        if not isinstance(image.get("id"), (int, str)) or image["id"] in places:
-            raise UserError(f"{path}: the picture {image['file_name']} has the id {image.get('id')}; each needs one of its own.")
-        places[image["id"]] = place
-    if not places:
-        raise UserError(f"{path}: the list of pictures is empty.")
-    return places
-
-
-def _require_pictures(path: Path, folder: Path, file_names: Sequence[str]) -> None:
-    """Raise where a picture is not there. One listing of the folder, not a question for each of a hundred thousand files."""
-    try:
-        present = {entry.name for entry in os.scandir(folder)}
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed: {error.strerror}. Expected the folder of the pictures of {path}.") from None
-    missing = [name for name in file_names if not (name in present if "/" not in name else (folder / name).is_file())]
-    if missing:
-        named = ", ".join(missing[:NUM_NAMED]) + (", ..." if len(missing) > NUM_NAMED else "")
-        raise UserError(f"{path}: {len(missing)} of its {len(file_names)} pictures are not in {folder}: {named}.")
-
-
-def _object(path: Path, annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any] | None:
-    """Return what can be trained on, None for a crowd or a box without area; raise where it does not fit its picture."""
-    where = f"{path}: annotation {annotation.get('id')}"
-    box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
-    if not (isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)):
-        raise UserError(f"{where}: bbox is {box}, expected [left, top, width, height] in pixels.")
-    _check_segmentation(where, segmentation, height, width)
-    left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
-    if annotation.get("iscrowd", 0) or not (right - left > 0 and bottom - top > 0):  # not: of NaN every comparison is false
-        return None
-    if left >= width or top >= height or right <= 0 or bottom <= 0:
-        raise UserError(f"{where}: the box {box} is outside of its picture, which is {width} wide and {height} high.")
-    clipped = [max(left, 0), max(top, 0), min(right, width), min(bottom, height)]
-    if clipped[2] - clipped[0] < MIN_SIDE or clipped[3] - clipped[1] < MIN_SIDE:
-        return None
-    return {"box": clipped, "segmentation": segmentation, "id": annotation.get("id")}
-
-
-def _check_segmentation(where: str, segmentation: Any, height: int, width: int) -> None:
-    """Raise where a mask is neither polygons nor a run-length code, or lies outside of its picture."""
-    if isinstance(segmentation, dict):
-        if segmentation.get("size") != [height, width] or not isinstance(segmentation.get("counts"), (str, list)):
-            raise UserError(
-                f"{where}: its mask has size {segmentation.get('size')}, expected the picture's {[height, width]}, and counts."
-            )
-        # pycocotools does not look: where runs are missing, a mask would be filled with whatever the memory held.
-        runs = _runs(segmentation["counts"])
-        if sum(runs) != height * width or min(runs) < 0:
-            raise UserError(f"{where}: the runs of its mask come to {sum(runs)} pixels, expected {height * width}.")
-        return
-    if not isinstance(segmentation, list) or not segmentation or not all(_is_polygon(part) for part in segmentation):
+    def finish(self) -> None:
+        """Raise where annotations were found that cannot be used and are not to be skipped."""
+        if self.first_fault is None or self.skip:
+            return
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.of_both.most_common())
         raise UserError(
-            f"{where}: segmentation is {str(segmentation)[:60]}, expected polygons [[x, y, x, y, x, y, ...], ...] "
-            "or a run-length code {size, counts}."
+            f"{self.first_fault}\n"
+            f"Annotations that cannot be used: {counts}. Mend them, or set detection.invalid_annotations=skip:\n"
+            "then they are left out of training and evaluation, and counted."
         )
-    xs = [x for part in segmentation for x in part[0::2]]
-    ys = [y for part in segmentation for y in part[1::2]]
-    if min(xs) >= width or min(ys) >= height or max(xs) <= 0 or max(ys) <= 0:
-        raise UserError(f"{where}: its mask is outside of its picture, which is {width} wide and {height} high.")
+
+    def _image_of(self, annotation: Mapping[str, Any]) -> int:
+        given = annotation.get("image_id")
+        index = self.positions.get(comparable_id(given))
+        if index is None:
+            text = f"is of picture {_id(given)}, which is not in the file{_for_example(given, self.first_ids[0])}."
+            raise UnknownReference("of an image that is not in the file", text)
+        return index
+
+    def _label_of(self, annotation: Mapping[str, Any]) -> int:
+        given = annotation.get("category_id")
+        label = self.labels.get(comparable_id(given))
+        if label is None:
+            known = ", ".join(str(category.id) for category in self.categories[:20])
+            text = (
+                f"is of category {_id(given)}, which is not in the file{_for_example(given, self.first_ids[1])}.\n"
+                f"Categories: {known}{', ...' if len(self.categories) > 20 else ''}"
+            )
+            raise UnknownReference("of a category that is not in the file", text)
+        return label
+
+    def _count(self, index: int, found: Mapping[str, Any]) -> None:
+        (height, width), (left, top, across, down) = self.sizes[index], found["box"]
+        if left + across > width + BEYOND_TOLERANCE or top + down > height + BEYOND_TOLERANCE:
+            self.beyond += 1
+            self.beyond_as_corners += 0 <= left < across <= width + 1 and 0 <= top < down <= height + 1
+        elif left < -BEYOND_TOLERANCE or top < -BEYOND_TOLERANCE:
+            self.beyond += 1
+        if "crowd" in found:
+            self.of_training["of a crowd"] += 1
+        elif box_within(found["box"], height, width) is None:
+            self.of_training["with a box of less than a pixel"] += 1
+        else:
+            self.num_objects[index] += 1
 
 
-def _runs(counts: str | list[Any]) -> list[int]:
-    """Return the lengths of the runs of a mask; in text each is written in characters of 5 bits, as a difference from the last
-    but one."""
-    if isinstance(counts, list):
-        return [run if type(run) is int else -1 for run in counts] or [-1]
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value |= -1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs or [-1]
+def _name(annotation: Mapping[str, Any], position: int) -> str:
+    number = annotation.get("id")
+    return f"annotation {number}" if type(number) is int else f"annotation {shown(number)} at index {position}"
 
 
-def _is_polygon(part: Any) -> bool:
-    return isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(type(x) in (int, float) for x in part)
+def _id(given: Any) -> str:
+    return str(given) if type(given) is int else shown(given)
+
+
+def _for_example(given: Any, other: Any) -> str:
+    """Return how ids are written in the file, where that is another type."""
+    return f" (there ids are such as {shown(other)})" if type(given) is not type(other) else ""

@@ -35,6 +35,14 @@ _UPRIGHT = {
 }
 """What undoes each EXIF orientation; 1 is upright."""
 
+_INVERSE = {
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+}
+"""What undoes these; each of the others undoes itself."""
+
+_ORIENTATION = "undone orientation"
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ORIENTED_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 """Keywords of the PNG texts in which Pillow looks for an EXIF orientation."""
@@ -157,7 +165,7 @@ def _decode(content: bytes) -> Image.Image:
 def _decode_as_it_is(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
-        return _to_rgb(_turn_upright(image))
+        return _with_orientation(_to_rgb(_turn_upright(image)), image)
 
 
 def _without_texts(content: bytes) -> Iterator[bytes]:
@@ -178,6 +186,29 @@ def _without_texts(content: bytes) -> Iterator[bytes]:
         shorter = b"".join(kept)
         if len(shorter) < len(content):
             yield shorter
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation that `open_image` undid, 1 where there was nothing to undo."""
+    return int(image.info.get(_ORIENTATION, 1))
+
+
+def as_stored(image: Image.Image) -> Image.Image:
+    """Return an image of `open_image` as its file has the pixels, without regard to the EXIF orientation."""
+    method = _UPRIGHT.get(orientation_of(image))
+    return image if method is None else image.transpose(_INVERSE.get(method, method))
+
+
+def _with_orientation(upright: Image.Image, image: Image.Image) -> Image.Image:
+    """Note the orientation that `_turn_upright` undid, which conversions lose."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        known = orientation in _UPRIGHT
+    except Exception:
+        return upright
+    if known:
+        upright.info[_ORIENTATION] = orientation
+    return upright
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

@@ -237,6 +237,7 @@ FREE_ON_RESUME = frozenset(
         "checkpoint.keep",
         "eval.batch_size",
         "detection.results_json",
+        "detection.exif_orientation",  # where it matters and is not set, no image could be opened
     }
 )
 """The keys that may differ when a run is resumed: they decide where and how fast it runs, not what is learned."""

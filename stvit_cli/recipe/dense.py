@@ -37,6 +37,12 @@ class DetectionSection(Section):
     """The folder of the pictures of the evaluation."""
     keep_empty: bool = False
     """Train on pictures without objects too."""
+    invalid_annotations: Literal["stop", "skip"] = "stop"
+    """What an annotation does that cannot be used, such as one without a mask: end the reading, or be left out of training and
+    evaluation, and counted."""
+    exif_orientation: Literal["apply", "ignore"] | None = None
+    """Annotations were drawn on the images turned upright by their EXIF orientation (apply), or on the pixels as stored
+    (ignore). null: upright where their sizes in the file say so; an image whose size says otherwise, or nothing, is refused."""
     short_sides: Annotated[tuple[Side, ...], Field(min_length=1)] = (800,)
     """Pictures are resized to a short side of one of these in training, and of the last of them in evaluation; in pixels."""
     long_side: Side = 1333

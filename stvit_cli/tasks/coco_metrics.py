@@ -12,7 +12,8 @@ from typing import Any
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stvit_cli.data.coco import ground_truth
+from stvit_cli.data.coco import ground_truth, image_numbers
+from stvit_cli.data.coco_index import CocoIndex
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import replace_file
 
@@ -29,14 +30,15 @@ FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large") + (
 Results = list[dict[str, Any]]
 
 
-def coco_metrics(path: Path, results: Results) -> Iterator[tuple[str, float]]:
+def coco_metrics(index: CocoIndex, results: Results) -> Iterator[tuple[str, float]]:
     """Yield ``box_ap`` ... ``box_ar_large`` and ``mask_ap`` ... ``mask_ar_large``, in percent; -1 where no object has that size.
 
     Args:
-        path: the annotation file; all of its pictures count.
+        index: the annotation file; all of its pictures count.
         results: of each detection ``image_id``, ``category_id``, ``score``, ``bbox`` and ``segmentation``, as COCO wants them.
     """
-    truth = ground_truth(path)
+    truth = ground_truth(index)
+    results = _numbered(index, results)
     for prefix, kind in (("box", "bbox"), ("mask", "segm")):
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(truth, _loaded(truth, only(kind, results)), kind)
@@ -45,6 +47,13 @@ def coco_metrics(path: Path, results: Results) -> Iterator[tuple[str, float]]:
             evaluation.summarize()
         for name, value in zip(FIGURES, evaluation.stats.tolist(), strict=True):
             yield f"{prefix}_{name}", 100 * value if value >= 0 else -1.0
+
+
+def _numbered(index: CocoIndex, results: Results) -> Results:
+    """Return the results with the ids of `ground_truth` in place of the file's."""
+    images = image_numbers(index)
+    labels = {category.written_id: label for label, category in enumerate(index.categories, start=1)}
+    return [entry | {"image_id": images[entry["image_id"]], "category_id": labels[entry["category_id"]]} for entry in results]
 
 
 def only(kind: str, results: Results) -> Results:
@@ -80,7 +89,7 @@ def write_results(path: Path, results: Results) -> list[Path]:
     return written
 
 
-def as_result(image_id: Any, category_id: int, score: float, box: Sequence[float], mask: dict[str, Any]) -> dict[str, Any]:
+def as_result(image_id: Any, category_id: Any, score: float, box: Sequence[float], mask: dict[str, Any]) -> dict[str, Any]:
     """Return a detection in COCO's format; ``box`` is left, top, right, bottom."""
     left, top, right, bottom = box
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.coco_metrics import as_result, coco_metrics, write_results
 from stvit_cli.tasks.detector import Detector, create_detector, paste_masks
 from stvit_cli.tasks.param_groups import without_decay_on_norms
+from stvit_cli.utils.environment import is_main_process
+
+log = logging.getLogger(__name__)
 
 # So many pictures of each set are opened in the search for problems.
 NUM_OPENED = 200
@@ -95,7 +99,10 @@ class DetectionTask(DetectionEvaluation):
         empty = len(train.index) - len(train)
         sizes = f"{len(train)} pictures with {objects} objects to train on, {len(val)} to evaluate, "
         left_out = f"; {empty} pictures without objects are left out" if empty else ""
-        return [f"{sizes}{len(self.data.class_names)} classes{left_out}.", *self._notes]
+        data = [*train.index.notes(of_training=True), *val.index.notes(of_training=False)]
+        if not val.index.num_annotations:
+            data.append(f"Warning: {val.index.path.name} has no annotations, so no weights can be told to be the best.")
+        return [f"{sizes}{len(self.data.class_names)} classes{left_out}.", *data, *self._notes]
 
     def data_problems(self) -> list[str]:
         """Open some pictures of both sets, evenly spread, with their masks."""
@@ -136,7 +143,7 @@ class DetectionEvaluator:
         columns = (found[key].tolist() for key in ("labels", "scores", "boxes"))
         for mask, label, score, box in zip(masks, *columns, strict=True):
             image_id, category = self.pictures.image_id(index), categories[int(label) - 1]
-            self.results.append(as_result(image_id, category.id, score, box, encode_mask(mask)))
+            self.results.append(as_result(image_id, category.written_id, score, box, encode_mask(mask)))
         self.num_images += 1
 
     def state(self) -> tuple[int, list[dict[str, Any]]]:
@@ -147,7 +154,10 @@ class DetectionEvaluator:
         if self.results_json is not None:
             write_results(Path(self.results_json).expanduser(), results)
         yield "num_images", sum(count for count, _ in states)
-        yield from coco_metrics(self.pictures.index.path, results)
+        if self.pictures.index.num_annotations:
+            yield from coco_metrics(self.pictures.index, results)
+        else:
+            yield "num_detections", len(results)
 
 
 def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
@@ -177,6 +187,9 @@ def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
 def build_detection_evaluation(recipe: Recipe, info: WeightsInfo) -> DetectionEvaluation:
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
     val_set = build_detection_eval_set(recipe.data, recipe.detection, recipe.shapes, info.class_names)
+    if is_main_process():
+        for note in val_set.pictures.index.notes(of_training=False):
+            log.warning(note)
     return DetectionEvaluation(val_set, recipe.detection.results_json)
 
 

@@ -240,5 +240,5 @@ def test_what_a_file_leaves_out_is_found_for_the_evaluation(content: Content, wr
         annotation.pop("area")
     content["annotations"][0].pop("iscrowd")
     content["annotations"][0]["id"] = 0  # which pycocotools would take for no annotation at all
-    truth = ground_truth(write(content))
+    truth = ground_truth(read_coco(write(content), None))
     assert [(a["id"], a["area"], a["iscrowd"]) for a in truth.anns.values()] == [(1, 100, 0), (2, 30, 1), (3, 100, 0)]

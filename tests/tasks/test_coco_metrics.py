@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from stvit_cli.data.coco import CocoPictures, DetectionEvalSet, decode_mask, encode_mask
-from stvit_cli.data.coco_index import read_coco
+from stvit_cli.data.coco_index import CocoIndex, read_coco
 from stvit_cli.data.shapes import write_coco_tree
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.coco_metrics import FIGURES, Results, as_result, coco_metrics, write_results
@@ -36,6 +36,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _json(root: Path) -> Path:
     return root / "annotations" / "instances_val2017.json"
+
+
+def _index(root: Path) -> CocoIndex:
+    return read_coco(_json(root), root / "val2017")
 
 
 def _truth_as_results(root: Path) -> Results:
@@ -69,7 +73,7 @@ def _imperfect_results(root: Path, seed: int = 0) -> Results:
 
 
 def test_truth_fed_back_gives_all(tree: Path) -> None:
-    figures = dict(coco_metrics(_json(tree), _truth_as_results(tree)))
+    figures = dict(coco_metrics(_index(tree), _truth_as_results(tree)))
     assert len(figures) == 24
     for kind in ("box", "mask"):
         for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium"):
@@ -79,7 +83,7 @@ def test_truth_fed_back_gives_all(tree: Path) -> None:
 
 def test_pycocotools_alone_says_the_same_of_the_written_files(tree: Path, tmp_path: Path) -> None:
     results = _imperfect_results(tree)
-    figures = dict(coco_metrics(_json(tree), results))
+    figures = dict(coco_metrics(_index(tree), results))
     assert 10 < figures["mask_ap"] < 90
     written = write_results(tmp_path / "new" / "x.json", results)
     assert [path.name for path in written] == ["x.bbox.json", "x.segm.json"]
@@ -112,7 +116,7 @@ def test_any_number_of_processes_gives_the_same_figures(tree: Path) -> None:
 
 
 def test_nothing_found_is_nothing_right(tree: Path) -> None:
-    figures = dict(coco_metrics(_json(tree), []))
+    figures = dict(coco_metrics(_index(tree), []))
     assert figures["box_ap"] == figures["mask_ap50"] == 0
 
 
