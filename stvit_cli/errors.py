@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class WriteError(UserError):
+    """A file cannot be written: a full disk, a read-only folder."""
+
+
 class Interrupted(Exception):
     """A signal asked the run to end and its state is saved. The command line exits with 130 (Ctrl-C) or 143 (any other)."""
 

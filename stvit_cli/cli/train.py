@@ -10,7 +10,7 @@ import typer
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName, words
 from stvit_cli.cli.output import reporting
-from stvit_cli.cli.training import new_run, resumed_run, say_what_next
+from stvit_cli.cli.training import branched_run, new_run, resumed_run, say_what_next
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 
@@ -28,6 +28,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run from its last checkpoint; its recipe is in it.")
     ] = None,
+    from_step: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="With --resume: start a new run from its checkpoint of step N; keys may change."),
+    ] = None,
     dry_run: DryRun = False,
     json_file: Json = None,
 ) -> None:
@@ -39,13 +43,19 @@ def train(
     stvit train --recipe deit300 --data IMAGENET --model stvit-b --dry-run
     stvit train --recipe coco-mask-rcnn-1x --data COCO --weights stvit-s.safetensors
     stvit train --resume runs/RUN
+    stvit train --resume runs/RUN --from-step 5000 optim.lr=5e-4 --output runs/CALMER
     """
     given = words(overrides, model, data)
     with reporting(json_file) as report:
-        if resume is not None:
+        if from_step is not None:
+            if resume is None or weights is not None:
+                raise UserError("--from-step N takes a checkpoint of the run that --resume RUN_DIR names; leave --weights out.")
+            run_dir, figures = branched_run(resume, from_step, recipe, given, output, dry_run)
+        elif resume is not None:
             if output is not None or weights is not None:
                 raise UserError(
-                    "--resume goes on in the run's own folder, from its checkpoint; leave --output out, and --weights too."
+                    "--resume continues in the run's own folder, from its checkpoint; leave --output out, and --weights too.\n"
+                    "A new run from one of its checkpoints: add --from-step N."
                 )
             run_dir, figures = resumed_run(resume, recipe, given, dry_run)
         elif recipe is None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stvit_cli.cli.options import command
 from stvit_cli.cli.output import echo
@@ -14,6 +14,9 @@ from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process, require_group, restart_count, world_size
+
+if TYPE_CHECKING:
+    from stvit_cli.engine.branch import Branch
 
 
 def new_run(recipe: Recipe, output: Path | None, weights: Path | None, dry_run: bool) -> tuple[Path, dict[str, Any]]:
@@ -24,6 +27,23 @@ def new_run(recipe: Recipe, output: Path | None, weights: Path | None, dry_run: 
         return Path(), _run(recipe, Path(), weights, resume=False, dry_run=True)
     with new_directory(output, recipe.name) as run_dir:
         return run_dir, _run(recipe, run_dir, weights, resume=False, dry_run=False)
+
+
+def branched_run(
+    source: Path, step: int, recipe_name: str | None, words: list[str], output: Path | None, dry_run: bool
+) -> tuple[Path, dict[str, Any]]:
+    """Train into a new run directory from the checkpoint of ``step`` of the run in ``source``, with its recipe and ``words``."""
+    from stvit_cli.engine.branch import Branch
+    from stvit_cli.engine.run_dir import RunDir
+
+    require_group()
+    branch = Branch(source, step)
+    branch.require()
+    recipe = recipe_io.with_absolute_paths(recipe_io.load(recipe_name or RunDir(source).recipe, words))
+    if dry_run:
+        return Path(), _run(recipe, Path(), None, resume=False, dry_run=True)
+    with new_directory(output, recipe.name) as run_dir:
+        return run_dir, _run(recipe, run_dir, None, resume=False, dry_run=False, branch=branch)
 
 
 @contextmanager
@@ -80,14 +100,16 @@ def say_what_next(run_dir: Path) -> None:
         echo(command("stvit", "predict", sample if sample.exists() else "PICTURE", "--weights", run_dir))
 
 
-def _run(recipe: Recipe, run_dir: Path, weights: Path | None, *, resume: bool, dry_run: bool) -> dict[str, Any]:
+def _run(
+    recipe: Recipe, run_dir: Path, weights: Path | None, *, resume: bool, dry_run: bool, branch: Branch | None = None
+) -> dict[str, Any]:
     from stvit_cli import engine, tasks
     from stvit_cli.analysis.trained import weights_file
 
     task = tasks.build(recipe, weights=None if weights is None else weights_file(weights))
     if dry_run:
         return engine.dry_run(task, recipe)
-    figures = engine.fit(task, recipe, run_dir, resume=resume)
+    figures = engine.fit(task, recipe, run_dir, resume=resume, branch=branch)
     if recipe.data.kind == "digits" and is_main_process():
         from stvit_cli.data.digits import write_samples
 

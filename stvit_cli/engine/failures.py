@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,14 @@ import torch.distributed as dist
 
 from stvit_cli.data.loader import explain_dead_worker
 from stvit_cli.engine.batching import smaller_sizes
+from stvit_cli.engine.branch import saved_steps
+from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.step import NonFiniteError
-from stvit_cli.errors import UserError
+from stvit_cli.errors import UserError, WriteError
+from stvit_cli.recipe import Recipe
 from stvit_cli.utils.files import replace_file
+from stvit_cli.utils.text import first_few
 
 # What gloo and NCCL say, in RuntimeErrors without a type of their own, when the process at the other end is gone.
 LOST_PEER = (
@@ -31,28 +36,36 @@ OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory")
 @contextmanager
 def explained(session: Session, run_dir: Path | None) -> Iterator[None]:
     """Turn the failures a person can do something about into a UserError; other ones pass through."""
-    go_on = f"The last checkpoint is intact: stvit train --resume {run_dir}" if run_dir is not None else ""
     try:
         yield
+    except WriteError as error:
+        raise UserError("\n".join(filter(None, [str(error), resume_advice(run_dir)]))) from error
     except NonFiniteError as error:
         if not session.world.is_main:
             raise SystemExit(2) from error
         raise UserError(_non_finite(error, session, run_dir)) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError(_out_of_memory(session, go_on)) from error
+        raise UserError(_out_of_memory(session, resume_advice(run_dir))) from error
     except RuntimeError as error:
         message = str(error)
         if any(sign in message for sign in OUT_OF_HOST_MEMORY):
-            raise UserError(_out_of_memory(session, go_on)) from error
+            raise UserError(_out_of_memory(session, resume_advice(run_dir))) from error
         dead_worker = explain_dead_worker(error)
         if dead_worker is not None:
             raise dead_worker from error
         if session.world.size > 1 and (isinstance(error, dist.DistError) or any(sign in message for sign in LOST_PEER)):
             raise UserError(
                 f"Process {session.world.rank} has lost the others: one of them ended, or the network failed.\n"
-                f"Look above for the message of the process that ended first.\n{go_on}"
+                f"Look above for the message of the process that ended first.\n{resume_advice(run_dir)}".rstrip()
             ) from error
         raise
+
+
+def resume_advice(run_dir: Path | None) -> str:
+    """Return how to resume the run in a directory; nothing where it has not come so far that it can be."""
+    if run_dir is None or not RunDir(run_dir).recipe.is_file():
+        return ""
+    return f"The last checkpoint is intact: stvit train --resume {shlex.quote(str(run_dir))}"
 
 
 def _out_of_memory(session: Session, go_on: str) -> str:
@@ -70,7 +83,7 @@ def _out_of_memory(session: Session, go_on: str) -> str:
         advice.append("train.precision=bf16")
     where = f"GPU {device.index}" if device.type == "cuda" else "the machine"
     lines = [f"Out of memory on {where} with {plan.micro_batch_size} pictures per device.", f"Try {', or '.join(advice)}."]
-    return "\n".join([*lines, go_on])
+    return "\n".join(filter(None, [*lines, go_on]))
 
 
 def _non_finite(error: NonFiniteError, session: Session, run_dir: Path | None) -> str:
@@ -83,10 +96,23 @@ def _non_finite(error: NonFiniteError, session: Session, run_dir: Path | None) -
             shown += f" and {len(error.names) - 4} more (all of them in {path})"
         except OSError:
             shown += f" and {len(error.names) - 4} more"
-    kept = "" if run_dir is None else f" The checkpoints before it are in {run_dir / 'checkpoints'}."
-    wider = " train.precision=bf16," if session.recipe.train.precision == "fp16" else ""
-    return (
-        f"The {error.what} is not finite at step {error.step}; stopped before the update.{kept}\n"
-        f"In the batch: {shown}.\n"
-        f"Where the pictures are sound, try a lower optim.lr,{wider} or optim.clip_grad_norm=1."
-    )
+    lines = [f"The {error.what} is not finite at step {error.step}; stopped before the update.", f"In the batch: {shown}."]
+    steps = [] if run_dir is None else saved_steps(run_dir)
+    if not steps:
+        return "\n".join([*lines, f"Where the images are sound, try {' '.join(_calmer(session.recipe))}"])
+    words = ["stvit", "train", "--resume", str(run_dir), "--from-step", str(steps[-1]), *_calmer(session.recipe)]
+    lines.append("Where the images are sound, start a new run from a checkpoint, with settings such as:")
+    lines.append(f"  {shlex.join(words)}")
+    if len(steps) > 1:
+        lines.append(f"Earlier checkpoints, where the last one is too late: --from-step {first_few([*map(str, steps[-2::-1])])}")
+    return "\n".join(lines)
+
+
+def _calmer(recipe: Recipe) -> list[str]:
+    """Return settings with which a run that has diverged may not diverge again."""
+    schedule, peak = recipe.schedule, recipe.peak_lr / 2
+    words = [f"optim.lr={recipe.optim.lr / 2:g}"]
+    words += [f"schedule.{key}=0" for key in ("min_lr", "warmup_lr") if getattr(schedule, key) > peak]
+    if recipe.optim.clip_grad_norm is None or recipe.optim.clip_grad_norm > 1:
+        words.append("optim.clip_grad_norm=1")
+    return [*words, "train.precision=bf16"] if recipe.train.precision == "fp16" else words

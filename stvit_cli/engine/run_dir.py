@@ -61,10 +61,14 @@ class RunDir:
             raise
         return lock
 
-    def begin(self, recipe: Recipe, device: str, world_size: int, kernels: bool) -> None:
+    def begin(
+        self, recipe: Recipe, device: str, world_size: int, kernels: bool, started_from: dict[str, object] | None = None
+    ) -> None:
         """Write what says that a run is here. The recipe comes last: with it the run can be resumed, before it never began."""
         with writing(self.path):
             content = environment(device, world_size, kernels)
+            if started_from is not None:
+                content["started_from"] = started_from
             replace_file(self.path / "environment.json", json.dumps(content, indent=2).encode() + b"\n")
             # What is relative to the present folder would name another data set elsewhere.
             replace_file(self.recipe, recipe_io.dump(recipe_io.with_absolute_paths(recipe)).encode())
@@ -83,7 +87,8 @@ class RunDir:
             more = [f"  and {len(changes) - 3} more"] if len(changes) > 3 else []
             shown = [f"  {change}" for change in changes[:3]] + more
             first = f"{self.path} was started with another recipe, and a resumed run must keep it. Changed:"
-            raise UserError("\n".join([first, *shown, "Change it back, or start another run."]))
+            last = "Change it back, or start a new run from one of its checkpoints: add --from-step N."
+            raise UserError("\n".join([first, *shown, last]))
 
 
 def require_free(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -65,14 +65,19 @@ def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict
     return groups, content
 
 
-def restore(session: Session, checkpoint: Checkpoint | None) -> RunState:
+def restore(
+    session: Session, checkpoint: Checkpoint | None, check: Callable[[Session, Checkpoint | None], dict[str, Any]] | None = None
+) -> RunState:
     """Put the session back to a checkpoint that rank 0 has read; the other ranks give None and receive it.
+
+    Args:
+        check: called on rank 0 first, it returns the checkpoint's state; by default it refuses other data.
 
     Raises:
         UserError: the data are other ones than the run was started with.
     """
     world = session.world
-    content = world.on_main(lambda: _checked(session, checkpoint))
+    content = world.on_main(lambda: (check or _checked)(session, checkpoint))
     if checkpoint is not None:
         session.model.load_state_dict(checkpoint.tensors["model"])
         load_optimizer_tensors(session.model, session.optimizer, checkpoint.tensors["optimizer"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stvit_cli.engine import checkpoint
+from stvit_cli.engine.branch import Branch, adapted
 from stvit_cli.engine.curves import draw_curves
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluation, evaluate_models
@@ -35,12 +36,13 @@ from stvit_cli.utils.streams import lasting_output
 CURVES_SECONDS = 60.0
 
 
-def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False) -> dict[str, float]:
+def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False, branch: Branch | None = None) -> dict[str, float]:
     """Train ``task`` by ``recipe`` into ``run_dir``, alone or with the other processes that torchrun started.
 
     Args:
         resume: go on with the run in ``run_dir`` from its newest whole checkpoint. Processes that torchrun has started again
             after one of them ended do so by themselves.
+        branch: start the run from this checkpoint of another one, whose recipe may differ in all but the model and its classes.
 
     Returns:
         The metrics of the best weights, under their own names, with ``best_epoch``, ``epochs``, ``steps``, ``seconds``, and
@@ -58,6 +60,8 @@ def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False) -> d
             with closing(Trainer(session, places, stop)) as trainer:
                 if go_on:
                     trainer.take_up()
+                elif branch is not None:
+                    trainer.branch_off(branch)
                 else:
                     trainer.begin()
                 return trainer.run()
@@ -80,8 +84,33 @@ class Trainer:
     def begin(self) -> None:
         """Start a run: the first checkpoint holds the initial weights, so that there is always one to go back to."""
         self._lock(self.places.clear)
+        self._begin()
+
+    def _begin(self, started_from: dict[str, object] | None = None) -> None:
         self.save()
-        self.world.on_main(lambda: self.places.begin(self.recipe, str(self.world.device), self.world.size, self.session.kernels))
+        device, size, kernels = str(self.world.device), self.world.size, self.session.kernels
+        self.world.on_main(lambda: self.places.begin(self.recipe, device, size, kernels, started_from))
+
+    def branch_off(self, branch: Branch) -> None:
+        """Start a run from a checkpoint of another one: with the same recipe its continuation, bit by bit."""
+        source: checkpoint.Checkpoint | None = None
+
+        def read() -> dict[str, Any]:
+            nonlocal source
+            source = branch.read()
+            return source.state
+
+        def is_kept(row: dict[str, Any]) -> bool:
+            return not (row["kind"] == "eval" and row["step"] == branch.step and self.timeline.eval_due(branch.step))
+
+        content = self.world.on_main(read)
+        self.state = restore(self.session, source, adapted)
+        self.world.on_main(self._require_finite_weights)
+        self._lock(self.places.clear)
+        self.world.on_main(lambda: branch.copy_metrics(self.places.metrics, content["metrics_bytes"], is_kept))
+        self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")
+        self._note_differences(content)
+        self._begin({"run": str(branch.run_dir.resolve()), "step": branch.step})
 
     def take_up(self) -> None:
         """Go on with a run where its newest whole checkpoint left it."""
@@ -99,6 +128,12 @@ class Trainer:
         self.state = restore(self.session, newest)
         self.saved_step = self.state.step
         self.notes.append(f"Resumed after step {self.state.step}.")
+        self._note_differences(content)
+        self.world.on_main(self._require_finite_weights)
+        self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
+
+    def _note_differences(self, content: dict[str, Any]) -> None:
+        """Say what keeps the run from the bits of the unbroken one."""
         size, now = content["micro_batch_size"], self.session.plan.micro_batch_size
         if size != now:
             same = f"{now} pictures per forward pass where there were {size}. The global batch is the same, but"
@@ -108,8 +143,6 @@ class Trainer:
             forms = ("in the plain form", "by our own kernels")
             same = f"{forms[self.session.kernels]}, where it ran {forms[before]}. The function is the same, but"
             self.notes.append(f"Warning: the model runs {same} the run will not be the unbroken one bit by bit.")
-        self.world.on_main(self._require_finite_weights)
-        self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
 
     def _lock(self, acquire: Callable[[], RunLock]) -> None:
         """Lock the run directory on rank 0: all processes that torchrun started are one run."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stvit_cli.errors import UserError
+from stvit_cli.errors import WriteError
 
 
 def cache_dir() -> Path:
@@ -30,7 +30,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into a UserError that names ``path``."""
+    """Turn a failed write into a WriteError that names ``path``."""
     try:
         yield
     except Exception as error:
@@ -38,9 +38,8 @@ def writing(path: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"{path} cannot be written: {reason}.\n"
-            "What was saved before is intact. Make room, or make the directory writable, then continue with --resume."
+        raise WriteError(
+            f"{path} cannot be written: {reason}.\nWhat was saved before is intact. Make room, or make the directory writable."
         ) from error
 
 

@@ -118,3 +118,15 @@ def test_a_fault_of_ours_is_not_hidden(toy: ModuleType, tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         fit(toy, tmp_path, at=2, then=fail)
+
+
+def test_resuming_is_advised_only_once_the_run_can_be_resumed(toy: ModuleType, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # bytes, less than the first checkpoint takes
+        with pytest.raises(UserError, match="step_00000000 cannot be written: File too large") as ended:
+            fit(toy, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "resume" not in str(ended.value)
+    assert fit(toy, tmp_path)["steps"] == 10

@@ -1,0 +1,106 @@
+"""A new run that starts from a checkpoint of another one, with other settings: the way on after a run has diverged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from stvit_cli.engine import checkpoint
+from stvit_cli.engine.checkpoint import Checkpoint, DamagedError
+from stvit_cli.engine.run_dir import RunDir
+from stvit_cli.engine.session import Session
+from stvit_cli.engine.state import fingerprint
+from stvit_cli.errors import UserError
+from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.text import first_few
+
+# Of the fingerprint, what a branch may not change: the classes are those of the weights.
+_KEPT = ("task", "model", "class_names")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The checkpoint of ``run_dir`` after ``step`` steps."""
+
+    run_dir: Path
+    step: int
+
+    def require(self) -> None:
+        """Raise UserError where there is no such checkpoint, with those that there are."""
+        places = RunDir(self.run_dir)
+        places.require_run()
+        if self.path not in checkpoint.checkpoints(places.checkpoints):
+            steps = [str(step) for step in saved_steps(self.run_dir)]
+            there = f"it has those of step {first_few(steps, 12)}" if steps else "it has none"
+            raise UserError(f"{self.run_dir} holds no checkpoint of step {self.step}; {there}.")
+
+    @property
+    def path(self) -> Path:
+        return RunDir(self.run_dir).checkpoints / f"step_{self.step:08d}"
+
+    def read(self) -> Checkpoint:
+        """Read the checkpoint. Raises UserError where it is not there or damaged."""
+        self.require()
+        try:
+            tensors, content = checkpoint.read(self.path)
+        except DamagedError as error:
+            raise UserError(f"{self.path} is damaged: {error}.\nStart from another one: --from-step N") from error
+        return Checkpoint(self.path, content["step"], tensors, content["state"])
+
+    def copy_metrics(self, target: Path, num_bytes: int, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        """Write to ``target`` those rows of the metrics that were there at the checkpoint and that ``is_kept`` accepts."""
+        source = RunDir(self.run_dir).metrics
+        lines = source.read_bytes()[:num_bytes].splitlines(keepends=True) if source.is_file() else []
+        with writing(target):
+            replace_file(target, b"".join(line for line in lines if is_kept(json.loads(line))))
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    """Return the steps after which a run was saved, in their order."""
+    return [int(path.name.removeprefix("step_")) for path in checkpoint.checkpoints(RunDir(run_dir).checkpoints)]
+
+
+def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:
+    """Make a checkpoint's content fit a session with other settings, in place, and return its state.
+
+    What is best is found again: the evaluation may be another one too.
+
+    Raises:
+        UserError: the model or its classes are other ones, or the new run has no steps left.
+    """
+    assert source is not None
+    before, now = source.state["fingerprint"], fingerprint(session)
+    changed = [key for key in _KEPT if key in before and key in now and before[key] != now[key]]
+    differing = _differing(source.tensors["model"], session.model)
+    if changed or differing:
+        what = f"{changed[0]} is another one" if changed else f"{len(differing)} tensors differ, such as {differing[0]}"
+        raise UserError(
+            f"{source.path} does not fit the changed recipe: {what}.\n"
+            "Keep the model and its classes; or start from weights alone: --weights FILE, without --resume and --from-step."
+        )
+    if source.step >= session.timeline.num_steps:
+        raise UserError(
+            f"The run would end after step {session.timeline.num_steps}, so nothing is left to train from step {source.step}.\n"
+            "Choose an earlier step, or a longer schedule."
+        )
+    trained = {name for name, parameter in session.model.named_parameters() if parameter.requires_grad}
+    optimizer = source.tensors["optimizer"]
+    source.tensors["optimizer"] = {name: value for name, value in optimizer.items() if name.rpartition("/")[0] in trained}
+    source.tensors.setdefault("ema", source.tensors["model"])
+    run = source.state["run"] | {"best": {}, "evaluated": -1}
+    scaler = source.state["scaler"] or session.scaler.state_dict()  # empty where it ran in another precision
+    return source.state | {"run": run, "scaler": scaler}
+
+
+def _differing(tensors: dict[str, Tensor], model: nn.Module) -> list[str]:
+    own = model.state_dict()
+    return [
+        name
+        for name in sorted(own.keys() | tensors.keys())
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    ]
