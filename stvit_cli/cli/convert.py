@@ -42,10 +42,15 @@ def convert(
         echo(f"{source}: {done['model']}, {done['num_classes']} classes, {done['tensors']} tensors{place}.")
         echo(f"{len(done['renamed'])} renamed; left out {len(done['left_out'])} identity kernels, which are no weights.")
         if done["other_containers"]:
-            echo(f"Also there, not taken: {', '.join(done['other_containers'])} (--from KEY takes them).")
+            echo(f"Also there, not taken: {', '.join(done['other_containers'])} (--from KEY takes them).", err=True)
         if done["image_size_from"] == "assumed":
-            echo(f"Pictures of {done['image_size']} pixels are assumed: the file does not say. Otherwise: --image-size 384")
+            echo(
+                f"Pictures of {done['image_size']} pixels are assumed: the file does not say. Otherwise: --image-size 384",
+                err=True,
+            )
         if done["model"] == "custom":
-            echo("Its widths and depths are those of no named model: build it in Python, then load_weights(model, FILE).")
-        echo(f"Wrote {target}")
+            echo(
+                "Its widths and depths are those of no named model: build it in Python, then load_weights(model, FILE).", err=True
+            )
+        echo(f"Wrote {target}", err=True)
         report(done)

@@ -45,12 +45,14 @@ def export(
 
         trained = open_trained(source)
         if target.suffix == ".onnx":
-            echo(f"Writing {trained.info.model} as ONNX; this takes up to a few minutes.")
+            echo(f"Writing {trained.info.model} as ONNX; this takes up to a few minutes.", err=True)
             done = export_onnx(trained, target)
             worst = max(done["largest_difference"].values())
-            echo(f"Checked with onnxruntime at {', '.join(done['largest_difference'])}: differs by {worst:.1e} at most.")
+            echo(
+                f"Checked with onnxruntime at {', '.join(done['largest_difference'])}: differs by {worst:.1e} at most.", err=True
+            )
         else:
             done = export_weights(trained, target, precision.value)
         size = target.stat().st_size
-        echo(f"Wrote {target}, {size / 1e6:.1f} MB")
+        echo(f"Wrote {target}, {size / 1e6:.1f} MB", err=True)
         report({"file": str(target), "model": trained.info.model, "size_bytes": size} | done)

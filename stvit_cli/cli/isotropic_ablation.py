@@ -75,7 +75,7 @@ def isotropic_ablation(
             print_table(result.columns(), result.cells(), title=result.title)
             echo(*result.notes)
             if output is not None:
-                echo(f"Written to {output}: table.md, table.csv, table.json, table.png")
+                echo(f"Written to {output}: table.md, table.csv, table.json, table.png", err=True)
             report(result.as_json())
 
 

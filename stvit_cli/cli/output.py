@@ -45,7 +45,7 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
 
 
 def echo(*lines: str, err: bool = False) -> None:
-    """Print lines to standard output, or to standard error.
+    """Print lines: results to standard output; notes, warnings and what to do next to standard error.
 
     Control characters in them are escaped, newlines too: names of files and classes can hold anything.
     """

@@ -80,7 +80,10 @@ def profile(
         print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {height} x {width}; FLOPs are multiply-adds")
         for row in rows:
             if row["uncounted"]:
-                echo(f"{row['model']}: not counted: {', '.join(f'{op} ({n} calls)' for op, n in row['uncounted'].items())}")
+                echo(
+                    f"{row['model']}: not counted: {', '.join(f'{op} ({n} calls)' for op, n in row['uncounted'].items())}",
+                    err=True,
+                )
             if by_module:
                 _print_tree(row, depth)
         if throughput:
@@ -159,7 +162,7 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
     print_table(SPEED_COLUMNS, lines, f"Timed in turn: {how}; ratio to {rows[-1]['model']}")
     if last["compiled"]:
         seconds = [f"{row['model']} {row['throughput']['compile_seconds']:.0f} s" for row in rows]
-        echo(f"Compiled within the first step: {', '.join(seconds)}")
+        echo(f"Compiled within the first step: {', '.join(seconds)}", err=True)
 
 
 def _print_tree(row: dict[str, Any], depth: int) -> None:

@@ -98,8 +98,8 @@ def copy(
         replace_file(target, written_out(layers).encode() if len(layers) > 1 else source.read_bytes())
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}.") from None
-    echo(f"Wrote {target}. Edit it, then:")
-    echo(command("stvit", "recipes", "check", target), command("stvit", "train", "--recipe", target))
+    echo(f"Wrote {target}. Edit it, then:", err=True)
+    echo(command("stvit", "recipes", "check", target), command("stvit", "train", "--recipe", target), err=True)
 
 
 @recipes.command()

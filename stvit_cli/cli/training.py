@@ -95,9 +95,9 @@ def say_what_next(run_dir: Path) -> None:
     """Print what to type after a run; of several processes only the first does."""
     if is_main_process():
         sample = run_dir / "samples" / "digit-3.png"
-        echo("Next:")
-        echo(command("stvit", "eval", run_dir))
-        echo(command("stvit", "predict", sample if sample.exists() else "PICTURE", "--weights", run_dir))
+        echo("Next:", err=True)
+        echo(command("stvit", "eval", run_dir), err=True)
+        echo(command("stvit", "predict", sample if sample.exists() else "PICTURE", "--weights", run_dir), err=True)
 
 
 def _run(

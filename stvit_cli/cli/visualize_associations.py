@@ -62,14 +62,19 @@ def visualize_associations(
 
         viewed = open_viewed(weights, model)
         if not viewed.trained:
-            echo(f"{viewed.info.model} is UNTRAINED: super tokens of random weights. Give --weights FILE for a trained model's.")
+            echo(
+                f"{viewed.info.model} is UNTRAINED: super tokens of random weights. Give --weights FILE for a trained model's.",
+                err=True,
+            )
         wishes = Wishes(names, points, image_size, keep_size, html, arrays, labels)
         written, failed = [], []
         for image, folder in zip(images, _folders(images, output), strict=True):
             try:
                 for item in visualize(viewed, image, folder, wishes):
                     written.append(item)
-                    echo(f"{item.file}", *([item.notice] if item.notice else []))
+                    echo(f"{item.file}")
+                    if item.notice:
+                        echo(item.notice, err=True)
                     _print_cuts(item.cuts)
             except Exception as error:  # one bad image does not end the others
                 failed.append(explain_failure(image, error))

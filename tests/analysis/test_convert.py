@@ -45,16 +45,16 @@ def test_published_file(tmp_path: Path, stvit: Stvit) -> None:
 def test_the_picture_size_is_assumed_aloud_or_given(tmp_path: Path, stvit: Stvit) -> None:
     small_published_file(tmp_path / "a.pth")
     ended = stvit("convert", tmp_path / "a.pth", tmp_path / "a.safetensors")
-    assert ended.code == 0 and "224 pixels are assumed" in ended.out
+    assert ended.code == 0 and "224 pixels are assumed" in ended.err
     ended = stvit("convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--image-size", 384)
-    assert ended.code == 0 and "assumed" not in ended.out
+    assert ended.code == 0 and "assumed" not in ended.out + ended.err
     assert read_info(tmp_path / "b.safetensors").image_size == 384
 
 
 def test_every_key_is_accounted_for_and_the_logits_are_the_golden_ones(tmp_path: Path, stvit: Stvit) -> None:
     path = tmp_path / "tiny.safetensors"
     ended = stvit("convert", PTH, path, "--json", tmp_path / "report.json")
-    assert ended.code == 0 and "no named model" in ended.out, ended.err
+    assert ended.code == 0 and "no named model" in ended.err, ended.err
     report = json.loads((tmp_path / "report.json").read_text())
     source = read_weights(PTH)
     assert len(report["renamed"]) == 178 - 9 and len(report["left_out"]) == 12 and report["tensors"] == len(source.state_dict)
@@ -74,7 +74,7 @@ def test_choosing_the_averaged_weights(tmp_path: Path, stvit: Stvit) -> None:
         weights = torch.load(PTH, weights_only=True)["model"]
     torch.save({"model": weights, "model_ema": weights | {"head.bias": torch.full((10,), 7.0)}}, tmp_path / "both.pth")
     ended = stvit("convert", tmp_path / "both.pth", tmp_path / "a.safetensors")
-    assert ended.code == 0 and "Also there, not taken: model_ema" in ended.out
+    assert ended.code == 0 and "Also there, not taken: model_ema" in ended.err
     assert stvit("convert", tmp_path / "both.pth", tmp_path / "b.safetensors", "--from", "model_ema").code == 0
     assert read_weights(tmp_path / "b.safetensors").state_dict["head.bias"].tolist() == [7.0] * 10
     ended = stvit("convert", tmp_path / "both.pth", tmp_path / "c.safetensors", "--from", "ema")

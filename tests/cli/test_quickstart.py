@@ -15,7 +15,7 @@ def test_after_the_digits_there_is_a_picture_to_predict(stvit, tmp_path: Path, m
     assert ended.code == 0, ended.err
     (run_dir,) = Path("runs").iterdir()
     assert len(list((run_dir / "samples").iterdir())) == 10
-    eval_command, predict_command = ended.out.splitlines()[-2:]
+    eval_command, predict_command = ended.err.splitlines()[-2:]
     assert stvit(*shlex.split(eval_command)[1:]).code == 0
     predicted = stvit(*shlex.split(predict_command)[1:])
     assert predicted.code == 0

@@ -77,8 +77,9 @@ def test_train_says_what_to_type_next(
     assert ended.code == 0, ended.err
     run_dir = next(Path("runs").iterdir())
     assert run_dir.name.startswith("quickstart-")
-    assert f"  stvit eval {run_dir}\n" in ended.out
-    assert f"  stvit predict PICTURE --weights {run_dir}\n" in ended.out
+    assert f"  stvit eval {run_dir}\n" in ended.err
+    assert f"  stvit predict PICTURE --weights {run_dir}\n" in ended.err
+    assert ended.out == ""
     assert stvit("eval", run_dir).code == 0
 
 
