@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import fingerprint
 from stvit_cli.errors import UserError
+from stvit_cli.recipe import Recipe
 from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.text import first_few
 
@@ -63,6 +65,33 @@ class Branch:
 def saved_steps(run_dir: Path) -> list[int]:
     """Return the steps after which a run was saved, in their order."""
     return [int(path.name.removeprefix("step_")) for path in checkpoint.checkpoints(RunDir(run_dir).checkpoints)]
+
+
+def calmer_start(recipe: Recipe, run_dir: Path | None, last_step: int) -> list[str]:
+    """Return, in two or three lines, how a run that has diverged is started again from one of its checkpoints; none without one.
+
+    Args:
+        last_step: checkpoints of later steps are not to be used.
+    """
+    steps = [] if run_dir is None else [step for step in saved_steps(run_dir) if step <= last_step]
+    if not steps:
+        return []
+    words = ["stvit", "train", "--resume", str(run_dir), "--from-step", str(steps[-1]), *calmer(recipe)]
+    lines = ["Where the images are sound, start a new run from a checkpoint, with settings such as:", f"  {shlex.join(words)}"]
+    if len(steps) > 1:
+        earlier = first_few([str(step) for step in steps[-2::-1]])
+        lines.append(f"Earlier checkpoints, where that one is too late: --from-step {earlier}")
+    return lines
+
+
+def calmer(recipe: Recipe) -> list[str]:
+    """Return settings with which a run that has diverged may not diverge again."""
+    schedule, peak = recipe.schedule, recipe.peak_lr / 2
+    words = [f"optim.lr={recipe.optim.lr / 2:g}"]
+    words += [f"schedule.{key}=0" for key in ("min_lr", "warmup_lr") if getattr(schedule, key) > peak]
+    if recipe.optim.clip_grad_norm is None or recipe.optim.clip_grad_norm > 1:
+        words.append("optim.clip_grad_norm=1")
+    return [*words, "train.precision=bf16"] if recipe.train.precision == "fp16" else words
 
 
 def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:

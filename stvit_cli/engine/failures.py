@@ -12,14 +12,12 @@ import torch.distributed as dist
 
 from stvit_cli.data.loader import explain_dead_worker
 from stvit_cli.engine.batching import smaller_sizes
-from stvit_cli.engine.branch import saved_steps
+from stvit_cli.engine.branch import calmer, calmer_start
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.step import NonFiniteError
 from stvit_cli.errors import UserError, WriteError
-from stvit_cli.recipe import Recipe
 from stvit_cli.utils.files import replace_file
-from stvit_cli.utils.text import first_few
 
 # What gloo and NCCL say, in RuntimeErrors without a type of their own, when the process at the other end is gone.
 LOST_PEER = (
@@ -97,22 +95,7 @@ def _non_finite(error: NonFiniteError, session: Session, run_dir: Path | None) -
         except OSError:
             shown += f" and {len(error.names) - 4} more"
     lines = [f"The {error.what} is not finite at step {error.step}; stopped before the update.", f"In the batch: {shown}."]
-    steps = [] if run_dir is None else saved_steps(run_dir)
-    if not steps:
-        return "\n".join([*lines, f"Where the images are sound, try {' '.join(_calmer(session.recipe))}"])
-    words = ["stvit", "train", "--resume", str(run_dir), "--from-step", str(steps[-1]), *_calmer(session.recipe)]
-    lines.append("Where the images are sound, start a new run from a checkpoint, with settings such as:")
-    lines.append(f"  {shlex.join(words)}")
-    if len(steps) > 1:
-        lines.append(f"Earlier checkpoints, where the last one is too late: --from-step {first_few([*map(str, steps[-2::-1])])}")
-    return "\n".join(lines)
-
-
-def _calmer(recipe: Recipe) -> list[str]:
-    """Return settings with which a run that has diverged may not diverge again."""
-    schedule, peak = recipe.schedule, recipe.peak_lr / 2
-    words = [f"optim.lr={recipe.optim.lr / 2:g}"]
-    words += [f"schedule.{key}=0" for key in ("min_lr", "warmup_lr") if getattr(schedule, key) > peak]
-    if recipe.optim.clip_grad_norm is None or recipe.optim.clip_grad_norm > 1:
-        words.append("optim.clip_grad_norm=1")
-    return [*words, "train.precision=bf16"] if recipe.train.precision == "fp16" else words
+    advice = calmer_start(session.recipe, run_dir, error.step)
+    if not advice:
+        return "\n".join([*lines, f"Where the images are sound, try {' '.join(calmer(session.recipe))}"])
+    return "\n".join([*lines, *advice])

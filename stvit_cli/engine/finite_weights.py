@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from stvit_cli.engine import checkpoint
+from stvit_cli.engine.branch import calmer_start
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import RunState
@@ -30,11 +31,11 @@ def require_finite_weights(session: Session, state: RunState, places: RunDir) ->
     for what, model in models.items():
         names = non_finite(model)
         if names:
-            raise UserError(
-                f"The {what} became infinite or not a number by step {state.step}: {len(names)} tensors, such as {names[0]}.\n"
-                f"{still_good(state, places)}\n"
+            advice = calmer_start(session.recipe, places.path, state.step - 1) or [
                 f"Train with a lower optim.lr (it is {session.recipe.optim.lr:g}), or with optim.clip_grad_norm=1."
-            )
+            ]
+            first = f"The {what} became infinite or not a number by step {state.step}: {len(names)} tensors, such as {names[0]}."
+            raise UserError("\n".join([first, still_good(state, places), *advice]))
 
 
 def non_finite(model: nn.Module) -> list[str]:

@@ -175,8 +175,8 @@ def test_the_advice_after_a_nan_can_be_followed(toy: ModuleType, diverged: Path)
     "settings", [("schedule.min_lr=9e-3",), ("schedule.warmup_lr=1e-2",), ("optim.clip_grad_norm=null", "train.precision=fp16")]
 )
 def test_the_advice_is_a_valid_recipe_whatever_the_settings(toy: ModuleType, settings: tuple[str, ...]) -> None:
-    from stvit_cli.engine.failures import _calmer
+    from stvit_cli.engine.branch import calmer
 
     recipe = toy.recipe(*settings)
-    changed = recipe_io.from_text(recipe_io.dump(recipe), _calmer(recipe))
+    changed = recipe_io.from_text(recipe_io.dump(recipe), calmer(recipe))
     assert changed.optim.lr == recipe.optim.lr / 2 and changed.optim.clip_grad_norm == 1
