@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -361,9 +362,8 @@ class Trainer:
         self.save()
         self._write(self._draw)
         name = signal.Signals(number).name
-        self.progress.say(
-            f"Stopped by {name}; saved after step {self.state.step}. Go on with: stvit train --resume {self.places.path}"
-        )
+        resume = f"stvit train --resume {shlex.quote(str(self.places.path))}"
+        self.progress.say(f"Stopped by {name}; saved after step {self.state.step}. Go on with: {resume}")
         raise Interrupted(number)
 
     def _result(self) -> dict[str, float]:

@@ -1,0 +1,46 @@
+"""What the command line says where another run is in the directory, and what runs without --output do."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stvit_cli.engine.run_lock import RunLock
+
+
+@pytest.mark.parametrize("words", [["--resume"], ["--recipe", "quickstart", "--output"]], ids=" ".join)
+def test_a_directory_in_use_is_refused_before_the_data_is_read(
+    stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("data:\n  kind: digits\n")
+    monkeypatch.setattr("stvit_cli.tasks.build", lambda *_, **__: pytest.fail("built"))
+    lock = RunLock.acquire(tmp_path)
+    try:
+        ended = stvit("train", *words, tmp_path)
+    finally:
+        lock.release()
+    assert ended.code == 2 and f"is in use by another run: process {os.getpid()} on " in ended.err
+    assert len(ended.err.splitlines()) <= 6
+
+
+def test_runs_without_output_that_start_in_one_second_have_directories_of_their_own(
+    stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def run(recipe: Any, run_dir: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        seen.append(run_dir)
+        if len(seen) < 3:  # the next run starts while this one is there
+            assert stvit("train", "--recipe", "quickstart").code == 0
+        return {}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
+    monkeypatch.setattr("stvit_cli.cli.training._run", run)
+    assert stvit("train", "--recipe", "quickstart").code == 0
+    assert [path.name for path in seen] == [f"quickstart-20260101-000000{end}" for end in ("", "-2", "-3")]
+    assert list(tmp_path.iterdir()) == []  # nothing was written into them, so nothing is left
