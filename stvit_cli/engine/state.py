@@ -91,6 +91,19 @@ def restore(
     return RunState(**content["run"])
 
 
+def changes_of_form(session: Session, content: dict[str, Any]) -> list[str]:
+    """Return a warning for each thing that keeps a run resumed from a checkpoint's state from the bits of the unbroken one."""
+    found = []
+    size, now = content["micro_batch_size"], session.plan.micro_batch_size
+    if size != now:
+        found.append(f"{now} pictures per forward pass where there were {size}. The global batch is the same, but")
+    before = content.get("kernels", False)  # runs of before there were any
+    if before != session.kernels:
+        forms = ("in the plain form", "by our own kernels")
+        found.append(f"the model runs {forms[session.kernels]}, where it ran {forms[before]}. The function is the same, but")
+    return [f"Warning: {same} the run will not be the unbroken one bit by bit." for same in found]
+
+
 def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
     assert checkpoint is not None
     before, now = checkpoint.state["fingerprint"], fingerprint(session)

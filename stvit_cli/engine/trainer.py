@@ -24,7 +24,7 @@ from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.run_lock import RunLock
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.signals import StopRequest, stop_request
-from stvit_cli.engine.state import RunState, capture, restore
+from stvit_cli.engine.state import RunState, capture, changes_of_form, restore
 from stvit_cli.engine.step import Outcome, TrainStep
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.weights import save_weights
@@ -110,7 +110,7 @@ class Trainer:
         self._lock(self.places.clear)
         self.world.on_main(lambda: branch.copy_metrics(self.places.metrics, content["metrics_bytes"], is_kept))
         self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")
-        self._note_differences(content)
+        self.notes += changes_of_form(self.session, content)
         self._begin({"run": str(branch.run_dir.resolve()), "step": branch.step})
 
     def take_up(self) -> None:
@@ -129,21 +129,9 @@ class Trainer:
         self.state = restore(self.session, newest)
         self.saved_step = self.state.step
         self.notes.append(f"Resumed after step {self.state.step}.")
-        self._note_differences(content)
+        self.notes += changes_of_form(self.session, content)
         self.world.on_main(self._require_finite_weights)
         self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
-
-    def _note_differences(self, content: dict[str, Any]) -> None:
-        """Say what keeps the run from the bits of the unbroken one."""
-        size, now = content["micro_batch_size"], self.session.plan.micro_batch_size
-        if size != now:
-            same = f"{now} pictures per forward pass where there were {size}. The global batch is the same, but"
-            self.notes.append(f"Warning: {same} the run will not be the unbroken one bit by bit.")
-        before = content.get("kernels", False)  # runs of before there were any
-        if before != self.session.kernels:
-            forms = ("in the plain form", "by our own kernels")
-            same = f"{forms[self.session.kernels]}, where it ran {forms[before]}. The function is the same, but"
-            self.notes.append(f"Warning: the model runs {same} the run will not be the unbroken one bit by bit.")
 
     def _lock(self, acquire: Callable[[], RunLock]) -> None:
         """Lock the run directory on rank 0: all processes that torchrun started are one run."""
