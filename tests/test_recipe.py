@@ -296,9 +296,51 @@ def test_only_what_differs_is_written() -> None:
     assert recipe_io.dump(recipe, only_changes=True) == "model:\n  drop_path_rate: {stvit-s: 0.1}\noptim:\n  lr: 0.0005\n"
 
 
+SECTIONS_OF = {"classification": set(), "detection": {"detection", "shapes"}, "segmentation": {"segmentation", "shapes"}}
+EXAMPLES = {"classification": "deit300", "detection": "coco-mask-rcnn-1x", "segmentation": "shapes-upernet"}
+
+
+@pytest.mark.parametrize("task", SECTIONS_OF)
+def test_every_key_of_the_task_is_explained_and_no_other(task: str) -> None:
+    explained = recipe_io.dump(recipe_io.load(EXAMPLES[task]), explain=True)
+    others = {"detection", "segmentation", "shapes"} - SECTIONS_OF[task]
+    own = [key for key in dotted_keys() if key.partition(".")[0] not in others]
+    assert explained.count("  # ") + explained.count("\n# ") + explained.startswith("# ") == len(own)
+    assert {line[:-1] for line in explained.splitlines() if line[0] not in " #" and line.endswith(":")} & others == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "said"),
+    [
+        ("deit300", "segmentation.window=512", "segmentation.window: belongs to task segmentation, but task is classification"),
+        ("deit300", "shapes.num_val=5", "shapes.num_val: belongs to task detection or segmentation, but task is classification"),
+        ("shapes-upernet", "detection.head=cascade-mask-rcnn", "detection.head: belongs to task detection, but task is segm"),
+        ("shapes-mask-rcnn", "segmentation.window=512", "segmentation.window: belongs to task segmentation, but task is det"),
+    ],
+)
+def test_a_key_of_another_task_is_refused(name: str, override: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipe_io.load(name, [override])
+    assert str(caught.value).startswith(f"{name}: {said}")
+
+
+def test_the_section_of_another_task_is_named_with_its_line() -> None:
+    said = complaint("data:\n  kind: imagefolder\ndetection:\n  channels: 8\n  fc_dim: 8\n")
+    assert said.startswith("mine.yaml: line 4, detection.channels: belongs to task detection, but task is classification")
+    assert said.endswith(" (and 1 more of detection)")
+
+
+def test_a_recipe_that_an_earlier_version_wrote_in_full_is_read() -> None:
+    """All sections were written then, whatever the task, with the defaults of that version or with keys that did nothing."""
+    recipe = recipe_io.load("deit300")
+    sections = "detection:\n  channels: 8\nsegmentation:\n  reduce_zero_label: true\n  window: 512\nshapes:\n  num_val: 3\n"
+    assert recipe_io.from_text(recipe_io.dump(recipe) + sections) == recipe
+    with pytest.raises(UserError, match=r"segmentation\.window: belongs to task segmentation"):
+        recipe_io.from_text(recipe_io.dump(recipe) + sections, ["segmentation.window=512"])
+
+
 def test_every_key_is_explained() -> None:
     explained = recipe_io.dump(Recipe(), explain=True)
-    assert explained.count("#") == len(dotted_keys())
     assert "  # The rate after warm-up. A number (above 0).\n  lr: 0.001\n" in explained
     unexplained = [
         f"{name}.{key}"

@@ -56,6 +56,16 @@ def test_a_base_is_a_shipped_recipe_or_a_path_from_its_own_file(tmp_path: Path, 
     assert (own.optim.lr, own.model.name) == (1, "stvit-nano")
 
 
+def test_a_run_of_an_earlier_version_may_be_a_base() -> None:
+    write(
+        run="task: detection\ndata: {kind: coco}\ndetection: {channels: 8}\nsegmentation: {window: 512}\nshapes:\n",
+        b="base: run.yaml\n",
+    )
+    recipe, layers, _ = recipe_io.resolve("b.yaml")
+    assert recipe.detection.channels == 8
+    assert "segmentation" not in written_out(layers)
+
+
 def test_what_a_run_keeps_is_resolved() -> None:
     write(a="train: {seed: 5}\n", b="base: a.yaml\noptim: {lr: 1e-4}\n")
     recipe = recipe_io.load("b.yaml")
@@ -99,9 +109,9 @@ def test_what_is_written_out_is_the_same_recipe(path: Path) -> None:
 
 def test_what_is_written_out_survives_every_way_to_write_a_value() -> None:
     write(
-        a="# head of a\noptim: {lr: 1e-2, eps: 1e-3}  # flow\nsegmentation:\n  # above\n"
+        a="# head of a\ntask: segmentation\noptim: {lr: 1e-2, eps: 1e-3}  # flow\nsegmentation:\n  # above\n"
         "  class_names: [a,\n    'b # b', c]  # after\n  map_suffix: 'x # y'\n"
-        '  image_suffix: |\n    t\n    # u\n\ndata:\n  dir: "a\n    b"\n',
+        '  image_suffix: |\n    t\n    # u\n\ndata:\n  kind: ade20k\n  dir: "a\n    b"\n',
         b="# head of b\n\nbase: a.yaml\ndata: {image_size: 64}\n",
     )
     recipe, layers, _ = recipe_io.resolve("b.yaml")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 KINDS = {"classification": ("digits", "imagefolder"), "detection": ("coco", "shapes"), "segmentation": ("ade20k", "shapes")}
 """The kinds of data that each task learns from."""
 
+SECTIONS = {"detection": ("detection",), "segmentation": ("segmentation",), "shapes": ("detection", "segmentation")}
+"""The sections that only some tasks have, with those tasks."""
+
 HALVED = "; decimals are written with a point (0.5)"
 """For a list that is twice as long as expected: ``[0,5, 0,25]`` is four numbers."""
 
@@ -77,8 +80,19 @@ def _beyond_limits(recipe: Recipe) -> Iterator[str]:
         yield f"data.std: found {list(data.std)}, expected {MIN_STD:g} or more"
 
 
+def other_tasks_sections(task: object) -> list[str]:
+    """Return the sections that a task does not have."""
+    return [section for section, tasks in SECTIONS.items() if task not in tasks]
+
+
 def _task_contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield what does not go together with the task."""
+    for section in other_tasks_sections(recipe.task):
+        mine, default = getattr(recipe, section), type(recipe).model_fields[section].default
+        changed = [key for key in type(mine).model_fields if getattr(mine, key) != getattr(default, key)]
+        if changed:
+            more = f" (and {len(changed) - 1} more of {section})" if len(changed) > 1 else ""
+            yield f"{section}.{changed[0]}: belongs to task {' or '.join(SECTIONS[section])}, but task is {recipe.task}{more}"
     if recipe.data.kind not in KINDS[recipe.task]:
         yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(KINDS[recipe.task])} for task {recipe.task}"
     if recipe.task != "classification":

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import FREE_ON_RESUME, PATH_KEYS, Recipe, Section
+from stvit_cli.recipe.checks import other_tasks_sections
 from stvit_cli.recipe.files import find, read
 from stvit_cli.recipe.files import list_recipes as list_recipes
 from stvit_cli.recipe.layers import Layer, apply_overrides, merge, read_layers
@@ -74,7 +75,7 @@ def _resolve(layers: list[Layer], overrides: Sequence[str], name: str) -> Resolv
 
 
 def dump(recipe: Recipe, *, only_changes: bool = False, explain: bool = False) -> str:
-    """Return the recipe as YAML that ``from_text`` reads back to an equal one.
+    """Return the recipe as YAML that ``from_text`` reads back to an equal one: the sections of its task.
 
     Args:
         only_changes: leave out what has its default.
@@ -130,7 +131,10 @@ def _tuples(value: Any) -> Any:
 
 
 def _lines(section: Section, indent: str, only_changes: bool, explain: bool) -> Iterator[str]:
+    others = other_tasks_sections(section.task) if isinstance(section, Recipe) else []
     for key, field in type(section).model_fields.items():
+        if key in others:
+            continue
         value = getattr(section, key)
         if only_changes and value == field.default:
             continue

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe, Section
+from stvit_cli.recipe.checks import SECTIONS, other_tasks_sections
 from stvit_cli.recipe.files import find, list_recipes, read
 from stvit_cli.recipe.renamed import rename_key, rename_keys, rename_value
 from stvit_cli.recipe.words import dotted_keys, nearest_key
@@ -54,6 +55,7 @@ def read_layers(text: str, source: str, path: Path | None) -> list[Layer]:
         data = {key: {} if value is None and _is_section(key) else value for key, value in data.items()}
         layers.append(Layer(source, text, data, lines, rename_keys(data, lines, source)))
         if BASE not in data:
+            _drop_other_tasks(layers)
             return layers
         where = f"{source}: line {lines[BASE]}, {BASE}"
         if len(layers) > _MAX_BASES:
@@ -66,6 +68,15 @@ def read_layers(text: str, source: str, path: Path | None) -> list[Layer]:
         seen.append(path.resolve())
         source = base if base == path.stem else str(path)
         text = read(path)
+
+
+def _drop_other_tasks(layers: Sequence[Layer]) -> None:
+    """Leave out the other tasks' sections where a file has those of all tasks: earlier versions wrote recipes in full so."""
+    task = next((layer.data["task"] for layer in layers if "task" in layer.data), "classification")
+    for layer in layers:
+        if all(section in layer.data for section in SECTIONS):
+            for section in other_tasks_sections(task):
+                del layer.data[section]
 
 
 def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -46,7 +46,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ],
 )
 def test_a_tilde_is_the_home_directory_in_every_option(stvit, home: Path, started: dict[str, Any], words: list[str]) -> None:
-    ended = stvit("train", "--recipe", "quickstart", "data.kind=imagefolder", "detection.results_json=~/r.json", *words)
+    ended = stvit("train", "--recipe", "coco-mask-rcnn-1x", "detection.results_json=~/r.json", *words)
     assert ended.code == 0, ended.err
     expected = {"dir": str(home / "x"), "results_json": str(home / "r.json"), "output": home / "run", "weights": home / "w"}
     assert started == expected
@@ -66,7 +66,7 @@ def test_a_relative_folder_is_kept_as_an_absolute_path(stvit, home: Path, starte
 
 def test_a_run_started_from_python_keeps_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = recipe_io.from_text("name: x", ["data.dir=photos", "detection.results_json=out.json"])
+    recipe = recipe_io.from_text("{task: detection, data: {kind: coco}}", ["data.dir=photos", "detection.results_json=out.json"])
     run_dir = RunDir(tmp_path / "run")
     lock = run_dir.clear()
     run_dir.begin(recipe, "cpu", 1, False)
