@@ -28,6 +28,7 @@ from stvit_cli.data.loader import seeded
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo
+from stvit_cli.utils.files import replace_file, writing
 
 UNTRAINED = "stvit-s"  # the model that is shown where no other is asked for
 
@@ -174,9 +175,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _save(file: Path, content: bytes) -> Path:
-    try:
+    with writing(file, advice=""):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}.") from None
+        replace_file(file, content)
     return file

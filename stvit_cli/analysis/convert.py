@@ -9,6 +9,7 @@ from typing import Any
 from stvit_cli.errors import UserError
 from stvit_cli.models.published import HEAD_WEIGHT, STEM_WEIGHT, is_stvit
 from stvit_cli.models.weights import WeightsFile, WeightsInfo, describe, read_weights, save_weights
+from stvit_cli.utils.files import writing
 
 CUSTOM = "custom"  # an STViT of widths and depths that have no name here: for `load_weights` and a model of one's own
 
@@ -26,10 +27,8 @@ def convert(source: Path, target: Path, container: str | None = None, image_size
     file = read_weights(source, container)
     info = _describe(file, image_size)
     known = "option" if image_size is not None else "file" if file.info is not None or file.image_size else "assumed"
-    try:
+    with writing(target, advice=""):
         save_weights(target, file.state_dict, info)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror or error}.") from None
     return {
         "model": info.model,
         "num_classes": info.num_classes,

@@ -8,8 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from stvit_cli.errors import UserError
-from stvit_cli.utils.files import replacing
+from stvit_cli.utils.files import replacing, writing
 from stvit_cli.utils.text import printable
 
 MAX_STEM = 200  # bytes of a file name; most file systems take 255, and a number and an ending come on top
@@ -35,12 +34,10 @@ def save_png(image: Image.Image, target: Path) -> None:
     Raises:
         UserError: it cannot be written; nothing is left half-written.
     """
-    try:
+    with writing(target, advice=""):
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as aside:
             image.save(aside, "PNG")
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror or error}.") from None
 
 
 def drawn_name(number: int, path: Path) -> str:

@@ -21,6 +21,7 @@ from stvit_cli import __version__
 from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.cli.streams import GuardedOutput, guarded_output
 from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.utils.files import reason_of
 from stvit_cli.utils.streams import lasting_output, open_standard_files
 from stvit_cli.utils.text import did_you_mean, printable
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(words, output)
         if output.failure is None:
             return code
-        complaint = f"standard output cannot be written: {output.failure.strerror or output.failure}."
+        complaint = f"standard output cannot be written: {reason_of(output.failure)}."
         return _complain(complaint, words) if code == 0 else code
 
 

@@ -15,6 +15,7 @@ from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process, require_group
+from stvit_cli.utils.files import require_writable_folder
 
 if TYPE_CHECKING:
     from stvit_cli.analysis.ablation_report import Report
@@ -68,6 +69,8 @@ def isotropic_ablation(
         else:
             from stvit_cli.analysis.ablation_report import report_counts
 
+            if output is not None:
+                require_writable_folder(output)
             result = report_counts()
             if output is not None:
                 result.write(output)

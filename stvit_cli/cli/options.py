@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import require_writable_file
 from stvit_cli.utils.text import shell_command
 
 Overrides = Annotated[
@@ -43,10 +45,11 @@ def command(*parts: str | Path) -> str:
 
 
 def new_file(path: Path, *endings: str) -> None:
-    """Raise UserError where ``path`` has another ending, exists already or lies in no folder: before the work, not after."""
+    """Raise UserError where ``path`` has another ending, exists already or cannot be written: before the work, not after."""
     if path.suffix not in endings:
         raise UserError(f"{path}: expected a name ending in {' or '.join(endings)}.")
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path} exists; choose another name, or remove it first.")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}.")
+    require_writable_file(path)

@@ -17,6 +17,7 @@ from rich.text import Text
 from stvit_cli.errors import UserError
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.environment import is_main_process
+from stvit_cli.utils.files import reason_of, replace_file, try_file
 from stvit_cli.utils.text import printable
 
 
@@ -39,8 +40,11 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
             yield lambda figures: print(_to_json(figures), file=stdout, flush=True)
     else:
         path = Path(json_file)
-        if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UserError(f"--json {json_file}: cannot be written; expected a file in a folder that exists, or -")
+        try:
+            try_file(path)
+        except OSError as error:
+            expected = "expected a file in a folder that exists, or -"
+            raise UserError(f"--json {json_file}: cannot be written: {reason_of(error)}; {expected}") from None
         yield lambda figures: _write(path, _to_json(figures) + "\n")
 
 
@@ -67,10 +71,18 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 
 def _write(path: Path, text: str) -> None:
+    """Write the whole of a report or nothing, but in place where that is no plain file or its folder is not to be changed."""
+    target, content = Path(os.path.realpath(path)), text.encode()
     try:
-        path.write_text(text, encoding="utf-8")
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)
+            return
+        try:
+            replace_file(target, content)
+        except PermissionError:
+            target.write_bytes(content)
     except OSError as error:
-        raise UserError(f"--json {path}: cannot be written: {error.strerror}.") from None
+        raise UserError(f"--json {path}: cannot be written: {reason_of(error)}.") from None
 
 
 def _to_json(figures: Any) -> str:

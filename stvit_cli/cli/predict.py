@@ -12,6 +12,7 @@ from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, reporting
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import require_writable_folder
 
 if TYPE_CHECKING:
     from stvit_cli.analysis.trained import Trained
@@ -57,6 +58,8 @@ def predict(
     from stvit_cli.analysis.predict import list_pictures
     from stvit_cli.analysis.trained import open_trained
 
+    if output is not None:
+        require_writable_folder(output)
     with reporting(json_file) as report:
         pictures = list_pictures(paths)
         trained = open_trained(weights)

@@ -11,6 +11,7 @@ from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import require_writable_file, require_writable_folder
 
 if TYPE_CHECKING:
     from stvit_cli.analysis.superpixels import Cut
@@ -56,6 +57,9 @@ def visualize_associations(
         raise UserError(f"--{'arrays' if arrays is not None else 'labels'} is for one picture, {len(images)} were given.")
     if keep_size and image_size is not None:
         raise UserError("--image-size and --keep-size exclude each other.")
+    require_writable_folder(output)
+    if arrays is not None:
+        require_writable_file(arrays)
     with reporting(json_file) as report:
         from stvit_cli.analysis.association_report import Wishes, open_viewed, visualize
         from stvit_cli.data.images import explain_failure

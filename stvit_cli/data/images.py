@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import reason_of
 from stvit_cli.utils.text import did_you_mean, printable
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -123,7 +124,7 @@ def _read(path: Path) -> bytes:
         mode = _mode(path)
         if mode is not None:
             _require_regular(name, mode)
-        reason = "a link that leads to itself" if getattr(error, "errno", None) == errno.ELOOP else _reason(error)
+        reason = "a link that leads to itself" if getattr(error, "errno", None) == errno.ELOOP else reason_of(error)
         raise UserError(f"{name}: cannot be read: {reason}.") from None
 
 
@@ -142,10 +143,6 @@ def _require_regular(name: str, mode: int) -> None:
     for is_kind, what in _NOT_FILES:
         if is_kind(mode):
             raise UserError(f"{name}: {what}, where the file of an image is expected.") from None
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _decode(content: bytes) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from stvit_cli.engine.state import fingerprint
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.utils.files import replace_file, writing
-from stvit_cli.utils.text import first_few
+from stvit_cli.utils.text import first_few, shell_command
 
 # Of the fingerprint, what a branch may not change: the classes are those of the weights.
 _KEPT = ("task", "model", "class_names")
@@ -74,10 +73,10 @@ def calmer_start(recipe: Recipe, run_dir: Path | None, last_step: int) -> list[s
         last_step: checkpoints of later steps are not to be used.
     """
     steps = [] if run_dir is None else [step for step in saved_steps(run_dir) if step <= last_step]
-    if not steps:
+    if run_dir is None or not steps:
         return []
-    words = ["stvit", "train", "--resume", str(run_dir), "--from-step", str(steps[-1]), *calmer(recipe)]
-    lines = ["Where the images are sound, start a new run from a checkpoint, with settings such as:", f"  {shlex.join(words)}"]
+    command = shell_command("stvit", "train", "--resume", run_dir, "--from-step", str(steps[-1]), *calmer(recipe))
+    lines = ["Where the images are sound, start a new run from a checkpoint, with settings such as:", f"  {command}"]
     if len(steps) > 1:
         earlier = first_few([str(step) for step in steps[-2::-1]])
         lines.append(f"Earlier checkpoints, where that one is too late: --from-step {earlier}")

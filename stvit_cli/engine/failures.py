@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from stvit_cli.engine.session import Session
 from stvit_cli.engine.step import NonFiniteError
 from stvit_cli.errors import UserError, WriteError
 from stvit_cli.utils.files import replace_file
+from stvit_cli.utils.text import shell_command
 
 # What gloo and NCCL say, in RuntimeErrors without a type of their own, when the process at the other end is gone.
 LOST_PEER = (
@@ -63,7 +63,7 @@ def resume_advice(run_dir: Path | None) -> str:
     """Return how to resume the run in a directory; nothing where it has not come so far that it can be."""
     if run_dir is None or not RunDir(run_dir).recipe.is_file():
         return ""
-    return f"The last checkpoint is intact: stvit train --resume {shlex.quote(str(run_dir))}"
+    return f"The last checkpoint is intact: {shell_command('stvit', 'train', '--resume', run_dir)}"
 
 
 def _out_of_memory(session: Session, go_on: str) -> str:

@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,8 @@ from stvit_cli.engine.run_lock import LOCK, RunLock
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.files import replace_file, require_writable_folder, writing
+from stvit_cli.utils.text import shell_command
 
 RECIPE = "recipe.yaml"
 # Written before recipe.yaml: alone they are the remains of a run that was killed before it had begun.
@@ -93,19 +93,13 @@ class RunDir:
 
 def require_free(path: Path) -> None:
     """Raise UserError where a new run cannot begin in ``path``: a file, a directory that holds something or cannot be written."""
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not path.is_dir():
         raise UserError(f"{path} is a file; expected a directory for the run, new or empty.")
     names, saved = _names(path), _names(path / "checkpoints")
     if not (names <= BEFORE_RECIPE and saved <= FIRST_CHECKPOINT):
-        hint = f" To go on with the run in it: --resume {path}" if RECIPE in names else ""
+        hint = f" To go on with the run in it: {shell_command('--resume', path)}" if RECIPE in names else ""
         raise UserError(f"{path} is not empty; expected a new or empty directory for the run.{hint}")
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    try:
-        # Asking for the permission is not enough: a read-only disk, or root, answers otherwise than it acts.
-        with tempfile.TemporaryDirectory(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror} ({existing}).") from None
+    require_writable_folder(path)
 
 
 def make_new(path: Path) -> Path:
@@ -123,7 +117,7 @@ def make_new(path: Path) -> Path:
 
 
 def _names(path: Path) -> set[str]:
-    return {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    return {entry.name for entry in path.iterdir()} if os.path.isdir(path) else set()
 
 
 def environment(device: str, world_size: int, kernels: bool) -> dict[str, object]:

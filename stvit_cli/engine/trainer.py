@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
 from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.streams import lasting_output
+from stvit_cli.utils.text import shell_command
 
 # Drawing the curves takes a third of a second: after an evaluation it is done at most this often, and always at the end.
 CURVES_SECONDS = 60.0
@@ -350,7 +350,7 @@ class Trainer:
         self.save()
         self._write(self._draw)
         name = signal.Signals(number).name
-        resume = f"stvit train --resume {shlex.quote(str(self.places.path))}"
+        resume = shell_command("stvit", "train", "--resume", self.places.path)
         self.progress.say(f"Stopped by {name}; saved after step {self.state.step}. Go on with: {resume}")
         raise Interrupted(number)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from stvit_cli.models.weights import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, Task
 from stvit_cli.tasks.classification import build_classification_evaluation, build_classification_task
+from stvit_cli.utils.text import printable, shell_command
 
 __all__ = ["Evaluation", "Task", "build", "build_evaluation", "create_from"]
 
@@ -24,6 +25,12 @@ def build(recipe: Recipe, *, weights: Path | None = None) -> Task:
     Raises:
         UserError: the data, the model or the weights are not as the recipe says.
     """
+    task = _build(recipe, weights)
+    _require_text(task.weights_info().class_names)
+    return task
+
+
+def _build(recipe: Recipe, weights: Path | None) -> Task:
     if recipe.task == "detection":
         with _from_the_extra():
             from stvit_cli.tasks.detection import build_detection_task  # here: its libraries take a second to import
@@ -67,6 +74,16 @@ def create_from(info: WeightsInfo) -> nn.Module:
             from stvit_cli.tasks.segmentation import create_from as create_segmenter_from
         return create_segmenter_from(info)
     return create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes)
+
+
+def _require_text(class_names: Sequence[str]) -> None:
+    """Raise UserError for a name that is no text, as of a folder in another encoding: no weights file could hold it."""
+    for index, name in enumerate(class_names):
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise UserError(
+                f"The name of class {index}, '{printable(name)}', is not UTF-8, and the weights file could not hold it.\n"
+                f"Rename it, such as: {shell_command('mv', Path(name), 'NAME')}"
+            )
 
 
 @contextmanager

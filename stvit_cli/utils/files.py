@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stvit_cli.errors import WriteError
+
+TRIAL_BYTES = 4096
+"""Written to find out whether there is room at all: a full disk still makes empty files."""
 
 
 def cache_dir() -> Path:
@@ -28,19 +32,80 @@ def cache_dir() -> Path:
         raise FileNotFoundError(2, "there is no home directory; set XDG_CACHE_HOME", "~") from error
 
 
+INTACT = "What was saved before is intact. Make room, or make the directory writable."
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into a WriteError that names ``path``."""
+def writing(path: Path, advice: str = INTACT) -> Iterator[None]:
+    """Turn a failed write into a WriteError that names ``path``, with a line of ``advice`` below it."""
     try:
         yield
     except Exception as error:
         # By its name: the ground floor does not import safetensors, whose writer reports a full disk as an error of its own.
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise WriteError(
-            f"{path} cannot be written: {reason}.\nWhat was saved before is intact. Make room, or make the directory writable."
-        ) from error
+        raise WriteError("\n".join([f"{path} cannot be written: {reason_of(error)}.", *([advice] if advice else [])])) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the system says of a failed operation on a file."""
+    return getattr(error, "strerror", None) or str(error).rstrip(".")
+
+
+def require_writable_file(path: Path) -> None:
+    """Find out whether ``path`` can be written, by trying; see `try_file`. Raises UserError where it cannot."""
+    with writing(path, advice=""):
+        try_file(path)
+
+
+def try_file(path: Path) -> None:
+    """Try whether ``path`` can be written: before the work whose result it is to hold, not after it.
+
+    An existing file is left as it is; a new one, made for the trial, is removed. Asking for the permission is not enough: a
+    read-only disk, a full one, or root answers otherwise than it acts.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with _as_os_error():
+        target = Path(os.path.realpath(path))
+        if not target.exists():
+            with target.open("xb") as file:
+                try:
+                    file.write(bytes(TRIAL_BYTES))
+                    file.flush()
+                finally:
+                    target.unlink()
+        elif target.is_file() or target.is_dir():  # not a pipe, which would wait for its reader
+            target.open("ab").close()
+
+
+def require_writable_folder(path: Path) -> None:
+    """Find out, by trying, whether files can be written into ``path``, which need not exist; what is made for it is removed.
+
+    Raises:
+        UserError: they cannot.
+    """
+    made: list[Path] = []
+    with writing(path, advice=""), _as_os_error():
+        try:
+            for folder in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+                folder.mkdir()
+                made.append(folder)
+            try_file(path / f".{secrets.token_hex(4)}.part")
+        finally:
+            for folder in reversed(made):
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """A path with a NUL is a ValueError to Python, and no different from other names that cannot be."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from None
 
 
 @contextmanager

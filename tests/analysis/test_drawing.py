@@ -45,7 +45,7 @@ def test_a_file_that_cannot_be_written_is_named_and_not_left_half(tmp_path: Path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(UserError, match=r"x\.png: cannot be written: No space left on device"):
+    with pytest.raises(UserError, match=r"x\.png cannot be written: No space left on device"):
         save_png(Image.new("RGB", (1, 1)), tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -64,6 +64,12 @@ def test_onnx(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
     assert {opset.domain for opset in file.opset_import} == {""}
+    content = path.read_bytes()
+    home = str(Path(export.__file__).parents[1])
+    for trace in (home, "site-packages", "stack_trace", 'File "', ".py"):
+        assert trace.encode() not in content, f"the file tells of the machine that made it: {trace}"
+    assert not any(node.metadata_props or node.doc_string for node in file.graph.node) and not file.graph.metadata_props
+    assert len(content) < 1.1 * weights.stat().st_size + 1_000_000
     metadata = {entry.key: entry.value for entry in file.metadata_props}
     assert json.loads(metadata["class_names"]) == ["ant", "bee", "cat"] and json.loads(metadata["mean"]) == [0.5]
     assert (metadata["model"], metadata["image_size"], metadata["licence"]) == ("stvit-nano", "64", "CC0")
@@ -145,6 +151,8 @@ class _Program:
         self.model = self
         self.metadata_props: dict[str, str] = {}
         self.opset_imports = {"": 20}
+        onnx_ir = pytest.importorskip("onnx_ir")
+        self.graph, self.functions = onnx_ir.Graph([], [], nodes=[]), dict[str, Any]()
 
     def save(self, path: Path, external_data: bool) -> None:
         path.write_bytes(b"onnx")

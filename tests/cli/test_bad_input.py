@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,14 +96,15 @@ def test_output_directories(refused: Callable[..., str], short_run: Path) -> Non
     assert "file is a file; expected a directory" in refused(*train, "file")
     assert "cannot be written" in refused(*train, "/proc/run")
     assert "cannot be written" in refused(*train, "file/run")
-    assert f"To go on with the run in it: --resume {short_run}" in refused(*train, short_run)
+    assert f"To go on with the run in it: --resume {shlex.quote(str(short_run))}" in refused(*train, short_run)
     assert Path("full/notes.txt").read_text() == "mine"
 
 
 def test_output_cannot_be_left_to_chance_with_several_processes(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
     assert "must be named" in refused("train", "--recipe", "quickstart")
 
 
