@@ -27,6 +27,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process, world_size
 from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.text import printable
 
 POLL_SECONDS = 0.3  # between looks at the processes
 LAST_LINES = 4  # of the log of a process that failed
@@ -170,7 +171,8 @@ def _train_in_processes(waiting: list[Run], num_parallel: int, after_each: Calla
                 while waiting and free:
                     run, place = waiting.pop(0), free.pop(0)
                     busy.append((run, place, _start(run, place)))
-                    print(f"{run.recipe.name}: {run.recipe.model.name} {place.words}, log in {_log(run)}", file=sys.stderr)
+                    said = f"{run.recipe.name}: {run.recipe.model.name} {place.words}, log in {_log(run)}"
+                    print(printable(said), file=sys.stderr)
                 time.sleep(POLL_SECONDS)
                 for run, place, process in [entry for entry in busy if entry[2].poll() is not None]:
                     busy.remove((run, place, process))
@@ -221,7 +223,7 @@ def _log(run: Run) -> Path:
 
 def _require_success(run: Run, code: int) -> None:
     if code in (130, 143):
-        print(f"{run.recipe.name} was stopped by a signal.", file=sys.stderr)
+        print(printable(f"{run.recipe.name} was stopped by a signal."), file=sys.stderr)
         raise Interrupted(signal.SIGINT if code == 130 else signal.SIGTERM)
     if code:
         tail = _log(run).read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]

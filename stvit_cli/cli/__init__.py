@@ -11,8 +11,10 @@ import os
 import pkgutil
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -82,6 +84,8 @@ def _run(words: Sequence[str], output: GuardedOutput) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, as in `stvit recipes show deit300 | head`
         output.give_up()
         return 141
+    finally:
+        sys.excepthook = _print_internal_error  # typer sets one of its own when it runs
 
 
 def _expand_home(word: str) -> str:
@@ -105,6 +109,12 @@ def _complain(message: str, words: Sequence[str]) -> int:
     shown = printable(message, keep="\n")
     print(f"stvit: {shown}", file=sys.stderr)
     return 2
+
+
+def _print_internal_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, with the control characters in it escaped: it may quote a file's name."""
+    with lasting_output("stderr"):
+        print(printable("".join(traceback.format_exception(kind, error, trace)), keep="\n"), end="", file=sys.stderr)
 
 
 def _usage(error: typer.TyperException) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stvit_cli.errors import WriteError
 
-TRIAL_BYTES = 4096
+TRIAL_BYTES = 256
 """Written to find out whether there is room at all: a full disk still makes empty files."""
 
 

@@ -48,6 +48,13 @@ def test_the_page_needs_nothing_else(shown: Look) -> None:
     assert [layer["heads"] for layer in data["layers"]] == [layer.num_heads for layer in shown.maps.layers.values()]
 
 
+def test_control_characters_in_a_name_are_shown_and_not_obeyed(shown: Look) -> None:
+    hostile = look(shown.maps, "a\x1b[2J\n\0.png", "weights \x9b.safetensors")
+    data = json.loads(data_of(association_page(hostile, (3, 4), trained=True)))
+    assert data["name"] == hostile.name == r"a\x1b[2J\n\x00.png"
+    assert data["about"].startswith(r"weights \x9b.safetensors.")
+
+
 def test_a_large_picture_keeps_the_mean_of_the_heads_or_is_refused(shown: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [layer.keys.shape[1] ** 2 for layer in shown.maps.layers.values()]
     monkeypatch.setattr("stvit_cli.analysis.association_page.MOST_BYTES", sum(pairs))

@@ -88,6 +88,21 @@ def test_a_fault_of_ours_shows_where_it_happened_and_ends_with_1() -> None:
     assert "ZeroDivisionError" in ended.stderr
 
 
+def test_the_trace_of_an_internal_error_cannot_steer_the_terminal() -> None:
+    code = (
+        "import sys, stvit_cli.recipe.io\n"
+        "stvit_cli.recipe.io.list_recipes = lambda: {}[1]\n"
+        "from stvit_cli.cli import main\n"
+        "try:\n"
+        "    main(['recipes', 'list'])\n"
+        "except KeyError:\n"
+        "    raise RuntimeError('of a file named \\x1b[2J')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert r"RuntimeError: of a file named \x1b[2J" in ended.stderr and "\x1b" not in ended.stderr
+
+
 def test_a_reader_that_goes_away_is_no_fault() -> None:
     shown = f"{sys.executable} -m stvit_cli recipes show deit300 --full"
     ended = subprocess.run(["bash", "-c", f"{shown} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=60)

@@ -66,7 +66,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(stvit, words:
 
 
 def test_a_full_disk_is_found_by_the_trial(stvit) -> None:
-    with disk_of(1000):
+    with disk_of(100):
         for words in (["--output", "out"], ["--json", "x.json"]):
             ended = stvit("predict", "a.png", "--weights", "none", *words)
             assert ended.code == 2 and "cannot be written: File too large" in ended.err
