@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,21 @@ FOLDERS = {"classification": "imagefolder", "detection": "coco", "segmentation":
 """What data.kind calls a folder of a person's own data, for each task."""
 
 
-def evaluate(trained: Trained, recipe: Recipe, *, whole: bool = False) -> dict[str, Any]:
+def evaluate(
+    trained: Trained, recipe: Recipe, *, whole: bool = False, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Return the task's name and its metrics on the validation data of the recipe.
 
     Args:
         whole: where the data's folder is not divided, take all of it instead of the held-out share.
+        say: is told what looks wrong with the data, a line at a time.
 
     Raises:
         UserError: the data are not there, or are of other classes than the model's.
     """
     evaluation = tasks.build_evaluation(recipe, trained.info, whole=whole)
+    for line in evaluation.check_data():
+        say(line)
     device = pick_device(recipe.train.device)
     sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
     return {"task": evaluation.name} | engine.evaluate(evaluation, for_inference(trained.model, device), device, **sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from stvit_cli.analysis.drawing import font_for, save_png, write_text
 from stvit_cli.analysis.trained import Trained
 from stvit_cli.data import build_eval_loader, eval_transform
-from stvit_cli.data.images import ENDINGS, explain_failure, open_image
+from stvit_cli.data.image_files import left_out_note, list_files
+from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.errors import UserError
 from stvit_cli.models.inference import for_inference
 from stvit_cli.utils.text import did_you_mean
@@ -64,8 +65,11 @@ class Prediction:
         save_png(canvas, target)
 
 
-def list_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Return the files, and of folders all pictures in and below them, sorted.
+def list_pictures(paths: Sequence[Path], say: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """Return the files, and of folders all pictures in and below them, sorted; a link that leads nowhere too, to be named.
+
+    Args:
+        say: is told how many files of a folder are left out for their ending.
 
     Raises:
         UserError: a path is not there, or a folder holds no picture.
@@ -73,12 +77,17 @@ def list_pictures(paths: Sequence[Path]) -> list[Path]:
     pictures: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            listing = list_files(path)
+            for note in left_out_note(listing.other_endings):
+                say(f"{path}: {note}")
+            found = sorted(listing.paths + listing.broken_links, key=lambda name: name.split("/"))
             if not found:
                 raise UserError(f"{path}: no picture in this folder; expected files such as *.jpg or *.png.")
-            pictures += found
+            pictures += [path / name for name in found]
         elif path.exists():
             pictures.append(path)
+        elif path.is_symlink():
+            raise UserError(f"{path}: a link that leads nowhere: to {path.readlink()}.")
         else:
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"{path}: there is no such file or folder.{did_you_mean(path.name, siblings)}")

@@ -107,14 +107,14 @@ def _predict_one(
 ) -> SegmentationPrediction:
     info, image = trained.info, open_image(path)
     classes = label_map(model, [scale.to(device) for scale in transform(image)], (image.height, image.width), section)
-    first = int(section.reduce_zero_label)
+    class_numbers = section.class_numbers
     pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()
     shares = [
-        Share(name, index + first, count, count / classes.numel())
+        Share(name, class_numbers[index], count, count / classes.numel())
         for index, (name, count) in enumerate(zip(info.class_names, pixels, strict=True))
         if count
     ]
-    numbers = (classes + first).cpu().numpy().astype(np.uint16)
+    numbers = np.array(class_numbers, dtype=np.uint16)[classes.cpu().numpy()]
     return SegmentationPrediction(path, numbers, tuple(sorted(shares, key=lambda found: -found.pixels)))
 
 

@@ -60,11 +60,17 @@ def _evaluate(
     if run_dir is None:
         assert weights is not None
         trained = open_trained(weights, model)
-        return evaluate(trained, recipe_for(trained, words(given, data=data)), whole=True)
+        return evaluate(trained, recipe_for(trained, words(given, data=data)), whole=True, say=_say)
     place = RunDir(run_dir)
     place.require_run()
     own = recipe_io.load(place.recipe)
     other = [] if data is None else [*words(None, data=data), f"data.kind={FOLDERS[own.task]}"]
     recipe = recipe_io.load(place.recipe, [*other, *given])
     is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
-    return evaluate(open_trained(run_dir, model), recipe, whole=is_other)
+    return evaluate(open_trained(run_dir, model), recipe, whole=is_other, say=_say)
+
+
+def _say(line: str) -> None:
+    """Print what looks wrong with the data; of several processes only the first does."""
+    if is_main_process():
+        typer.echo(line, err=True)

@@ -61,7 +61,7 @@ def predict(
     if output is not None:
         require_writable_folder(output)
     with reporting(json_file) as report:
-        pictures = list_pictures(paths)
+        pictures = list_pictures(paths, lambda line: typer.echo(line, err=True))
         trained = open_trained(weights)
         results, unread, undrawn = [], [], []
         for number, result in enumerate(_predictions(trained, pictures, top, score_threshold)):

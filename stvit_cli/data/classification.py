@@ -22,8 +22,14 @@ class Pictures(Protocol):
     """Pictures by class, not yet transformed; pixels are read only by ``open``."""
 
     class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What a person should know of what was found."""
 
     def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Return what is the same for the same pictures of the same classes in the same order, and differs otherwise."""
+        ...
 
     def path(self, index: int) -> str: ...
 

@@ -6,7 +6,9 @@ N objects of a picture, H W its rows and columns. Boxes are (left, top, right, b
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,12 @@ class CocoPictures:
 
     def path(self, index: int) -> str:
         return str(self.index.folder / self.index.file_names[self.indices[index]])
+
+    def fingerprint(self) -> str:
+        """Return a hash of the categories, the pictures' names and ids, and the order of all."""
+        chosen = [(self.index.file_names[index], self.index.image_ids[index]) for index in self.indices.tolist()]
+        categories = [(category.id, category.name) for category in self.index.categories]
+        return hashlib.blake2b(json.dumps([categories, chosen]).encode(), digest_size=16).hexdigest()
 
     def image_id(self, index: int) -> Any:
         return self.index.image_ids[self.indices[index]]

@@ -42,12 +42,17 @@ class DigitPictures:
     """The 1437 training or the 360 held-out digits, as pictures of 32 x 32 pixels, white on black."""
 
     class_names = tuple("0123456789")
+    notes: tuple[str, ...] = ()
 
     def __init__(self, held_out: bool) -> None:
         self._numbers = np.flatnonzero(_held_out() == held_out)
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def fingerprint(self) -> str:
+        """Return a constant: the digits are part of the package."""
+        return "digits"
 
     def path(self, index: int) -> str:
         """Return a name; there is no such file."""

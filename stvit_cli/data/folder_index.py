@@ -13,9 +13,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from stvit_cli.data.image_files import (
+    FolderTimes,
+    Listing,
+    counted,
+    entries,
+    is_link_of_interest,
+    kind_of,
+    list_files,
+    require_whole_links,
+    same_name,
+)
 from stvit_cli.data.images import ENDINGS
-from stvit_cli.errors import UserError
 from stvit_cli.utils.files import cache_dir, replace_file
 
 CACHED_FROM = 10_000
@@ -24,11 +35,11 @@ CACHED_FROM = 10_000
 SETTLED_S = 2.0
 """A folder changed less than this before it was listed may change again within one tick of its clock: not cached yet."""
 
-FORMAT = 1
+FORMAT = 2
 THREADS = 16
 
-Times = dict[str, tuple[int, int]]
-"""For each folder, by its path below the root: when its content and its inode last changed, in nanoseconds."""
+Times = dict[str, FolderTimes]
+"""Of each folder, by its path below the root."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +48,20 @@ class FolderIndex:
 
     root: Path
     class_names: tuple[str, ...]
-    """The folders in ``root``, sorted; hidden ones are left out, here and below."""
+    """The folders in ``root``, sorted. Folders whose names differ in nothing but Unicode's spelling are one class."""
     counts: tuple[int, ...]
     """Pictures of each class; a class may have none."""
     paths: bytes
     """Paths below ``root``, each ended by a zero byte: no Python object for each file, so that workers share the memory."""
+    other_endings: tuple[tuple[str, int], ...] = ()
+    """How many files were left out, by their ending."""
 
 
 def index_folder(root: Path) -> FolderIndex:
     """Return the index of ``root``: from the cache where it still holds, otherwise by looking.
 
     Raises:
-        UserError: a folder cannot be listed.
+        UserError: a folder cannot be listed, or a link leads nowhere.
     """
     root = root.resolve()
     cached = _load(root)
@@ -64,51 +77,33 @@ def index_folder(root: Path) -> FolderIndex:
 
 def _scan(root: Path) -> tuple[FolderIndex, Times]:
     times: Times = {"": _times(root)}  # before the listing: what changes meanwhile is then seen as a change
-    class_names = sorted(entry.name for entry in _entries(root) if entry.is_dir())
+    found = [(entry.name, kind_of(entry)) for entry in entries(root)]
+    require_whole_links(root, [name for name, kind in found if kind == "nothing" and is_link_of_interest(name, ())])
+    folders = sorted(name for name, kind in found if kind == "folder")
     with ThreadPoolExecutor(THREADS) as pool:
-        classes = list(pool.map(lambda name: _scan_class(root, name), class_names))
-    for _, times_below in classes:
-        times.update(times_below)
+        listings = dict(zip(folders, pool.map(lambda name: list_files(root, name), folders), strict=True))
+    require_whole_links(root, [path for listing in listings.values() for path in listing.broken_links])
+    for listing in listings.values():
+        times.update(listing.folder_times)
+    classes: dict[str, list[str]] = {}
+    for name in folders:
+        classes.setdefault(same_name(name), []).append(name)
+    paths = [[path for name in names for path in _sorted_paths(listings[name])] for names in classes.values()]
     index = FolderIndex(
         root=root,
-        class_names=tuple(class_names),
-        counts=tuple(len(found) for found, _ in classes),
-        paths=b"".join(path + b"\0" for found, _ in classes for path in found),
+        class_names=tuple(names[0] for names in classes.values()),
+        counts=tuple(len(of_class) for of_class in paths),
+        paths=b"".join(path + b"\0" for of_class in paths for path in of_class),
+        other_endings=tuple(sorted(counted(listing.other_endings for listing in listings.values()).items())),
     )
     return index, times
 
 
-def _scan_class(root: Path, class_name: str) -> tuple[list[bytes], Times]:
-    """Return the paths of a class and the times of its folders. Links are followed, but never into a folder they lie in."""
-    paths: list[bytes] = []
-    times: Times = {}
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(class_name, frozenset())]
-    while waiting:
-        below, above = waiting.pop()
-        stat = os.stat(root / below)
-        here = (stat.st_dev, stat.st_ino)
-        if here in above:
-            continue
-        times[below] = (stat.st_mtime_ns, stat.st_ctime_ns)
-        for entry in _entries(root / below):
-            path = f"{below}/{entry.name}"
-            if entry.is_dir():
-                waiting.append((path, above | {here}))
-            elif entry.name.lower().endswith(ENDINGS):  # a link to nowhere too: it is named when it is read
-                paths.append(os.fsencode(path))
-    return sorted(paths, key=os.path.split), times
+def _sorted_paths(listing: Listing) -> list[bytes]:
+    return sorted(map(os.fsencode, listing.paths), key=os.path.split)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """List what is not hidden in a folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed: {error.strerror}.") from None
-
-
-def _times(folder: Path) -> tuple[int, int]:
+def _times(folder: Path) -> FolderTimes:
     stat = os.stat(folder)
     return stat.st_mtime_ns, stat.st_ctime_ns
 
@@ -129,6 +124,7 @@ def _save(index: FolderIndex, times: Times) -> None:
         "root": str(index.root),
         "class_names": index.class_names,
         "counts": index.counts,
+        "other_endings": index.other_endings,
         "times": times,
     }
     content = json.dumps(header).encode() + b"\n" + index.paths
@@ -149,17 +145,44 @@ def _load(root: Path) -> FolderIndex | None:
     if digest != _digest(content):
         return None
     first, _, paths = content.partition(b"\n")
-    header = json.loads(first)
-    if (header["format"], header["endings"], header["root"]) != (FORMAT, list(ENDINGS), str(root)):
+    try:
+        index, times = _read(root, json.loads(first), paths)
+    except (ValueError, KeyError, TypeError, AttributeError):  # made by another version, or by somebody: looked up again
         return None
 
-    def unchanged(item: tuple[str, list[int]]) -> bool:
+    def unchanged(item: tuple[str, FolderTimes]) -> bool:
         try:
-            return _times(root / item[0]) == tuple(item[1])
+            return _times(root / item[0]) == item[1]
         except OSError:
             return False
 
     with ThreadPoolExecutor(THREADS) as pool:
-        if not all(pool.map(unchanged, header["times"].items())):
-            return None
-    return FolderIndex(root, tuple(header["class_names"]), tuple(header["counts"]), paths)
+        return index if all(pool.map(unchanged, times.items())) else None
+
+
+def _read(root: Path, header: dict[str, Any], paths: bytes) -> tuple[FolderIndex, Times]:
+    """Return what a cache file holds. Raises one of the errors of a wrong type where it is not the index of ``root``."""
+    if (header["format"], header["endings"], header["root"]) != (FORMAT, list(ENDINGS), str(root)):
+        raise ValueError("of another folder, or another version")
+    index = FolderIndex(
+        root=root,
+        class_names=tuple(header["class_names"]),
+        counts=tuple(header["counts"]),
+        paths=paths,
+        other_endings=tuple((ending, count) for ending, count in header["other_endings"]),
+    )
+    times = {name: (int(content), int(inode)) for name, (content, inode) in header["times"].items()}
+    if not all(type(count) is int and count >= 0 for count in index.counts) or sum(index.counts) != paths.count(b"\0"):
+        raise ValueError("counts that do not fit")
+    if len(index.counts) != len(index.class_names) or not {"", *index.class_names} <= times.keys():
+        raise ValueError("classes without a count, or folders that nothing is known of")
+    if _leaves(paths) or any("/" in name or name in ("", "..") for name in index.class_names):
+        raise ValueError("a name that leads out of the folder")
+    return index, times
+
+
+def _leaves(paths: bytes) -> bool:
+    """Whether one of the paths, each ended by a zero byte, is absolute, empty or goes up; searched as one block, for speed."""
+    if paths and (paths[:1] in (b"/", b"\0") or paths[:3] in (b"../", b"..\0") or paths[-1:] != b"\0"):
+        return True
+    return any(part in paths for part in (b"\0/", b"\0\0", b"\0../", b"\0..\0", b"/../", b"/..\0"))

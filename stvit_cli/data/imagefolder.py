@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,26 +13,42 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stvit_cli.data.folder_index import FolderIndex, index_folder
+from stvit_cli.data.image_files import entries, folders_in, left_out_note, list_files, same_name
 from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.order import hold_out
+from stvit_cli.data.splits import LAYOUT, find_splits
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection
 from stvit_cli.utils.text import did_you_mean, first_few
 
-LAYOUT = "Expected a folder for each class, in train/ and val/ or side by side: cat/1.jpg, dog/2.jpg."
+HASHED_AT_ONCE = 1 << 18
+"""Paths: so many are put side by side at a time, so that the fingerprint of millions takes little memory."""
 
 
 class FolderPictures:
     """Some pictures of an indexed folder. Targets count along ``class_names``."""
 
-    def __init__(self, index: FolderIndex, class_names: Sequence[str], chosen: NDArray[np.bool_] | None = None) -> None:
-        """Take the pictures where ``chosen`` is true (all without it); every class of the index must be in ``class_names``."""
-        self.class_names = tuple(class_names)
+    def __init__(
+        self,
+        index: FolderIndex,
+        class_names: Sequence[str],
+        chosen: NDArray[np.bool_] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Take the pictures where ``chosen`` is true (all without it).
+
+        Args:
+            class_names: every class of the index that has pictures must be among them, in any spelling of Unicode.
+            notes: what a person should know of what was found.
+        """
+        self.class_names, self.notes = tuple(class_names), tuple(notes)
         self._root, self._paths = str(index.root), index.paths
-        position = {name: target for target, name in enumerate(class_names)}
-        targets = np.repeat([position[name] for name in index.class_names], index.counts)
+        position = {same_name(name): target for target, name in enumerate(class_names)}
+        classes = zip(index.class_names, index.counts, strict=True)
+        of_class = [position[same_name(name)] if count else 0 for name, count in classes]
+        targets = np.repeat(np.array(of_class, dtype=np.int64), index.counts)
         ends = np.flatnonzero(np.frombuffer(index.paths, dtype=np.uint8) == 0)
-        starts = np.concatenate([[0], ends[:-1] + 1])
+        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
         if chosen is not None:
             targets, starts, ends = targets[chosen], starts[chosen], ends[chosen]
         self._targets, self._starts, self._ends = targets, starts, ends
@@ -52,32 +70,63 @@ class FolderPictures:
         """Return the picture in mode RGB; raises ``UserError`` where that cannot be."""
         return open_image(self.path(index))
 
+    def fingerprint(self) -> str:
+        """Return a hash of the classes, the pictures' paths, their targets and the order of all; seconds for ten million."""
+        total = hashlib.blake2b(json.dumps([same_name(name) for name in self.class_names]).encode(), digest_size=16)
+        content = np.frombuffer(self._paths, dtype=np.uint8)
+        for first in range(0, len(self), HASHED_AT_ONCE):
+            part = slice(first, first + HASHED_AT_ONCE)
+            starts, ends = self._starts[part], self._ends[part] + 1  # the zero byte too: it keeps paths apart
+            taken = np.zeros(int(ends[-1] - starts[0]) + 1, dtype=np.int8)
+            taken[starts - starts[0]] += 1
+            taken[ends - starts[0]] -= 1
+            total.update(content[starts[0] : ends[-1]][np.cumsum(taken[:-1], dtype=np.int8).astype(np.bool_)].tobytes())
+            total.update(self._targets[part].astype("<i8").tobytes())
+        return total.hexdigest()
+
 
 def find_pictures(data: DataSection) -> tuple[FolderPictures, FolderPictures]:
     """Return the training and the validation pictures of ``data.dir``.
 
-    Without ``train/`` and ``val/`` the share ``data.val_fraction`` of each class is held out: at least one picture of a class
-    that has two. Which ones depends on the names of the files alone, so every run and every seed leaves out the same pictures.
+    Without ``train/`` and ``val/`` (see `splits` for their other names) the share ``data.val_fraction`` of each class is held
+    out: at least one picture of a class that has two. Which ones depends on the names of the files alone, so every run and every
+    seed leaves out the same pictures.
 
     Raises:
-        UserError: no such folder, no classes, a class without pictures, classes of train and val that differ.
+        UserError: no such folder, no classes, a class without pictures, classes of train and val that differ, or nothing to
+            evaluate.
     """
     root = _existing_folder(data.dir)
-    parts = [part for part in ("train", "val") if (root / part).is_dir()]
-    if len(parts) == 1:
-        missing = "val" if parts == ["train"] else "train"
-        others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in parts)
+    splits = find_splits(root)
+    if splits.train is None and splits.val is None:
+        return _one_folder(root, data.val_fraction)
+    if splits.train is None or splits.val is None:
+        here, missing = splits.train or splits.val or "", "val" if splits.val is None else "train"
+        others = [name for name in folders_in(root) if name != here]
         found = f" Beside it: {first_few(others)}." if others else ""
-        raise UserError(f"{root} has {parts[0]}/ but no {missing}/.{found}\n{LAYOUT}")
-    if parts:
-        train, val = _index(root / "train"), _index(root / "val", min_classes=1)
-        _refuse_different_classes(root, set(train.class_names), set(val.class_names))
-        return FolderPictures(train, train.class_names), FolderPictures(val, train.class_names)
-    if data.val_fraction == 0:
+        instead = f" To hold out a share of {here}/ instead: --data {root / here}" if here == splits.train else ""
+        raise UserError(f"{root} has {here}/ but no {missing}/.{found}{instead}\n{LAYOUT}")
+    train, val = _index(root / splits.train), _index(root / splits.val, min_classes=1)
+    _refuse_different_classes(root, (splits.train, train.class_names), (splits.val, val.class_names))
+    notes = _notes(root / splits.train, train)
+    if splits.left_out is not None:
+        notes.append(f"{splits.left_out}/ is left out: the evaluation is on {splits.val}/.")
+    return FolderPictures(train, train.class_names, notes=notes), FolderPictures(
+        val, train.class_names, notes=_notes(root / splits.val, val)
+    )
+
+
+def _one_folder(root: Path, fraction: float) -> tuple[FolderPictures, FolderPictures]:
+    """Return the pictures of an undivided folder, those held out apart."""
+    if fraction == 0:
         raise UserError(f"data.val_fraction is 0 and {root} has no train/ and val/: no picture is left for the validation.")
     index = _index(root)
-    held_out = _held_out(index, data.val_fraction)
-    return FolderPictures(index, index.class_names, ~held_out), FolderPictures(index, index.class_names, held_out)
+    held_out = _held_out(index, fraction)
+    notes = _notes(root, index)
+    alone = [name for name, count in zip(index.class_names, index.counts, strict=True) if count == 1]
+    if alone:
+        notes.append(f"Of {first_few(alone)} there is only one image: it is trained on, so the evaluation has none of it.")
+    return FolderPictures(index, index.class_names, ~held_out, notes), FolderPictures(index, index.class_names, held_out)
 
 
 def find_eval_pictures(data: DataSection, class_names: Sequence[str] | None, whole: bool) -> FolderPictures:
@@ -86,30 +135,52 @@ def find_eval_pictures(data: DataSection, class_names: Sequence[str] | None, who
     ``class_names`` are the model's classes: the folder may lack some of them, but must have no other.
     """
     root = _existing_folder(data.dir)
-    if (root / "val").is_dir():
-        index, chosen = _index(root / "val", min_classes=1), None
-    elif (root / "train").is_dir():
-        raise UserError(f"{root} has train/ but no val/ to evaluate on.\n{LAYOUT}")
+    splits = find_splits(root, class_names or ())
+    if splits.val is not None:
+        index, chosen = _index(root / splits.val, min_classes=1, empty_too=True), None
+    elif splits.train is not None:
+        raise UserError(f"{root} has {splits.train}/ but no val/ to evaluate on.\n{LAYOUT}")
     else:
-        index = _index(root, min_classes=1)
+        index = _index(root, min_classes=1, empty_too=True)
         chosen = None if whole else _held_out(index, data.val_fraction)
+    notes = _notes(index.root, index)
     if class_names is None:
-        return FolderPictures(index, index.class_names, chosen)
-    unknown = sorted(set(index.class_names) - set(class_names))
+        return FolderPictures(index, index.class_names, chosen, notes)
+    known = {same_name(name) for name in class_names}
+    found = [name for name, count in zip(index.class_names, index.counts, strict=True) if count]
+    unknown = sorted(name for name in found if same_name(name) not in known)
     if unknown:
         raise UserError(
             f"{index.root} has class folders that the model does not know: {first_few(unknown)}.\n"
             f"It was trained on {len(class_names)} classes: {first_few(class_names)}.{did_you_mean(unknown[0], class_names)}"
         )
-    return FolderPictures(index, class_names, chosen)
+    return FolderPictures(index, class_names, chosen, notes)
+
+
+def _notes(folder: Path, index: FolderIndex) -> list[str]:
+    """Return what a person should know of a folder of classes."""
+    notes = [f"{folder}: {note}" for note in left_out_note(dict(index.other_endings))]
+    empty = [name for name, count in zip(index.class_names, index.counts, strict=True) if not count]
+    if empty:
+        notes.append(f"{folder}: no images of {first_few(empty)}.")
+    flat = [entry.name for entry in entries(folder) if entry.name.lower().endswith(ENDINGS) and not entry.is_dir()]
+    if flat:
+        images = f"{flat[0]} lies" if len(flat) == 1 else f"{len(flat)} images lie"
+        notes.append(f"{folder}: {images} beside the class folders and belongs to no class, so it is left out.")
+    return notes
 
 
 def _held_out(index: FolderIndex, fraction: float) -> NDArray[np.bool_]:
-    """Choose the held-out share of each class by the hashes of the files' paths."""
+    """Choose the held-out share of each class by the hashes of the files' paths. Raises UserError where that is none."""
+    if max(index.counts) < 2:
+        raise UserError(
+            f"{index.root} has one image of each class, so none can be held out to evaluate on.\n"
+            "Add images, or give a folder with train/ and val/, whose classes have at least an image each."
+        )
     names = [os.fsdecode(path) for path in index.paths.split(b"\0")[:-1]]
     chosen, start = [], 0
     for count in index.counts:
-        share = min(max(round(fraction * count), 1), count - 1)
+        share = max(min(max(round(fraction * count), 1), count - 1), 0)
         chosen.append(hold_out(names[start : start + count], share))
         start += count
     return np.concatenate(chosen)
@@ -129,38 +200,44 @@ def _existing_folder(name: str | None) -> Path:
     return root
 
 
-def _index(root: Path, min_classes: int = 2) -> FolderIndex:
-    """Index a folder of classes, and refuse one that nothing can be learnt from."""
+def _index(root: Path, min_classes: int = 2, empty_too: bool = False) -> FolderIndex:
+    """Index a folder of classes, and refuse one that cannot be learnt from, or evaluated on (``empty_too``)."""
     index = index_folder(root)
     if not index.class_names:
-        flat = [entry.name for entry in root.iterdir() if entry.name.lower().endswith(ENDINGS)]
+        flat = [entry.name for entry in entries(root) if entry.name.lower().endswith(ENDINGS)]
         found = (
             f"has pictures ({first_few(sorted(flat))}) but no class folders" if flat else "has no pictures and no class folders"
         )
         raise UserError(f"{root} {found}.\n{LAYOUT}")
     empty = [name for name, count in zip(index.class_names, index.counts, strict=True) if not count]
-    if empty:
+    if empty and not (empty_too and len(index.paths)):
         raise UserError(
-            f"{root}: class folders without pictures: {first_few(empty)}.{_other_endings(root / empty[0])}\n"
+            f"{root}: class folders without pictures: {first_few(empty)}.{_other_endings(root, empty[0])}\n"
             f"Pictures end in {' '.join(ENDINGS)}. Remove a folder that is no class."
         )
     if len(index.class_names) < min_classes:
         only = root / index.class_names[0]
-        inner = sorted(entry.name for entry in only.iterdir() if entry.is_dir())
+        inner = folders_in(only)
         hint = f" It holds the folders {first_few(inner)}: are these the classes? Then give {only}." if inner else ""
         raise UserError(f"{root} has only one class folder, '{only.name}'; at least two classes are expected.{hint}")
     return index
 
 
-def _other_endings(folder: Path) -> str:
-    endings = sorted({entry.suffix.lower() for entry in folder.rglob("*") if entry.suffix and entry.is_file()})
+def _other_endings(root: Path, folder: str) -> str:
+    endings = sorted(ending for ending in list_files(root, folder).other_endings if ending)
     return f" Found there: files ending in {first_few(endings)}." if endings else ""
 
 
-def _refuse_different_classes(root: Path, train: set[str], val: set[str]) -> None:
-    if train == val:
+def _refuse_different_classes(root: Path, train: tuple[str, Sequence[str]], val: tuple[str, Sequence[str]]) -> None:
+    """Raise where two splits, each given by its name and its classes, differ in their classes."""
+    ours, theirs = ({same_name(name): name for name in names} for _, names in (train, val))
+    if ours.keys() == theirs.keys():
         return
-    only = [
-        f"only in {part}/: {first_few(sorted(names))}" for part, names in (("train", train - val), ("val", val - train)) if names
-    ]
-    raise UserError(f"{root}: train/ and val/ have different classes.\n" + "\n".join(only))
+    only = {
+        split: sorted(mine[name] for name in mine.keys() - others.keys())
+        for (split, _), mine, others in ((train, ours, theirs), (val, theirs, ours))
+    }
+    lines = [f"only in {split}/: {first_few(names)}" for split, names in only.items() if names]
+    if only[val[0]] and only[train[0]]:
+        lines[-1] += f".{did_you_mean(only[val[0]][0], only[train[0]])}".rstrip(".")
+    raise UserError(f"{root}: {train[0]}/ and {val[0]}/ have different classes.\n" + "\n".join(lines))

@@ -7,11 +7,13 @@ H W rows and columns of a picture.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,10 +184,31 @@ def write_ade20k_tree(root: Path, counts: Sequence[int], image_size: int, seed: 
 _WRITERS = {"coco": write_coco_tree, "ade20k": write_ade20k_tree}
 
 
-def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, parent: str | None = None) -> Path:
-    """Return a tree of scenes in ``layout`` (coco or ade20k), writing it where it is not there yet.
+def _files(layout: str, counts: Sequence[int]) -> Iterator[str]:
+    """Yield the paths of a tree's files below it."""
+    for split, count in zip(SPLITS, counts, strict=True):
+        names = [f"{index:06d}.png" for index in range(count)]
+        if layout == "coco":
+            yield f"annotations/instances_{split}2017.json"
+            yield from (f"{split}2017/{name}" for name in names)
+        else:
+            yield from (f"{folder}/{_ADE_SPLIT[split]}/{name}" for folder in ("images", "annotations") for name in names)
 
-    It is written aside and renamed, so that it is whole or not there, and several processes may ask at the same time.
+
+def _missing_files(tree: Path, layout: str, counts: Sequence[int]) -> list[str]:
+    """Return the files of a tree that are not there or hold nothing: with one scene less a run would be another."""
+    expected = list(_files(layout, counts))
+    there: set[str] = set()
+    for folder in {name.rpartition("/")[0] for name in expected}:
+        with contextlib.suppress(OSError), os.scandir(tree / folder) as entries:
+            there.update(f"{folder}/{entry.name}" for entry in entries if entry.stat().st_size)
+    return [name for name in expected if name not in there]
+
+
+def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, parent: str | None = None) -> Path:
+    """Return a tree of scenes in ``layout`` (coco or ade20k), writing what of it is not there yet.
+
+    A new one is written aside and renamed, so that it is whole or not there, and several processes may ask at the same time.
 
     Args:
         parent: the folder it is put in; the user's cache if none.
@@ -195,7 +218,8 @@ def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, 
     """
     folder = Path(parent).expanduser() if parent is not None else cache_dir() / "shapes"
     tree = folder / f"{layout}-{counts[0]}-{counts[1]}-{image_size}px-seed{seed}-v{_FORMAT}"
-    if tree.is_dir():
+    missing = _missing_files(tree, layout, counts)
+    if not missing:
         return tree
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,9 +230,14 @@ def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, 
         ) from None
     try:
         _WRITERS[layout](aside / "tree", counts, image_size, seed)
-        (aside / "tree").rename(tree)
+        if tree.is_dir():  # drawn before, and since then a file was lost
+            for name in missing:
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / "tree" / name).replace(tree / name)
+        else:
+            (aside / "tree").rename(tree)
     except OSError as error:
-        if not tree.is_dir():  # otherwise another process was faster
+        if _missing_files(tree, layout, counts):  # otherwise another process was faster
             raise UserError(f"{tree}: the drawn scenes cannot be written: {error.strerror}.") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -43,7 +44,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
     """What must be the same when a run is resumed and no recipe can say: the data and their classes."""
     info = asdict(session.task.weights_info())
     named = {key: list(value) if isinstance(value, tuple) else value for key, value in info.items() if key != "recipe_hash"}
-    return named | {"num_samples": len(cast(Sized, session.task.train_set))}
+    return named | {"num_samples": len(cast(Sized, session.task.train_set)), "data": session.task.data_fingerprint()}
 
 
 def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict[str, Tensors], dict[str, Any]]:
@@ -108,12 +109,27 @@ def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
     assert checkpoint is not None
     before, now = checkpoint.state["fingerprint"], fingerprint(session)
     for key, value in now.items():
-        if before.get(key) != value:
+        if key == "data":
+            # Last: the number of samples and the classes say more. Checkpoints of 0.1.0 have no such hash.
+            if before.get(key, value) != value:
+                raise UserError(
+                    "The run was started with other data: files of the training set have other names than they had, lie in other "
+                    "classes, or come in another order.\n"
+                    "Give the folder it was started with (data.dir), or start another run."
+                )
+        elif _same_spelling(before.get(key)) != _same_spelling(value):
             raise UserError(
                 f"The run was started with other data: {key} was {_short(before.get(key))}, now it is {_short(value)}.\n"
                 "Give the folder it was started with (data.dir), or start another run."
             )
     return checkpoint.state
+
+
+def _same_spelling(value: Any) -> Any:
+    """Return names as all their spellings in Unicode: a folder that was copied to another system may have another one."""
+    if not isinstance(value, list):
+        return value
+    return [unicodedata.normalize("NFC", part) if isinstance(part, str) else part for part in value]
 
 
 def _short(value: Any) -> str:

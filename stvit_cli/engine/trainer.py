@@ -84,6 +84,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Start a run: the first checkpoint holds the initial weights, so that there is always one to go back to."""
+        self.notes += self.world.on_main(self.session.task.check_data)
         self._lock(self.places.clear)
         self._begin()
 

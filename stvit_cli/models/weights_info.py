@@ -153,6 +153,9 @@ def _settings_contradictions(info: WeightsInfo, settings: Section) -> Iterator[s
     if isinstance(settings, SegmentationSection):
         if settings.class_names != info.class_names:
             yield "class_names: other ones than those of the file"
+        values = settings.label_values
+        if values is not None and (len(values) != len(settings.class_names) or len(set(values)) < len(values)):
+            yield f"label_values: found {list(values)}, expected a number of its own for each of the class_names"
         if settings.window is not None and (settings.window_stride or 1) > settings.window:
             yield f"window_stride: found {settings.window_stride}, expected no more than the window ({settings.window})"
 

@@ -114,6 +114,11 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
         twice = {name for name in recipe.segmentation.class_names if recipe.segmentation.class_names.count(name) > 1}
         if twice:
             yield f"segmentation.class_names: found {min(twice)!r} twice, expected a name for each class"
+        values = recipe.segmentation.label_values
+        if values is not None and (len(set(values)) < len(values) or len(values) != len(recipe.segmentation.class_names)):
+            yield f"segmentation.label_values: found {list(values)}, expected a number of its own for each of the class_names"
+        if values is not None and recipe.segmentation.reduce_zero_label:
+            yield "segmentation.reduce_zero_label: found true beside label_values, expected false: these say which number is none"
         window, stride = recipe.segmentation.window, recipe.segmentation.window_stride
         if window is not None and stride is not None and stride > window:
             yield f"segmentation.window_stride: found {stride}, expected no more than the window ({window})"

@@ -86,10 +86,12 @@ class SegmentationSection(Section):
     """How the names of pictures end where a label map's name ends otherwise; null: the ending of any picture, such as .jpg."""
     map_suffix: str = ".png"
     """What a label map's name has in its place."""
-    reduce_zero_label: bool = True
-    """Number 0 is no class but to be ignored, and the classes count from 1."""
+    reduce_zero_label: bool = False
+    """Number 0 is no class but to be ignored, and the classes count from 1, as in ADE20K; so are the synthetic shapes."""
+    label_values: tuple[Annotated[int, Field(ge=0, le=65535)], ...] | None = None
+    """The number of each class in the label maps, such as [0, 255] for masks in black and white; null: 0, 1, 2, ... or from 1."""
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
-    """This number in a label map is ignored too, in training and in evaluation."""
+    """This number in a label map is ignored, in training and in evaluation, unless label_values has it."""
     max_size: tuple[_Side, _Side] = (2048, 512)
     """A picture is resized to fit into this long and this short side and touch one of them; in pixels."""
     scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
@@ -117,3 +119,9 @@ class SegmentationSection(Section):
     """Evaluate at these multiples of max_size and average the probabilities."""
     eval_flip: bool = False
     """Average with the mirrored picture too."""
+
+    @property
+    def class_numbers(self) -> tuple[int, ...]:
+        """The number of each class in label maps."""
+        first = int(self.reduce_zero_label)
+        return self.label_values or tuple(range(first, first + len(self.class_names)))

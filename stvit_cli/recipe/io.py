@@ -27,6 +27,9 @@ from stvit_cli.recipe.renamed import warn_once as warn_once
 from stvit_cli.recipe.words import dotted_keys, expected, problems
 from stvit_cli.recipe.yaml import flow
 
+_OF_A_TASK = frozenset({"detection", "segmentation"})
+"""Sections that no other task looks at; their defaults may differ from version to version."""
+
 
 class Resolved(NamedTuple):
     recipe: Recipe
@@ -68,10 +71,19 @@ def _resolve(layers: list[Layer], overrides: Sequence[str], name: str) -> Resolv
         renamed.append(", ".join(changed))
     for sentence in renamed:
         warn_once(sentence)
+    _count_shapes_from_1(data)
     try:
         return Resolved(Recipe.model_validate(_tuples(data)), layers, renamed)
     except ValidationError as error:
         raise UserError(problems(error, data, places, layers[0].source)) from None
+
+
+def _count_shapes_from_1(data: dict[str, Any]) -> None:
+    """Set the key that the label maps of the synthetic shapes need, where a recipe of them does not say."""
+    section, source = data.get("segmentation", {}), data.get("data")
+    is_shapes = data.get("task") == "segmentation" and isinstance(source, dict) and source.get("kind") == "shapes"
+    if is_shapes and isinstance(section, dict) and not {"reduce_zero_label", "label_values"} & section.keys():
+        data["segmentation"] = section | {"reduce_zero_label": True}
 
 
 def dump(recipe: Recipe, *, only_changes: bool = False, explain: bool = False) -> str:
@@ -88,6 +100,10 @@ def recipe_hash(recipe: Recipe) -> str:
     """Return 12 hexadecimal digits that stand for every setting but the name, the description and paths."""
     settings = {key: value for key, value in flatten(recipe).items() if key not in ("name", "description", "data.dir")}
     settings["detection.results_json"] = None  # also a path; kept as a key so that the hashes of older runs stay the same
+    if settings["segmentation.label_values"] is None:  # older runs do not have it
+        del settings["segmentation.label_values"]
+    if recipe.task != "segmentation":  # the default that older runs have
+        settings["segmentation.reduce_zero_label"] = True
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -112,9 +128,13 @@ class Change(NamedTuple):
 
 
 def difference(old: Recipe, new: Recipe) -> list[Change]:
-    """Return the keys that differ and decide what is learned (all but ``FREE_ON_RESUME``), in the order of the schema."""
+    """Return the keys that differ and decide what is learned, in the order of the schema.
+
+    All but ``FREE_ON_RESUME`` and the sections of other tasks.
+    """
     before, after = flatten(old), flatten(new)
-    return [Change(key, before[key], after[key]) for key in before if before[key] != after[key] and key not in FREE_ON_RESUME]
+    free = FREE_ON_RESUME | {key for key in before if key.split(".")[0] in _OF_A_TASK - {new.task}}
+    return [Change(key, before[key], after[key]) for key in before if before[key] != after[key] and key not in free]
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:

@@ -71,6 +71,14 @@ class Evaluation(Protocol):
         """Return the names of the images of a validation batch, for a message about some of them."""
         ...
 
+    def check_data(self) -> list[str]:
+        """Look at a part of the data in little time, before they are used; return what looks wrong, a line each.
+
+        Raises:
+            UserError: what is wrong would end the training or the evaluation, or make its metrics meaningless.
+        """
+        ...
+
 
 class Task(Evaluation, Protocol):
     """A model, its data, its loss and its metrics.
@@ -118,7 +126,11 @@ class Task(Evaluation, Protocol):
         ...
 
     def data_problems(self) -> list[str]:
-        """Return what looks wrong with the data, found by opening a part of them; may take a minute."""
+        """Return what looks wrong with the data, found by opening a larger part of them; may take a minute."""
+        ...
+
+    def data_fingerprint(self) -> str:
+        """Return a hash of the training data's names, classes and order; a resumed run must have the same."""
         ...
 
     def describe(self, batch: Batch) -> list[str]:

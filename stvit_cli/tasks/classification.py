@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils.data import default_collate
 
 from stvit_cli.data import ClassificationData, EvalSet, build_classification, build_eval_set, derive_seed
 from stvit_cli.data.loader import seeded
+from stvit_cli.data.looked_at import require_usable, spread, unusable
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
@@ -54,6 +56,9 @@ class ClassificationEvaluation:
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.path(index) for index in batch["index"].tolist()]
+
+    def check_data(self) -> list[str]:
+        return list(self.val_set.pictures.notes)  # an evaluation opens every picture itself
 
 
 class ClassificationTask(ClassificationEvaluation):
@@ -113,17 +118,25 @@ class ClassificationTask(ClassificationEvaluation):
         )
         return [sizes, *self._notes]
 
+    def check_data(self) -> list[str]:
+        """Open some pictures of the validation set: the first evaluation would stop at them, after an epoch."""
+        train, val = self.train_set.pictures, self.val_set.pictures
+        require_usable("validation", val.open, len(val))
+        return [*train.notes, *val.notes]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.train_set.pictures.fingerprint()
+
+    def data_fingerprint(self) -> str:
+        return self._fingerprint
+
     def data_problems(self) -> list[str]:
         """Open some pictures of both sets, evenly spread, and count the classes."""
-        problems = []
+        problems = [*self.train_set.pictures.notes, *self.val_set.pictures.notes]
         for name, pictures in (("training", self.train_set.pictures), ("validation", self.val_set.pictures)):
-            unreadable = []
-            for index in range(0, len(pictures), -(-len(pictures) // NUM_OPENED)):
-                try:
-                    pictures.open(index)
-                except UserError as error:
-                    unreadable.append(str(error).splitlines()[0])
-            problems += [f"{name}: {message}" for message in unreadable[:NUM_NAMED]]
+            unreadable = unusable(pictures.open, spread(len(pictures), NUM_OPENED))
+            problems += [f"{name}: {message.splitlines()[0]}" for message in unreadable[:NUM_NAMED]]
             if len(unreadable) > NUM_NAMED:
                 problems.append(
                     f"{name}: {len(unreadable)} of {min(len(pictures), NUM_OPENED)} pictures that were tried are unreadable"

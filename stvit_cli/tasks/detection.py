@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from stvit_cli.data.coco import DetectionData, DetectionEvalSet, build_detection, build_detection_eval_set, encode_mask
 from stvit_cli.data.loader import derive_seed, seeded
+from stvit_cli.data.looked_at import require_usable
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights import WeightsFile, WeightsInfo, describe, is_counter, load_weights, read_weights
 from stvit_cli.models.weights_info import DETECTOR_KEYS
@@ -47,6 +49,9 @@ class DetectionEvaluation:
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.path(index) for index in batch["index"]]
+
+    def check_data(self) -> list[str]:
+        return []  # an evaluation opens every picture itself
 
 
 class DetectionTask(DetectionEvaluation):
@@ -103,6 +108,19 @@ class DetectionTask(DetectionEvaluation):
         if not val.index.num_annotations:
             data.append(f"Warning: {val.index.path.name} has no annotations, so no weights can be told to be the best.")
         return [f"{sizes}{len(self.data.class_names)} classes{left_out}.", *data, *self._notes]
+
+    def check_data(self) -> list[str]:
+        """Open some pictures of the validation set: the first evaluation would stop at them, after an epoch."""
+        pictures = self.val_set.pictures
+        require_usable("validation", pictures.open, len(pictures))
+        return []
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.train_set.pictures.fingerprint()
+
+    def data_fingerprint(self) -> str:
+        return self._fingerprint
 
     def data_problems(self) -> list[str]:
         """Open some pictures of both sets, evenly spread, with their masks."""

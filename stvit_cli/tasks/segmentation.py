@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from stvit_cli.data.ade20k import SegmentationData, SegmentationEvalSet, build_segmentation, build_segmentation_eval
+from stvit_cli.data.label_checks import check_labels, count_numbers, suspicions
 from stvit_cli.data.loader import derive_seed, seeded
+from stvit_cli.data.looked_at import spread
 from stvit_cli.data.segmentation_transforms import IGNORED
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_weights
@@ -56,6 +59,11 @@ class SegmentationEvaluation:
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.pictures.path(index) for index in batch["index"]]
+
+    def check_data(self) -> list[str]:
+        """Look at the numbers in some label maps."""
+        pictures = self.val_set.pictures
+        return [*pictures.notes, *check_labels("validation", pictures, to_train=False, open_pictures=False)]
 
 
 class SegmentationTask(SegmentationEvaluation):
@@ -117,24 +125,32 @@ class SegmentationTask(SegmentationEvaluation):
         classes = len(self.section.class_names)
         return [f"{len(self.train_set)} pictures to train on, {len(self.val_set)} to evaluate, {classes} classes.", *self._notes]
 
+    def check_data(self) -> list[str]:
+        """Look at the numbers in some label maps of both sets, and open their pictures where they are to be evaluated."""
+        train, val = self.train_set.pictures, self.val_set.pictures
+        return [
+            *train.notes,
+            *check_labels("training", train, to_train=True, open_pictures=False),
+            *val.notes,
+            *check_labels("validation", val, to_train=False, open_pictures=True),
+        ]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.train_set.pictures.fingerprint()
+
+    def data_fingerprint(self) -> str:
+        return self._fingerprint
+
     def data_problems(self) -> list[str]:
         """Open some pictures of both sets with their label maps, evenly spread; name classes that were not met."""
         problems = []
         for name, pictures in (("training", self.train_set.pictures), ("validation", self.val_set.pictures)):
-            met = torch.zeros(len(self.section.class_names), dtype=torch.bool)
-            wrong = []
-            for index in range(0, len(pictures), -(-len(pictures) // NUM_OPENED)):
-                try:
-                    labels = torch.from_numpy(pictures.labels(index, pictures.open(index).size))
-                    met[labels[labels != IGNORED].unique().long()] = True
-                except UserError as error:
-                    wrong.append(str(error).splitlines()[0])
-            problems += [f"{name}: {message}" for message in wrong[:NUM_NAMED]]
-            if len(wrong) > NUM_NAMED:
-                problems.append(f"{name}: {len(wrong)} pictures or label maps of those that were tried cannot be used")
-            if len(pictures) <= NUM_OPENED and not met.all():
-                absent = [label for label, there in zip(self.section.class_names, met.tolist(), strict=True) if not there]
-                problems.append(f"{name}: {len(absent)} classes are in no picture, such as {absent[0]}")
+            count = count_numbers(pictures, spread(len(pictures), NUM_OPENED), open_pictures=True)
+            problems += [*pictures.notes, *(f"{name}: {message.splitlines()[0]}" for message in count.problems[:NUM_NAMED])]
+            if len(count.problems) > NUM_NAMED:
+                problems.append(f"{name}: {len(count.problems)} pictures or label maps of those that were tried cannot be used")
+            problems += [f"{name}: {line}" for line in suspicions(pictures, count)]
         return problems
 
     def describe(self, batch: dict[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ WORDS = [
     *("data.kind=ade20k", "data.image_size=64", "data.num_workers=0", "schedule.steps=2", "schedule.warmup_steps=0"),
     *("train.global_batch_size=4", "train.batch_size_per_device=2", "train.eval_every_steps=2", "train.device=cpu"),
     *("segmentation.channels=16", "segmentation.aux_channels=8", "segmentation.max_size=[64, 64]"),
+    "segmentation.reduce_zero_label=true",  # the maps that are written here count from 1
 ]
 
 

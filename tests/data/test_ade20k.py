@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stvit_cli.data.ade20k import SegmentationData, build_segmentation, build_segmentation_eval, open_label_map
+from stvit_cli.data.ade20k import SegmentationData, build_segmentation, build_segmentation_eval
+from stvit_cli.data.label_map_files import open_label_map
 from stvit_cli.data.order import SampleKey
 from stvit_cli.data.shapes import LABEL_NAMES, write_ade20k_tree
 from stvit_cli.errors import UserError
@@ -23,7 +24,8 @@ NAMES = "[background, circle, square, triangle, star]"
 
 def recipe(root: Path | None, *words: str) -> Recipe:
     where = [f"data.dir={root}"] if root is not None else []
-    text = f"{{task: segmentation, data: {{kind: ade20k, image_size: 64}}, segmentation: {{class_names: {NAMES}}}}}"
+    section = f"{{class_names: {NAMES}, reduce_zero_label: true}}"
+    text = f"{{task: segmentation, data: {{kind: ade20k, image_size: 64}}, segmentation: {section}}}"
     return recipe_io.from_text(text, [*where, *words])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_a_damaged_cache_is_not_trusted(root: Path, scans: list[Path], damage) -
 
 def test_an_older_format_is_made_anew(root: Path, scans: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     index_folder(root)
-    monkeypatch.setattr(folder_index, "FORMAT", 2)
+    monkeypatch.setattr(folder_index, "FORMAT", folder_index.FORMAT + 1)
     index_folder(root)
     assert len(scans) == 2
 
@@ -133,3 +134,50 @@ def test_a_small_folder_leaves_nothing_behind(root: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(folder_index, "CACHED_FROM", 5)
     index_folder(root)
     assert not (root.parent / "cache").exists()
+
+
+def rewritten(root: Path, change) -> None:
+    """Change the cached index as somebody would who knows how it is made: its checksum holds."""
+    file = cache_file(root)
+    header, _, paths = file.read_bytes().partition(b"\n")[2].partition(b"\n")
+    content = json.loads(header)
+    paths = change(content, paths) or paths
+    changed = json.dumps(content).encode() + b"\n" + paths
+    file.write_bytes(folder_index._digest(changed) + b"\n" + changed)
+
+
+@pytest.mark.parametrize(
+    "path", [b"../../secret.jpg", b"/etc/secret.jpg", b"a/../../secret.jpg", b"a/..", b"..", b""], ids=lambda path: path.decode()
+)
+@pytest.mark.parametrize("position", [0, 1, 3])
+def test_a_cached_name_that_leaves_the_folder_is_refused(root: Path, scans: list[Path], path: bytes, position: int) -> None:
+    first = index_folder(root)
+
+    def change(content: dict, paths: bytes) -> bytes:
+        names = paths.split(b"\0")[:-1]
+        names[position] = path
+        return b"".join(name + b"\0" for name in names)
+
+    rewritten(root, change)
+    assert index_folder(root) == first and len(scans) == 2
+
+
+@pytest.mark.parametrize("key", ["format", "endings", "root", "class_names", "counts", "times", "other_endings"])
+@pytest.mark.parametrize("kind", ["missing", "of another type"])
+def test_a_cached_index_with_keys_missing_is_read_again(root: Path, scans: list[Path], key: str, kind: str) -> None:
+    first = index_folder(root)
+    rewritten(root, lambda content, _: content.pop(key) and None if kind == "missing" else content.update({key: 7}))
+    assert index_folder(root) == first and len(scans) == 2
+
+
+def test_cached_classes_that_lead_out_of_the_folder_are_refused(root: Path, scans: list[Path]) -> None:
+    first = index_folder(root)
+    rewritten(root, lambda content, _: content.update(class_names=["..", "b", "c"], times=content["times"] | {"..": [0, 0]}))
+    assert index_folder(root) == first and len(scans) == 2
+
+
+def test_left_out_files_are_counted_from_the_cache_too(root: Path, scans: list[Path]) -> None:
+    (root / "a/3.heic").touch()
+    time.sleep(0.02)
+    assert [index_folder(root).other_endings for _ in range(2)] == [((".heic", 1),)] * 2
+    assert len(scans) == 1

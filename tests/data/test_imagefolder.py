@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from stvit_cli.data import build_classification, build_eval_set
+from stvit_cli.data import build_classification, build_eval_set, imagefolder
 from stvit_cli.data.imagefolder import FolderPictures, find_eval_pictures, find_pictures
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.order import SampleKey, derive_seed
@@ -122,7 +123,7 @@ BOTH = ["train/a/1.png", "train/b/1.png", "val/a/1.png"]
         ([*BOTH, "val/b/.1.png"], "", r"val: class folders without pictures: b\."),
         ([*BOTH, "val/c/1.png"], "", "different classes.\nonly in train/: b\nonly in val/: c"),
         (BOTH, "", "different classes.\nonly in train/: b$"),
-        (["train/a/1.png", "validation/a/1.png"], "", "train/ but no val/. Beside it: validation"),
+        (["train/a/1.png", "validate/a/1.png"], "", "train/ but no val/. Beside it: validate"),
         (["val/a/1.png"], "", "val/ but no train/"),
         (["flowers/rose/1.png", "flowers/tulip/1.png"], "", r"only one class folder, 'flowers'.*rose, tulip: .*give .*flowers\."),
     ],
@@ -142,3 +143,160 @@ def test_no_folder_and_nothing_held_out(tmp_path: Path) -> None:
         find_pictures(section(write(tmp_path, "a/1.png", "b/1.png"), val_fraction=0.0))
     with pytest.raises(UserError, match="no val/ to evaluate on"):
         find_eval_pictures(section(write(tmp_path / "x", "train/a/1.png")), None, whole=True)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train", "val"),
+        ("Train", "Val"),
+        ("TRAINING", "Validation"),
+        ("training", "valid"),
+        ("train", "test"),
+        ("Train", "Testing"),
+    ],
+)
+def test_splits_are_found_by_their_usual_names(tmp_path: Path, train: str, val: str) -> None:
+    write(tmp_path, *[f"{split}/{name}/{split}.png" for split in (train, val) for name in ("a", "b")])
+    found = find_pictures(section(tmp_path))
+    assert [named(pictures) for pictures in found] == [{f"{name}/{split}.png" for name in "ab"} for split in (train, val)]
+    assert found[0].class_names == ("a", "b")
+    evaluated = find_eval_pictures(section(tmp_path), ("a", "b"), whole=True)
+    assert named(evaluated) == {f"a/{val}.png", f"b/{val}.png"}
+
+
+def test_test_is_not_evaluated_on_where_there_is_val(tmp_path: Path) -> None:
+    write(tmp_path, *[f"{split}/{name}/{split}.png" for split in ("train", "valid", "test") for name in ("a", "b")])
+    train, val = find_pictures(section(tmp_path))
+    assert named(val) == {"a/valid.png", "b/valid.png"}
+    assert "test/ is left out: the evaluation is on valid/." in train.notes
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train/a/1.png", "Training/a/1.png", "val/a/1.png"], r"which of them is train/"),
+        (["train/a/1.png", "val/a/1.png", "valid/a/1.png"], r"has val and valid: which of them is val/|has valid and val"),
+        (["cat/1.png", "dog/1.png", "test/1.png"], r"has test/ beside cat, dog: it looks like a split, but there is no train/"),
+        (["training_set/cat/1.png", "test_set/cat/1.png"], r"test_set, training_set: they look like splits"),
+        (["train2017/cat/1.png", "val2017/cat/1.png", "x/1.png"], r"train2017, val2017: they look like splits"),
+        (
+            ["train/a/1.png", "train/b/1.png", "dev/a/1.png"],
+            r"has train/ but no val/\. Beside it: dev\. To hold out .*--data .*train",
+        ),
+        (["train/a/1.png", "train/b/1.png", "test/1.png"], r"test has pictures \(1.png\) but no class folders"),
+        (["train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dgo/1.png"], r"only in val/: dgo\. Did you mean 'dog'\?"),
+        (["a/1.png", "b/1.png"], r"one image of each class, so none can be held out"),
+    ],
+)
+def test_what_looks_like_a_split_and_cannot_be_one_is_named(tmp_path: Path, names: list[str], said: str) -> None:
+    write(tmp_path, *names)
+    with pytest.raises(UserError, match=said) as caught:
+        find_pictures(section(tmp_path))
+    assert len(str(caught.value).splitlines()) <= 6
+
+
+def test_a_class_of_the_model_is_no_split_whatever_its_name(tmp_path: Path) -> None:
+    write(tmp_path, "bus/1.png", "train/1.png")
+    assert named(find_eval_pictures(section(tmp_path), ("bus", "train"), whole=True)) == {"bus/1.png", "train/1.png"}
+
+
+def test_a_single_image_of_a_class_is_said(tmp_path: Path) -> None:
+    write(tmp_path, *numbered("cat", range(4)), "fox/1.png")
+    train, val = find_pictures(section(tmp_path))
+    assert (len(train), len(val)) == (4, 1)
+    assert any("Of fox there is only one image" in note for note in train.notes)
+
+
+def test_what_archives_and_systems_leave_behind_is_no_class(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "a/2.png", "b/1.png", "b/2.png", "__MACOSX/a/1.png", "a/__MACOSX/._1.png", "b/._2.png")
+    write(tmp_path, ".git/x.png", "@eaDir/1.png")
+    (tmp_path / "b" / "Thumbs.db").touch()
+    train, val = find_pictures(section(tmp_path))
+    assert train.class_names == ("a", "b") and len(train) + len(val) == 4 and train.notes == ()
+
+
+def test_files_left_out_for_their_ending_are_counted(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "a/2.png", "b/1.png", "b/2.png", "a/3.heic", "a/4.HEIC", "b/5.avif", "b/none", "flat.png")
+    notes = find_pictures(section(tmp_path))[0].notes
+    assert any(
+        "4 files were left out for the ending: 2 .heic, 1 without an ending, 1 .avif. Images end in .jpg" in n for n in notes
+    )
+    assert any("flat.png lies beside the class folders" in note for note in notes)
+    notes = find_eval_pictures(section(tmp_path), ("a", "b"), whole=True).notes
+    assert any("4 files were left out" in note for note in notes)
+
+
+def test_a_broken_link_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "a/2.png", "b/1.png", "b/2.png")
+    (tmp_path / "a" / "notes.txt").symlink_to(tmp_path / "nowhere.txt")
+    find_pictures(section(tmp_path))  # no image, no folder: nothing is lost
+    for name, target in (("a/3.png", "/gone/3.png"), ("a/more", "/gone/more"), ("c", "/gone/c"), ("b/loop.png", "loop.png")):
+        link = tmp_path / name
+        link.symlink_to(target)
+        with pytest.raises(UserError, match=f"a link leads nowhere: {link} -> {target}"):
+            find_pictures(section(tmp_path))
+        link.unlink()
+
+
+def test_names_in_two_spellings_of_unicode_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    write(
+        tmp_path,
+        f"train/{composed}/1.png",
+        f"train/{decomposed}/2.png",
+        "train/tea/1.png",
+        f"val/{decomposed}/1.png",
+        "val/tea/1.png",
+    )
+    train, val = find_pictures(section(tmp_path))
+    assert len(train.class_names) == 2 and [train.target(index) for index in range(3)] == [0, 0, 1]
+    assert {Path(train.path(index)).exists() for index in range(3)} == {True}
+    assert [val.target(index) for index in range(2)] == [0, 1]
+    for spelling in (composed, decomposed):
+        assert len(find_eval_pictures(section(tmp_path), (spelling, "tea"), whole=True)) == 2
+
+
+def test_an_empty_class_folder_at_an_evaluation_is_said_and_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "b/1.png")
+    for empty in ("c", "unknown"):
+        (tmp_path / empty).mkdir()
+    pictures = find_eval_pictures(section(tmp_path), ("c", "a", "b"), whole=True)
+    assert [pictures.target(index) for index in range(2)] == [1, 2]
+    assert any("no images of c, unknown" in note for note in pictures.notes)
+    for name in ("a", "b"):
+        (tmp_path / name / "1.png").unlink()
+    with pytest.raises(UserError, match="without pictures: a, b, c"):
+        find_eval_pictures(section(tmp_path), ("c", "a", "b"), whole=True)
+
+
+def fingerprint_of(root: Path) -> str:
+    return find_pictures(section(root))[0].fingerprint()
+
+
+def test_the_fingerprint_covers_names_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{split}/{name}/{number}.png" for split in ("train", "val") for name in ("a", "b") for number in range(3)]
+    before = fingerprint_of(write(tmp_path / "one", *names))
+    assert fingerprint_of(write(tmp_path / "two", *names)) == before
+    (tmp_path / "two/val/a/0.png").unlink()
+    assert fingerprint_of(tmp_path / "two") == before  # of what is trained on
+    (tmp_path / "two/train/a/0.png").rename(tmp_path / "two/train/a/00.png")
+    renamed = fingerprint_of(tmp_path / "two")
+    (tmp_path / "two/train/a/00.png").rename(tmp_path / "two/train/b/00.png")
+    moved = fingerprint_of(tmp_path / "two")
+    for split in ("train", "val"):
+        (tmp_path / "one" / split / "b").rename(tmp_path / "one" / split / "c")
+    assert len({before, renamed, moved, fingerprint_of(tmp_path / "one")}) == 4
+
+
+def test_the_fingerprint_of_a_part_is_that_of_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path, *numbered("a", range(7)), *numbered("bb", range(5)))
+    train, val = find_pictures(section(root))
+    whole = [pictures.fingerprint() for pictures in (train, val)]
+    assert whole[0] != whole[1]
+    total = hashlib.blake2b(b'["a", "bb"]', digest_size=16)
+    total.update(b"".join(train.relative_path(index).encode() + b"\0" for index in range(len(train))))
+    total.update(np.array([train.target(index) for index in range(len(train))], dtype="<i8").tobytes())
+    assert whole[0] == total.hexdigest()
+    monkeypatch.setattr(imagefolder, "HASHED_AT_ONCE", 2)
+    assert len({pictures.fingerprint() for pictures in (train, val)}) == 2

@@ -112,3 +112,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         shapes_tree("coco", (1, 1), 64, 0, str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("layout", ["coco", "ade20k"])
+def test_a_tree_that_lost_an_image_is_made_whole_again(tmp_path: Path, layout: str) -> None:
+    def contents(tree: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(tree)): path.read_bytes() for path in sorted(tree.rglob("*")) if path.is_file()}
+
+    tree = shapes_tree(layout, (3, 2), 64, 0, str(tmp_path))
+    whole = contents(tree)
+    for number, name in enumerate(sorted(whole)[::2]):
+        if number % 2:
+            (tree / name).unlink()
+        else:
+            (tree / name).write_bytes(b"")  # as a power cut leaves it
+    assert contents(shapes_tree(layout, (3, 2), 64, 0, str(tmp_path))) == whole
+    assert [path.name for path in tmp_path.iterdir()] == [tree.name]

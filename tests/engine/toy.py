@@ -99,6 +99,7 @@ class ToyTask:
         self.model = nn.Sequential(*hidden, *([nn.BatchNorm1d(16)] if norm else []), nn.Linear(16, NUM_CLASSES))
         self.train_set, self.val_set = TrainPoints(), ValPoints()
         self.on_loss = on_loss
+        self.data = "points"
         self.calls = 0
 
     def collate(self, samples: list[Any]) -> Any:
@@ -130,6 +131,12 @@ class ToyTask:
 
     def notes(self) -> list[str]:
         return []
+
+    def check_data(self) -> list[str]:
+        return []
+
+    def data_fingerprint(self) -> str:
+        return self.data
 
     def data_problems(self) -> list[str]:
         return []

@@ -50,7 +50,8 @@ def build(scenes: Path) -> Build:
 def recipe(root: Path, *words: str) -> Recipe:
     text = f"""
     {{task: segmentation, model: {{name: stvit-nano}}, data: {{kind: ade20k, image_size: 64, dir: {root}}},
-      segmentation: {{class_names: [{", ".join(NAMES)}], max_size: [64, 64], channels: 32, aux_channels: 16}}}}
+      segmentation: {{class_names: [{", ".join(NAMES)}], reduce_zero_label: true, max_size: [64, 64],
+        channels: 32, aux_channels: 16}}}}
     """
     return recipe_io.from_text(text, words)
 
@@ -210,7 +211,8 @@ def test_weights_of_another_task_or_model_are_refused(build: Build, tmp_path: Pa
 def test_problems_of_the_data_are_found(build: Build, scenes: Path) -> None:
     assert build().data_problems() == []
     found = build("segmentation.class_names=[background, circle, square, triangle, star, flower]").data_problems()
-    assert found == [f"{split}: 1 classes are in no picture, such as flower" for split in ("training", "validation")]
+    counts = {"training": 4, "validation": 7}
+    assert found == [f"{split}: the class flower is in none of the {count} label maps." for split, count in counts.items()]
     fewer = build("segmentation.class_names=[background, circle, square]").data_problems()
     assert any("the label map has" in line and str(scenes) in line for line in fewer)
 

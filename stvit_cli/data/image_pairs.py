@@ -1,0 +1,244 @@
+"""Pictures and their label maps, found in two folders or in one, paired by name, and read.
+
+H W rows and columns of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stvit_cli.data.image_files import Listing, left_out_note, list_files, require_whole_links, same_name
+from stvit_cli.data.images import ENDINGS, open_image
+from stvit_cli.data.label_map_files import open_label_map
+from stvit_cli.data.segmentation_transforms import IGNORED, Labels
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import SegmentationSection
+from stvit_cli.utils.text import did_you_mean, first_few
+
+NUM_NAMED = 3
+"""Of many files with the same fault, so many are named."""
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """Pictures and their label maps, by number."""
+
+    image_dir: Path
+    map_dir: Path
+    images: tuple[Path, ...]
+    maps: tuple[Path, ...]
+    class_names: tuple[str, ...]
+    ignore_index: int
+    reduce_zero_label: bool
+    label_values: tuple[int, ...] | None
+    class_numbers: tuple[int, ...]
+    """The number of each class in the maps."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of what was found."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def path(self, index: int) -> str:
+        return str(self.images[index])
+
+    def open(self, index: int) -> Image.Image:
+        """Return a picture in mode RGB. Raises UserError as `open_image` does."""
+        return open_image(self.images[index])
+
+    def numbers(self, index: int, size: tuple[int, int] | None = None) -> Labels:
+        """Return the numbers of a map as they are in the file, (H, W).
+
+        Args:
+            size: width and height of the picture, where they are known.
+
+        Raises:
+            UserError: as `labels` does.
+        """
+        return self._read(index, size)[0]
+
+    def labels(self, index: int, size: tuple[int, int]) -> Labels:
+        """Return the class of each pixel (H, W), -1 where it is ignored.
+
+        Args:
+            size: width and height of the picture.
+
+        Raises:
+            UserError: the map cannot be read, has another size, or holds a number that is no class.
+        """
+        return self._read(index, size)[1]
+
+    def _read(self, index: int, size: tuple[int, int] | None) -> tuple[Labels, Labels]:
+        """Return the numbers of a map and its classes."""
+        path = self.maps[index]
+        numbers = open_label_map(path)
+        if size is not None and numbers.shape != size[::-1]:
+            raise UserError(
+                f"{path}: the label map has {numbers.shape[1]} x {numbers.shape[0]} pixels, "
+                f"its picture {self.images[index]} {size[0]} x {size[1]}."
+            )
+        return numbers, self._classes(path, numbers)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the classes, the names of the pictures and their maps, and the order of all."""
+        total = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=16)
+        for folder, paths in ((self.image_dir, self.images), (self.map_dir, self.maps)):
+            start = len(os.path.join(folder, ""))
+            for path in paths:
+                total.update(os.fsencode(str(path)[start:]) + b"\0")
+        return total.hexdigest()
+
+    @property
+    def ignored_numbers(self) -> frozenset[int]:
+        """The numbers that stand for no class."""
+        ignored = frozenset({self.ignore_index, 0} if self.reduce_zero_label else {self.ignore_index})
+        return ignored if self.label_values is None else ignored - set(self.label_values)
+
+    def _classes(self, path: Path, numbers: Labels) -> Labels:
+        """Turn the numbers of a map into classes 0, 1, ..., and those that stand for none into -1."""
+        ignored = np.zeros(numbers.shape, dtype=np.bool_)
+        for number in self.ignored_numbers:
+            ignored |= numbers == number
+        if self.label_values is None:
+            classes = numbers - int(self.reduce_zero_label)  # 32 bits with a sign: nothing wraps around
+            wrong = ((classes < 0) | (classes >= len(self.class_names))) & ~ignored
+        else:
+            classes = np.full_like(numbers, IGNORED)
+            for label, number in enumerate(self.label_values):
+                classes[numbers == number] = label
+            wrong = (classes == IGNORED) & ~ignored
+        if wrong.any():
+            row, column = (int(place) for place in np.argwhere(wrong)[0])
+            raise UserError(
+                f"{path}: the label map has {numbers[row, column]} in row {row}, column {column}; expected {self._expected()} "
+                f"for the {len(self.class_names)} names of segmentation.class_names, "
+                f"or {' and '.join(map(str, sorted(self.ignored_numbers)))}, which are ignored."
+                f"\n{self._remedy(int(numbers[wrong].max()))}"
+            )
+        return np.where(ignored, IGNORED, classes)
+
+    def _expected(self) -> str:
+        if self.label_values is not None:
+            return first_few([str(number) for number in self.label_values], 10)
+        return f"{self.class_numbers[0]} to {self.class_numbers[-1]}"
+
+    def _remedy(self, largest: int) -> str:
+        """Return the key that most likely mends numbers that are no class."""
+        if self.label_values is None and largest == len(self.class_names) and not self.reduce_zero_label:
+            return "Where the classes count from 1 and 0 stands for none: segmentation.reduce_zero_label=true"
+        if largest in (255, 65535):
+            return f"Where {largest} stands for no class: segmentation.ignore_index={largest}"
+        return "segmentation.class_names needs a name for each number, in their order."
+
+
+def find_pairs(root: Path, images: str, maps: str, section: SegmentationSection) -> LabelledPictures:
+    """Pair the pictures in and below ``root / images`` with the label maps at the same places below ``root / maps``.
+
+    Where both are in one folder, what is the map of another picture is no picture. The ending of a map may be in capital
+    letters, and its name in another spelling of Unicode.
+
+    Raises:
+        UserError: a folder is missing, there is no picture, a picture has no map, or two have the same.
+    """
+    image_dir, map_dir = (_folder(root, name) for name in (images, maps))
+    endings = ENDINGS if section.image_suffix is None else (section.image_suffix.lower(),)
+    listing, in_map_dir = list_files(image_dir, endings=endings), list_files(map_dir, endings=None)
+    require_whole_links(image_dir, listing.broken_links)
+    known = {_key(path, section): path for path in sorted(in_map_dir.paths + in_map_dir.broken_links, reverse=True)}
+    exact = set(in_map_dir.paths)
+    pairs = {}
+    for path in sorted(listing.paths, key=lambda path: path.split("/")):
+        expected = _map_name(path, section)
+        pairs[path] = expected if expected in exact else known.get(_key(expected, section))
+    pairs = _without_maps(image_dir, map_dir, pairs)
+    if not pairs:
+        expected = f"names that end in {section.image_suffix}" if section.image_suffix else "files such as *.jpg or *.png"
+        raise UserError(f"{image_dir}: no picture in this folder; expected {expected}.")
+    found = {image: label_map for image, label_map in pairs.items() if label_map is not None}
+    if len(found) < len(pairs):
+        _refuse_missing(image_dir, map_dir, pairs, in_map_dir, section)
+    require_whole_links(map_dir, sorted(set(found.values()) & set(in_map_dir.broken_links)))
+    _refuse_shared_maps(image_dir, found)
+    return LabelledPictures(
+        image_dir=image_dir,
+        map_dir=map_dir,
+        images=tuple(image_dir / image for image in found),
+        maps=tuple(map_dir / label_map for label_map in found.values()),
+        class_names=section.class_names,
+        ignore_index=section.ignore_index,
+        reduce_zero_label=section.reduce_zero_label,
+        label_values=section.label_values,
+        class_numbers=section.class_numbers,
+        notes=tuple(f"{image_dir}: {note}" for note in _left_out(listing, section)),
+    )
+
+
+def _key(map_path: str, section: SegmentationSection) -> str:
+    """Return a map's path as all spellings of its name and ending have it."""
+    start = len(map_path) - len(section.map_suffix)
+    path, end = map_path[:start], map_path[start:]
+    return same_name(path + end.lower() if end.lower() == section.map_suffix.lower() else map_path)
+
+
+def _map_name(image: str, section: SegmentationSection) -> str:
+    end = os.path.splitext(image)[1] if section.image_suffix is None else section.image_suffix
+    return image[: len(image) - len(end)] + section.map_suffix
+
+
+def _without_maps(image_dir: Path, map_dir: Path, pairs: dict[str, str | None]) -> dict[str, str | None]:
+    """Leave out pictures that are another picture's map; a picture that would be its own has none."""
+    own, of_maps = (str(folder.resolve()) for folder in (image_dir, map_dir))
+    if not f"{of_maps}/".startswith(f"{own}/") and not f"{own}/".startswith(f"{of_maps}/"):
+        return pairs
+    is_own = {image: label_map is not None and f"{own}/{image}" == f"{of_maps}/{label_map}" for image, label_map in pairs.items()}
+    maps = {f"{of_maps}/{label_map}" for image, label_map in pairs.items() if label_map is not None and not is_own[image]}
+    return {image: None if is_own[image] else label_map for image, label_map in pairs.items() if f"{own}/{image}" not in maps}
+
+
+def _left_out(listing: Listing, section: SegmentationSection) -> list[str]:
+    """Return the line about files with other endings; where the recipe names the ending, they were meant to be left out."""
+    return left_out_note(listing.other_endings) if section.image_suffix is None else []
+
+
+def _refuse_missing(
+    image_dir: Path, map_dir: Path, pairs: dict[str, str | None], in_map_dir: Listing, section: SegmentationSection
+) -> None:
+    missing = [image for image, label_map in pairs.items() if label_map is None]
+    names = [_map_name(image, section) for image in missing[:NUM_NAMED]]
+    more = ", ..." if len(missing) > NUM_NAMED else ""
+    there = [os.path.basename(path) for path in in_map_dir.paths[:1000]]
+    raise UserError(
+        f"{map_dir}: {len(missing)} of {len(pairs)} pictures have no label map here: expected {', '.join(names)}{more}\n"
+        f"for {image_dir / missing[0]}.{did_you_mean(os.path.basename(names[0]), there)} "
+        "How names differ is said by segmentation.image_suffix and segmentation.map_suffix."
+    )
+
+
+def _refuse_shared_maps(image_dir: Path, pairs: dict[str, str]) -> None:
+    images: dict[str, str] = {}
+    for image, label_map in pairs.items():
+        other = images.setdefault(label_map, image)
+        if other != image:
+            raise UserError(
+                f"{image_dir}: {other} and {image} have the same label map, {label_map}.\n"
+                f"Remove one of them, or say how the pictures end: segmentation.image_suffix={os.path.splitext(other)[1]}"
+            )
+
+
+def _folder(root: Path, name: str) -> Path:
+    folder = root / name
+    if not folder.is_dir():
+        siblings = [str(entry.relative_to(root)) for entry in root.glob("*/*") if entry.is_dir()]
+        raise UserError(
+            f"data.dir is {root}, which has no folder {name}.{did_you_mean(name, siblings)}\n"
+            "Expected images/training, annotations/training, images/validation and annotations/validation (ADE20K), "
+            "or the folders that segmentation.train_images, train_maps, val_images and val_maps name."
+        )
+    return folder
