@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass, field
@@ -117,12 +118,23 @@ def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
                     "classes, or come in another order.\n"
                     "Give the folder it was started with (data.dir), or start another run."
                 )
+        elif key == "settings" and _same_settings(str(before.get(key)), str(value)):
+            continue
         elif _same_spelling(before.get(key)) != _same_spelling(value):
             raise UserError(
                 f"The run was started with other data: {key} was {_short(before.get(key))}, now it is {_short(value)}.\n"
                 "Give the folder it was started with (data.dir), or start another run."
             )
     return checkpoint.state
+
+
+def _same_settings(before: str, now: str) -> bool:
+    """Whether a task's settings agree in the keys that both have: a later version may have more, and the recipe was compared."""
+    try:
+        old, new = json.loads(before), json.loads(now)
+    except ValueError:
+        return False
+    return isinstance(old, dict) and isinstance(new, dict) and all(new[key] == old[key] for key in old.keys() & new.keys())
 
 
 def _same_spelling(value: Any) -> Any:

@@ -108,6 +108,7 @@ class Trainer:
         content = self.world.on_main(read)
         self.state = restore(self.session, source, adapted)
         self.world.on_main(self._require_finite_weights)
+        self.notes += self.world.on_main(self.session.task.check_data)
         self._lock(self.places.clear)
         self.world.on_main(lambda: branch.copy_metrics(self.places.metrics, content["metrics_bytes"], is_kept))
         self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")

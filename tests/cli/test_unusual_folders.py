@@ -65,8 +65,12 @@ def test_files_left_out_are_said_by_train_eval_and_predict(
     ended = stvit(*classifier(data, small, tmp_path / "run"))
     assert ended.code == 0, ended.err
     assert "left out for the ending: 1 .heic" in " ".join(ended.err.split())
+    link = data / "Validation" / "blue" / "gone.jpg"
+    link.symlink_to("nowhere")
     ended = stvit("predict", data / "Validation", "--weights", short_run)
-    assert ended.code == 0 and ended.out.count("%") == 5 and "left out for the ending: 1 .heic" in ended.err
+    assert ended.code == 2 and ended.out.count("%") == 5
+    assert "left out for the ending: 1 .heic" in ended.err and f"{link}" in ended.err
+    link.unlink()
     (data / "Validation" / "empty").mkdir()
     ended = stvit("eval", short_run, "--data", data)
     assert ended.code == 0, ended.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,18 @@ def test_class_names_in_another_spelling_of_unicode_are_the_same(toy: ModuleType
     engine.fit(task("cafe\u0301"), toy.recipe(*SHORT), tmp_path / "run", resume=True)
     with pytest.raises(UserError, match="other data: class_names was"):
         engine.fit(task("tea"), toy.recipe(*SHORT), tmp_path / "run", resume=True)
+
+
+def test_settings_that_a_later_version_has_more_do_not_keep_a_run_from_resuming(toy: ModuleType, tmp_path: Path) -> None:
+    def task(settings: dict[str, Any]) -> Any:
+        made = toy.ToyTask()
+        made.weights_info = lambda: dataclasses.replace(toy.ToyTask.weights_info(made), settings=json.dumps(settings))
+        return made
+
+    engine.fit(task({"channels": 8}), toy.recipe(*SHORT), tmp_path / "run")
+    engine.fit(task({"channels": 8, "label_values": None}), toy.recipe(*SHORT), tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match="other data: settings was"):
+        engine.fit(task({"channels": 9}), toy.recipe(*SHORT), tmp_path / "run", resume=True)
 
 
 def test_data_are_checked_before_anything_is_written_and_not_again(
