@@ -27,9 +27,6 @@ from stvit_cli.recipe.renamed import warn_once as warn_once
 from stvit_cli.recipe.words import dotted_keys, expected, problems
 from stvit_cli.recipe.yaml import flow
 
-_OF_A_TASK = frozenset({"detection", "segmentation"})
-"""Sections that no other task looks at; their defaults may differ from version to version."""
-
 
 class Resolved(NamedTuple):
     recipe: Recipe
@@ -128,13 +125,9 @@ class Change(NamedTuple):
 
 
 def difference(old: Recipe, new: Recipe) -> list[Change]:
-    """Return the keys that differ and decide what is learned, in the order of the schema.
-
-    All but ``FREE_ON_RESUME`` and the sections of other tasks.
-    """
+    """Return the keys that differ and decide what is learned (all but ``FREE_ON_RESUME``), in the order of the schema."""
     before, after = flatten(old), flatten(new)
-    free = FREE_ON_RESUME | {key for key in before if key.split(".")[0] in _OF_A_TASK - {new.task}}
-    return [Change(key, before[key], after[key]) for key in before if before[key] != after[key] and key not in free]
+    return [Change(key, before[key], after[key]) for key in before if before[key] != after[key] and key not in FREE_ON_RESUME]
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
