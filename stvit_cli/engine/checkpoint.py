@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from stvit_cli.engine.damage import DamagedError, check_envelope
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import sync_directory, write_synced, writing
 
@@ -27,11 +28,7 @@ Tensors = Mapping[str, Tensor]
 
 FORMAT = 1
 STATE = "state.json"
-NAME = re.compile(r"step_(\d+)$")
-
-
-class DamagedError(Exception):
-    """A checkpoint is not what was written."""
+NAME = re.compile(r"step_(\d{1,15})$")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,8 @@ def save(folder: Path, step: int, groups: Mapping[str, Tensors], state: Mapping[
                 data = safetensors.torch.save({name: _plain(tensor) for name, tensor in tensors.items()})
                 write_synced(aside / f"{group}.safetensors", data)
                 files[f"{group}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            content = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
+            counts = {group: len(tensors) for group, tensors in groups.items()}
+            content = {"format": FORMAT, "step": step, "files": files, "tensors": counts, "state": dict(state)}
             write_synced(aside / STATE, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
             sync_directory(aside)
             if path.exists():  # a damaged one that this run passed over when it was resumed
@@ -87,12 +85,15 @@ def save(folder: Path, step: int, groups: Mapping[str, Tensors], state: Mapping[
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the directories that claim to be checkpoints, the newest last."""
-    found = [path for path in folder.glob("step_*") if NAME.match(path.name)] if folder.is_dir() else []
+    found = [path for path in folder.glob("step_*") if NAME.match(path.name) and path.is_dir()] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def load_newest(folder: Path) -> Checkpoint:
+def load_newest(folder: Path, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint:
     """Read the newest whole checkpoint.
+
+    Args:
+        check: raises DamagedError where the content is not what the run needs; then an older one is read.
 
     Raises:
         UserError: there is none, or every one is damaged.
@@ -106,10 +107,13 @@ def load_newest(folder: Path) -> Checkpoint:
     for path in reversed(candidates):
         try:
             tensors, content = read(path)
+            found = Checkpoint(path, content["step"], tensors, content["state"], passed_over)
+            if check is not None:
+                check(found)
         except DamagedError as error:
             passed_over[path] = str(error)
             continue
-        return Checkpoint(path, content["step"], tensors, content["state"], passed_over)
+        return found
     reasons = [f"{path.name}: {reason}" for path, reason in passed_over.items()]
     raise UserError("\n".join([f"Every checkpoint in {folder} is damaged:", *reasons[:4]]))
 
@@ -117,25 +121,38 @@ def load_newest(folder: Path) -> Checkpoint:
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Read and check one checkpoint: its tensors by group, and the content of its ``state.json``. Raises DamagedError."""
     try:
-        content = json.loads((path / STATE).read_bytes())
+        content = json.loads(_content_of(path, STATE))
         claimed = content.pop("sha256")
         if claimed != _digest(content):
             raise DamagedError(f"{STATE} is not as it was written")
-        if content["format"] != FORMAT:
+        if content["format"] != FORMAT and type(content["format"]) is int:
             raise UserError(f"{path} has format {content['format']}; this version of stvit reads format {FORMAT}.")
+        check_envelope(content, int(match[1]) if (match := NAME.match(path.name)) else None)
         tensors = {}
         for name, expected in content["files"].items():
-            data = (path / name).read_bytes()
+            data = _content_of(path, name)
             if hashlib.sha256(data).hexdigest() != expected["sha256"]:
                 raise DamagedError(f"{name} is not as it was written ({len(data)} of {expected['bytes']} bytes)")
-            tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
+            group = name.removesuffix(".safetensors")
+            tensors[group] = safetensors.torch.load(data)
+            count = content.get("tensors", {}).get(group, len(tensors[group]))  # version 0.1.0 did not count them
+            if len(tensors[group]) != count:
+                raise DamagedError(f"{name} holds {len(tensors[group])} of {count} tensors")
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise DamagedError(f"cannot be read ({error})") from error
     return tensors, content
+
+
+def _content_of(folder: Path, name: str) -> bytes:
+    """Return the content of a file of a checkpoint: one that lies in its folder, and that can be read without waiting."""
+    path = folder / name
+    if path.exists() and (not path.is_file() or path.resolve().parent != folder.resolve()):
+        raise DamagedError(f"{name} is no file of this folder")
+    return path.read_bytes()
 
 
 def set_aside(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Sized
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
 import torch
@@ -90,7 +90,8 @@ def restore(
         load_optimizer_tensors(session.model, session.optimizer, {name: torch.zeros(shape) for name, shape in shapes.items()})
     world.broadcast_tensors(_all_tensors(session))
     session.scaler.load_state_dict(content["scaler"])
-    return RunState(**content["run"])
+    known = {key.name for key in fields(RunState)}
+    return RunState(**{key: value for key, value in content["run"].items() if key in known})
 
 
 def changes_of_form(session: Session, content: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.branch import Branch, adapted
 from stvit_cli.engine.curves import draw_curves
+from stvit_cli.engine.damage import check_content
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluation, evaluate_models
 from stvit_cli.engine.failures import explained
@@ -124,7 +125,9 @@ class Trainer:
 
         def read() -> dict[str, Any]:
             nonlocal newest
-            newest = checkpoint.load_newest(self.places.checkpoints)
+            newest = checkpoint.load_newest(
+                self.places.checkpoints, lambda found: check_content(self.session, found.step, found.tensors, found.state)
+            )
             return newest.state
 
         content = self.world.on_main(read)
