@@ -399,3 +399,17 @@ def test_keys_reach_both_sets(tmp_path: Path) -> None:
     assert data.train_set.pictures.exif_orientation == data.val_set.pictures.exif_orientation == "ignore"
     val_set = build_detection_eval_set(*_sections(tmp_path, invalid_annotations="skip", exif_orientation="apply"), ("cat", "dog"))
     assert val_set.pictures.exif_orientation == "apply"
+
+
+def test_an_evaluation_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from stvit_cli.models.weights import WeightsInfo
+    from stvit_cli.recipe import io as recipe_io
+    from stvit_cli.tasks.detection import build_detection_evaluation
+
+    _written(tmp_path, _content(_annotation(), _annotation(2, bbox=[20, 15, -10, -10])))
+    for number in (70, 80):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.png")
+    keys = [f"data.dir={tmp_path}", "detection.val_json=a.json", "detection.val_images=."]
+    info = WeightsInfo("stvit-nano", task="detection", num_classes=2, class_names=("cat", "dog"))
+    build_detection_evaluation(recipe_io.load("coco-mask-rcnn-1x", keys), info)
+    assert "a.json: 1 annotation is left out of the evaluation: 1 with a box of negative size." in caplog.text
