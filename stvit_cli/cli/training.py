@@ -14,6 +14,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process, require_group, restart_count, world_size
+from stvit_cli.utils.text import file_name
 
 if TYPE_CHECKING:
     from stvit_cli.engine.branch import Branch
@@ -67,7 +68,7 @@ def new_directory(output: Path | None, name: str) -> Iterator[Path]:
             require_free(output)
         yield output
         return
-    run_dir = make_new(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run_dir = make_new(Path("runs") / f"{file_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         yield run_dir
     finally:

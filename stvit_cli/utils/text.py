@@ -73,6 +73,12 @@ def shortened(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def file_name(text: str) -> str:
+    """Return ``text`` as the name of one file: no separators, control characters or leading dots, and of at most 100 bytes."""
+    name = re.sub(r"[^\w.+ -]", "-", text).lstrip(".-").encode()[:100].decode(errors="ignore")
+    return name.strip() or "unnamed"
+
+
 def _steers(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
