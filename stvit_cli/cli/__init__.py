@@ -24,10 +24,22 @@ from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.cli.streams import GuardedOutput, guarded_output
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.utils.files import reason_of
+from stvit_cli.utils.machine_failures import describe, machine_failure
 from stvit_cli.utils.streams import lasting_output, open_standard_files
 from stvit_cli.utils.text import did_you_mean, printable
 
 _FIRST = ("train", "finetune", "eval", "predict", "profile", "recipes")  # in the help; the others follow by name
+
+_TRAINING = "a lower train.batch_size_per_device, model.checkpointing=true and data.num_workers=0"
+_LESS_MEMORY = {
+    "train": _TRAINING,
+    "finetune": _TRAINING,
+    "eval": "eval.batch_size=1 and data.num_workers=0",
+    "predict": "smaller images, or fewer at a time",
+    "profile": "a lower --batch-size or --image-size",
+    "visualize-associations": "a smaller --image-size",
+}
+"""What makes a command need less memory; said where it runs out."""
 
 app = typer.Typer(name="stvit", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -84,6 +96,11 @@ def _run(words: Sequence[str], output: GuardedOutput) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, as in `stvit recipes show deit300 | head`
         output.give_up()
         return 141
+    except Exception as error:
+        failure = machine_failure(error)
+        if failure is None:
+            raise
+        return _complain(describe(failure, _LESS_MEMORY.get(words[0] if words else "", "")), words)
     finally:
         sys.excepthook = _print_internal_error  # typer sets one of its own when it runs
 

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import reason_of
+from stvit_cli.utils.machine_failures import machine_failure
 from stvit_cli.utils.text import did_you_mean, printable
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -47,9 +48,6 @@ _ORIENTATION = "undone orientation"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ORIENTED_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 """Keywords of the PNG texts in which Pillow looks for an EXIF orientation."""
-
-_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUDA out of memory")
-"""In the messages of torch, whose errors of memory have no type of their own on a CPU."""
 
 _NOT_FILES = (
     (stat.S_ISDIR, "a folder"),
@@ -101,7 +99,8 @@ def explain_failure(path: str | os.PathLike[str], error: Exception) -> str:
     """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+    failure = machine_failure(error)
+    if failure is not None and failure.kind in ("memory", "GPU memory"):
         return f"{printable(str(path))}: there is not enough memory for an image of its size."
     raise error
 

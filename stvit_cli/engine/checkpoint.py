@@ -23,6 +23,7 @@ from torch import Tensor
 from stvit_cli.engine.damage import DamagedError, check_envelope
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import sync_directory, write_synced, writing
+from stvit_cli.utils.machine_failures import machine_failure
 
 Tensors = Mapping[str, Tensor]
 
@@ -141,7 +142,9 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        if isinstance(error, UserError):
+        failure = machine_failure(error)
+        # Without memory or files to read it with, a checkpoint is not damaged; a disk that cannot read it is passed over.
+        if isinstance(error, UserError) or (failure is not None and failure.kind != "disk"):
             raise
         raise DamagedError(f"cannot be read ({error})") from error
     return tensors, content

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from stvit_cli.data.loader import explain_dead_worker
@@ -17,6 +16,7 @@ from stvit_cli.engine.session import Session
 from stvit_cli.engine.step import NonFiniteError
 from stvit_cli.errors import UserError, WriteError
 from stvit_cli.utils.files import replace_file
+from stvit_cli.utils.machine_failures import describe, machine_failure
 from stvit_cli.utils.text import shell_command
 
 # What gloo and NCCL say, in RuntimeErrors without a type of their own, when the process at the other end is gone.
@@ -28,7 +28,7 @@ LOST_PEER = (
     "Timed out waiting",
     "Socket",
 )
-OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory")
+LESS_MEMORY = "a lower train.batch_size_per_device, model.checkpointing=true and data.num_workers=0"
 
 
 @contextmanager
@@ -42,16 +42,20 @@ def explained(session: Session, run_dir: Path | None) -> Iterator[None]:
         if not session.world.is_main:
             raise SystemExit(2) from error
         raise UserError(_non_finite(error, session, run_dir)) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError(_out_of_memory(session, resume_advice(run_dir))) from error
-    except RuntimeError as error:
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
         message = str(error)
-        if any(sign in message for sign in OUT_OF_HOST_MEMORY):
-            raise UserError(_out_of_memory(session, resume_advice(run_dir))) from error
-        dead_worker = explain_dead_worker(error)
+        dead_worker = explain_dead_worker(error) if isinstance(error, RuntimeError) else None
         if dead_worker is not None:
             raise dead_worker from error
-        if session.world.size > 1 and (isinstance(error, dist.DistError) or any(sign in message for sign in LOST_PEER)):
+        failure = machine_failure(error)
+        if failure is not None:
+            is_memory = failure.kind in ("memory", "GPU memory")
+            said = _out_of_memory(session) if is_memory else describe(failure, LESS_MEMORY)
+            raise UserError("\n".join(filter(None, [said, resume_advice(run_dir)]))) from error
+        is_peer = isinstance(error, dist.DistError) or any(sign in message for sign in LOST_PEER)
+        if session.world.size > 1 and isinstance(error, RuntimeError) and is_peer:
             raise UserError(
                 f"Process {session.world.rank} has lost the others: one of them ended, or the network failed.\n"
                 f"Look above for the message of the process that ended first.\n{resume_advice(run_dir)}".rstrip()
@@ -66,7 +70,7 @@ def resume_advice(run_dir: Path | None) -> str:
     return f"The last checkpoint is intact: {shell_command('stvit', 'train', '--resume', run_dir)}"
 
 
-def _out_of_memory(session: Session, go_on: str) -> str:
+def _out_of_memory(session: Session) -> str:
     plan, device = session.plan, session.world.device
     sizes = smaller_sizes(plan, session.task.batch_multiple)
     advice = []
@@ -80,8 +84,8 @@ def _out_of_memory(session: Session, go_on: str) -> str:
     if session.recipe.train.precision == "fp32" and device.type == "cuda":
         advice.append("train.precision=bf16")
     where = f"GPU {device.index}" if device.type == "cuda" else "the machine"
-    lines = [f"Out of memory on {where} with {plan.micro_batch_size} pictures per device.", f"Try {', or '.join(advice)}."]
-    return "\n".join(filter(None, [*lines, go_on]))
+    first = f"Out of memory on {where} with {plan.micro_batch_size} pictures per device."
+    return f"{first}\nTry {', or '.join(advice)}." if advice else f"{first}\nFree memory, or raise the limit of this process."
 
 
 def _non_finite(error: NonFiniteError, session: Session, run_dir: Path | None) -> str:

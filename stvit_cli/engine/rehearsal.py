@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from stvit_cli.engine.distributed import joined_world
-from stvit_cli.engine.failures import explained
+from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.progress import duration
 from stvit_cli.engine.schedule import lr_at
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.step import TrainStep
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Task
+from stvit_cli.utils.machine_failures import machine_failures_explained
 from stvit_cli.utils.text import printable
 
 # A first step pays for what later ones have ready; where it was quick, a second one is timed instead.
@@ -30,7 +31,8 @@ def dry_run(task: Task, recipe: Recipe) -> dict[str, Any]:
         UserError: what would end the run at its start.
     """
     with joined_world(recipe.train.device) as world:
-        session = build_session(task, recipe, world)
+        with machine_failures_explained(LESS_MEMORY):
+            session = build_session(task, recipe, world)
         with explained(session, None):
             figures = _measure(session)
         if world.is_main:

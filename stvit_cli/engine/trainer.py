@@ -15,7 +15,7 @@ from stvit_cli.engine.curves import draw_curves
 from stvit_cli.engine.damage import check_content
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluation, evaluate_models
-from stvit_cli.engine.failures import explained
+from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.history import Board, History
@@ -31,6 +31,7 @@ from stvit_cli.models.weights import save_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
 from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.machine_failures import machine_failures_explained
 from stvit_cli.utils.streams import lasting_output
 from stvit_cli.utils.text import shell_command
 
@@ -55,7 +56,8 @@ def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False, bran
         Interrupted: a signal asked to stop; the state is saved.
     """
     with lasting_output("stdout", "stderr"), joined_world(recipe.train.device) as world, stop_request() as stop:
-        session = build_session(task, recipe, world)
+        with machine_failures_explained(LESS_MEMORY):
+            session = build_session(task, recipe, world)
         with explained(session, run_dir):
             places = RunDir(run_dir)
             go_on = world.broadcast(resume or (was_restarted() and places.recipe.is_file()))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.recipe.base import MAX_SIDE
+from stvit_cli.utils.machine_failures import machine_failure
 from stvit_cli.utils.text import shortened
 
 # Where a checkpoint keeps its weights; the first that is there is taken. state_dict_ema is timm's.
@@ -59,6 +60,8 @@ def read_checkpoint(path: Path, container: str | None = None) -> Checkpoint:
     except UserError:
         raise
     except Exception as error:  # a damaged or made-up file can fail in any way
+        if machine_failure(error) is not None:
+            raise
         raise UserError(f"{path}: {_reason(error)}") from error
     there = {key: content[key] for key in CONTAINERS if _is_state_dict(content.get(key))} if isinstance(content, dict) else {}
     if container is not None and container not in there:

@@ -21,6 +21,7 @@ from stvit_cli.models.pickled import DTYPES, read_checkpoint
 from stvit_cli.models.published import is_counter
 from stvit_cli.models.weights_info import WeightsInfo, parse
 from stvit_cli.utils.files import replacing
+from stvit_cli.utils.machine_failures import machine_failure
 from stvit_cli.utils.text import did_you_mean, shortened
 
 __all__ = [
@@ -275,6 +276,8 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if machine_failure(error) is not None:
+            raise
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({error}).") from error
 
 

@@ -130,3 +130,49 @@ def test_resuming_is_advised_only_once_the_run_can_be_resumed(toy: ModuleType, t
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "resume" not in str(ended.value)
     assert fit(toy, tmp_path)["steps"] == 10
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("could not create a primitive"), "Out of memory on the machine with 2 pictures per device"),
+        (RuntimeError("can't start new thread"), "No further thread or process can be started"),
+        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1_0>: Success (0)"), "docker run --shm-size"),
+        (OSError(24, "Too many open files"), "Raise the limit .ulimit -n"),
+    ],
+    ids=str,
+)
+def test_a_machine_at_its_limit_is_said_and_the_checkpoint_named(
+    toy: ModuleType, tmp_path: Path, error: Exception, expected: str
+) -> None:
+    def refuse(loss: Tensor) -> Tensor:
+        raise error
+
+    with pytest.raises(UserError, match=rf"(?s){expected}.*--resume {tmp_path / 'run'}$") as caught:
+        fit(toy, tmp_path, at=5, then=refuse)
+    assert len(str(caught.value).splitlines()) <= 6
+
+
+@pytest.mark.parametrize("start", [engine.dry_run, lambda task, recipe: engine.fit(task, recipe, Path("never"))])
+def test_memory_that_runs_out_as_the_run_is_built_is_said(toy: ModuleType, monkeypatch: pytest.MonkeyPatch, start: Any) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("stvit_cli.engine.session.build_optimizer", refuse)
+    with pytest.raises(UserError, match=r"^Out of memory: .*\n.*train.batch_size_per_device"):
+        start(toy.ToyTask(), toy.recipe())
+
+
+def test_a_checkpoint_that_there_is_no_memory_to_read_is_not_damaged(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(toy, tmp_path)
+    newest = checkpoint.load_newest(tmp_path / "run" / "checkpoints").path
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(12, "Cannot allocate memory", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    assert newest.is_dir()

@@ -122,5 +122,6 @@ def _run(words: list[str]) -> tuple[int, str]:
             said = process.communicate()[1]
         except BaseException:  # such as a KeyboardInterrupt, where no run is to be saved
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             raise
     return process.returncode, said
