@@ -86,7 +86,8 @@ def machine_failure(error: BaseException | None) -> MachineFailure | None:
 
 
 def _failure_of(error: BaseException) -> MachineFailure | None:
-    is_native = type(error).__name__ in ("SafetensorError", "OutOfMemoryError")  # by name: this room imports no torch
+    # By name: this room imports neither torch nor what else is native.
+    is_native = type(error).__name__ == "SafetensorError" or type(error).__module__.startswith(("torch.", "onnxruntime."))
     if not (is_native or isinstance(error, (MemoryError, OSError, RuntimeError, ImportError))) or isinstance(error, UserError):
         return None
     lines = str(error).strip().splitlines()

@@ -18,12 +18,15 @@ ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."
 )
 
+RuntimeException = type("RuntimeException", (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})
+
 REAL: list[tuple[BaseException, Kind]] = [
     (MemoryError(), "memory"),
     (RuntimeError(ALLOCATOR), "memory"),
     (RuntimeError("could not create a primitive"), "memory"),
     (RuntimeError("could not create a memory object"), "memory"),
     (RuntimeError("std::bad_alloc"), "memory"),
+    (RuntimeException("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc"), "memory"),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
     (RuntimeError("unable to mmap 512 bytes from file <last.pth>: Cannot allocate memory (12)"), "memory"),
     (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory"),
