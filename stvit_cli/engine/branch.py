@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.checkpoint import Checkpoint, DamagedError
+from stvit_cli.engine.damage import check_alone
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import fingerprint
@@ -49,6 +50,7 @@ class Branch:
         self.require()
         try:
             tensors, content = checkpoint.read(self.path)
+            check_alone(content["step"], tensors, content["state"])
         except DamagedError as error:
             raise UserError(f"{self.path} is damaged: {error}.\nStart from another one: --from-step N") from error
         return Checkpoint(self.path, content["step"], tensors, content["state"])

@@ -100,6 +100,21 @@ def check_envelope(content: Any, step: int | None) -> None:
             raise DamagedError(f"it names a file that is none of a checkpoint: {shortened(repr(name), 60)}")
 
 
+def check_alone(step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Check a run's state and its tensors by themselves, for a run with other settings.
+
+    Raises:
+        DamagedError: something is missing or of the wrong type, or the optimizer's tensors do not fit the model's.
+    """
+    _validate(_State, state)
+    if state["run"]["step"] != step:
+        raise DamagedError(f"its run is of step {state['run']['step']}, the checkpoint of step {step}")
+    for group in ("model", "optimizer"):
+        if group not in tensors:
+            raise DamagedError(f"it has no {group}.safetensors")
+    _check_optimizer(tensors["optimizer"], tensors["model"])
+
+
 def check_content(session: Session, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Check a run's state and its tensors against the session that is to continue from them.
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from stvit_cli import engine
 from stvit_cli.engine import checkpoint
+from stvit_cli.engine.branch import Branch
+from stvit_cli.errors import UserError
 
 Content = dict[str, Any]
 Change = Callable[[Content, Path], None]
@@ -226,6 +228,18 @@ def test_all_tampered_is_said_in_a_few_lines(toy: ModuleType, last_two: Path, tm
     (ended,) = toy.start(lambda: engine.fit(toy.ToyTask(norm=True), toy.recipe(), run_dir, resume=True), tmp_path)()
     assert ended.code == 2 and len(ended.message.splitlines()) == 3
     assert "step_00000018: run.best.metrics is missing" in ended.message
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["no run", "a run whose step is text", "no model among the files", "an optimizer without a moment", "no fingerprint"],
+)
+def test_a_branch_from_a_tampered_checkpoint_is_refused(last_two: Path, tmp_path: Path, kind: str) -> None:
+    run_dir = shutil.copytree(last_two, tmp_path / "run")
+    assert Branch(run_dir, 20).read().step == 20
+    rewrite(run_dir / "checkpoints" / "step_00000020", TAMPERED[kind])
+    with pytest.raises(UserError, match="step_00000020 is damaged"):
+        Branch(run_dir, 20).read()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{}", "null", '{"sha256": null}', "\xff", '{"sha256": "' + "9" * 10**5])
