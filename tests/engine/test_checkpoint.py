@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))  # bytes; a larger write fails as on a full disk
     try:
-        with pytest.raises(UserError, match=r"(?s)step_00000002 cannot be written: File too large.*What was saved before is intact"):
+        with pytest.raises(UserError, match=r"(?s)step_00000002 cannot be written: File too large.*saved before is intact"):
             save(tmp_path, 2, groups(2), STATE, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
