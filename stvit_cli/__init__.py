@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "create_detector", "create_model", "create_segmenter", "list_models", "load_weights", "open_trained"]
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ word. Here scalars are read by the core schema of YAML 1.2, equal keys are refus
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from copy import copy
@@ -61,6 +60,15 @@ class _Dumper(yaml.SafeDumper):
 for _tag, _pattern, _first in _CORE_SCHEMA:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+def _represent_text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    """Put text with line breaks, control characters, curly quotes or odd spaces in double quotes: plain it would be refused."""
+    style = None if value.isprintable() and without_typography(value) == value else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(value))
 
 
@@ -98,8 +106,6 @@ def without_typography(text: str) -> str:
 
 def flow(value: Any) -> str:
     """Return ``value`` as YAML on one line, such that ``parse`` gives it back."""
-    if isinstance(value, str) and not value.isprintable():
-        return json.dumps(value)
     return yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31)[1:-2]
 
 
