@@ -45,6 +45,7 @@ from stvit_cli.models.super_token import (
     upsample,
 )
 from stvit_cli.models.weights import WeightsInfo
+from stvit_cli.tasks.finite import require_finite
 from stvit_cli.utils.text import did_you_mean
 
 Floats = NDArray[np.float32]
@@ -205,7 +206,7 @@ def associations(
         keep_size: the picture as large as it is.
 
     Raises:
-        UserError: ``keep_size`` with a side below 32 pixels; a model without such layers.
+        UserError: ``keep_size`` with a side below 32 pixels; a model without such layers, or with outputs that are not finite.
     """
     own = (picture.height, picture.width)
     if keep_size and min(own) < MIN_SIDE:
@@ -219,8 +220,9 @@ def associations(
         was_training = body.training
         body.eval()
         with torch.no_grad(), _watching(body, layers, input_size, own):
-            body.forward_features(_to_input(picture, input_size, info))
+            features = body.forward_features(_to_input(picture, input_size, info))
         body.train(was_training)
+        require_finite(features)
     if not layers:
         raise UserError(f"{info.model} has no super token attention.")
     return Associations(np.asarray(picture), input_size, layers)

@@ -16,6 +16,8 @@ from stvit_cli.analysis.trained import Trained
 from stvit_cli.errors import UserError
 from stvit_cli.models.fuse import fuse
 from stvit_cli.models.weights import WeightsInfo, save_weights
+from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.finite import require_finite
 from stvit_cli.utils.files import replacing, writing
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
         raise UserError(f"ONNX needs {', '.join(missing)}, which are not installed. Get them with: pip install 'stvit[onnx]'")
     if trained.info.task != "classification":
         raise UserError(f"{trained.path} holds a model for {trained.info.task}; only classifiers can be written as ONNX.")
+    _require_finite_outputs(trained)
     example = torch.zeros(2, trained.info.in_chans, 96, 160)
     program = torch.onnx.export(
         fuse(trained.model),
@@ -60,7 +63,7 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
     with writing(path, advice=""), replacing(path) as aside:
         program.save(aside, external_data=False)
         differences = compare(trained.model, aside, trained.info.in_chans)
-        if max(differences.values()) > TOLERANCE:
+        if not all(difference <= TOLERANCE for difference in differences.values()):
             raise RuntimeError(f"the ONNX file differs from the model by {differences} of its largest logit")
     return {"format": "onnx", "opset": program.model.opset_imports[""], "largest_difference": differences}
 
@@ -86,6 +89,16 @@ def drop_traces(model: ir.Model) -> None:
 def metadata(info: WeightsInfo) -> dict[str, str]:
     """Return the metadata of an ONNX file: the fields of ``info``, lists as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in asdict(info).items()}
+
+
+@torch.no_grad()
+def _require_finite_outputs(trained: Trained) -> None:
+    """Try the model on random images: before the export, which takes half a minute."""
+    images = torch.randn(1, trained.info.in_chans, *CHECKED_SIZES[0][1:], generator=torch.Generator().manual_seed(0))
+    try:
+        require_finite(trained.model(images))
+    except NonFiniteOutputs as error:
+        raise UserError(f"{trained.path}: {error}; take other weights. Nothing was written.") from None
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from stvit_cli.data.image_files import left_out_note, list_files
 from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.errors import UserError
 from stvit_cli.models.inference import for_inference
+from stvit_cli.tasks.base import NonFiniteOutputs
 from stvit_cli.utils.text import did_you_mean
 
 MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
@@ -160,16 +161,21 @@ def _predict_batch(
     model: torch.nn.Module, batch: Batch, names: Sequence[str], top: int, device: torch.device
 ) -> list[Prediction]:
     paths, errors, images = batch
-    rows: Iterator[tuple[list[float], list[int]]] = iter(())
+    rows: Iterator[tuple[list[float], list[int], bool]] = iter(())
     if images is not None:
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        probabilities, indices = model(images).float().softmax(dim=-1).topk(top)  # both B top
-        rows = zip(probabilities.tolist(), indices.tolist(), strict=True)
+        logits = model(images).float()  # B K
+        probabilities, indices = logits.softmax(dim=-1).topk(top)  # both B top
+        rows = zip(probabilities.tolist(), indices.tolist(), logits.isfinite().all(1).tolist(), strict=True)
     predictions = []
     for path, error in zip(paths, errors, strict=True):
         if error is not None:
             predictions.append(Prediction(path, error=error))
             continue
-        guesses = (Guess(names[index], index, probability) for probability, index in zip(*next(rows), strict=True))
+        *likeliest, is_finite = next(rows)
+        if not is_finite:
+            predictions.append(Prediction(path, error=NonFiniteOutputs.of(path)))
+            continue
+        guesses = (Guess(names[index], index, probability) for probability, index in zip(*likeliest, strict=True))
         predictions.append(Prediction(path, tuple(guesses)))
     return predictions

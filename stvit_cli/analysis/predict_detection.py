@@ -19,6 +19,7 @@ from stvit_cli.analysis.trained import Trained
 from stvit_cli.data.coco import decode_mask, encode_mask
 from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.models.inference import for_inference
+from stvit_cli.tasks.base import NonFiniteOutputs
 from stvit_cli.tasks.detector import paste_masks
 from stvit_cli.utils.text import printable
 
@@ -102,6 +103,8 @@ def predict(
     for path in pictures:
         try:
             result = _predict_one(trained, model, path, score_threshold, device)
+        except NonFiniteOutputs:
+            result = DetectionPrediction(path, error=NonFiniteOutputs.of(path))
         except Exception as error:
             result = DetectionPrediction(path, error=explain_failure(path, error))
         yield result

@@ -19,6 +19,7 @@ from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.models.inference import for_inference
 from stvit_cli.recipe import SegmentationSection
+from stvit_cli.tasks.base import NonFiniteOutputs
 from stvit_cli.tasks.label_maps import label_map
 from stvit_cli.tasks.segmentation import section_of
 from stvit_cli.utils.text import printable
@@ -91,6 +92,8 @@ def predict(trained: Trained, pictures: Sequence[Path], *, device: torch.device)
     for path in pictures:
         try:
             result = _predict_one(trained, model, path, transform, section, device)
+        except NonFiniteOutputs:
+            result = SegmentationPrediction(path, error=NonFiniteOutputs.of(path))
         except Exception as error:
             result = SegmentationPrediction(path, error=explain_failure(path, error))
         yield result

@@ -13,6 +13,7 @@ from stvit_cli.cli.output import echo, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process
+from stvit_cli.utils.text import metric_text
 
 
 @app.command("eval")
@@ -46,7 +47,8 @@ def eval_(
         if is_main_process():
             width = max(len(name) for name in figures) + 2
             for name, value in figures.items():
-                echo(f"{name:{width}}{value:.4f}" if isinstance(value, float) else f"{name:{width}}{value}")
+                shown = metric_text(name, value, figures["num_images"]) if isinstance(value, float) else value
+                echo(f"{name:{width}}{shown}")
         report(figures)
 
 

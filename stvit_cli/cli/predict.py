@@ -57,27 +57,32 @@ def predict(
     from stvit_cli.analysis.drawing import drawn_name
     from stvit_cli.analysis.predict import list_pictures
     from stvit_cli.analysis.trained import open_trained
+    from stvit_cli.tasks.base import NOT_FINITE
 
     if output is not None:
         require_writable_folder(output)
     with reporting(json_file) as report:
         pictures = list_pictures(paths, lambda line: typer.echo(line, err=True))
         trained = open_trained(weights)
-        results, unread, undrawn = [], [], []
+        results: list[Prediction] = []
+        unread: list[str] = []
+        unanswered: list[str] = []
+        undrawn: list[str] = []
         for number, result in enumerate(_predictions(trained, pictures, top, score_threshold)):
             results.append(result)
             if result.error is not None:
-                unread.append(result.error)
+                (unanswered if NOT_FINITE in result.error else unread).append(result.error)
                 continue
             echo(f"{result.path}  {result.summary()}")
             if output is not None:
                 undrawn += _draw(result, output / drawn_name(number, result.path))
         report([result.to_json() for result in results])
-    if unread or undrawn:
-        counts = [(unread, "read"), (undrawn, "drawn")]
+    if unread or unanswered or undrawn:
+        counts = [(unread, "read"), (unanswered, "answered"), (undrawn, "drawn")]
         head = " and ".join(f"{len(some)} of {len(results)} pictures could not be {what}" for some, what in counts if some)
-        shown = [*unread[: 4 - bool(undrawn)], *undrawn][:4]
-        more = ["..."] if len(unread) + len(undrawn) > len(shown) else []
+        failed = [*unread, *unanswered]
+        shown = [*failed[: 4 - bool(undrawn)], *undrawn][:4]
+        more = ["..."] if len(failed) + len(undrawn) > len(shown) else []
         raise UserError("\n".join([f"{head}:", *shown, *more]))
 
 

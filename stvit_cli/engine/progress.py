@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from stvit_cli.engine.schedule import Timeline
-from stvit_cli.utils.text import printable
+from stvit_cli.utils.text import metric_text, printable
 
 # Without a terminal: at most one line in so many seconds, beside those of the evaluations.
 LINE_SECONDS = 10.0
@@ -90,7 +90,9 @@ class Progress:
         self.bars.update(self.epoch_bar, total=self.timeline.steps_per_epoch)
         # A name with a slash is a part of another figure, such as the IoU of one class among 150: for metrics.jsonl alone.
         shown = {name: value for name, value in metrics.items() if isinstance(value, float) and "/" not in name}
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        figures = "  ".join(
+            f"{name} {metric_text(name, value, metrics.get('num_images', 100_000))}" for name, value in shown.items()
+        )
         self.say(f"epoch {epoch:g}: {figures}{'  (best so far)' if best else ''}")
 
     def time_left(self, done: int) -> str:

@@ -33,7 +33,7 @@ from stvit_cli.tasks.base import Batch, Task
 from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.machine_failures import machine_failures_explained
 from stvit_cli.utils.streams import lasting_output
-from stvit_cli.utils.text import shell_command
+from stvit_cli.utils.text import metric_text, shell_command
 
 # Drawing the curves takes a third of a second: after an evaluation it is done at most this often, and always at the end.
 CURVES_SECONDS = 60.0
@@ -194,9 +194,8 @@ class Trainer:
             result = self._result()
             spent = duration(self.state.seconds)
             main = self.session.task.main_metric
-            self.progress.say(
-                f"Best {main} {result[main]:.4f} (epoch {result['best_epoch']:g}) after {spent}: {self.places.best}"
-            )
+            best = metric_text(main, result[main], result.get("num_images", 100_000))
+            self.progress.say(f"Best {main} {best} (epoch {result['best_epoch']:g}) after {spent}: {self.places.best}")
         return result
 
     def _greet(self) -> None:

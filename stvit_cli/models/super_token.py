@@ -109,11 +109,17 @@ def _upsample(association: Tensor, super_tokens: Tensor) -> Tensor:
     return association @ neighbours(super_tokens)
 
 
+def _needs_own_gradient() -> bool:
+    """Whether a gradient may be asked for. `torch.jit.trace` records autograd functions as what it cannot compare: none there."""
+    return torch.is_grad_enabled() and not torch.jit.is_tracing()
+
+
 def aggregate(association: Tensor, cells: Tensor) -> Tensor:
     """Equation 2: super tokens (B, p, q, C), each the mean of the tokens around it (B, p, q, n, C) by Q (B, p, q, n, 9)."""
     with torch.no_grad():
-        weight = sum_neighbours(association.sum(3, dtype=torch.float32)[..., None]) + EPS
-    total = _Aggregate.apply(association, cells) if torch.is_grad_enabled() else _aggregate(association, cells)
+        dtype = torch.promote_types(association.dtype, torch.float32)
+        weight = sum_neighbours(association.sum(3, dtype=dtype)[..., None]) + EPS
+    total = _Aggregate.apply(association, cells) if _needs_own_gradient() else _aggregate(association, cells)
     return (total / weight).to(cells.dtype)
 
 
@@ -132,7 +138,7 @@ def sample(cells: Tensor, num_iters: int = 1) -> tuple[Tensor, Tensor]:
 
 def upsample(association: Tensor, super_tokens: Tensor) -> Tensor:
     """Token Upsampling: tokens (B, p, q, n, C), each the mix of its nine super tokens (B, p, q, C) by Q (B, p, q, n, 9)."""
-    return _Upsample.apply(association, super_tokens) if torch.is_grad_enabled() else _upsample(association, super_tokens)
+    return _Upsample.apply(association, super_tokens) if _needs_own_gradient() else _upsample(association, super_tokens)
 
 
 class SuperTokenAttention(nn.Module):

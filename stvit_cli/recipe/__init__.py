@@ -93,6 +93,9 @@ class OptimSection(Section):
     """Where set, the rate used is lr x global batch / this."""
     weight_decay: NonNegative = 0.05
     """Not on biases and other one-dimensional weights."""
+    decay_layer_scale: bool = False
+    """In classification, decay the gammas of layer scale too (stvit-b, stvit-l), as the authors' code does: they have four
+    dimensions there. Detection and segmentation decay all but norms in any case."""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     """AdamW's decay of the first and second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights import WeightsInfo
+from stvit_cli.utils.text import printable
 
 Batch = Any
 """What ``collate`` made of a list of samples: tensors in dicts, lists or tuples; the engine only moves it to a device."""
@@ -31,6 +33,11 @@ class NonFiniteOutputs(UserError):
         images = f" for {len(finite) - sum(finite)} of {len(finite)} images" if len(finite) > 1 else ""
         super().__init__(f"the model's outputs are {NOT_FINITE}{images}")
         self.finite = list(finite)
+
+    @staticmethod
+    def of(path: Path) -> str:
+        """Return what to say of a single image."""
+        return f"{printable(str(path))}: the model's outputs for it are {NOT_FINITE}; take other weights."
 
 
 class Evaluator(Protocol):

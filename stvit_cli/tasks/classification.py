@@ -28,6 +28,7 @@ from stvit_cli.models.weights import WeightsInfo, describe, load_weights, read_w
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.finite import require_finite
+from stvit_cli.tasks.param_groups import decay_layer_scale
 
 # So many pictures of each set are opened in the search for problems.
 NUM_OPENED = 500
@@ -88,12 +89,19 @@ class ClassificationTask(ClassificationEvaluation):
         return [self.model.get_classifier()]  # type: ignore[operator]
 
     def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
-        """No decay on biases and other one-dimensional weights (DeiT); with ``layer_decay`` a factor on the rate by depth."""
+        """No decay on biases and other one-dimensional weights (DeiT); with ``layer_decay`` a factor on the rate by depth.
+
+        The gammas of layer scale decay where the recipe says so.
+        """
         exempt = self.model.no_weight_decay()  # type: ignore[operator]
         if layer_decay is None:
-            groups = param_groups_weight_decay(self.model, weight_decay, no_weight_decay_list=exempt)
-            return [{**group, "lr_scale": 1.0} for group in groups]
-        return list(param_groups_layer_decay(self.model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay))
+            by_shape = param_groups_weight_decay(self.model, weight_decay, no_weight_decay_list=exempt)
+            groups = [{**group, "lr_scale": 1.0} for group in by_shape]
+        else:
+            groups = list(
+                param_groups_layer_decay(self.model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+            )
+        return decay_layer_scale(self.model, groups, weight_decay) if self.recipe.optim.decay_layer_scale else groups
 
     def weights_info(self) -> WeightsInfo:
         recipe = self.recipe

@@ -1,9 +1,10 @@
-"""The optimiser's groups of the dense tasks."""
+"""The optimiser's groups: those of the dense tasks, and layer scale in all of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import LayerScale, LayerScale2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -16,3 +17,15 @@ def without_decay_on_norms(model: nn.Module, weight_decay: float) -> list[dict[s
         if parameter.requires_grad:
             groups[0.0 if name.startswith(norms) else weight_decay].append(parameter)
     return [{"params": params, "weight_decay": decay, "lr_scale": 1.0} for decay, params in groups.items() if params]
+
+
+def decay_layer_scale(model: nn.Module, groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+    """Return the groups with the gammas of layer scale in groups of their own that decay, at the rates they had."""
+    gammas = {module.gamma for module in model.modules() if isinstance(module, (LayerScale, LayerScale2d))}
+    result = []
+    for group in groups:
+        moved = [parameter for parameter in group["params"] if parameter in gammas]
+        rest = [parameter for parameter in group["params"] if parameter not in gammas]
+        result += [{**group, "params": rest}] if rest else []
+        result += [{**group, "params": moved, "weight_decay": weight_decay}] if moved else []
+    return result

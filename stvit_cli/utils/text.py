@@ -30,6 +30,15 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{best}'?" if best else ""
 
 
+def metric_text(name: str, value: float, num_images: float) -> str:
+    """Return a metric with as many digits as so many images support: of a percentage, those that a single image changes.
+
+    A mean that is no percentage, such as a loss, gets two more: it is 100 times finer.
+    """
+    digits = max(0, math.ceil(math.log10(max(num_images, 1) / 100)))
+    return f"{value:.{min(digits, 2) + 2 * name.endswith('loss')}f}"
+
+
 def first_few(names: Sequence[str], limit: int = 5) -> str:
     """Return the first ``limit`` names, separated by commas, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -10,10 +10,12 @@ from einops import rearrange
 from literal_form import literal_super_token_attention
 from torch import Tensor
 
+from stvit_cli.models import create_model
 from stvit_cli.models.kernels import use_kernels
 from stvit_cli.models.super_token import (
     SuperTokenAttention,
     aggregate,
+    associate,
     from_cells,
     neighbours,
     sample,
@@ -139,3 +141,26 @@ def test_the_association_carries_no_gradient() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="10 is not divisible by num_heads 4"):
         SuperTokenAttention(10, 4)
+
+
+def test_the_normaliser_has_the_precision_of_the_tokens() -> None:
+    """In float64, against the same sums in a dense matrix; in float32 they would differ by 1e-8."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.rand(1, 3, 3, 16, 8, dtype=torch.float64, generator=generator)
+    association = associate(cells, cells.mean(3))
+    found = aggregate(association, cells)
+    own = found[0, 1, 1]  # the middle one: every cell is its neighbour, as the (2 - i, 2 - j)th
+    parts = [(association[0, y, x, :, 3 * (2 - y) + 2 - x], cells[0, y, x]) for y in range(3) for x in range(3)]
+    total = sum(share @ tokens for share, tokens in parts)
+    assert found.dtype == torch.float64
+    assert (own - total / sum(share.sum() for share, _ in parts)).abs().max() < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch means to retire it, and its tracer warns of every size that is asked for
+def test_a_model_is_traced_with_gradients_on() -> None:
+    model = create_model("stvit-nano", num_classes=3).eval()
+    images = torch.rand(1, 3, 64, 64)
+    traced = torch.jit.trace(model, images)  # compares the graphs of two runs, and their results
+    torch.testing.assert_close(traced(images), model(images), rtol=1e-4, atol=1e-5)
+    traced(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -12,6 +12,7 @@ from stvit_cli import engine, tasks
 from stvit_cli.data import SampleKey
 from stvit_cli.engine.seeding import seed_micro_batch
 from stvit_cli.errors import UserError
+from stvit_cli.models import create_model
 from stvit_cli.models.weights import save_weights
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.base import move
@@ -81,6 +82,39 @@ def test_no_weight_decay_on_one_dimensional_weights() -> None:
     for group in groups:
         assert group["lr_scale"] == 1.0
         assert all((p.ndim > 1) == (group["weight_decay"] == 0.05) for p in group["params"])
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_layer_scale_decays_where_the_recipe_says_so(layer_decay: float | None) -> None:
+    """As in the authors' code, where the gammas have four dimensions: the same groups but for them."""
+
+    def settings_of(*overrides: str) -> dict[str, tuple[float, float]]:
+        with torch.device("meta"):
+            task = build()
+            task.recipe = recipe_io.from_text("name: test", [*DIGITS, *overrides])
+            task.model = create_model("stvit-b", num_classes=10)
+        groups = task.param_groups(0.05, layer_decay)
+        found = {parameter: (group["weight_decay"], group["lr_scale"]) for group in groups for parameter in group["params"]}
+        assert sum(len(group["params"]) for group in groups) == len(found) == len(list(task.model.parameters()))
+        return {name: found[parameter] for name, parameter in task.model.named_parameters()}
+
+    before, after = settings_of(), settings_of("optim.decay_layer_scale=true")
+    gammas = {name for name in before if name.endswith(".gamma")}
+    assert len(gammas) == 2 * (14 + 6) and {before[name][0] for name in gammas} == {0.0}
+    assert after == before | {name: (0.05, before[name][1]) for name in gammas}
+
+
+def test_the_paper_s_recipes_decay_layer_scale_and_a_recipe_of_before_does_not() -> None:
+    assert all(recipe_io.load(name).optim.decay_layer_scale for name in ("deit300", "finetune384"))
+    assert not recipe_io.from_text("name: test").optim.decay_layer_scale
+
+
+@pytest.mark.parametrize(("classes", "there"), [(3, False), (5, False), (6, True)])
+def test_top5_is_there_for_more_than_five_classes(classes: int, there: bool) -> None:
+    evaluator = ClassificationEvaluator()
+    evaluator.update(Fixed(), {"image": torch.rand(4, classes), "target": torch.zeros(4, dtype=torch.long)})
+    empty = ClassificationEvaluator().state()  # of a process without an image
+    assert ("top5" in dict(evaluator.compute([empty, evaluator.state()]))) == there
 
 
 def test_layer_decay_by_depth() -> None:
