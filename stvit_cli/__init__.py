@@ -9,12 +9,16 @@ __version__ = "0.2.0"
 __all__ = ["__version__", "create_detector", "create_model", "create_segmenter", "list_models", "load_weights", "open_trained"]
 
 if TYPE_CHECKING:
-    from stvit_cli.analysis.trained import open_trained
     from stvit_cli.models import create_model, list_models, load_weights
-    from stvit_cli.tasks.detector import create_detector
-    from stvit_cli.tasks.upernet import create_segmenter
+    from stvit_cli.tasks.detection.detector import create_detector
+    from stvit_cli.tasks.loading import open_trained
+    from stvit_cli.tasks.segmentation.upernet import create_segmenter
 
-_HOMES = {"create_detector": "tasks.detector", "create_segmenter": "tasks.upernet", "open_trained": "analysis.trained"}
+_HOMES = {
+    "create_detector": "tasks.detection.detector",
+    "create_segmenter": "tasks.segmentation.upernet",
+    "open_trained": "tasks.loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,9 +42,9 @@ def stvit(capsys: pytest.CaptureFixture[str]) -> Stvit:
 
 
 @pytest.fixture(scope="session")
-def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of two classes, eight training and three validation pictures each: reddish and bluish noise of 40 x 48."""
-    root = tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of two classes, eight training and three validation images each: reddish and bluish noise of 40 x 48."""
+    root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
         for channel, name in ((0, "red"), (2, "blue")):

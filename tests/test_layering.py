@@ -90,5 +90,5 @@ def test_the_rule_would_notice() -> None:
     assert upward("engine.trainer", "tasks.build") and not upward("engine.trainer", "tasks.base.Task")
     assert upward("tasks.base", "engine.fit") and upward("recipe", "models.list_models") and upward("errors", "recipe.Recipe")
     assert upward("utils.files", "recipe.Recipe") and not upward("recipe.io", "utils.text.did_you_mean")
-    assert not upward("cli.train", "analysis.predict") and not upward("recipe.io", "recipe.yaml.parse")
+    assert not upward("cli.train", "tasks.classification.predict") and not upward("recipe.io", "recipe.yaml.parse")
     assert len(FILES) > 20

@@ -9,7 +9,7 @@ import pytest
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import FREE_ON_RESUME, Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.recipe.words import dotted_keys
+from stvit_cli.recipe.error_messages import dotted_keys
 from stvit_cli.recipe.yaml import flow, parse
 
 

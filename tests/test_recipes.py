@@ -43,7 +43,7 @@ def test_the_recipes_are_there() -> None:
 def test_a_recipe_runs(
     stvit,
     name: str,
-    picture_folder: Path,
+    image_folder: Path,
     coco_tree: Path,
     ade20k_tree: Path,
     tmp_path: Path,
@@ -53,7 +53,7 @@ def test_a_recipe_runs(
     monkeypatch.chdir(tmp_path)
     recipe = recipe_io.load(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    data = {"imagefolder": picture_folder, "coco": coco_tree, "ade20k": ade20k_tree}.get(recipe.data.kind)
+    data = {"imagefolder": image_folder, "coco": coco_tree, "ade20k": ade20k_tree}.get(recipe.data.kind)
     small = "isotropic-mini-stvit-20" if recipe.model.name.startswith("isotropic-") else "stvit-nano"
     words = ["--model", small, *SHRUNK[recipe.task], *(["--data", str(data)] if data is not None else [])]
     ended = stvit("train", "--recipe", name, "--dry-run", "--json", "figures.json", *words)

@@ -62,5 +62,5 @@ def test_it_runs_outside_the_repository(installed: Path, tmp_path: Path) -> None
 def test_it_brings_its_recipes_and_its_digits(installed: Path, tmp_path: Path) -> None:
     listed = json.loads(run("-m", "stvit_cli", "recipes", "list", "--json", "-", cwd=tmp_path, path=installed))
     assert {recipe["name"] for recipe in listed} == {path.stem for path in recipes()}
-    code = "from stvit_cli.data.digits import DigitPictures; print(len(DigitPictures(held_out=True)))"
+    code = "from stvit_cli.data.digits import DigitImages; print(len(DigitImages(held_out=True)))"
     assert run("-c", code, cwd=tmp_path, path=installed).strip() == "360"

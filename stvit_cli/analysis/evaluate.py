@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from stvit_cli import engine, tasks
-from stvit_cli.analysis.trained import Trained
 from stvit_cli.engine.distributed import pick_device
-from stvit_cli.models.inference import for_inference
+from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
+from stvit_cli.tasks.loading import Trained
 
 FOLDERS = {"classification": "imagefolder", "detection": "coco", "segmentation": "ade20k"}
 """What data.kind calls a folder of a person's own data, for each task."""
@@ -40,7 +40,7 @@ def evaluate(
 
 
 def recipe_for(trained: Trained, words: list[str]) -> Recipe:
-    """Return a recipe that prepares pictures of a folder as the weights file says, with the ``key=value`` words over it."""
+    """Return a recipe that prepares images of a folder as the weights file says, with the ``key=value`` words over it."""
     info = trained.info
     known: dict[str, Any] = {
         "name": trained.path.stem,
@@ -51,7 +51,7 @@ def recipe_for(trained: Trained, words: list[str]) -> Recipe:
         "eval": {"crop_pct": info.crop_pct},
     }
     if info.task == "detection":
-        known["eval"]["batch_size"] = 1  # otherwise a picture's padding depends on its neighbours
+        known["eval"]["batch_size"] = 1  # otherwise an image's padding depends on its neighbours
     if info.settings:
         known[info.task] = json.loads(info.settings)
     return recipe_io.from_text(flow(known), words, source=str(trained.path))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from stvit_cli import __version__
-from stvit_cli.analysis.trained import Trained
 from stvit_cli.errors import UserError
-from stvit_cli.models.fuse import fuse
-from stvit_cli.models.weights import WeightsInfo, save_weights
+from stvit_cli.models.optimize.fuse import fuse
+from stvit_cli.models.weights.file import WeightsInfo, save_weights
 from stvit_cli.tasks.base import NonFiniteOutputs
 from stvit_cli.tasks.finite import require_finite
+from stvit_cli.tasks.loading import Trained
 from stvit_cli.utils.files import replacing, writing
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4  # of the largest logit
 
 
 def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
-    """Write a classifier as ONNX: normalised pictures (B, in_chans, H, W), H and W from 64 -> logits (B, num_classes).
+    """Write a classifier as ONNX: normalised images (B, in_chans, H, W), H and W from 64 -> logits (B, num_classes).
 
     What a user of the file must know (classes, mean, std, size) is in its metadata, one text for each. The fused model is
     written, and compared with the original in onnxruntime at three sizes before the file gets its name.

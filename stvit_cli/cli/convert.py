@@ -35,7 +35,7 @@ def convert(
     """
     new_file(target, ".safetensors")
     with reporting(json_file) as report:
-        from stvit_cli.analysis.convert import convert as run
+        from stvit_cli.models.weights.convert import convert as run
 
         done = run(source, target, container, image_size)
         place = f" under '{done['container']}'" if done["container"] else ""
@@ -45,7 +45,7 @@ def convert(
             echo(f"Also there, not taken: {', '.join(done['other_containers'])} (--from KEY takes them).", err=True)
         if done["image_size_from"] == "assumed":
             echo(
-                f"Pictures of {done['image_size']} pixels are assumed: the file does not say. Otherwise: --image-size 384",
+                f"Images of {done['image_size']} pixels are assumed: the file does not say. Otherwise: --image-size 384",
                 err=True,
             )
         if done["model"] == "custom":

@@ -27,7 +27,7 @@ def eval_(
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder, laid out as its task's data are.")] = None,
     json_file: Json = None,
 ) -> None:
-    """Evaluate a run on its validation data, or weights on a folder: of pictures by class, in COCO's or in ADE20K's layout.
+    """Evaluate a run on its validation data, or weights on a folder: of images by class, in COCO's or in ADE20K's layout.
 
     \b
     stvit eval runs/RUN
@@ -40,7 +40,7 @@ def eval_(
         raise UserError("Evaluate what? Give either the directory of a run (stvit eval RUN_DIR) or a file (--weights FILE).")
     if weights is not None and data is None:
         raise UserError(
-            "A weights file comes without data; give a folder of pictures by class, or in the layout of its task: --data DIR"
+            "A weights file comes without data; give a folder of images by class, or in the layout of its task: --data DIR"
         )
     with reporting(json_file) as report:
         figures = _evaluate(run_dir, weights, model, data, given)
@@ -56,8 +56,8 @@ def _evaluate(
     run_dir: Path | None, weights: Path | None, model: str | None, data: str | None, given: list[str]
 ) -> dict[str, Any]:
     from stvit_cli.analysis.evaluate import FOLDERS, evaluate, recipe_for, same_folder
-    from stvit_cli.analysis.trained import open_trained
     from stvit_cli.engine.run_dir import RunDir
+    from stvit_cli.tasks.loading import open_trained
 
     if run_dir is None:
         assert weights is not None

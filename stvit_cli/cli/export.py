@@ -41,7 +41,7 @@ def export(
         raise UserError(f"--precision {precision}: an .onnx file is written in fp32; half precision is for .safetensors.")
     with reporting(json_file) as report:
         from stvit_cli.analysis.export import export_onnx, export_weights
-        from stvit_cli.analysis.trained import open_trained
+        from stvit_cli.tasks.loading import open_trained
 
         trained = open_trained(source)
         if target.suffix == ".onnx":

@@ -25,7 +25,7 @@ def finetune(
     dry_run: DryRun = False,
     json_file: Json = None,
 ) -> None:
-    """Train from weights. Other classes, another picture size and another number of channels are fine.
+    """Train from weights. Other classes, another image size and another number of channels are fine.
 
     \b
     stvit finetune --recipe finetune384 --weights runs/RUN --data IMAGENET

@@ -18,8 +18,8 @@ from stvit_cli.utils.environment import is_main_process, require_group
 from stvit_cli.utils.files import require_writable_folder
 
 if TYPE_CHECKING:
-    from stvit_cli.analysis.ablation_report import Report
-    from stvit_cli.analysis.ablation_runs import Ablation
+    from stvit_cli.analysis.ablation.report import Report
+    from stvit_cli.analysis.ablation.runs import Ablation
 
 ALL_ROWS = tuple(range(1, 8))
 
@@ -56,7 +56,7 @@ def isotropic_ablation(
         if resume is not None:
             if recipe is not None or output is not None:
                 raise UserError("--resume goes on in an ablation's own folder, with its recipe; leave --recipe and --output out.")
-            from stvit_cli.analysis.ablation_runs import reopen
+            from stvit_cli.analysis.ablation.runs import reopen
 
             output = resume
             result = _train(reopen(resume, given, numbers, seeds), parallel)
@@ -67,7 +67,7 @@ def isotropic_ablation(
                 "Nothing is trained without a recipe. Give --recipe isotropic-mini or isotropic300, or leave the rest out."
             )
         else:
-            from stvit_cli.analysis.ablation_report import report_counts
+            from stvit_cli.analysis.ablation.report import report_counts
 
             if output is not None:
                 require_writable_folder(output)
@@ -97,7 +97,7 @@ def parse_rows(text: str) -> tuple[int, ...]:
 def _train_anew(
     settings: Recipe, output: Path | None, numbers: tuple[int, ...] | None, seeds: int | None, parallel: int
 ) -> tuple[Report, Path]:
-    from stvit_cli.analysis.ablation_runs import Ablation
+    from stvit_cli.analysis.ablation.runs import Ablation
 
     require_group()
     with new_directory(output, settings.name) as folder:
@@ -107,7 +107,7 @@ def _train_anew(
 
 
 def _train(ablation: Ablation, parallel: int) -> Report:
-    from stvit_cli.analysis.ablation_runs import train
+    from stvit_cli.analysis.ablation.runs import train
 
     try:
         return train(ablation, parallel)

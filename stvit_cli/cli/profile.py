@@ -33,7 +33,7 @@ def profile(
     depth: Annotated[int, typer.Option(min=1, help="How deep the tree goes.")] = 3,
     throughput: Annotated[bool, typer.Option("--throughput", help="Also time the models, in turn.")] = False,
     against: Annotated[str, typer.Option(metavar="NAMES", help="Models of torchvision or timm beside them, by commas.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a timed step.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a timed step.")] = 8,
     train: Annotated[bool, typer.Option("--train", help="Time training steps, not inference.")] = False,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the timed step.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: ours a block at a time, others whole.")] = False,
@@ -77,7 +77,7 @@ def profile(
             _require_kernels(device, precision)
         rows = _profile_all(names, size, against) if recipe is None else _profile_in_recipe(recipe, names, words, size)
         height, width = rows[0]["image_size"]
-        print_table(COLUMNS, [_cells(row) for row in rows], f"One picture of {height} x {width}; FLOPs are multiply-adds")
+        print_table(COLUMNS, [_cells(row) for row in rows], f"One image of {height} x {width}; FLOPs are multiply-adds")
         for row in rows:
             if row["uncounted"]:
                 echo(
@@ -87,7 +87,7 @@ def profile(
             if by_module:
                 _print_tree(row, depth)
         if throughput:
-            from stvit_cli.analysis.throughput import Setting, measure
+            from stvit_cli.analysis.cost.throughput import Setting, measure
 
             shown = [row["model"] for row in rows]
             wanted: bool | Literal["auto"] = "auto" if kernels is None else kernels
@@ -99,14 +99,14 @@ def profile(
 
 
 def _profile_all(names: list[str], size: tuple[int, int] | None, against: str) -> list[dict[str, Any]]:
-    from stvit_cli.analysis.profile import profile_models
+    from stvit_cli.analysis.cost.profile import profile_models
     from stvit_cli.models.stvit import VARIANTS
 
     return profile_models((names or list(VARIANTS)) + [name for name in against.split(",") if name], size or (224, 224))
 
 
 def _profile_in_recipe(recipe: str, names: list[str], words: list[str], size: tuple[int, int] | None) -> list[dict[str, Any]]:
-    from stvit_cli.analysis.profile_recipe import profile_recipe
+    from stvit_cli.analysis.cost.profile_recipe import profile_recipe
 
     choices = [[f"model.name={name}"] for name in names] or [[]]
     return [profile_recipe(settings, size) for settings in [recipe_io.load(recipe, [*words, *choice]) for choice in choices]]

@@ -98,14 +98,14 @@ def say_what_next(run_dir: Path) -> None:
         sample = run_dir / "samples" / "digit-3.png"
         echo("Next:", err=True)
         echo(command("stvit", "eval", run_dir), err=True)
-        echo(command("stvit", "predict", sample if sample.exists() else "PICTURE", "--weights", run_dir), err=True)
+        echo(command("stvit", "predict", sample if sample.exists() else "IMAGE", "--weights", run_dir), err=True)
 
 
 def _run(
     recipe: Recipe, run_dir: Path, weights: Path | None, *, resume: bool, dry_run: bool, branch: Branch | None = None
 ) -> dict[str, Any]:
     from stvit_cli import engine, tasks
-    from stvit_cli.analysis.trained import weights_file
+    from stvit_cli.tasks.loading import weights_file
 
     task = tasks.build(recipe, weights=None if weights is None else weights_file(weights))
     if dry_run:

@@ -14,37 +14,37 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_writable_file, require_writable_folder
 
 if TYPE_CHECKING:
-    from stvit_cli.analysis.superpixels import Cut
+    from stvit_cli.analysis.associations.superpixels import Cut
 
 
 @app.command()
 def visualize_associations(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size and kind.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size and kind.")],
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A weights file or a run's directory; else random weights.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model of a .pth file, or of random weights (stvit-s).")
     ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="A folder for each picture is made in it.")] = Path("associations"),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="A folder for each image is made in it.")] = Path("associations"),
     layers: Annotated[
         list[str] | None, typer.Option(metavar="NAME,...", help="Only these: stage1.block2, or stage1 for all its blocks.")
     ] = None,
     point: Annotated[
-        list[str] | None, typer.Option(metavar="X,Y", help="Show what this pixel of the picture attends to; may be repeated.")
+        list[str] | None, typer.Option(metavar="X,Y", help="Show what this pixel of the image attends to; may be repeated.")
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(metavar="N", min=32, help="Short side of what the model sees; else that of its training.")
     ] = None,
-    keep_size: Annotated[bool, typer.Option("--keep-size", help="Show the picture to the model as large as it is.")] = False,
+    keep_size: Annotated[bool, typer.Option("--keep-size", help="Show the image to the model as large as it is.")] = False,
     html: Annotated[bool, typer.Option("--html", help="Also a page on which a click shows a place's attention.")] = False,
-    arrays: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Also save the arrays behind the pictures.")] = None,
+    arrays: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Also save the arrays behind the images.")] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="MAP.png", help="A label map of the picture, to compare with the grid and SLIC.")
+        Path | None, typer.Option(metavar="MAP.png", help="A label map of the image, to compare with the grid and SLIC.")
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """Pictures of the super tokens and of who attends to whom.
+    """Images of the super tokens and of who attends to whom.
 
     \b
     stvit visualize-associations img.jpg --weights runs/RUN --point 320,200
@@ -54,14 +54,14 @@ def visualize_associations(
     points = tuple(_parse_point(text) for text in point or ())
     names = tuple(name.strip() for text in layers or () for name in text.split(",") if name.strip())
     if len(images) > 1 and (arrays is not None or labels is not None):
-        raise UserError(f"--{'arrays' if arrays is not None else 'labels'} is for one picture, {len(images)} were given.")
+        raise UserError(f"--{'arrays' if arrays is not None else 'labels'} is for one image, {len(images)} were given.")
     if keep_size and image_size is not None:
         raise UserError("--image-size and --keep-size exclude each other.")
     require_writable_folder(output)
     if arrays is not None:
         require_writable_file(arrays)
     with reporting(json_file) as report:
-        from stvit_cli.analysis.association_report import Wishes, open_viewed, visualize
+        from stvit_cli.analysis.associations.report import Wishes, open_viewed, visualize
         from stvit_cli.data.images import explain_failure
 
         viewed = open_viewed(weights, model)
@@ -84,7 +84,7 @@ def visualize_associations(
                 failed.append(explain_failure(image, error))
         report([item.to_json() for item in written])
     if failed:
-        head = [f"{len(failed)} of {len(images)} pictures could not be shown:"] if len(images) > 1 else []
+        head = [f"{len(failed)} of {len(images)} images could not be shown:"] if len(images) > 1 else []
         shown = failed[:4] + (["..."] if len(failed) > 4 else [])
         raise UserError("\n".join([*head, *shown]))
 
@@ -97,7 +97,7 @@ def _parse_point(text: str) -> tuple[int, int]:
 
 
 def _folders(images: list[Path], output: Path) -> list[Path]:
-    """Return a folder of its own for each picture, by its name."""
+    """Return a folder of its own for each image, by its name."""
     names: list[str] = []
     for image in images:
         number, name = 1, image.stem

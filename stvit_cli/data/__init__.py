@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stvit_cli.data.classification import ClassificationData, EvalSet, Pictures, TrainSet
-from stvit_cli.data.digits import DigitPictures
-from stvit_cli.data.imagefolder import find_eval_pictures, find_pictures
+from stvit_cli.data.classification import ClassificationData, EvalSet, Images, TrainSet
+from stvit_cli.data.digits import DigitImages
+from stvit_cli.data.imagefolder import find_eval_images, find_images
 from stvit_cli.data.images import open_image
 from stvit_cli.data.loader import build_eval_loader, build_train_loader
 from stvit_cli.data.order import SampleKey, TrainBatches, derive_seed, sample_order
@@ -35,14 +35,14 @@ def build_classification(
     """Build the training and the validation set of a recipe.
 
     Raises:
-        UserError: the folder or the settings are wrong; see ``imagefolder.find_pictures`` and ``transforms.train_transform``.
+        UserError: the folder or the settings are wrong; see ``imagefolder.find_images`` and ``transforms.train_transform``.
     """
-    train: Pictures
-    val: Pictures
+    train: Images
+    val: Images
     if data.kind == "digits":
-        train, val = DigitPictures(held_out=False), DigitPictures(held_out=True)
+        train, val = DigitImages(held_out=False), DigitImages(held_out=True)
     else:
-        train, val = find_pictures(data)
+        train, val = find_images(data)
     transform = train_transform(augment, data.image_size, data.mean, data.std, in_chans)
     return ClassificationData(
         train_set=TrainSet(train, transform, seed, data.unreadable),
@@ -60,12 +60,12 @@ def build_eval_set(
     interpolation: str = "bicubic",
     in_chans: int = 3,
 ) -> EvalSet:
-    """Build the set of an evaluation alone; see ``imagefolder.find_eval_pictures`` for ``class_names`` and ``whole``."""
-    pictures: Pictures
-    pictures = DigitPictures(held_out=True) if data.kind == "digits" else find_eval_pictures(data, class_names, whole)
-    return _eval_set(pictures, data, eval, interpolation, in_chans)
+    """Build the set of an evaluation alone; see ``imagefolder.find_eval_images`` for ``class_names`` and ``whole``."""
+    images: Images
+    images = DigitImages(held_out=True) if data.kind == "digits" else find_eval_images(data, class_names, whole)
+    return _eval_set(images, data, eval, interpolation, in_chans)
 
 
-def _eval_set(pictures: Pictures, data: DataSection, eval: EvalSection, interpolation: str, in_chans: int) -> EvalSet:
+def _eval_set(images: Images, data: DataSection, eval: EvalSection, interpolation: str, in_chans: int) -> EvalSet:
     transform = eval_transform(data.image_size, data.mean, data.std, eval.crop_pct, interpolation, in_chans)
-    return EvalSet(pictures, transform)
+    return EvalSet(images, transform)

@@ -1,6 +1,6 @@
-"""Pictures with label maps, laid out as ADE20K's or in any two folders, as the sets of a training and an evaluation.
+"""Images with label maps, laid out as ADE20K's or in any two folders, as the sets of a training and an evaluation.
 
-H W rows and columns of a picture, C its channels.
+H W rows and columns of an image, C its channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stvit_cli.data.classification import open_or_replace
-from stvit_cli.data.image_pairs import LabelledPictures, find_pairs
+from stvit_cli.data.image_pairs import LabelledImages, find_pairs
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.order import SampleKey, derive_seed
 from stvit_cli.data.segmentation_transforms import TrainTransform, eval_transform
@@ -29,20 +29,18 @@ from stvit_cli.utils.text import did_you_mean
 class SegmentationTrainSet(Dataset[dict[str, Any]]):
     """Items ``{"image": C H W, "target": H W, "index": int, "skipped": [path]}`` by ``SampleKey``.
 
-    An item is a function of the seed and the key alone; ``skipped`` are pictures that could not be decoded, in whose place it is.
+    An item is a function of the seed and the key alone; ``skipped`` are images that could not be decoded, in whose place it is.
     """
 
-    def __init__(
-        self, pictures: LabelledPictures, transform: TrainTransform, seed: int, unreadable: Literal["stop", "skip"]
-    ) -> None:
-        self.pictures, self.transform, self.seed, self.unreadable = pictures, transform, seed, unreadable
+    def __init__(self, images: LabelledImages, transform: TrainTransform, seed: int, unreadable: Literal["stop", "skip"]) -> None:
+        self.images, self.transform, self.seed, self.unreadable = images, transform, seed, unreadable
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        index, image, skipped = open_or_replace(self.pictures, key, self.seed, self.unreadable)
-        labels = self.pictures.labels(index, image.size)
+        index, image, skipped = open_or_replace(self.images, key, self.seed, self.unreadable)
+        labels = self.images.labels(index, image.size)
         with seeded(derive_seed(self.seed, "sample", key.epoch, key.index, key.view)):
             pixels, target = self.transform(image, labels)
         return {"image": pixels, "target": target, "index": index, "skipped": skipped}
@@ -51,15 +49,15 @@ class SegmentationTrainSet(Dataset[dict[str, Any]]):
 class SegmentationEvalSet(Dataset[dict[str, Any]]):
     """Items ``{"images": [1 C h w, one for each scale], "target": H W at the original size, "index": int}``."""
 
-    def __init__(self, pictures: LabelledPictures, transform: Callable[[Image.Image], list[Tensor]]) -> None:
-        self.pictures, self.transform = pictures, transform
+    def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], list[Tensor]]) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = self.pictures.open(index)
-        labels = self.pictures.labels(index, image.size)
+        image = self.images.open(index)
+        labels = self.images.labels(index, image.size)
         return {"images": self.transform(image), "target": torch.from_numpy(labels).long(), "index": index}
 
 
@@ -73,22 +71,22 @@ def build_segmentation(recipe: Recipe) -> SegmentationData:
     """Build the training and the validation set of a recipe.
 
     Raises:
-        UserError: a folder is missing or empty, or pictures have no label maps.
+        UserError: a folder is missing or empty, or images have no label maps.
     """
     section = recipe.segmentation
     root = _root(recipe)
-    pictures = find_pairs(root, section.train_images, section.train_maps, section)
+    images = find_pairs(root, section.train_images, section.train_maps, section)
     transform = TrainTransform(section, recipe.augment, recipe.data)
-    train_set = SegmentationTrainSet(pictures, transform, recipe.train.seed, recipe.data.unreadable)
+    train_set = SegmentationTrainSet(images, transform, recipe.train.seed, recipe.data.unreadable)
     return SegmentationData(train_set, build_segmentation_eval(recipe))
 
 
 def build_segmentation_eval(recipe: Recipe) -> SegmentationEvalSet:
     """Build the validation set alone. Raises UserError as `build_segmentation` does."""
     section = recipe.segmentation
-    pictures = find_pairs(_root(recipe), section.val_images, section.val_maps, section)
+    images = find_pairs(_root(recipe), section.val_images, section.val_maps, section)
     scales = eval_transform(section, recipe.augment.interpolation, recipe.data.mean, recipe.data.std)
-    return SegmentationEvalSet(pictures, scales)
+    return SegmentationEvalSet(images, scales)
 
 
 def _root(recipe: Recipe) -> Path:
@@ -97,7 +95,7 @@ def _root(recipe: Recipe) -> Path:
         counts = (shapes.num_train, shapes.num_val)
         return shapes_tree("ade20k", counts, recipe.data.image_size, shapes.seed, recipe.data.dir)
     if recipe.data.dir is None:
-        raise UserError("data.dir is not set: the folder of pictures and label maps (on the command line: --data DIR).")
+        raise UserError("data.dir is not set: the folder of images and label maps (on the command line: --data DIR).")
     root = Path(recipe.data.dir).expanduser()
     if not root.is_dir():
         siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []

@@ -1,4 +1,4 @@
-"""Data sets of classification: a picture and its class, through the transforms, as an item."""
+"""Data sets of classification: an image and its class, through the transforms, as an item."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stvit_cli.data.transforms import Transform
 from stvit_cli.errors import UserError
 
 MAX_REPLACEMENTS = 20
-"""Unreadable pictures in a row, after which the data as a whole are taken to be wrong."""
+"""Unreadable images in a row, after which the data as a whole are taken to be wrong."""
 
 
-class Pictures(Protocol):
-    """Pictures by class, not yet transformed; pixels are read only by ``open``."""
+class Images(Protocol):
+    """Images by class, not yet transformed; pixels are read only by ``open``."""
 
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
@@ -28,7 +28,7 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """Return what is the same for the same pictures of the same classes in the same order, and differs otherwise."""
+        """Return what is the same for the same images of the same classes in the same order, and differs otherwise."""
         ...
 
     def path(self, index: int) -> str: ...
@@ -39,44 +39,44 @@ class Pictures(Protocol):
 
 
 class EvalSet(Dataset[dict[str, Any]]):
-    """Items ``{"image": C H W, "target": int, "index": int}``; a picture that cannot be read is a ``UserError``."""
+    """Items ``{"image": C H W, "target": int, "index": int}``; an image that cannot be read is a ``UserError``."""
 
-    def __init__(self, pictures: Pictures, transform: Transform) -> None:
-        self.pictures, self.transform = pictures, transform
+    def __init__(self, images: Images, transform: Transform) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def path(self, index: int) -> str:
-        return self.pictures.path(index)
+        return self.images.path(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = self.transform(self.pictures.open(index))
-        return {"image": image, "target": self.pictures.target(index), "index": index}
+        image = self.transform(self.images.open(index))
+        return {"image": image, "target": self.images.target(index), "index": index}
 
 
 class TrainSet(Dataset[dict[str, Any]]):
     """The same items, indexed by ``SampleKey``; an item is a function of the seed and the key alone.
 
-    With ``unreadable`` skip, a picture that cannot be decoded is replaced by another one, drawn from the key; the item then
-    also has ``"skipped"``, the paths of the pictures it stands for. A file that cannot be read at all stops the run nevertheless:
+    With ``unreadable`` skip, an image that cannot be decoded is replaced by another one, drawn from the key; the item then
+    also has ``"skipped"``, the paths of the images it stands for. A file that cannot be read at all stops the run nevertheless:
     it may be there again tomorrow, and the run would not be the same.
     """
 
-    def __init__(self, pictures: Pictures, transform: Transform, seed: int, unreadable: Literal["stop", "skip"]) -> None:
-        self.pictures, self.transform, self.seed, self.unreadable = pictures, transform, seed, unreadable
+    def __init__(self, images: Images, transform: Transform, seed: int, unreadable: Literal["stop", "skip"]) -> None:
+        self.images, self.transform, self.seed, self.unreadable = images, transform, seed, unreadable
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def path(self, index: int) -> str:
-        return self.pictures.path(index)
+        return self.images.path(index)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        index, picture, skipped = open_or_replace(self.pictures, key, self.seed, self.unreadable)
+        index, opened, skipped = open_or_replace(self.images, key, self.seed, self.unreadable)
         with seeded(derive_seed(self.seed, "sample", key.epoch, key.index, key.view)):
-            image = self.transform(picture)
-        item = {"image": image, "target": self.pictures.target(index), "index": index}
+            image = self.transform(opened)
+        item = {"image": image, "target": self.images.target(index), "index": index}
         return {**item, "skipped": skipped} if skipped else item
 
 
@@ -89,21 +89,21 @@ class Openable(Protocol):
 
 
 def open_or_replace(
-    pictures: Openable, key: SampleKey, seed: int, unreadable: Literal["stop", "skip"]
+    images: Openable, key: SampleKey, seed: int, unreadable: Literal["stop", "skip"]
 ) -> tuple[int, Image.Image, list[str]]:
-    """Return the index and the picture for a key, and the paths of unreadable pictures that were in its place."""
+    """Return the index and the image for a key, and the paths of unreadable images that were in its place."""
     index = key.index
     skipped: list[str] = []
     while True:
         try:
-            return index, pictures.open(index), skipped
+            return index, images.open(index), skipped
         except UnreadableImage as error:
             if unreadable == "stop":
-                raise UserError(f"{error}\ndata.unreadable=skip trains without such pictures.") from None
-            skipped.append(pictures.path(index))
+                raise UserError(f"{error}\ndata.unreadable=skip trains without such images.") from None
+            skipped.append(images.path(index))
             if len(skipped) > MAX_REPLACEMENTS:
-                raise UserError(f"{len(skipped)} pictures in a row cannot be decoded; the last: {error}") from None
-        index = derive_seed(seed, "in place of", *key, len(skipped)) % len(pictures)
+                raise UserError(f"{len(skipped)} images in a row cannot be decoded; the last: {error}") from None
+        index = derive_seed(seed, "in place of", *key, len(skipped)) % len(images)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Detection data in COCO's layout: pictures with boxes, labels and masks.
+"""Detection data in COCO's layout: images with boxes, labels and masks.
 
-N objects of a picture, H W its rows and columns. Boxes are (left, top, right, bottom) in pixels.
+N objects of an image, H W its rows and columns. Boxes are (left, top, right, bottom) in pixels.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ ORIENTATIONS = {
 """EXIF's orientations in words; 1 is upright."""
 
 
-class CocoPictures:
-    """Some pictures of an annotation file, by ``indices`` (all of them if none).
+class CocoImages:
+    """Some images of an annotation file, by ``indices`` (all of them if none).
 
     Args:
         exif_orientation: see `DetectionSection`.
@@ -71,7 +71,7 @@ class CocoPictures:
         return str(self.index.folder / self.index.file_names[self.indices[index]])
 
     def fingerprint(self) -> str:
-        """Return a hash of the categories, the pictures' names and ids, and the order of all."""
+        """Return a hash of the categories, the images' names and ids, and the order of all."""
         chosen = [(self.index.file_names[index], self.index.image_ids[index]) for index in self.indices.tolist()]
         categories = [(category.id, category.name) for category in self.index.categories]
         return hashlib.blake2b(json.dumps([categories, chosen]).encode(), digest_size=16).hexdigest()
@@ -85,7 +85,7 @@ class CocoPictures:
         return height, width
 
     def open(self, index: int) -> Image.Image:
-        """Return the picture on whose pixels the annotations were drawn.
+        """Return the image on whose pixels the annotations were drawn.
 
         Raises:
             UserError: as `open_image` does; also where its size is not that of the annotations, or its EXIF orientation leaves
@@ -103,7 +103,7 @@ class CocoPictures:
         return image
 
     def _oriented(self, index: int, upright: Image.Image, orientation: int) -> Image.Image:
-        """Return the picture upright or as stored. Of the two, its size alone is no proof: there are tools that draw on the one
+        """Return the image upright or as stored. Of the two, its size alone is no proof: there are tools that draw on the one
         and export the size of the other, so that what is not plain is asked."""
         height, width = self.size(index)
         stored = as_stored(upright)
@@ -135,26 +135,26 @@ class CocoPictures:
 
 
 class DetectionTrainSet(Dataset[dict[str, Any]]):
-    """Items ``{"image": 3 H W in 0..1, "targets": see CocoPictures.targets, "index": int}``, a function of the seed and the key.
+    """Items ``{"image": 3 H W in 0..1, "targets": see CocoImages.targets, "index": int}``, a function of the seed and the key.
 
     Attributes:
-        likeness: width by height of every picture; those of a step that are alike share a micro-batch, which saves padding.
+        likeness: width by height of every image; those of a step that are alike share a micro-batch, which saves padding.
     """
 
-    def __init__(self, pictures: CocoPictures, hflip: float, seed: int, unreadable: Literal["stop", "skip"]) -> None:
-        self.pictures, self.hflip, self.seed, self.unreadable = pictures, hflip, seed, unreadable
-        sizes = pictures.index.sizes[pictures.indices]
+    def __init__(self, images: CocoImages, hflip: float, seed: int, unreadable: Literal["stop", "skip"]) -> None:
+        self.images, self.hflip, self.seed, self.unreadable = images, hflip, seed, unreadable
+        sizes = images.index.sizes[images.indices]
         self.likeness = sizes[:, 1] / sizes[:, 0]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def path(self, index: int) -> str:
-        return self.pictures.path(index)
+        return self.images.path(index)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        index, picture, skipped = open_or_replace(self.pictures, key, self.seed, self.unreadable)
-        image, targets = F.to_tensor(picture), self.pictures.targets(index)
+        index, opened, skipped = open_or_replace(self.images, key, self.seed, self.unreadable)
+        image, targets = F.to_tensor(opened), self.images.targets(index)
         with seeded(derive_seed(self.seed, "sample", key.epoch, key.index, key.view)):
             if torch.rand(()) < self.hflip:
                 image, targets = flip(image, targets)
@@ -162,19 +162,19 @@ class DetectionTrainSet(Dataset[dict[str, Any]]):
 
 
 class DetectionEvalSet(Dataset[dict[str, Any]]):
-    """Items ``{"image": 3 H W in 0..1, "index": int}``; a picture that cannot be read is a ``UserError``."""
+    """Items ``{"image": 3 H W in 0..1, "index": int}``; an image that cannot be read is a ``UserError``."""
 
-    def __init__(self, pictures: CocoPictures) -> None:
-        self.pictures = pictures
+    def __init__(self, images: CocoImages) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def path(self, index: int) -> str:
-        return self.pictures.path(index)
+        return self.images.path(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": F.to_tensor(self.pictures.open(index)), "index": index}
+        return {"image": F.to_tensor(self.images.open(index)), "index": index}
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ def build_detection(
         found = "\n".join(train.notes(of_training=True)) or "it has no annotations."
         raise UserError(f"{train.path}: no object in it can be trained on:\n{found}")
     return DetectionData(
-        train_set=DetectionTrainSet(CocoPictures(train, indices, detection.exif_orientation), hflip, seed, data.unreadable),
-        val_set=DetectionEvalSet(CocoPictures(val, exif_orientation=detection.exif_orientation)),
+        train_set=DetectionTrainSet(CocoImages(train, indices, detection.exif_orientation), hflip, seed, data.unreadable),
+        val_set=DetectionEvalSet(CocoImages(val, exif_orientation=detection.exif_orientation)),
         class_names=_names(train.categories),
     )
 
@@ -237,14 +237,14 @@ def build_detection_eval_set(
             f"{index.path}: its categories are {', '.join(names[:6])}, the model's {', '.join(class_names[:6])} "
             f"({len(names)} and {len(class_names)})."
         )
-    return DetectionEvalSet(CocoPictures(index, exif_orientation=detection.exif_orientation))
+    return DetectionEvalSet(CocoImages(index, exif_orientation=detection.exif_orientation))
 
 
 def _root(data: DataSection, shapes: ShapesSection) -> Path:
     if data.kind == "shapes":
         return shapes_tree("coco", (shapes.num_train, shapes.num_val), data.image_size, shapes.seed, data.dir)
     if data.dir is None:
-        raise UserError("data.dir is not set: which folder holds the annotations and the pictures? Give --data DIR")
+        raise UserError("data.dir is not set: which folder holds the annotations and the images? Give --data DIR")
     root = Path(data.dir).expanduser()
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder (data.dir).")
@@ -277,7 +277,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def flip(image: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mirror a picture (3, H, W) and what is in it left and right."""
+    """Mirror an image (3, H, W) and what is in it left and right."""
     left, top, right, bottom = targets["boxes"].unbind(1)
     width = image.shape[2]
     boxes = torch.stack([width - right, top, width - left, bottom], dim=1)

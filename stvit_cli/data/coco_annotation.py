@@ -101,7 +101,7 @@ def _require_box(box: Sequence[float], height: int, width: int, *, is_crowd: boo
     has_area = across > 0 and down > 0
     if has_area and not is_crowd and (left >= width or top >= height or left + across <= 0 or top + down <= 0):
         size = f"which is {width} wide and {height} high"
-        raise InvalidAnnotation("outside of the image", f"the box {box} is outside of its picture, {size}.")
+        raise InvalidAnnotation("outside of the image", f"the box {box} is outside of its image, {size}.")
 
 
 def _segmentation(segmentation: Any, height: int, width: int) -> Any:
@@ -121,7 +121,7 @@ def _segmentation(segmentation: Any, height: int, width: int) -> Any:
         or max(max(part[1::2]) for part in segmentation) <= 0
     ):
         size = f"which is {width} wide and {height} high"
-        raise InvalidAnnotation("outside of the image", f"its mask is outside of its picture, {size}.")
+        raise InvalidAnnotation("outside of the image", f"its mask is outside of its image, {size}.")
     for part in segmentation:
         _require_near(part, height, width)
     return segmentation
@@ -142,7 +142,7 @@ def _require_near(polygon: list[float], height: int, width: int) -> None:
         )
         raise InvalidAnnotation(
             "without a usable mask",
-            f"its polygon has the coordinate {str(far)[:40]}, expected finite ones within or near its picture, which is {width} "
+            f"its polygon has the coordinate {str(far)[:40]}, expected finite ones within or near its image, which is {width} "
             f"wide and {height} high.",
         )
     if len(xs) * max(max(xs) - min(xs), max(ys) - min(ys)) > MAX_OUTLINE:
@@ -163,7 +163,7 @@ def _run_lengths(segmentation: Mapping[str, Any], height: int, width: int) -> di
     if size != [height, width] or not isinstance(counts, (str, list)):
         raise InvalidAnnotation(
             "without a usable mask",
-            f"its mask has size {size if isinstance(size, list) and len(size) < 9 else shown(size)}, expected the picture's "
+            f"its mask has size {size if isinstance(size, list) and len(size) < 9 else shown(size)}, expected the image's "
             f"{[height, width]}, and counts.",
         )
     runs = _decoded(counts) if isinstance(counts, str) else [_count(run) for run in counts] or [-1]

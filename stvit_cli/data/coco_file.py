@@ -145,10 +145,10 @@ def read_images(path: Path, folder: Path | None, entries: Sequence[Mapping[str, 
         if number is None or number in images:
             same = f", as {printable(images[number].file_name)} has" if number is not None else ""
             name = printable(image.file_name)
-            raise UserError(f"{path}: the picture {name} has the id {shown(image.id)}{same}; each needs one of its own.")
+            raise UserError(f"{path}: the image {name} has the id {shown(image.id)}{same}; each needs one of its own.")
         images[number] = image
     if not images:
-        raise UserError(f"{path}: the list of pictures is empty.")
+        raise UserError(f"{path}: the list of images is empty.")
     if folder is not None:
         _require_files(path, folder, [image.file_name for image in images.values()])
     return images
@@ -160,17 +160,17 @@ def _image(path: Path, entry: Mapping[str, Any]) -> ImageEntry:
     if not isinstance(name, str) or height is None or width is None or height < 1 or width < 1:
         found = {"file_name": name, "height": sides[0], "width": sides[1]}
         raise UserError(
-            f"{path}: picture {_named(entry.get('id'))} needs a file_name, and a height and a width in pixels;\n"
+            f"{path}: image {_named(entry.get('id'))} needs a file_name, and a height and a width in pixels;\n"
             + "; ".join(f"its {key} is {shown(value)}" for key, value in found.items())
         )
     if _leads_out(name):
         raise UserError(
-            f"{path}: the file_name of picture {_named(entry.get('id'))} is {shown(name)};\n"
+            f"{path}: the file_name of image {_named(entry.get('id'))} is {shown(name)};\n"
             "expected a path below the folder of the images: not absolute, without '..' and without control characters."
         )
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
         raise UserError(
-            f"{path}: picture {_named(entry.get('id'))} is {width} wide and {height} high; expected at most {MAX_SIDE} pixels a "
+            f"{path}: image {_named(entry.get('id'))} is {width} wide and {height} high; expected at most {MAX_SIDE} pixels a "
             f"side and {MAX_PIXELS // 10**6} million in all, which is what can be opened."
         )
     return ImageEntry(entry.get("id"), name, height, width)
@@ -190,8 +190,8 @@ def _require_files(path: Path, folder: Path, file_names: Sequence[str]) -> None:
     try:
         present = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed: {error.strerror}. Expected the folder of the pictures of {path}.") from None
+        raise UserError(f"{folder}: cannot be listed: {error.strerror}. Expected the folder of the images of {path}.") from None
     missing = [name for name in file_names if not (name in present if "/" not in name else (folder / name).is_file())]
     if missing:
         named = printable(", ".join(missing[:NUM_NAMED])) + (", ..." if len(missing) > NUM_NAMED else "")
-        raise UserError(f"{path}: {len(missing)} of its {len(file_names)} pictures are not in {folder}: {named}.")
+        raise UserError(f"{path}: {len(missing)} of its {len(file_names)} images are not in {folder}: {named}.")

@@ -1,4 +1,4 @@
-"""COCO's annotation file, read once, checked, and kept in little memory: what is in each picture, with our own labels.
+"""COCO's annotation file, read once, checked, and kept in little memory: what is in each image, with our own labels.
 
 COCO's category ids have gaps. Our labels are 1.. in the order of the ids; 0 stays free for the background.
 """
@@ -16,15 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvit_cli.data.coco_annotation import InvalidAnnotation, UnknownReference, UnusableBox, box_within, normalized
-from stvit_cli.data.coco_file import (
-    Category,
-    ImageEntry,
-    comparable_id,
-    read_categories,
-    read_images,
-    read_json,
-    shown,
-)
+from stvit_cli.data.coco_file import Category, ImageEntry, comparable_id, read_categories, read_images, read_json, shown
 from stvit_cli.errors import UserError
 
 __all__ = ["Category", "CocoIndex", "read_coco"]
@@ -54,7 +46,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class CocoIndex:
-    """The pictures of one annotation file, in its order.
+    """The images of one annotation file, in its order.
 
     Annotations are kept as JSON in one block of bytes: a Python object for each of a million annotations would be copied into
     every loader process, bit by bit, as its reference is counted.
@@ -79,14 +71,14 @@ class CocoIndex:
         return len(self.file_names)
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
-        """Return all that is annotated in a picture, as `coco_annotation.normalized` does, with ``label`` and ``id``."""
+        """Return all that is annotated in an image, as `coco_annotation.normalized` does, with ``label`` and ``id``."""
         start = int(self._ends[index - 1]) if index else 0
         lines = self._annotations[start : int(self._ends[index])].tobytes()
         annotations: list[dict[str, Any]] = json.loads(b"[" + lines[:-1] + b"]")  # each ends in a comma
         return annotations
 
     def objects(self, index: int) -> list[dict[str, Any]]:
-        """Return what can be trained on in a picture: ``box`` (left, top, right, bottom), ``label``, ``segmentation``, ``id``."""
+        """Return what can be trained on in an image: ``box`` (left, top, right, bottom), ``label``, ``segmentation``, ``id``."""
         height, width = self.sizes[index].tolist()
         within = [(entry, box_within(entry["box"], height, width)) for entry in self.annotations(index)]
         return [entry | {"box": box} for entry, box in within if box is not None and "crowd" not in entry]
@@ -112,17 +104,17 @@ class CocoIndex:
 
 
 def read_coco(path: Path, folder: Path | None, *, invalid: Literal["stop", "skip"] = "stop", annotated: bool = True) -> CocoIndex:
-    """Read an annotation file and look whether its pictures are in the folder.
+    """Read an annotation file and look whether its images are in the folder.
 
-    Crowds and boxes without area are no objects to train on, and boxes are cut off at the picture's edge.
+    Crowds and boxes without area are no objects to train on, and boxes are cut off at the image's edge.
 
     Args:
-        folder: None: nobody looks for the pictures, and none can be opened.
+        folder: None: nobody looks for the images, and none can be opened.
         invalid: what an annotation does that cannot be used: end the reading, or be left out and counted.
         annotated: whether there have to be annotations.
 
     Raises:
-        UserError: a file or folder is not there, the file is no annotation file or contradicts itself, or a picture is missing.
+        UserError: a file or folder is not there, the file is no annotation file or contradicts itself, or an image is missing.
     """
     content = read_json(path, annotated=annotated)
     categories = read_categories(path, content["categories"])
@@ -194,7 +186,7 @@ class _Reader:
         given = annotation.get("image_id")
         index = self.positions.get(comparable_id(given))
         if index is None:
-            text = f"is of picture {_id(given)}, which is not in the file{_for_example(given, self.first_ids[0])}."
+            text = f"is of image {_id(given)}, which is not in the file{_for_example(given, self.first_ids[0])}."
             raise UnknownReference("of an image that is not in the file", text)
         return index
 

@@ -14,7 +14,7 @@ from stvit_cli.data.order import hold_out
 
 NUM_HELD_OUT = 360
 SIDE = 32
-"""Side of a digit's picture, in pixels: that of the scans, whose blocks of 4 x 4 pixels were counted into 8 x 8 values."""
+"""Side of a digit's image, in pixels: that of the scans, whose blocks of 4 x 4 pixels were counted into 8 x 8 values."""
 
 
 @functools.cache
@@ -38,8 +38,8 @@ def _held_out() -> NDArray[np.bool_]:
     return chosen
 
 
-class DigitPictures:
-    """The 1437 training or the 360 held-out digits, as pictures of 32 x 32 pixels, white on black."""
+class DigitImages:
+    """The 1437 training or the 360 held-out digits, as images of 32 x 32 pixels, white on black."""
 
     class_names = tuple("0123456789")
     notes: tuple[str, ...] = ()
@@ -62,18 +62,18 @@ class DigitPictures:
         return int(_arrays()[1][self._numbers[index]])
 
     def open(self, index: int) -> Image.Image:
-        """Return the picture in mode RGB."""
+        """Return the image in mode RGB."""
         values = _arrays()[0][self._numbers[index]]
         small = Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8))
         return small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """Write the first held-out picture of each digit as ``digit-0.png`` ... ``digit-9.png``, to try a trained model on."""
-    pictures = DigitPictures(held_out=True)
-    targets = [pictures.target(index) for index in range(len(pictures))]
+    """Write the first held-out image of each digit as ``digit-0.png`` ... ``digit-9.png``, to try a trained model on."""
+    images = DigitImages(held_out=True)
+    targets = [images.target(index) for index in range(len(images))]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"digit-{digit}.png" for digit in range(10)]
     for digit, path in enumerate(paths):
-        pictures.open(targets.index(digit)).save(path)
+        images.open(targets.index(digit)).save(path)
     return paths

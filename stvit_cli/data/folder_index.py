@@ -1,4 +1,4 @@
-"""The index of a folder of pictures by class: found with threads, kept in one block of memory, cached for large folders.
+"""The index of a folder of images by class: found with threads, kept in one block of memory, cached for large folders.
 
 ImageNet has 1.28 million files in 1000 folders: to list them takes minutes on a network disk, to look at the 1000 folders takes a
 moment. A file that comes, goes or is renamed changes the times of its folder, so these are what a cached index is checked by.
@@ -30,7 +30,7 @@ from stvit_cli.data.images import ENDINGS
 from stvit_cli.utils.files import cache_dir, replace_file
 
 CACHED_FROM = 10_000
-"""Pictures; a smaller folder is listed in less time than it takes to think about."""
+"""Images; a smaller folder is listed in less time than it takes to think about."""
 
 SETTLED_S = 2.0
 """A folder changed less than this before it was listed may change again within one tick of its clock: not cached yet."""
@@ -44,13 +44,13 @@ Times = dict[str, FolderTimes]
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """The pictures below ``root``, class after class, in the order of torchvision's ImageFolder."""
+    """The images below ``root``, class after class, in the order of torchvision's ImageFolder."""
 
     root: Path
     class_names: tuple[str, ...]
     """The folders in ``root``, sorted. Folders whose names differ in nothing but Unicode's spelling are one class."""
     counts: tuple[int, ...]
-    """Pictures of each class; a class may have none."""
+    """Images of each class; a class may have none."""
     paths: bytes
     """Paths below ``root``, each ended by a zero byte: no Python object for each file, so that workers share the memory."""
     other_endings: tuple[tuple[str, int], ...] = ()

@@ -1,6 +1,6 @@
-"""Pictures and their label maps, found in two folders or in one, paired by name, and read.
+"""Images and their label maps, found in two folders or in one, paired by name, and read.
 
-H W rows and columns of a picture.
+H W rows and columns of an image.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ NUM_NAMED = 3
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """Pictures and their label maps, by number."""
+class LabelledImages:
+    """Images and their label maps, by number."""
 
     image_dir: Path
     map_dir: Path
@@ -50,14 +50,14 @@ class LabelledPictures:
         return str(self.images[index])
 
     def open(self, index: int) -> Image.Image:
-        """Return a picture in mode RGB. Raises UserError as `open_image` does."""
+        """Return an image in mode RGB. Raises UserError as `open_image` does."""
         return open_image(self.images[index])
 
     def numbers(self, index: int, size: tuple[int, int] | None = None) -> Labels:
         """Return the numbers of a map as they are in the file, (H, W).
 
         Args:
-            size: width and height of the picture, where they are known.
+            size: width and height of the image, where they are known.
 
         Raises:
             UserError: as `labels` does.
@@ -68,7 +68,7 @@ class LabelledPictures:
         """Return the class of each pixel (H, W), -1 where it is ignored.
 
         Args:
-            size: width and height of the picture.
+            size: width and height of the image.
 
         Raises:
             UserError: the map cannot be read, has another size, or holds a number that is no class.
@@ -82,12 +82,12 @@ class LabelledPictures:
         if size is not None and numbers.shape != size[::-1]:
             raise UserError(
                 f"{path}: the label map has {numbers.shape[1]} x {numbers.shape[0]} pixels, "
-                f"its picture {self.images[index]} {size[0]} x {size[1]}."
+                f"its image {self.images[index]} {size[0]} x {size[1]}."
             )
         return numbers, self._classes(path, numbers)
 
     def fingerprint(self) -> str:
-        """Return a hash of the classes, the names of the pictures and their maps, and the order of all."""
+        """Return a hash of the classes, the names of the images and their maps, and the order of all."""
         total = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=16)
         for folder, paths in ((self.image_dir, self.images), (self.map_dir, self.maps)):
             start = len(os.path.join(folder, ""))
@@ -138,14 +138,14 @@ class LabelledPictures:
         return "segmentation.class_names needs a name for each number, in their order."
 
 
-def find_pairs(root: Path, images: str, maps: str, section: SegmentationSection) -> LabelledPictures:
-    """Pair the pictures in and below ``root / images`` with the label maps at the same places below ``root / maps``.
+def find_pairs(root: Path, images: str, maps: str, section: SegmentationSection) -> LabelledImages:
+    """Pair the images in and below ``root / images`` with the label maps at the same places below ``root / maps``.
 
-    Where both are in one folder, what is the map of another picture is no picture. The ending of a map may be in capital
+    Where both are in one folder, what is the map of another image is no image. The ending of a map may be in capital
     letters, and its name in another spelling of Unicode.
 
     Raises:
-        UserError: a folder is missing, there is no picture, a picture has no map, or two have the same.
+        UserError: a folder is missing, there is no image, an image has no map, or two have the same.
     """
     image_dir, map_dir = (_folder(root, name) for name in (images, maps))
     endings = ENDINGS if section.image_suffix is None else (section.image_suffix.lower(),)
@@ -160,13 +160,13 @@ def find_pairs(root: Path, images: str, maps: str, section: SegmentationSection)
     pairs = _without_maps(image_dir, map_dir, pairs)
     if not pairs:
         expected = f"names that end in {section.image_suffix}" if section.image_suffix else "files such as *.jpg or *.png"
-        raise UserError(f"{image_dir}: no picture in this folder; expected {expected}.")
+        raise UserError(f"{image_dir}: no image in this folder; expected {expected}.")
     found = {image: label_map for image, label_map in pairs.items() if label_map is not None}
     if len(found) < len(pairs):
         _refuse_missing(image_dir, map_dir, pairs, in_map_dir, section)
     require_whole_links(map_dir, sorted(set(found.values()) & set(in_map_dir.broken_links)))
     _refuse_shared_maps(image_dir, found)
-    return LabelledPictures(
+    return LabelledImages(
         image_dir=image_dir,
         map_dir=map_dir,
         images=tuple(image_dir / image for image in found),
@@ -193,7 +193,7 @@ def _map_name(image: str, section: SegmentationSection) -> str:
 
 
 def _without_maps(image_dir: Path, map_dir: Path, pairs: dict[str, str | None]) -> dict[str, str | None]:
-    """Leave out pictures that are another picture's map; a picture that would be its own has none."""
+    """Leave out images that are another image's map; an image that would be its own has none."""
     own, of_maps = (str(folder.resolve()) for folder in (image_dir, map_dir))
     if not f"{of_maps}/".startswith(f"{own}/") and not f"{own}/".startswith(f"{of_maps}/"):
         return pairs
@@ -215,7 +215,7 @@ def _refuse_missing(
     more = ", ..." if len(missing) > NUM_NAMED else ""
     there = [os.path.basename(path) for path in in_map_dir.paths[:1000]]
     raise UserError(
-        f"{map_dir}: {len(missing)} of {len(pairs)} pictures have no label map here: expected {', '.join(names)}{more}\n"
+        f"{map_dir}: {len(missing)} of {len(pairs)} images have no label map here: expected {', '.join(names)}{more}\n"
         f"for {image_dir / missing[0]}.{did_you_mean(os.path.basename(names[0]), there)} "
         "How names differ is said by segmentation.image_suffix and segmentation.map_suffix."
     )
@@ -228,7 +228,7 @@ def _refuse_shared_maps(image_dir: Path, pairs: dict[str, str]) -> None:
         if other != image:
             raise UserError(
                 f"{image_dir}: {other} and {image} have the same label map, {label_map}.\n"
-                f"Remove one of them, or say how the pictures end: segmentation.image_suffix={os.path.splitext(other)[1]}"
+                f"Remove one of them, or say how the images end: segmentation.image_suffix={os.path.splitext(other)[1]}"
             )
 
 

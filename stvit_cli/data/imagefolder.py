@@ -1,4 +1,4 @@
-"""Pictures by class: ``train/`` and ``val/`` with a folder for each class, or one such folder, of which a share is held out."""
+"""Images by class: ``train/`` and ``val/`` with a folder for each class, or one such folder, of which a share is held out."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ HASHED_AT_ONCE = 1 << 18
 """Paths: so many are put side by side at a time, so that the fingerprint of millions takes little memory."""
 
 
-class FolderPictures:
-    """Some pictures of an indexed folder. Targets count along ``class_names``."""
+class FolderImages:
+    """Some images of an indexed folder. Targets count along ``class_names``."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class FolderPictures:
         chosen: NDArray[np.bool_] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        """Take the pictures where ``chosen`` is true (all without it).
+        """Take the images where ``chosen`` is true (all without it).
 
         Args:
-            class_names: every class of the index that has pictures must be among them, in any spelling of Unicode.
+            class_names: every class of the index that has images must be among them, in any spelling of Unicode.
             notes: what a person should know of what was found.
         """
         self.class_names, self.notes = tuple(class_names), tuple(notes)
@@ -67,11 +67,11 @@ class FolderPictures:
         return int(self._targets[index])
 
     def open(self, index: int) -> Image.Image:
-        """Return the picture in mode RGB; raises ``UserError`` where that cannot be."""
+        """Return the image in mode RGB; raises ``UserError`` where that cannot be."""
         return open_image(self.path(index))
 
     def fingerprint(self) -> str:
-        """Return a hash of the classes, the pictures' paths, their targets and the order of all; seconds for ten million."""
+        """Return a hash of the classes, the images' paths, their targets and the order of all; seconds for ten million."""
         total = hashlib.blake2b(json.dumps([same_name(name) for name in self.class_names]).encode(), digest_size=16)
         content = np.frombuffer(self._paths, dtype=np.uint8)
         for first in range(0, len(self), HASHED_AT_ONCE):
@@ -85,15 +85,15 @@ class FolderPictures:
         return total.hexdigest()
 
 
-def find_pictures(data: DataSection) -> tuple[FolderPictures, FolderPictures]:
-    """Return the training and the validation pictures of ``data.dir``.
+def find_images(data: DataSection) -> tuple[FolderImages, FolderImages]:
+    """Return the training and the validation images of ``data.dir``.
 
     Without ``train/`` and ``val/`` (see `splits` for their other names) the share ``data.val_fraction`` of each class is held
-    out: at least one picture of a class that has two. Which ones depends on the names of the files alone, so every run and every
-    seed leaves out the same pictures.
+    out: at least one image of a class that has two. Which ones depends on the names of the files alone, so every run and every
+    seed leaves out the same images.
 
     Raises:
-        UserError: no such folder, no classes, a class without pictures, classes of train and val that differ, or nothing to
+        UserError: no such folder, no classes, a class without images, classes of train and val that differ, or nothing to
             evaluate.
     """
     root = _existing_folder(data.dir)
@@ -111,26 +111,26 @@ def find_pictures(data: DataSection) -> tuple[FolderPictures, FolderPictures]:
     notes = _notes(root / splits.train, train)
     if splits.left_out is not None:
         notes.append(f"{splits.left_out}/ is left out: the evaluation is on {splits.val}/.")
-    return FolderPictures(train, train.class_names, notes=notes), FolderPictures(
+    return FolderImages(train, train.class_names, notes=notes), FolderImages(
         val, train.class_names, notes=_notes(root / splits.val, val)
     )
 
 
-def _one_folder(root: Path, fraction: float) -> tuple[FolderPictures, FolderPictures]:
-    """Return the pictures of an undivided folder, those held out apart."""
+def _one_folder(root: Path, fraction: float) -> tuple[FolderImages, FolderImages]:
+    """Return the images of an undivided folder, those held out apart."""
     if fraction == 0:
-        raise UserError(f"data.val_fraction is 0 and {root} has no train/ and val/: no picture is left for the validation.")
+        raise UserError(f"data.val_fraction is 0 and {root} has no train/ and val/: no image is left for the validation.")
     index = _index(root)
     held_out = _held_out(index, fraction)
     notes = _notes(root, index)
     alone = [name for name, count in zip(index.class_names, index.counts, strict=True) if count == 1]
     if alone:
         notes.append(f"Of {first_few(alone)} there is only one image: it is trained on, so the evaluation has none of it.")
-    return FolderPictures(index, index.class_names, ~held_out, notes), FolderPictures(index, index.class_names, held_out)
+    return FolderImages(index, index.class_names, ~held_out, notes), FolderImages(index, index.class_names, held_out)
 
 
-def find_eval_pictures(data: DataSection, class_names: Sequence[str] | None, whole: bool) -> FolderPictures:
-    """Return the pictures of ``data.dir`` to evaluate on: those of ``val/``, else the held-out share, or with ``whole`` all.
+def find_eval_images(data: DataSection, class_names: Sequence[str] | None, whole: bool) -> FolderImages:
+    """Return the images of ``data.dir`` to evaluate on: those of ``val/``, else the held-out share, or with ``whole`` all.
 
     ``class_names`` are the model's classes: the folder may lack some of them, but must have no other.
     """
@@ -145,7 +145,7 @@ def find_eval_pictures(data: DataSection, class_names: Sequence[str] | None, who
         chosen = None if whole else _held_out(index, data.val_fraction)
     notes = _notes(index.root, index)
     if class_names is None:
-        return FolderPictures(index, index.class_names, chosen, notes)
+        return FolderImages(index, index.class_names, chosen, notes)
     known = {same_name(name) for name in class_names}
     found = [name for name, count in zip(index.class_names, index.counts, strict=True) if count]
     unknown = sorted(name for name in found if same_name(name) not in known)
@@ -154,7 +154,7 @@ def find_eval_pictures(data: DataSection, class_names: Sequence[str] | None, who
             f"{index.root} has class folders that the model does not know: {first_few(unknown)}.\n"
             f"It was trained on {len(class_names)} classes: {first_few(class_names)}.{did_you_mean(unknown[0], class_names)}"
         )
-    return FolderPictures(index, class_names, chosen, notes)
+    return FolderImages(index, class_names, chosen, notes)
 
 
 def _notes(folder: Path, index: FolderIndex) -> list[str]:
@@ -188,7 +188,7 @@ def _held_out(index: FolderIndex, fraction: float) -> NDArray[np.bool_]:
 
 def _existing_folder(name: str | None) -> Path:
     if not name:
-        raise UserError("data.dir is not set: the folder of the pictures (on the command line: --data DIR).")
+        raise UserError("data.dir is not set: the folder of the images (on the command line: --data DIR).")
     root = Path(name).expanduser()
     if root.is_file():
         raise UserError(f"data.dir is {root}: a file, where a folder is expected.\n{LAYOUT}")
@@ -205,15 +205,13 @@ def _index(root: Path, min_classes: int = 2, empty_too: bool = False) -> FolderI
     index = index_folder(root)
     if not index.class_names:
         flat = [entry.name for entry in entries(root) if entry.name.lower().endswith(ENDINGS)]
-        found = (
-            f"has pictures ({first_few(sorted(flat))}) but no class folders" if flat else "has no pictures and no class folders"
-        )
+        found = f"has images ({first_few(sorted(flat))}) but no class folders" if flat else "has no images and no class folders"
         raise UserError(f"{root} {found}.\n{LAYOUT}")
     empty = [name for name, count in zip(index.class_names, index.counts, strict=True) if not count]
     if empty and not (empty_too and len(index.paths)):
         raise UserError(
-            f"{root}: class folders without pictures: {first_few(empty)}.{_other_endings(root, empty[0])}\n"
-            f"Pictures end in {' '.join(ENDINGS)}. Remove a folder that is no class."
+            f"{root}: class folders without images: {first_few(empty)}.{_other_endings(root, empty[0])}\n"
+            f"Images end in {' '.join(ENDINGS)}. Remove a folder that is no class."
         )
     if len(index.class_names) < min_classes:
         only = root / index.class_names[0]

@@ -1,4 +1,4 @@
-"""A picture file becomes an upright 8-bit RGB picture, or an error that names the file and the reason."""
+"""An image file becomes an upright 8-bit RGB image, or an error that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded, whatever the file is called. Not all that Pillow knows: its EPS reader, for one, starts a program."""
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-"""What a folder of pictures is searched for, in small or capital letters."""
+"""What a folder of images is searched for, in small or capital letters."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,13 +62,13 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnreadableImage(UserError):
-    """The file is there and can be read, but what it holds cannot be decoded as a picture."""
+    """The file is there and can be read, but what it holds cannot be decoded as an image."""
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Return the picture, turned upright by its EXIF orientation, in mode RGB.
+    """Return the image, turned upright by its EXIF orientation, in mode RGB.
 
-    Grey, palette and CMYK pictures are converted; 16-bit grey is scaled, not clipped; transparent parts lie over white; of
+    Grey, palette and CMYK images are converted; 16-bit grey is scaled, not clipped; transparent parts lie over white; of
     several frames the first is taken.
 
     Raises:
@@ -77,17 +77,17 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     name, content = printable(str(path)), _read(Path(path))
     if not content:
-        raise UnreadableImage(f"{name}: not a picture: the file is empty (0 bytes).")
+        raise UnreadableImage(f"{name}: not an image: the file is empty (0 bytes).")
     try:
         return _decode(content)
     except Image.UnidentifiedImageError:
-        reason = f"not a picture in a known format ({', '.join(FORMATS)})"
+        reason = f"not an image in a known format ({', '.join(FORMATS)})"
     except Image.DecompressionBombError as error:
         reason = f"too large to be decoded safely: {error}"
     except MemoryError:
         raise
     except Exception as error:  # decoders fail on damaged files with nearly every type there is
-        reason = f"the picture is damaged or of an unsupported kind: {str(error).strip() or type(error).__name__}"
+        reason = f"the image is damaged or of an unsupported kind: {str(error).strip() or type(error).__name__}"
     raise UnreadableImage(f"{name}: {printable(reason.rstrip('.'))}.") from None
 
 
@@ -106,7 +106,7 @@ def explain_failure(path: str | os.PathLike[str], error: Exception) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """Return the file's content. Apart from decoding, so that a failing disk is never taken for a bad picture."""
+    """Return the file's content. Apart from decoding, so that a failing disk is never taken for a bad image."""
     name = printable(str(path))
     try:
         # Opening a named pipe would wait for its other end, and reading a device need not end.
@@ -145,7 +145,7 @@ def _require_regular(name: str, mode: int) -> None:
 
 
 def _decode(content: bytes) -> Image.Image:
-    """Decode and convert, without a word about oddities that do no harm (ImageNet has pictures with damaged metadata)."""
+    """Decode and convert, without a word about oddities that do no harm (ImageNet has images with damaged metadata)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -208,7 +208,7 @@ def _with_orientation(upright: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    """Undo the EXIF orientation. Damaged metadata is no reason to refuse a picture."""
+    """Undo the EXIF orientation. Damaged metadata is no reason to refuse an image."""
     try:
         method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stvit_cli.data.image_pairs import LabelledPictures
+from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.looked_at import NUM_LOOKED_AT, refuse_unusable, spread
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few
@@ -28,34 +28,34 @@ class NumberCount:
     """Pixels by their number."""
     num_maps: int = 0
     problems: list[str] = field(default_factory=list)
-    """Of pictures and maps that cannot be used, a message each."""
+    """Of images and maps that cannot be used, a message each."""
 
 
-def check_labels(name: str, pictures: LabelledPictures, *, to_train: bool, open_pictures: bool) -> list[str]:
+def check_labels(name: str, images: LabelledImages, *, to_train: bool, open_images: bool) -> list[str]:
     """Look at some label maps of a set, evenly spread, or at all where they are few; return what looks wrong, a line each.
 
     Args:
         name: of the set: training or validation.
         to_train: refuse what nothing can be learned from.
-        open_pictures: open the pictures too.
+        open_images: open the images too.
 
     Raises:
-        UserError: maps or pictures cannot be used, or (``to_train``) hold fewer than two classes.
+        UserError: maps or images cannot be used, or (``to_train``) hold fewer than two classes.
     """
-    positions = spread(len(pictures))
-    count = count_numbers(pictures, positions, open_pictures=open_pictures)
+    positions = spread(len(images))
+    count = count_numbers(images, positions, open_images=open_images)
     refuse_unusable(name, count.problems, len(positions))
-    if len(_classes_met(pictures, count)) < 2 and to_train:
-        _refuse_one_class(pictures, count)
-    return [f"Warning: {name}: {line}" for line in suspicions(pictures, count)]
+    if len(_classes_met(images, count)) < 2 and to_train:
+        _refuse_one_class(images, count)
+    return [f"Warning: {name}: {line}" for line in suspicions(images, count)]
 
 
-def count_numbers(pictures: LabelledPictures, positions: Sequence[int], *, open_pictures: bool) -> NumberCount:
+def count_numbers(images: LabelledImages, positions: Sequence[int], *, open_images: bool) -> NumberCount:
     """Count the pixels of the maps at some positions by their numbers."""
     count = NumberCount()
     for position in positions:
         try:
-            numbers = pictures.numbers(position, pictures.open(position).size if open_pictures else None)
+            numbers = images.numbers(position, images.open(position).size if open_images else None)
         except UserError as error:
             count.problems.append(str(error))
             continue
@@ -65,70 +65,70 @@ def count_numbers(pictures: LabelledPictures, positions: Sequence[int], *, open_
     return count
 
 
-def suspicions(pictures: LabelledPictures, count: NumberCount) -> list[str]:
+def suspicions(images: LabelledImages, count: NumberCount) -> list[str]:
     """Return what is possible but looks wrong about the numbers that were counted, with the keys that mend it."""
     if not count.num_maps:
         return []
-    maps = f"{count.num_maps} label maps" if count.num_maps == len(pictures) else f"{count.num_maps} label maps looked at"
+    maps = f"{count.num_maps} label maps" if count.num_maps == len(images) else f"{count.num_maps} label maps looked at"
     lines = []
-    met = _classes_met(pictures, count)
-    absent = [label for index, label in enumerate(pictures.class_names) if index not in met]
+    met = _classes_met(images, count)
+    absent = [label for index, label in enumerate(images.class_names) if index not in met]
     if absent:
-        some = f"{len(absent)} of {len(pictures.class_names)} classes ({first_few(absent, 3)}) are"
+        some = f"{len(absent)} of {len(images.class_names)} classes ({first_few(absent, 3)}) are"
         classes = f"the class {absent[0]} is" if len(absent) == 1 else some
-        lines.append(f"{classes} in none of the {maps}.{_shift_remedy(pictures, count)}")
-    ignored = {number: count.pixels[number] for number in pictures.ignored_numbers if count.pixels[number]}
+        lines.append(f"{classes} in none of the {maps}.{_shift_remedy(images, count)}")
+    ignored = {number: count.pixels[number] for number in images.ignored_numbers if count.pixels[number]}
     share = sum(ignored.values()) / max(sum(count.pixels.values()), 1)
     if share > TOO_MUCH_IGNORED:
         largest = max(ignored, key=lambda number: ignored[number])
-        lines.append(f"{share:.0%} of the pixels of the {maps} are ignored. {_ignored_remedy(pictures, largest)}")
+        lines.append(f"{share:.0%} of the pixels of the {maps} are ignored. {_ignored_remedy(images, largest)}")
     return lines
 
 
-def _classes_met(pictures: LabelledPictures, count: NumberCount) -> set[int]:
+def _classes_met(images: LabelledImages, count: NumberCount) -> set[int]:
     """Return the classes that have a pixel; numbers that are no class were refused before."""
-    classes = {number: label for label, number in enumerate(pictures.class_numbers)}
-    return {classes[number] for number in count.pixels if number not in pictures.ignored_numbers}
+    classes = {number: label for label, number in enumerate(images.class_numbers)}
+    return {classes[number] for number in count.pixels if number not in images.ignored_numbers}
 
 
-def _refuse_one_class(pictures: LabelledPictures, count: NumberCount) -> None:
+def _refuse_one_class(images: LabelledImages, count: NumberCount) -> None:
     """Raise where all maps together hold fewer than two classes. Where one class is rare all maps have to be looked at."""
-    looked_at = set(spread(len(pictures), NUM_LOOKED_AT))
-    for position in range(len(pictures)):
+    looked_at = set(spread(len(images), NUM_LOOKED_AT))
+    for position in range(len(images)):
         if position not in looked_at:
-            more = count_numbers(pictures, [position], open_pictures=False)
+            more = count_numbers(images, [position], open_images=False)
             count.pixels.update(more.pixels)
             count.num_maps += more.num_maps
-            if len(_classes_met(pictures, count)) > 1:
+            if len(_classes_met(images, count)) > 1:
                 return
-    met = _classes_met(pictures, count)
-    only = f"only the class {pictures.class_names[min(met)]} ({pictures.class_numbers[min(met)]})" if met else "no class at all"
-    ignored = sorted(number for number in pictures.ignored_numbers if count.pixels[number])
+    met = _classes_met(images, count)
+    only = f"only the class {images.class_names[min(met)]} ({images.class_numbers[min(met)]})" if met else "no class at all"
+    ignored = sorted(number for number in images.ignored_numbers if count.pixels[number])
     also = f", and {' and '.join(map(str, ignored))}, which is ignored" if ignored else ""
-    remedy = _ignored_remedy(pictures, max(ignored, key=lambda number: count.pixels[number])) if ignored else ""
+    remedy = _ignored_remedy(images, max(ignored, key=lambda number: count.pixels[number])) if ignored else ""
     raise UserError(
-        f"{pictures.map_dir}: the label maps hold {only}{also}: at least two classes are expected.\n"
+        f"{images.map_dir}: the label maps hold {only}{also}: at least two classes are expected.\n"
         f"{remedy or 'Maps hold a number for each pixel: that of its class in segmentation.class_names, from 0.'}"
     )
 
 
-def _shift_remedy(pictures: LabelledPictures, count: NumberCount) -> str:
+def _shift_remedy(images: LabelledImages, count: NumberCount) -> str:
     """Return the key to change where the numbers are likely shifted by one."""
-    if pictures.label_values is not None:
+    if images.label_values is not None:
         return ""
-    if pictures.reduce_zero_label and count.pixels[0] and not count.pixels[pictures.class_numbers[-1]]:
+    if images.reduce_zero_label and count.pixels[0] and not count.pixels[images.class_numbers[-1]]:
         return " 0 is ignored; where it is a class: segmentation.reduce_zero_label=false"
-    if not pictures.reduce_zero_label and not count.pixels[0]:
+    if not images.reduce_zero_label and not count.pixels[0]:
         return " No pixel is 0; where the classes count from 1: segmentation.reduce_zero_label=true"
     return ""
 
 
-def _ignored_remedy(pictures: LabelledPictures, number: int) -> str:
+def _ignored_remedy(images: LabelledImages, number: int) -> str:
     """Return how a number that is ignored becomes a class."""
-    if number == 0 and pictures.reduce_zero_label:
+    if number == 0 and images.reduce_zero_label:
         return "Where 0 is a class: segmentation.reduce_zero_label=false"
-    if number in pictures.class_numbers:
+    if number in images.class_numbers:
         return f"Where {number} is a class, another number is to be ignored: segmentation.ignore_index=65535"
-    values = [*pictures.class_numbers[:-1], number]
+    values = [*images.class_numbers[:-1], number]
     example = f"=[{', '.join(map(str, values))}]" if len(values) == 2 else ""
     return f"Where {number} is a class, give each class its number: segmentation.label_values{example}"

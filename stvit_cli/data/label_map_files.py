@@ -1,4 +1,4 @@
-"""A label map is a grey or palette PNG of its picture's size, a class's number for each pixel: read, or refused with a reason."""
+"""A label map is a grey or palette PNG of its image's size, a class's number for each pixel: read, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -66,4 +66,4 @@ def _one_channel(path: Path, channels: NDArray[np.int32], mode: str) -> NDArray[
             return np.ascontiguousarray(channels[..., 0])
         if grey:
             raise UserError(f"{path}: the label map has transparent pixels ({mode}), which have no number; {expected}")
-    raise UserError(f"{path}: the label map is a colour picture ({mode}); {expected}")
+    raise UserError(f"{path}: the label map is a colour image ({mode}); {expected}")

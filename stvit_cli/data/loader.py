@@ -1,6 +1,6 @@
 """Loaders: batches made by worker processes, whose number never changes what comes out.
 
-A ``UserError`` in a worker (a picture that cannot be read) comes out of the loader as that ``UserError``, without the worker's
+A ``UserError`` in a worker (an image that cannot be read) comes out of the loader as that ``UserError``, without the worker's
 trail. A worker that dies is named, with the likely causes. Workers leave it to their parent to answer signals.
 """
 

@@ -20,10 +20,10 @@ class SampleKey(NamedTuple):
     """What a training sample is drawn from, beside the seed."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a key
-    """Which picture of the data set."""
+    """Which image of the data set."""
     epoch: int
     view: int
-    """Which of the picture's views in this epoch; 0 without repeated augmentation."""
+    """Which of the image's views in this epoch; 0 without repeated augmentation."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -50,8 +50,8 @@ def _order(num_samples: int, epoch: int, seed: int, repeats: int) -> tuple[NDArr
     drawn = derive_seed(seed, "order", epoch)
     # RandomState, as its streams are frozen for good; numpy's newer generators may change with a release.
     generator = np.random.RandomState([drawn & 0xFFFFFFFF, drawn >> 32])
-    pictures = generator.permutation(num_samples)[: -(-num_samples // repeats)]
-    indices = np.repeat(pictures, repeats)[:num_samples]
+    images = generator.permutation(num_samples)[: -(-num_samples // repeats)]
+    indices = np.repeat(images, repeats)[:num_samples]
     return indices, np.arange(num_samples) % repeats
 
 
@@ -59,7 +59,7 @@ def sample_order(num_samples: int, epoch: int, seed: int, repeats: int) -> list[
     """Return the keys of one epoch in the order of training, ``num_samples`` of them.
 
     Without repeats a permutation of the data set. With ``repeats`` r (repeated augmentation, as in DeiT) ceil(n / r) different
-    pictures, the r views of each one after the other, cut to n.
+    images, the r views of each one after the other, cut to n.
     """
     indices, views = _order(num_samples, epoch, seed, repeats)
     return [SampleKey(index, epoch, view) for index, view in zip(indices.tolist(), views.tolist(), strict=True)]
@@ -70,11 +70,11 @@ class TrainBatches:
 
     One stream over all epochs: step s belongs to epoch s // steps_per_epoch; what is left of an epoch after its last whole step
     is not seen in that epoch. A step's samples are one slice of the epoch's order. Of its n micro-batches number k takes every
-    n-th sample from the k-th on, as DeiT's sampler deals them out to n processes, so that the views of one picture fall into
+    n-th sample from the k-th on, as DeiT's sampler deals them out to n processes, so that the views of one image fall into
     different micro-batches. Process ``rank`` takes the micro-batches k = m * world_size + rank.
 
     With ``likeness``, a figure for each sample of the data set, a step's samples are sorted by it instead, and a micro-batch
-    takes neighbours: pictures of like shape need less padding. Which samples a step has is the same.
+    takes neighbours: images of like shape need less padding. Which samples a step has is the same.
 
     Raises:
         UserError: the data set holds less than one step.
@@ -98,7 +98,7 @@ class TrainBatches:
         assert 0 <= rank < world_size and start_step >= 0
         if num_samples < global_batch_size:
             raise UserError(
-                f"train.global_batch_size is {global_batch_size}, but the training set has only {num_samples} pictures: "
+                f"train.global_batch_size is {global_batch_size}, but the training set has only {num_samples} images: "
                 f"an epoch would have no step. Give at most {num_samples}."
             )
         self.num_samples, self.seed, self.repeats = num_samples, seed, repeats

@@ -1,7 +1,7 @@
-"""From a picture and its labels to what a segmenter learns from, and to the scales of an evaluation.
+"""From an image and its labels to what a segmenter learns from, and to the scales of an evaluation.
 
 The order and the figures are those published for UperNet on ADE20K: resize by a random factor, crop, flip, distort the colours,
-normalise, pad. One difference: pictures that shrink are filtered (Pillow), which the published runs did not do.
+normalise, pad. One difference: images that shrink are filtered (Pillow), which the published runs did not do.
 H W rows and columns, C channels.
 """
 
@@ -35,7 +35,7 @@ _FILTERS = {
 
 
 class TrainTransform:
-    """A picture and its labels -> (C, S, S) and (S, S), S being data.image_size. Draws from `random`; see ``loader.seeded``."""
+    """An image and its labels -> (C, S, S) and (S, S), S being data.image_size. Draws from `random`; see ``loader.seeded``."""
 
     def __init__(self, section: SegmentationSection, augment: AugmentSection, data: DataSection) -> None:
         self.section, self.hflip, self.interpolation = section, augment.hflip, augment.interpolation
@@ -60,7 +60,7 @@ class TrainTransform:
 def eval_transform(
     section: SegmentationSection, interpolation: str, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Image.Image], list[Tensor]]:
-    """Return the function from a picture to the tensors (1, C, h, w) that the model sees, one for each of ``eval_scales``."""
+    """Return the function from an image to the tensors (1, C, h, w) that the model sees, one for each of ``eval_scales``."""
 
     def transform(image: Image.Image) -> list[Tensor]:
         sizes = [fitted(image.size, section.max_size, scale) for scale in section.eval_scales]
@@ -78,7 +78,7 @@ def fitted(size: tuple[int, int], max_size: tuple[int, int], factor: float) -> t
 
 
 def resized(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
-    """Resize a picture to (width, height)."""
+    """Resize an image to (width, height)."""
     return image if image.size == size else image.resize(size, _FILTERS[interpolation])
 
 

@@ -2,7 +2,7 @@
 
 A small stand-in for COCO and ADE20K: the same scenes are written as a tree in either layout, so that the real loaders read them.
 Scenes differ in size and shape, figures in size, colour and angle; they hide parts of one another, and there is noise over all.
-H W rows and columns of a picture.
+H W rows and columns of an image.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (H, W, 3) and what is in it: for each figure its visible part (H, W) and its number in ``SHAPE_NAMES``."""
+    """An image (H, W, 3) and what is in it: for each figure its visible part (H, W) and its number in ``SHAPE_NAMES``."""
 
     image: NDArray[np.uint8]
     masks: tuple[Mask, ...]
@@ -106,7 +106,7 @@ def _distinct_colour(ground: NDArray[np.float64], generator: np.random.RandomSta
 
 
 def _figure(name: str, height: int, width: int, generator: np.random.RandomState) -> Mask:
-    """Return the pixels of a figure wholly within the picture, (H, W)."""
+    """Return the pixels of a figure wholly within the image, (H, W)."""
     short = min(height, width)
     radius = short * math.exp(generator.uniform(math.log(0.08), math.log(0.28)))
     x, y = (generator.uniform(radius + 1, side - radius - 2) for side in (width, height))
@@ -172,12 +172,12 @@ def write_ade20k_tree(root: Path, counts: Sequence[int], image_size: int, seed: 
     The arguments are those of `write_coco_tree`, and so are the scenes.
     """
     for split, count in zip(SPLITS, counts, strict=True):
-        pictures, maps = root / "images" / _ADE_SPLIT[split], root / "annotations" / _ADE_SPLIT[split]
-        pictures.mkdir(parents=True)
+        images, maps = root / "images" / _ADE_SPLIT[split], root / "annotations" / _ADE_SPLIT[split]
+        images.mkdir(parents=True)
         maps.mkdir(parents=True)
         for index in range(count):
             scene = draw_scene(seed, split, index, image_size)
-            Image.fromarray(scene.image).save(pictures / f"{index:06d}.png", compress_level=1)
+            Image.fromarray(scene.image).save(images / f"{index:06d}.png", compress_level=1)
             Image.fromarray(scene.label_map()).save(maps / f"{index:06d}.png")
 
 

@@ -1,4 +1,4 @@
-"""From a picture to the tensor that the model sees: timm's transforms, with DeiT's settings of what a recipe leaves open."""
+"""From an image to the tensor that the model sees: timm's transforms, with DeiT's settings of what a recipe leaves open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.recipe import AugmentSection
 
 Transform = Callable[[Image.Image], Tensor]
-"""From a picture in mode RGB to a float tensor C H W, normalised."""
+"""From an image in mode RGB to a float tensor C H W, normalised."""
 
 
 MAX_ASPECT = 16.0
@@ -36,7 +36,7 @@ def eval_transform(
 ) -> Transform:
     """Return the transform for evaluation: the shorter side resized, then the centre cropped to image_size x image_size.
 
-    ``crop_pct`` none is ``default_crop_pct``. ``in_chans`` 1 makes the picture grey. What lies beyond `MAX_ASPECT` is cropped
+    ``crop_pct`` none is ``default_crop_pct``. ``in_chans`` 1 makes the image grey. What lies beyond `MAX_ASPECT` is cropped
     first: the centre crop would leave it out anyway.
     """
     _check_channels(mean, std, in_chans)
@@ -59,7 +59,7 @@ def train_transform(
     It draws from random, numpy.random and torch's CPU generator; see ``loader.seeded``.
 
     Raises:
-        UserError: ``auto_augment`` is no policy of timm's; a number of channels that pictures do not have.
+        UserError: ``auto_augment`` is no policy of timm's; a number of channels that images do not have.
     """
     _check_channels(mean, std, in_chans)
     try:
@@ -90,7 +90,7 @@ def train_transform(
 
 def _check_channels(mean: tuple[float, ...], std: tuple[float, ...], in_chans: int) -> None:
     if in_chans not in (1, 3):
-        raise UserError(f"model.in_chans is {in_chans}; pictures have 1 (grey) or 3 (colour).")
+        raise UserError(f"model.in_chans is {in_chans}; images have 1 (grey) or 3 (colour).")
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != in_chans:
             raise UserError(f"data.{key} has {len(values)} values and model.in_chans is {in_chans}; expected one a channel.")
@@ -121,7 +121,7 @@ def _operations(transform: Compose) -> Iterator[Any]:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the highest bits. At its largest magnitudes timm asks for 0 of them: a black picture, which Pillow 13 refuses."""
+    """Keep the highest bits. At its largest magnitudes timm asks for 0 of them: a black image, which Pillow 13 refuses."""
     if bits <= 0:
         return Image.new(image.mode, image.size)
     return ImageOps.posterize(image, bits) if bits < 8 else image

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["dry_run", "evaluate", "fit"]
 
 if TYPE_CHECKING:
+    from stvit_cli.engine.dry_running import dry_run
     from stvit_cli.engine.evaluation import evaluate
-    from stvit_cli.engine.rehearsal import dry_run
     from stvit_cli.engine.trainer import fit
 
-_HOMES = {"dry_run": "rehearsal", "evaluate": "evaluation", "fit": "trainer"}
+_HOMES = {"dry_run": "dry_running", "evaluate": "evaluation", "fit": "trainer"}
 
 
 def __getattr__(name: str) -> Any:

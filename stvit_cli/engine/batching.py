@@ -48,7 +48,7 @@ def plan_batches(train: TrainSection, world_size: int, multiple: int = 1, fits: 
         size = next((size for size in sizes if fits is None or fits(size)), None)
         if size is None:
             raise UserError(
-                f"Not even {sizes[-1]} pictures fit on the device.\n"
+                f"Not even {sizes[-1]} images fit on the device.\n"
                 "Try model.checkpointing=true, train.precision=bf16, or a smaller model."
             )
     else:
@@ -68,7 +68,7 @@ def _cannot_share(whole: int, world_size: int, multiple: int) -> str:
     step = world_size * multiple
     counts = [n for n in range(1, max(2 * world_size, 8) + 1) if whole % (n * multiple) == 0]
     near = [size for size in (whole // step * step, -(-whole // step) * step) if size]
-    each = f", {multiple} pictures at a time" if multiple > 1 else ""
+    each = f", {multiple} images at a time" if multiple > 1 else ""
     lines = [
         f"train.global_batch_size is {whole}, which {world_size} process{'es' * (world_size > 1)} cannot share evenly{each}."
     ]

@@ -84,7 +84,7 @@ def _out_of_memory(session: Session) -> str:
     if session.recipe.train.precision == "fp32" and device.type == "cuda":
         advice.append("train.precision=bf16")
     where = f"GPU {device.index}" if device.type == "cuda" else "the machine"
-    first = f"Out of memory on {where} with {plan.micro_batch_size} pictures per device."
+    first = f"Out of memory on {where} with {plan.micro_batch_size} images per device."
     return f"{first}\nTry {', or '.join(advice)}." if advice else f"{first}\nFree memory, or raise the limit of this process."
 
 

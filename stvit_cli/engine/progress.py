@@ -58,7 +58,7 @@ class Progress:
         self.console.print(f"Warning: {text}", style="yellow", markup=False, emoji=False, soft_wrap=True)
 
     def step(self, done: int, loss: float, lr: float, images: int) -> None:
-        """A step of ``images`` pictures is over; ``done`` are."""
+        """A step of ``images`` images is over; ``done`` are."""
         now = time.monotonic()
         if self._last_step is not None:
             seconds = now - self._last_step

@@ -36,7 +36,7 @@ def build_timeline(recipe: Recipe, num_samples: int) -> Timeline:
     if steps_per_epoch == 0:
         raise UserError(
             f"train.global_batch_size is {recipe.train.global_batch_size}, "
-            f"but there are only {num_samples} pictures to train on.\n"
+            f"but there are only {num_samples} images to train on.\n"
             f"Expected at most {num_samples}, such as train.global_batch_size={2 ** int(math.log2(max(num_samples, 1)))}"
         )
     return Timeline(

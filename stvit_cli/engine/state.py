@@ -27,7 +27,7 @@ class RunState:
         metrics: of that evaluation.
         best: the best evaluation so far: ``step``, ``ema`` (whether of the moving average) and its metrics; empty for none.
         window: sums of the losses since the last line of the metrics, over ``window_steps`` steps.
-        skipped: pictures that could not be read, so far.
+        skipped: images that could not be read, so far.
         seconds: spent in training so far.
     """
 
@@ -99,7 +99,7 @@ def changes_of_form(session: Session, content: dict[str, Any]) -> list[str]:
     found = []
     size, now = content["micro_batch_size"], session.plan.micro_batch_size
     if size != now:
-        found.append(f"{now} pictures per forward pass where there were {size}. The global batch is the same, but")
+        found.append(f"{now} images per forward pass where there were {size}. The global batch is the same, but")
     before = content.get("kernels", False)  # runs of before there were any
     if before != session.kernels:
         forms = ("in the plain form", "by our own kernels")

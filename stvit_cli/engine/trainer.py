@@ -18,7 +18,7 @@ from stvit_cli.engine.evaluation import NonFiniteEvaluation, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
-from stvit_cli.engine.history import Board, History
+from stvit_cli.engine.metrics_log import Board, History
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.run_lock import RunLock
@@ -27,7 +27,7 @@ from stvit_cli.engine.signals import StopRequest, stop_request
 from stvit_cli.engine.state import RunState, capture, changes_of_form, restore
 from stvit_cli.engine.step import Outcome, TrainStep
 from stvit_cli.errors import Interrupted, UserError
-from stvit_cli.models.weights import save_weights
+from stvit_cli.models.weights.file import save_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
 from stvit_cli.utils.files import replace_file, writing
@@ -257,7 +257,7 @@ class Trainer:
         if outcome.skipped:
             state.skipped += len(outcome.skipped)
             self.progress.warn(
-                f"{len(outcome.skipped)} unreadable, other pictures in their place: {', '.join(outcome.skipped[:3])}"
+                f"{len(outcome.skipped)} unreadable, other images in their place: {', '.join(outcome.skipped[:3])}"
             )
         self.progress.step(state.step, outcome.losses["loss"], outcome.lr, batch)
         if state.step % self.recipe.train.log_every_steps and state.step != self.timeline.num_steps:
@@ -333,11 +333,11 @@ class Trainer:
 
     def _draw(self) -> None:
         self.drawn_at = time.monotonic()
-        picture = draw_curves(
+        image = draw_curves(
             self.history.rows("train"), self.history.rows("eval"), self.session.task.main_metric, self.recipe.name
         )
         with writing(self.places.curves):
-            replace_file(self.places.curves, picture)
+            replace_file(self.places.curves, image)
 
     def save(self) -> None:
         """Write a checkpoint of the step that is over; once for each step."""

@@ -60,8 +60,8 @@ ROWS = {
 
 
 def miniature(row: Variant) -> Variant:
-    """The row at a quarter of its width for pictures of 64 pixels, 2/7 of 224: the window is 2, and 2 x 2 super tokens are where
-    there were 7 x 7, so that every part attends over the same share of the picture."""
+    """The row at a quarter of its width for images of 64 pixels, 2/7 of 224: the window is 2, and 2 x 2 super tokens are where
+    there were 7 x 7, so that every part attends over the same share of the image."""
     a, b, c, d = row.embed_dims
     return replace(row, embed_dims=(a // 4, b // 4, c // 4, d // 4), window_size=2, image_size=64)
 
@@ -158,7 +158,7 @@ class Isotropic(Staged):
     Args:
         variant: the row.
         num_classes: outputs of the classifier; 0 leaves it out.
-        in_chans: channels of a picture.
+        in_chans: channels of an image.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         grid_sizes: other cells than the variant's, one for each stage.
         checkpointing: recompute each block in the backward pass instead of keeping its activations.

@@ -20,7 +20,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that also trains on a single value per channel (one small picture), by its running statistics.
+    """Batch norm that also trains on a single value per channel (one small image), by its running statistics.
 
     PyTorch refuses there: one value has no variance. The statistics are left as they are.
     """

@@ -1,6 +1,6 @@
 """The Super Token Vision Transformer (supplement, section B and Table I).
 
-B batch, C channels, H W rows and columns at the place spoken of. A picture (B, in_chans, H, W) of any size from 32 x 32 goes
+B batch, C channels, H W rows and columns at the place spoken of. An image (B, in_chans, H, W) of any size from 32 x 32 goes
 through the stem (1/4), four stages (1/4, 1/8, 1/16, 1/32), the projection, the mean over all places and the classifier.
 Memory is channels-last throughout.
 """
@@ -41,7 +41,7 @@ VARIANTS = {
     "stvit-s": Variant((64, 128, 320, 512), (3, 5, 9, 3), (1, 2, 5, 8), layer_scale=None),
     "stvit-b": Variant((96, 192, 384, 512), (4, 6, 14, 6), (2, 3, 6, 8), layer_scale=1e-6),
     "stvit-l": Variant((96, 192, 448, 640), (4, 7, 19, 8), (2, 3, 7, 10), layer_scale=1e-6),
-    # Not in the paper: small enough to train in a minute on a CPU. Its grid suits pictures of 64 pixels.
+    # Not in the paper: small enough to train in a minute on a CPU. Its grid suits images of 64 pixels.
     "stvit-nano": Variant((32, 64, 96, 128), (1, 2, 3, 1), (1, 2, 3, 4), layer_scale=None, grid_sizes=(4, 2, 1, 1), proj_dim=256),
 }
 
@@ -119,7 +119,7 @@ class STViT(Staged):
     Args:
         variant: widths, depths, heads, grid of each stage.
         num_classes: outputs of the classifier; 0 leaves it out.
-        in_chans: channels of a picture.
+        in_chans: channels of an image.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         mlp_ratio: hidden width of ConvFFN by its own width.
         grid_sizes: other cells than the variant's, one for each stage. They carry no weights.

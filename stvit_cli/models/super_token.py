@@ -1,6 +1,6 @@
 """Algorithm 1 of the supplement: sample super tokens, attend among them, map the result back.
 
-B batch, C channels, H W tokens of the picture, h w tokens of a cell (the grid size), n = h * w; p q super tokens
+B batch, C channels, H W tokens of the image, h w tokens of a cell (the grid size), n = h * w; p q super tokens
 (p = ceil(H / h), q = ceil(W / w)), k = 9 neighbours (the 3 x 3 super tokens around a cell), d channels of a head.
 
 The association Q maps tokens to super tokens and back, and carries no gradient. With Q fixed, aggregation is Q^T and upsampling
@@ -46,7 +46,7 @@ def from_cells(cells: Tensor, grid_size: tuple[int, int], size: tuple[int, int])
 
 
 def neighbours(super_tokens: Tensor) -> Tensor:
-    """Gather the nine super tokens around each cell: (B, p, q, C) -> (B, p, q, 9, C), zeros outside the picture ("Unfold")."""
+    """Gather the nine super tokens around each cell: (B, p, q, C) -> (B, p, q, 9, C), zeros outside the image ("Unfold")."""
     padded = F.pad(super_tokens, (0, 0, 1, 1, 1, 1))
     return rearrange(padded.unfold(1, 3, 1).unfold(2, 3, 1), "B p q C i j -> B p q (i j) C")
 
@@ -70,7 +70,7 @@ def sum_neighbours(parts: Tensor) -> Tensor:
 def associate(cells: Tensor, super_tokens: Tensor) -> Tensor:
     """Equation 1, sparse: association Q (B, p, q, n, 9) of the tokens (B, p, q, n, C) with their super tokens (B, p, q, C).
 
-    The scale is C ** -0.5 over all channels. A neighbour outside the picture is a zero vector and keeps its share (logit 0).
+    The scale is C ** -0.5 over all channels. A neighbour outside the image is a zero vector and keeps its share (logit 0).
     In memory Q lies as (B, p, q, 9, n): a softmax over the last of nine is twenty times slower on a CPU than over the one before.
     """
     affinity = neighbours(super_tokens * cells.shape[-1] ** -0.5) @ cells.transpose(-1, -2)

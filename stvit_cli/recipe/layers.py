@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe, Section
-from stvit_cli.recipe.checks import SECTIONS, other_tasks_sections
+from stvit_cli.recipe.error_messages import dotted_keys, nearest_key
 from stvit_cli.recipe.files import find, list_recipes, read
 from stvit_cli.recipe.renamed import rename_key, rename_keys, rename_value
-from stvit_cli.recipe.words import dotted_keys, nearest_key
+from stvit_cli.recipe.validation import SECTIONS, other_tasks_sections
 from stvit_cli.recipe.yaml import flow, parse, without_typography
 
 BASE = "base"

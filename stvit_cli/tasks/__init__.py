@@ -10,10 +10,10 @@ from torch import nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
-from stvit_cli.models.weights import WeightsInfo
+from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, Task
-from stvit_cli.tasks.classification import build_classification_evaluation, build_classification_task
+from stvit_cli.tasks.classification.task import build_classification_evaluation, build_classification_task
 from stvit_cli.utils.text import printable, shell_command
 
 __all__ = ["Evaluation", "Task", "build", "build_evaluation", "create_from"]
@@ -33,11 +33,11 @@ def build(recipe: Recipe, *, weights: Path | None = None) -> Task:
 def _build(recipe: Recipe, weights: Path | None) -> Task:
     if recipe.task == "detection":
         with _from_the_extra():
-            from stvit_cli.tasks.detection import build_detection_task  # here: its libraries take a second to import
+            from stvit_cli.tasks.detection.task import build_detection_task  # here: its libraries take a second to import
         return build_detection_task(recipe, weights)
     if recipe.task == "segmentation":
         with _from_the_extra():
-            from stvit_cli.tasks.segmentation import build_segmentation_task
+            from stvit_cli.tasks.segmentation.task import build_segmentation_task
         return build_segmentation_task(recipe, weights)
     return build_classification_task(recipe, weights)
 
@@ -54,11 +54,11 @@ def build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) 
     """
     if recipe.task == "detection":
         with _from_the_extra():
-            from stvit_cli.tasks.detection import build_detection_evaluation
+            from stvit_cli.tasks.detection.task import build_detection_evaluation
         return build_detection_evaluation(recipe, info)
     if recipe.task == "segmentation":
         with _from_the_extra():
-            from stvit_cli.tasks.segmentation import build_segmentation_evaluation
+            from stvit_cli.tasks.segmentation.task import build_segmentation_evaluation
         return build_segmentation_evaluation(recipe, info)
     return build_classification_evaluation(recipe, info, whole)
 
@@ -67,11 +67,11 @@ def create_from(info: WeightsInfo) -> nn.Module:
     """Create the model that a weights file describes, freshly initialised."""
     if info.task == "detection":
         with _from_the_extra():
-            from stvit_cli.tasks.detection import create_from as create_detector_from
+            from stvit_cli.tasks.detection.task import create_from as create_detector_from
         return create_detector_from(info)
     if info.task == "segmentation":
         with _from_the_extra():
-            from stvit_cli.tasks.segmentation import create_from as create_segmenter_from
+            from stvit_cli.tasks.segmentation.task import create_from as create_segmenter_from
         return create_segmenter_from(info)
     return create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.weights import WeightsInfo
+from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.utils.text import printable
 
 Batch = Any
@@ -95,7 +95,7 @@ class Task(Evaluation, Protocol):
         train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone. It may have ``likeness``, see
             `data.order.TrainBatches`.
         main_metric: the name of the metric that decides which weights are best; higher is better.
-        batch_multiple: a micro-batch must hold a multiple of so many samples (2 where pictures are mixed in pairs).
+        batch_multiple: a micro-batch must hold a multiple of so many samples (2 where images are mixed in pairs).
     """
 
     model: nn.Module
@@ -150,7 +150,7 @@ class Task(Evaluation, Protocol):
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with every tensor in it on ``device``; pictures (4-d floats) in channels-last memory."""
+    """Return the batch with every tensor in it on ``device``; images (4-d floats) in channels-last memory."""
     if isinstance(batch, Tensor):
         if batch.ndim == 4 and batch.is_floating_point():
             return batch.to(device, non_blocking=True, memory_format=torch.channels_last)

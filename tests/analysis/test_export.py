@@ -14,7 +14,7 @@ import torch
 from stvit_cli import create_model
 from stvit_cli.analysis import export
 from stvit_cli.errors import UserError
-from stvit_cli.models.weights import WeightsInfo, load_weights, read_info, read_weights, save_weights
+from stvit_cli.models.weights.file import WeightsInfo, load_weights, read_info, read_weights, save_weights
 
 Stvit = Callable[..., Any]
 
@@ -137,7 +137,7 @@ def test_a_file_that_differs_is_not_kept(weights: Path, tmp_path: Path, monkeypa
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(export, "compare", lambda *_: {"1x65x101": 1e-3})
     monkeypatch.setattr(export.torch.onnx, "export", lambda *_, **__: _Program())
-    from stvit_cli.analysis.trained import open_trained
+    from stvit_cli.tasks.loading import open_trained
 
     with pytest.raises(RuntimeError, match="differs from the model"):
         export.export_onnx(open_trained(weights), tmp_path / "x.onnx")
@@ -161,7 +161,7 @@ class _Program:
 def test_another_task(weights: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from stvit_cli.analysis.trained import open_trained
+    from stvit_cli.tasks.loading import open_trained
 
     trained = open_trained(weights)
     with pytest.raises(UserError, match="only classifiers"):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from stvit_cli.analysis import predict_detection, predict_segmentation
 from stvit_cli.data.images import UnreadableImage
+from stvit_cli.tasks.detection import predict as predict_detection
+from stvit_cli.tasks.segmentation import predict as predict_segmentation
 
 CPU = torch.device("cpu")
 

@@ -14,16 +14,16 @@ SMALL = [
 
 @pytest.fixture
 def small() -> list[str]:
-    """Words that make the quickstart recipe a run of seconds on a folder of pictures."""
+    """Words that make the quickstart recipe a run of seconds on a folder of images."""
     return SMALL
 
 
 @pytest.fixture(scope="session")
-def short_run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run of sixteen steps on the red and blue pictures; beside it, run.json has what ``train`` reported."""
+def short_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of sixteen steps on the red and blue images; beside it, run.json has what ``train`` reported."""
     from stvit_cli.cli import main
 
     run_dir = tmp_path_factory.mktemp("runs") / "red and blue"
-    words = ["train", "--recipe", "quickstart", "--data", str(picture_folder), "--output", str(run_dir)]
+    words = ["train", "--recipe", "quickstart", "--data", str(image_folder), "--output", str(run_dir)]
     assert main([*words, "--json", str(run_dir.parent / "run.json"), *SMALL, "schedule.epochs=8"]) == 0
     return run_dir

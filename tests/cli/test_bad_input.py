@@ -37,7 +37,7 @@ def refused(stvit) -> Callable[..., str]:
     return run
 
 
-def pictures_in(folder: Path, count: int = 4) -> None:
+def images_in(folder: Path, count: int = 4) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         Image.fromarray(np.full((32, 32, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
@@ -73,12 +73,12 @@ def test_data_that_are_not_there_or_are_none(refused: Callable[..., str]) -> Non
     train = ["train", "--recipe", "quickstart", "data.kind=imagefolder"]
     Path("empty").mkdir()
     Path("file").write_text("")
-    pictures_in(Path("hollow/train/cat"))
-    pictures_in(Path("hollow/val/cat"))
+    images_in(Path("hollow/train/cat"))
+    images_in(Path("hollow/val/cat"))
     Path("hollow/train/dog").mkdir()
     Path("hollow/val/dog").mkdir()
     for name in ("train/cat", "train/dog", "val/cat", "val/dgo"):
-        pictures_in(Path("differing") / name)
+        images_in(Path("differing") / name)
     assert "data.dir is not set" in refused(*train)
     assert "nowhere" in refused(*train, "--data", "nowhere")
     assert "empty" in refused(*train, "--data", "empty")
@@ -124,18 +124,18 @@ def test_runs_that_are_none(refused: Callable[..., str], short_run: Path) -> Non
     assert "--data DIR" in refused("eval", "--weights", short_run / "best.safetensors")
 
 
-def test_weights_that_are_none(refused: Callable[..., str], short_run: Path, picture_folder: Path) -> None:
-    picture = picture_folder / "val" / "red" / "0.png"
+def test_weights_that_are_none(refused: Callable[..., str], short_run: Path, image_folder: Path) -> None:
+    image = image_folder / "val" / "red" / "0.png"
     good = (short_run / "best.safetensors").read_bytes()
     Path("cut.safetensors").write_bytes(good[: len(good) // 2])
     Path("zero.safetensors").write_bytes(b"")
     Path("zero.pth").write_bytes(b"")
     Path("text.pth").write_text("these are no weights")
     for name in ("cut.safetensors", "zero.safetensors", "zero.pth", "text.pth", "missing.safetensors"):
-        assert name in refused("predict", picture, "--weights", name)
-    assert "a folder without weights" in refused("predict", picture, "--weights", picture_folder)
+        assert name in refused("predict", image, "--weights", name)
+    assert "a folder without weights" in refused("predict", image, "--weights", image_folder)
     assert "holds weights of stvit-nano, but stvit-s was asked for" in refused(
-        *("eval", "--weights", short_run / "best.safetensors", "--model", "stvit-s", "--data", picture_folder)
+        *("eval", "--weights", short_run / "best.safetensors", "--model", "stvit-s", "--data", image_folder)
     )
     finetune = ["finetune", "--recipe", "quickstart", "--weights"]
     assert "missing.pth" in refused(*finetune, "missing.pth")
@@ -143,13 +143,13 @@ def test_weights_that_are_none(refused: Callable[..., str], short_run: Path, pic
 
 
 def test_classes_that_the_model_does_not_know(refused: Callable[..., str], short_run: Path) -> None:
-    pictures_in(Path("other/red"))
-    pictures_in(Path("other/green"))
+    images_in(Path("other/red"))
+    images_in(Path("other/green"))
     assert "green" in refused("eval", short_run, "--data", "other")
 
 
-def test_pictures_that_are_none(refused: Callable[..., str], stvit, short_run: Path) -> None:
-    pictures_in(Path("good"), count=1)
+def test_images_that_are_none(refused: Callable[..., str], stvit, short_run: Path) -> None:
+    images_in(Path("good"), count=1)
     content = Path("good/0.png").read_bytes()
     Path("text.jpg").write_text("this is text")
     Path("zero.png").write_bytes(b"")
@@ -157,13 +157,13 @@ def test_pictures_that_are_none(refused: Callable[..., str], stvit, short_run: P
     Path("bare").mkdir()
     predict = ["predict", "--weights", short_run]
     assert "missing.png: there is no such file" in refused(*predict, "missing.png")
-    assert "no picture in this folder" in refused(*predict, "bare")
+    assert "no image in this folder" in refused(*predict, "bare")
     for name in ("text.jpg", "zero.png", "cut.png"):
-        assert f"1 of 1 pictures could not be read:\n{name}: " in refused(*predict, name)
+        assert f"1 of 1 images could not be read:\n{name}: " in refused(*predict, name)
     mixed = stvit(*predict, "text.jpg", "good/0.png")
     assert mixed.code == 2
     assert mixed.out.startswith("good/0.png  ")
-    assert "1 of 2 pictures could not be read:\ntext.jpg" in mixed.err
+    assert "1 of 2 images could not be read:\ntext.jpg" in mixed.err
 
 
 def test_one_bad_image_never_ends_the_others(stvit, short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,13 +186,13 @@ def test_one_bad_image_never_ends_the_others(stvit, short_run: Path, tmp_path: P
                 patch.setattr(images, "_decode", decode)
             return opened(path)
 
-    monkeypatch.setattr("stvit_cli.analysis.predict.open_image", open_some)
+    monkeypatch.setattr("stvit_cli.tasks.classification.predict.open_image", open_some)
     names = ("large", "odd", "pipe", "thin")
     words = [folder / f"{name}.png" for name in names]
     ended = stvit("predict", *words, "--weights", short_run, "--json", "found.json", "--output", "drawn")
     assert ended.code == 2
     assert ended.out.startswith(f"{folder / 'thin.png'}  ")
-    assert ended.err.startswith("stvit: 3 of 4 pictures could not be read:\n") and len(ended.err.splitlines()) == 4
+    assert ended.err.startswith("stvit: 3 of 4 images could not be read:\n") and len(ended.err.splitlines()) == 4
     for name, reason in (("large", "not enough memory"), ("odd", "of a decoder"), ("pipe", "a named pipe")):
         assert any(f"{name}.png: " in line and reason in line for line in ended.err.splitlines()), ended.err
     found = json.loads(Path("found.json").read_text())
@@ -200,13 +200,13 @@ def test_one_bad_image_never_ends_the_others(stvit, short_run: Path, tmp_path: P
     assert [path.name for path in Path("drawn").iterdir()] == ["00003-thin.png"]
 
 
-def test_unusual_pictures_work(stvit, short_run: Path) -> None:
+def test_unusual_images_work(stvit, short_run: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.convert("CMYK").save("cmyk.jpg")
-    picture.convert("P").save("palette.png")
-    picture.convert("L").save("grey.png")
-    picture.convert("RGBA").save("transparent.png")
+    image = Image.fromarray(pixels)
+    image.convert("CMYK").save("cmyk.jpg")
+    image.convert("P").save("palette.png")
+    image.convert("L").save("grey.png")
+    image.convert("RGBA").save("transparent.png")
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save("deep.png")
     ended = stvit("predict", "cmyk.jpg", "palette.png", "grey.png", "transparent.png", "deep.png", "--weights", short_run)
     assert ended.code == 0, ended.err

@@ -44,7 +44,7 @@ def test_every_command_says_what_needs_less_memory(
 def test_memory_that_runs_out_as_a_model_is_built_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stvit_cli.analysis.profile.build", raiser(MemoryError()))
+    monkeypatch.setattr("stvit_cli.analysis.cost.profile.build", raiser(MemoryError()))
     assert main(["profile", "stvit-nano"]) == 2
     assert "Out of memory" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stvit_cli.models import create_model
-from stvit_cli.models.weights import WeightsInfo, save_weights
+from stvit_cli.models.weights.file import WeightsInfo, save_weights
 from stvit_cli.recipe import DetectionSection, SegmentationSection
 from stvit_cli.tasks import create_from
 
@@ -33,12 +33,12 @@ def overflowing(path: Path, task: str = "classification") -> Path:
 
 
 @pytest.mark.parametrize("task", SMALL)
-def test_predict_answers_nothing(stvit, task: str, picture_folder: Path, tmp_path: Path) -> None:
+def test_predict_answers_nothing(stvit, task: str, image_folder: Path, tmp_path: Path) -> None:
     weights = overflowing(tmp_path / "w.safetensors", task)
-    ended = stvit("predict", picture_folder / "val" / "red", "--weights", weights, "--json", "-", "--output", tmp_path / "drawn")
+    ended = stvit("predict", image_folder / "val" / "red", "--weights", weights, "--json", "-", "--output", tmp_path / "drawn")
     assert ended.code == 2 and "nan" not in ended.err.replace("NaN", "")
     first, *lines = ended.err.splitlines()
-    assert first == "stvit: 3 of 3 pictures could not be answered:"
+    assert first == "stvit: 3 of 3 images could not be answered:"
     assert len(lines) == 3
     assert all("0.png: the model's outputs for it are not finite (NaN or infinite)" in line for line in lines[:1])
     results = json.loads(ended.out)
@@ -46,16 +46,16 @@ def test_predict_answers_nothing(stvit, task: str, picture_folder: Path, tmp_pat
     assert not (tmp_path / "drawn").exists() or not list((tmp_path / "drawn").iterdir())
 
 
-def test_eval_gives_no_metrics(stvit, picture_folder: Path, tmp_path: Path) -> None:
+def test_eval_gives_no_metrics(stvit, image_folder: Path, tmp_path: Path) -> None:
     weights = overflowing(tmp_path / "w.safetensors")
-    ended = stvit("eval", "--weights", weights, "--data", picture_folder / "val", "--json", "-", "data.num_workers=0")
+    ended = stvit("eval", "--weights", weights, "--data", image_folder / "val", "--json", "-", "data.num_workers=0")
     assert ended.code == 2 and ended.out == "" and "top1" not in ended.err
     assert "outputs are not finite (NaN or infinite) for 6 images of the validation set" in ended.err
-    assert f"Images: {picture_folder / 'val' / 'blue' / '0.png'}, " in ended.err and len(ended.err.splitlines()) <= 6
+    assert f"Images: {image_folder / 'val' / 'blue' / '0.png'}, " in ended.err and len(ended.err.splitlines()) <= 6
 
 
-def test_export_and_associations_write_nothing(stvit, picture_folder: Path, tmp_path: Path) -> None:
-    weights, image = overflowing(tmp_path / "w.safetensors"), picture_folder / "val" / "red" / "0.png"
+def test_export_and_associations_write_nothing(stvit, image_folder: Path, tmp_path: Path) -> None:
+    weights, image = overflowing(tmp_path / "w.safetensors"), image_folder / "val" / "red" / "0.png"
     ended = stvit("visualize-associations", image, "--weights", weights, "--output", tmp_path / "maps")
     assert ended.code == 2 and "the model's outputs are not finite" in ended.err
     pytest.importorskip("onnxscript")
@@ -66,15 +66,15 @@ def test_export_and_associations_write_nothing(stvit, picture_folder: Path, tmp_
 
 
 @pytest.mark.parametrize("command", ["predict", "eval", "export", "convert", "visualize-associations"])
-def test_a_file_of_weights_that_are_not_finite_is_refused(stvit, command: str, picture_folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_weights_that_are_not_finite_is_refused(stvit, command: str, image_folder: Path, tmp_path: Path) -> None:
     model = create_model("stvit-nano", num_classes=2)
     with torch.no_grad():
         model.head.weight[0, 0] = float("nan")
-    weights, image = tmp_path / "nan.safetensors", picture_folder / "val" / "red" / "0.png"
+    weights, image = tmp_path / "nan.safetensors", image_folder / "val" / "red" / "0.png"
     save_weights(weights, model, WeightsInfo("stvit-nano", num_classes=2, image_size=32))
     words = {
         "predict": [image, "--weights", weights],
-        "eval": ["--weights", weights, "--data", picture_folder],
+        "eval": ["--weights", weights, "--data", image_folder],
         "export": [weights, tmp_path / "x.safetensors"],
         "convert": [weights, tmp_path / "x.safetensors"],
         "visualize-associations": [image, "--weights", weights, "--output", tmp_path / "maps"],

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from stvit_cli import create_model
-from stvit_cli.models.weights import WeightsInfo, save_weights
+from stvit_cli.models.weights.file import WeightsInfo, save_weights
 from stvit_cli.utils import files
 from stvit_cli.utils.files import require_writable_folder, try_file
 
@@ -126,8 +126,8 @@ def test_images_that_cannot_be_drawn_are_named_and_all_are_answered(
         with files.writing(target, advice=""):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stvit_cli.analysis.predict.save_png", fail)
+    monkeypatch.setattr("stvit_cli.tasks.classification.predict.save_png", fail)
     ended = stvit("predict", "a.png", "a.png", "--weights", short_run, "--output", "out", "--json", "found.json")
     assert ended.code == 2
-    assert ended.err.startswith("stvit: 2 of 2 pictures could not be drawn:\nout/00000-a.png cannot be written: No space left")
+    assert ended.err.startswith("stvit: 2 of 2 images could not be drawn:\nout/00000-a.png cannot be written: No space left")
     assert len(json.loads(Path("found.json").read_text())) == 2 and len(ended.out.splitlines()) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-def test_after_the_digits_there_is_a_picture_to_predict(stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_the_digits_there_is_a_image_to_predict(stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     short = ["data.image_size=32", "data.num_workers=0", "schedule.steps=3", "schedule.warmup_epochs=0", "train.device=cpu"]
     ended = stvit("train", "--recipe", "quickstart", *short)

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stvit_cli import open_trained, tasks
-from stvit_cli.models.weights_info import parse
+from stvit_cli.models.weights.info import parse
 
 SAVED = Path(__file__).parents[1] / "golden" / "saved_by_0_1"
 

@@ -101,7 +101,7 @@ def test_a_message_about_a_hostile_name_is_escaped(stvit, monkeypatch: pytest.Mo
 
 
 def test_predict_prints_hostile_class_and_file_names_escaped(stvit, short_run: Path, tmp_path: Path) -> None:
-    from stvit_cli.models.weights import WeightsInfo, read_info, read_weights, save_weights
+    from stvit_cli.models.weights.file import WeightsInfo, read_info, read_weights, save_weights
 
     info = read_info(short_run / "best.safetensors")
     names = tuple(f"{name} {HOSTILE}" for name in info.class_names)

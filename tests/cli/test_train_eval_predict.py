@@ -42,21 +42,21 @@ def test_eval_gives_the_same_figure_again(stvit, short_run: Path) -> None:
     assert "top5" not in figures and "top5" not in reported  # of two classes
 
 
-def test_eval_of_the_weights_alone_is_the_same(stvit, short_run: Path, picture_folder: Path) -> None:
+def test_eval_of_the_weights_alone_is_the_same(stvit, short_run: Path, image_folder: Path) -> None:
     whole = json.loads(stvit("eval", short_run, "--json", "-").out)
-    alone = json.loads(stvit("eval", "--weights", short_run / "best.safetensors", "--data", picture_folder, "--json", "-").out)
+    alone = json.loads(stvit("eval", "--weights", short_run / "best.safetensors", "--data", image_folder, "--json", "-").out)
     assert alone == pytest.approx(whole)
 
 
-def test_eval_on_another_folder_takes_all_of_it(stvit, short_run: Path, picture_folder: Path) -> None:
-    ended = stvit("eval", short_run, "--data", picture_folder / "train", "--json", "-", "eval.batch_size=5")
+def test_eval_on_another_folder_takes_all_of_it(stvit, short_run: Path, image_folder: Path) -> None:
+    ended = stvit("eval", short_run, "--data", image_folder / "train", "--json", "-", "eval.batch_size=5")
     assert json.loads(ended.out)["num_images"] == 16
 
 
-def test_predict_names_what_is_seen(stvit, short_run: Path, picture_folder: Path, tmp_path: Path) -> None:
+def test_predict_names_what_is_seen(stvit, short_run: Path, image_folder: Path, tmp_path: Path) -> None:
     top1 = json.loads((short_run.parent / "run.json").read_text())["top1"]
     ended = stvit(
-        "predict", picture_folder / "val", "--weights", short_run, "--top", "9", "--json", "-", "--output", tmp_path / "drawn"
+        "predict", image_folder / "val", "--weights", short_run, "--top", "9", "--json", "-", "--output", tmp_path / "drawn"
     )
     assert ended.code == 0
     results = json.loads(ended.out)
@@ -71,15 +71,15 @@ def test_predict_names_what_is_seen(stvit, short_run: Path, picture_folder: Path
 
 
 def test_train_says_what_to_type_next(
-    stvit, small: list[str], picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stvit, small: list[str], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = stvit("train", "--recipe", "quickstart", "--data", picture_folder, *small, "schedule.epochs=2")
+    ended = stvit("train", "--recipe", "quickstart", "--data", image_folder, *small, "schedule.epochs=2")
     assert ended.code == 0, ended.err
     run_dir = next(Path("runs").iterdir())
     assert run_dir.name.startswith("quickstart-")
     assert f"  stvit eval {run_dir}\n" in ended.err
-    assert f"  stvit predict PICTURE --weights {run_dir}\n" in ended.err
+    assert f"  stvit predict IMAGE --weights {run_dir}\n" in ended.err
     assert ended.out == ""
     assert stvit("eval", run_dir).code == 0
 
@@ -100,12 +100,12 @@ def test_resume_of_a_finished_run_is_at_its_end(stvit, short_run: Path, tmp_path
 
 
 def test_finetune_with_other_classes_and_another_size(
-    stvit, small: list[str], short_run: Path, picture_folder: Path, tmp_path: Path
+    stvit, small: list[str], short_run: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     others = tmp_path / "others"
     for split in ("train", "val"):
         for old, new in (("red", "warm"), ("blue", "cold"), ("blue", "freezing")):
-            shutil.copytree(picture_folder / split / old, others / split / new)
+            shutil.copytree(image_folder / split / old, others / split / new)
     words = [word for word in small if "image_size" not in word]
     ended = stvit(
         *("finetune", "--recipe", "quickstart", "--weights", short_run, "--data", others, "--output", tmp_path / "tuned"),

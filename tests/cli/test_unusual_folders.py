@@ -34,9 +34,9 @@ def test_one_image_of_each_class_is_refused_before_the_training(stvit, small: li
 
 
 def test_damaged_validation_image_is_named_before_the_first_step(
-    stvit, small: list[str], picture_folder: Path, tmp_path: Path
+    stvit, small: list[str], image_folder: Path, tmp_path: Path
 ) -> None:
-    data = Path(shutil.copytree(picture_folder, tmp_path / "data"))
+    data = Path(shutil.copytree(image_folder, tmp_path / "data"))
     (data / "val" / "red" / "1.png").write_bytes(b"none")
     ended = stvit(*classifier(data, small, tmp_path / "run"))
     assert ended.code == 2 and len(ended.err.splitlines()) <= 6
@@ -54,11 +54,11 @@ def test_damaged_validation_image_of_a_detector_is_named_before_the_first_step(s
 
 
 def test_files_left_out_are_said_by_train_eval_and_predict(
-    stvit, small: list[str], short_run: Path, picture_folder: Path, tmp_path: Path
+    stvit, small: list[str], short_run: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     for split, name in (("train", "Train"), ("val", "Validation")):
-        shutil.copytree(picture_folder / split, data / name)
+        shutil.copytree(image_folder / split, data / name)
         (data / name / "red" / "a.heic").touch()
         (data / name / "__MACOSX" / "red").mkdir(parents=True)
     (data / "Validation" / "red" / "1.png").unlink()
@@ -77,9 +77,9 @@ def test_files_left_out_are_said_by_train_eval_and_predict(
     assert "left out for the ending: 1 .heic" in ended.err and "no images of empty" in ended.err
 
 
-def test_resume_notices_that_two_classes_were_exchanged(stvit, short_run: Path, picture_folder: Path, tmp_path: Path) -> None:
+def test_resume_notices_that_two_classes_were_exchanged(stvit, short_run: Path, image_folder: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(short_run, tmp_path / "run"))
-    data = Path(shutil.copytree(picture_folder, tmp_path / "data"))
+    data = Path(shutil.copytree(image_folder, tmp_path / "data"))
     assert stvit("train", "--resume", run, "--data", data).code == 0
     (data / "train" / "red" / "0.png").rename(data / "train" / "red" / "00.png")
     ended = stvit("train", "--resume", run, "--data", data)

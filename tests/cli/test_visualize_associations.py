@@ -1,4 +1,4 @@
-"""``stvit visualize-associations`` on every kind of picture that people have, and on what is none."""
+"""``stvit visualize-associations`` on every kind of image that people have, and on what is none."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 import stvit_cli
-from stvit_cli.models.weights import WeightsInfo, save_weights
+from stvit_cli.models.weights.file import WeightsInfo, save_weights
 
-PHOTOGRAPH = Path(__file__).parents[1] / "pictures" / "coffee.jpg"
+PHOTOGRAPH = Path(__file__).parents[1] / "images" / "coffee.jpg"
 QUICK = ("--model", "stvit-nano", "--image-size", "64", "--layers", "stage1")
 
 
-def pictures_of(folder: Path) -> set[str]:
+def images_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
@@ -33,11 +33,11 @@ def test_everything_that_is_written_of_a_photograph(stvit, tmp_path: Path) -> No
     assert "stvit-nano is UNTRAINED" in ended.err
     points = {f"point{number}-stage{stage}.png" for number in (1, 2) for stage in (1, 2, 3, 4)}
     single = {"stage1.block1.png", "stage2.block1.png", "stage2.block2.png"}
-    assert pictures_of(tmp_path / "out" / "coffee") == {"overview.png", "comparison.png", "index.html"} | single | points
+    assert images_of(tmp_path / "out" / "coffee") == {"overview.png", "comparison.png", "index.html"} | single | points
     written = json.loads(ended.out)
-    assert {Path(item["file"]).name for item in written} == pictures_of(tmp_path / "out" / "coffee") | {"out.npz"}
-    assert all(Path(item["file"]).is_file() and item["picture"] == str(PHOTOGRAPH) for item in written)
-    for name in pictures_of(tmp_path / "out" / "coffee") - {"index.html"}:
+    assert {Path(item["file"]).name for item in written} == images_of(tmp_path / "out" / "coffee") | {"out.npz"}
+    assert all(Path(item["file"]).is_file() and item["image"] == str(PHOTOGRAPH) for item in written)
+    for name in images_of(tmp_path / "out" / "coffee") - {"index.html"}:
         with Image.open(tmp_path / "out" / "coffee" / name) as image:
             assert min(image.size) > 400, name
     (cuts,) = (item["cuts"] for item in written if "cuts" in item)
@@ -56,7 +56,7 @@ def test_weights_say_which_model_and_size_they_are_for(stvit, tmp_path: Path) ->
     ended = stvit(*command, "--weights", tmp_path, "--arrays", tmp_path / "out.npz")
     assert ended.code == 0, ended.err
     assert "UNTRAINED" not in ended.out + ended.err
-    assert pictures_of(tmp_path / "out" / "coffee") == {"overview.png", "stage2.block2.png"}
+    assert images_of(tmp_path / "out" / "coffee") == {"overview.png", "stage2.block2.png"}
     with np.load(tmp_path / "out.npz") as arrays:
         assert arrays["input_size"].tolist() == [48, 72]
     ended = stvit(*command, "--weights", tmp_path / "best.safetensors", "--model", "stvit-s")
@@ -64,11 +64,11 @@ def test_weights_say_which_model_and_size_they_are_for(stvit, tmp_path: Path) ->
     assert "stvit-nano" in ended.err
 
 
-def test_every_kind_of_picture(stvit, tmp_path: Path) -> None:
+def test_every_kind_of_image(stvit, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 90, 4), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    pictures = {
+    images = {
         "turned.jpg": (Image.fromarray(noise[..., :3]), {"exif": exif}, (90, 60)),
         "transparent.png": (Image.fromarray(noise), {}, (60, 90)),
         "grey.png": (Image.fromarray(noise[..., 0]), {}, (60, 90)),
@@ -76,7 +76,7 @@ def test_every_kind_of_picture(stvit, tmp_path: Path) -> None:
         "narrow.png": (Image.fromarray(noise[:2].repeat(150, 1)[..., :3]), {}, (2, 13500)),
         "tiny.png": (Image.fromarray(noise[:1, :1, :3]), {}, (1, 1)),
     }
-    for name, (image, options, size) in pictures.items():
+    for name, (image, options, size) in images.items():
         image.save(tmp_path / name, **options)
         ended = stvit("visualize-associations", tmp_path / name, *QUICK, "--output", tmp_path, "--arrays", tmp_path / "out.npz")
         assert ended.code == 0, f"{name}: {ended.err}"
@@ -91,7 +91,7 @@ def test_a_large_photograph_turned_by_its_camera(stvit, tmp_path: Path) -> None:
         image.resize((4000, 3000)).save(tmp_path / "camera.jpg", exif=exif)
     ended = stvit("visualize-associations", tmp_path / "camera.jpg", *QUICK, "--point", "2999,3999", "--output", tmp_path)
     assert ended.code == 0, ended.err
-    assert "overview.png" in pictures_of(tmp_path / "camera")
+    assert "overview.png" in images_of(tmp_path / "camera")
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_a_large_photograph_turned_by_its_camera(stvit, tmp_path: Path) -> None:
         (("--weights", "no-such-file.safetensors"), "no-such-file.safetensors"),
         (("--model", "stvit-x"), "stvit-x"),
         (("--labels", "no-such-map.png"), "there is no such file"),
-        (("--labels", str(PHOTOGRAPH)), "not a picture that keeps its values"),
+        (("--labels", str(PHOTOGRAPH)), "not an image that keeps its values"),
         (("--layers", "stage3", "--labels", "MAP"), "no super tokens to measure"),
-        ((str(PHOTOGRAPH), "--arrays", "out.npz"), "is for one picture, 2 were given"),
+        ((str(PHOTOGRAPH), "--arrays", "out.npz"), "is for one image, 2 were given"),
         (("--arrays", str(PHOTOGRAPH / "out.npz")), "cannot be written"),
     ],
 )
@@ -122,8 +122,8 @@ def test_wrong_words(stvit, tmp_path: Path, words: tuple[str, ...], expected: st
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_picture_is_named_and_the_others_are_shown(stvit, tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("this is no picture")
+def test_what_is_no_image_is_named_and_the_others_are_shown(stvit, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("this is no image")
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.jpg").write_bytes(PHOTOGRAPH.read_bytes()[:9000])
     names = ("text.jpg", "empty.png", "cut.jpg", "missing.jpg")
@@ -131,12 +131,12 @@ def test_what_is_no_picture_is_named_and_the_others_are_shown(stvit, tmp_path: P
         "visualize-associations", *(tmp_path / name for name in names), PHOTOGRAPH, *QUICK, "--output", tmp_path / "out"
     )
     assert ended.code == 2
-    assert "4 of 5 pictures could not be shown" in ended.err
+    assert "4 of 5 images could not be shown" in ended.err
     assert all(name in ended.err for name in names)
-    assert pictures_of(tmp_path / "out") == {"coffee"}
+    assert images_of(tmp_path / "out") == {"coffee"}
 
 
-def test_pictures_of_one_name_get_folders_of_their_own(stvit, tmp_path: Path) -> None:
+def test_images_of_one_name_get_folders_of_their_own(stvit, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (40, 40), folder and "teal").save(tmp_path / folder / "same.png")
@@ -144,7 +144,7 @@ def test_pictures_of_one_name_get_folders_of_their_own(stvit, tmp_path: Path) ->
         "visualize-associations", tmp_path / "a/same.png", tmp_path / "b/same.png", *QUICK, "--output", tmp_path / "out"
     )
     assert ended.code == 0, ended.err
-    assert pictures_of(tmp_path / "out") == {"same", "same-2"}
+    assert images_of(tmp_path / "out") == {"same", "same-2"}
 
 
 def test_a_folder_that_cannot_be_written(stvit, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures with label maps: every layout and encoding that is read, every fault that is named, and the numbers in between."""
+"""Images with label maps: every layout and encoding that is read, every fault that is named, and the numbers in between."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Tree = Callable[..., Path]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Make a tree of one black picture of 40 x 30 in both splits, with the given label map."""
+    """Make a tree of one black image of 40 x 30 in both splits, with the given label map."""
 
     def make(label_map: Image.Image | None, name: str = "a.png") -> Path:
         for split in ("training", "validation"):
@@ -76,13 +76,13 @@ def numbers(*rows: tuple[int, int], dtype: type = np.uint8) -> np.ndarray:
 def test_a_tree_in_ade20ks_layout(scenes: Path) -> None:
     data = build_segmentation(recipe(scenes))
     assert (len(data.train_set), len(data.val_set)) == (4, 3)
-    assert data.train_set.pictures.path(0).endswith("images/training/000000.png")
+    assert data.train_set.images.path(0).endswith("images/training/000000.png")
     item = data.val_set[2]
     with Image.open(scenes / "annotations" / "validation" / "000002.png") as label_map:
         raw = np.array(label_map).astype(np.int64)
     assert torch.equal(item["target"], torch.from_numpy(raw) - 1)
     assert min(item["images"][0].shape[2:]) == 512
-    assert data.train_set.pictures.class_names == LABEL_NAMES
+    assert data.train_set.images.class_names == LABEL_NAMES
 
 
 def test_a_training_item_is_a_function_of_its_key(scenes: Path) -> None:
@@ -150,15 +150,15 @@ def test_no_folder(tmp_path: Path) -> None:
     assert "which has no folder images/training" in complaint(tmp_path / "ADE")
 
 
-def test_no_pictures(tmp_path: Path) -> None:
+def test_no_images(tmp_path: Path) -> None:
     for folder in ("images/training", "annotations/training"):
         (tmp_path / folder).mkdir(parents=True)
-    assert "no picture in this folder; expected files such as *.jpg" in complaint(tmp_path)
+    assert "no image in this folder; expected files such as *.jpg" in complaint(tmp_path)
 
 
 def test_no_label_map(tree: Tree) -> None:
     message = complaint(tree(Image.fromarray(numbers()), name="a_labels.png"))
-    assert "1 of 1 pictures have no label map here: expected a.png" in message and "a.jpg" in message
+    assert "1 of 1 images have no label map here: expected a.png" in message and "a.jpg" in message
     assert "Did you mean 'a_labels.png'?" in message
 
 
@@ -179,7 +179,7 @@ def test_a_number_that_is_no_class(tree: Tree) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "not a PNG"), (b"no picture", "not a PNG"), ("truncated", "cannot be read"), ("RGB", "a colour picture (RGB)")],
+    [(b"", "not a PNG"), (b"no image", "not a PNG"), ("truncated", "cannot be read"), ("RGB", "a colour image (RGB)")],
 )
 def test_a_map_that_cannot_be_read(tree: Tree, content: bytes | str, said: str) -> None:
     noise = np.random.default_rng(0).integers(0, 5, (30, 40), dtype=np.uint8)
@@ -193,16 +193,16 @@ def test_a_map_that_cannot_be_read(tree: Tree, content: bytes | str, said: str) 
     assert message.startswith(str(path)) and said in message
 
 
-def test_a_picture_that_cannot_be_read(tree: Tree) -> None:
+def test_a_image_that_cannot_be_read(tree: Tree) -> None:
     root = tree(Image.fromarray(numbers()))
-    (root / "images" / "training" / "a.jpg").write_bytes(b"no picture")
-    assert "a.jpg: not a picture in a known format" in complaint(root, read=True)
+    (root / "images" / "training" / "a.jpg").write_bytes(b"no image")
+    assert "a.jpg: not an image in a known format" in complaint(root, read=True)
 
 
-def test_a_picture_that_cannot_be_decoded_is_skipped_where_the_recipe_says_so(scenes: Path, tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_decoded_is_skipped_where_the_recipe_says_so(scenes: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(scenes, tmp_path / "scenes"))
     bad = root / "images" / "training" / "000001.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     data = build_segmentation(recipe(root, "data.unreadable=skip"))
     item = data.train_set[SampleKey(1, 0, 0)]
     assert item["skipped"] == [str(bad)] and item["index"] != 1

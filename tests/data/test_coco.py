@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from stvit_cli.data.coco import CocoPictures, DetectionTrainSet, build_detection, decode_mask, encode_mask, flip, ground_truth
+from stvit_cli.data.coco import CocoImages, DetectionTrainSet, build_detection, decode_mask, encode_mask, flip, ground_truth
 from stvit_cli.data.coco_index import read_coco
 from stvit_cli.data.order import SampleKey, TrainBatches
 from stvit_cli.errors import UserError
@@ -25,7 +25,7 @@ SQUARE = [[10, 5, 20, 5, 20, 15, 10, 15]]
 
 @pytest.fixture
 def content() -> Content:
-    """Two categories with a gap; a picture with an object, a crowd and a box without area; one with nothing."""
+    """Two categories with a gap; an image with an object, a crowd and a box without area; one with nothing."""
     crowd = {"size": [30, 40], "counts": [0, 30, 1170]}
     return {
         "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}],
@@ -54,7 +54,7 @@ Writer = Callable[[Content], Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Writer:
-    """Write an annotation file, and the pictures that it names."""
+    """Write an annotation file, and the images that it names."""
 
     def write_tree(content: Content) -> Path:
         for image in content["images"]:
@@ -77,13 +77,13 @@ def test_crowds_and_boxes_without_area_do_not_train(content: Content, write: Wri
     index = read_coco(write(content), tmp_path)
     assert [entry["id"] for entry in index.objects(0)] == [1]
     assert index.objects(1) == [] and index.num_objects.tolist() == [1, 0]
-    targets = CocoPictures(index).targets(1)
+    targets = CocoImages(index).targets(1)
     assert targets["boxes"].shape == (0, 4) and targets["masks"].shape == (0, 40, 20) and targets["labels"].shape == (0,)
 
 
 def test_a_box_is_cut_off_at_the_edge(content: Content, write: Writer, tmp_path: Path) -> None:
     content["annotations"][0]["bbox"] = [-5, 20, 20, 30]
-    assert CocoPictures(read_coco(write(content), tmp_path)).targets(0)["boxes"].tolist() == [[0, 20, 15, 30]]
+    assert CocoImages(read_coco(write(content), tmp_path)).targets(0)["boxes"].tolist() == [[0, 20, 15, 30]]
 
 
 def test_polygons_and_both_run_length_codes_are_one_mask(content: Content, write: Writer, tmp_path: Path) -> None:
@@ -96,11 +96,11 @@ def test_polygons_and_both_run_length_codes_are_one_mask(content: Content, write
     for segmentation in (SQUARE, {"size": [30, 40], "counts": counts}, as_text):
         assert np.array_equal(decode_mask(segmentation, 30, 40), expected)
         content["annotations"][0]["segmentation"] = segmentation
-        assert CocoPictures(read_coco(write(content), tmp_path)).targets(0)["masks"][0].tolist() == expected.tolist()
+        assert CocoImages(read_coco(write(content), tmp_path)).targets(0)["masks"][0].tolist() == expected.tolist()
 
 
-def test_a_mirrored_picture_keeps_its_objects_and_twice_is_once(content: Content, write: Writer, tmp_path: Path) -> None:
-    image, targets = torch.rand(3, 30, 40), CocoPictures(read_coco(write(content), tmp_path)).targets(0)
+def test_a_mirrored_image_keeps_its_objects_and_twice_is_once(content: Content, write: Writer, tmp_path: Path) -> None:
+    image, targets = torch.rand(3, 30, 40), CocoImages(read_coco(write(content), tmp_path)).targets(0)
     mirrored, moved = flip(image, targets)
     assert moved["boxes"].tolist() == [[20, 5, 30, 15]]
     rows, columns = torch.where(moved["masks"][0] > 0)
@@ -110,8 +110,8 @@ def test_a_mirrored_picture_keeps_its_objects_and_twice_is_once(content: Content
 
 
 def test_an_item_is_a_function_of_its_key(content: Content, write: Writer, tmp_path: Path) -> None:
-    pictures = CocoPictures(read_coco(write(content), tmp_path))
-    train_set = DetectionTrainSet(pictures, 0.5, seed=1, unreadable="stop")
+    images = CocoImages(read_coco(write(content), tmp_path))
+    train_set = DetectionTrainSet(images, 0.5, seed=1, unreadable="stop")
     lefts = []
     for epoch in range(20):
         first, second = (train_set[SampleKey(0, epoch, 0)]["targets"]["boxes"] for _ in range(2))
@@ -120,7 +120,7 @@ def test_an_item_is_a_function_of_its_key(content: Content, write: Writer, tmp_p
     assert set(lefts) == {10, 20}
 
 
-def test_pictures_of_like_shape_share_a_micro_batch() -> None:
+def test_images_of_like_shape_share_a_micro_batch() -> None:
     """Which samples a step has is the same; neighbours by shape go together, and processes see what accumulation sees."""
     likeness = np.random.RandomState(0).uniform(0.5, 2, 40)
 
@@ -157,19 +157,19 @@ Change = Callable[[Content], Any]
         (lambda c: c.update(annotations={}), "no list of objects 'annotations'"),
         (lambda c: c["annotations"][0].update(category_id=4), "annotation 1 is of category 4, which is not in the file"),
         (lambda c: c["annotations"][0].update(category_id=[4]), "annotation 1 is of category"),
-        (lambda c: c["annotations"][0].update(image_id=7), "annotation 1 is of picture 7, which is not in the file"),
+        (lambda c: c["annotations"][0].update(image_id=7), "annotation 1 is of image 7, which is not in the file"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "bbox is [1, 2, 3]"),
-        (lambda c: c["annotations"][0].update(bbox=[50, 2, 3, 3]), "is outside of its picture, which is 40 wide"),
+        (lambda c: c["annotations"][0].update(bbox=[50, 2, 3, 3]), "is outside of its image, which is 40 wide"),
         (lambda c: c["annotations"][0].pop("segmentation"), "segmentation is None"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "expected polygons"),
-        (lambda c: c["annotations"][0].update(segmentation=[[x + 90 for x in SQUARE[0]]]), "its mask is outside of its picture"),
+        (lambda c: c["annotations"][0].update(segmentation=[[x + 90 for x in SQUARE[0]]]), "its mask is outside of its image"),
         (lambda c: c["annotations"][1]["segmentation"].update(size=[40, 30]), "its mask has size [40, 30]"),
         (lambda c: c["categories"].clear(), "the list of categories is empty"),
         (lambda c: c["categories"].append({"id": 5, "name": "dog"}), "2 categories have the name 'dog'"),
         (lambda c: c["categories"][0].pop("name"), "expected an id (a whole number) and a name"),
-        (lambda c: c["images"][0].pop("height"), "picture 70 needs a file_name, and a height and a width"),
+        (lambda c: c["images"][0].pop("height"), "image 70 needs a file_name, and a height and a width"),
         (lambda c: c["images"][1].update(id=70), "each needs one of its own"),
-        (lambda c: c["images"].clear(), "the list of pictures is empty"),
+        (lambda c: c["images"].clear(), "the list of images is empty"),
     ],
 )
 def test_a_file_that_contradicts_itself(content: Content, write: Writer, tmp_path: Path, change: Change, said: str) -> None:
@@ -190,22 +190,22 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     assert "Did you mean 'instances.json'?" in _refused(tmp_path / "instance.json", tmp_path)
 
 
-def test_pictures_that_are_not_there(content: Content, write: Writer, tmp_path: Path) -> None:
+def test_images_that_are_not_there(content: Content, write: Writer, tmp_path: Path) -> None:
     path = write(content)
     (tmp_path / "b.png").unlink()
-    assert "1 of its 2 pictures are not in" in _refused(path, tmp_path) and "b.png" in _refused(path, tmp_path)
+    assert "1 of its 2 images are not in" in _refused(path, tmp_path) and "b.png" in _refused(path, tmp_path)
     assert "cannot be listed" in _refused(path, tmp_path / "nowhere")
 
 
-def test_a_picture_of_another_size_than_the_file_says(content: Content, write: Writer, tmp_path: Path) -> None:
+def test_a_image_of_another_size_than_the_file_says(content: Content, write: Writer, tmp_path: Path) -> None:
     index = read_coco(write(content), tmp_path)
     Image.new("RGB", (30, 40)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"30 x 40 pixels, not 40 x 30"):
-        CocoPictures(index).open(0)
+        CocoImages(index).open(0)
 
 
 @pytest.mark.parametrize("counts", [[1, 2], [], "", "P0", [1200, -1, 1], "PPYo0"])
-def test_a_mask_whose_runs_do_not_fill_the_picture(content: Content, write: Writer, tmp_path: Path, counts: Any) -> None:
+def test_a_mask_whose_runs_do_not_fill_the_image(content: Content, write: Writer, tmp_path: Path, counts: Any) -> None:
     content["annotations"][0]["segmentation"] = {"size": [30, 40], "counts": counts}
     assert "annotation 1: the runs of its mask come to" in _refused(write(content), tmp_path)
 
@@ -215,14 +215,14 @@ def _build(tmp_path: Path, **settings: Any) -> Any:
     return build_detection(DataSection(kind="coco", dir=str(tmp_path)), section, ShapesSection(), 0.5, 0)
 
 
-def test_empty_pictures_train_only_where_that_is_asked_for(content: Content, write: Writer, tmp_path: Path) -> None:
+def test_empty_images_train_only_where_that_is_asked_for(content: Content, write: Writer, tmp_path: Path) -> None:
     path = write(content)
     for name in ("t.json", "v.json"):
         (tmp_path / name).write_text(path.read_text())
     assert len(_build(tmp_path).train_set) == 1
     assert len(_build(tmp_path, keep_empty=True).train_set) == 2
     data = _build(tmp_path)
-    assert len(data.val_set) == 2, "an evaluation looks at every picture"
+    assert len(data.val_set) == 2, "an evaluation looks at every image"
     assert data.class_names == ("cat", "dog")
     content["categories"][0]["name"] = "wolf"
     (tmp_path / "v.json").write_text(json.dumps(content))

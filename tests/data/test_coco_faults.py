@@ -15,12 +15,12 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stvit_cli.data.coco import CocoPictures, build_detection, build_detection_eval_set, ground_truth
+from stvit_cli.data.coco import CocoImages, build_detection, build_detection_eval_set, ground_truth
 from stvit_cli.data.coco_index import CocoIndex, read_coco
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
-from stvit_cli.tasks.coco_metrics import FIGURES, as_result, coco_metrics
-from stvit_cli.tasks.detection import DetectionEvaluator
+from stvit_cli.tasks.detection.metrics import FIGURES, as_result, coco_metrics
+from stvit_cli.tasks.detection.task import DetectionEvaluator
 
 Content = dict[str, Any]
 SQUARE = [[10, 5, 20, 5, 20, 15, 10, 15]]
@@ -94,9 +94,9 @@ def test_null_is_as_missing_in_training_and_evaluation(tmp_path: Path, fields: d
         ({"segmentation": {"size": [30, 40], "counts": "\u00e9" * 9}}, "the runs of its mask come to"),
         ({"segmentation": {"size": [30, 40], "counts": "o" * 100_000}}, "the runs of its mask come to"),
         ({"segmentation": {"size": None, "counts": [1200]}}, "its mask has size None (null or missing)"),
-        ({"image_id": None}, "annotation 1 is of picture None (null or missing), which is not in the file"),
-        ({"image_id": "x"}, "is of picture 'x' (text), which is not in the file (there ids are such as 70 (a whole number))"),
-        ({"image_id": True}, "is of picture True (true or false)"),
+        ({"image_id": None}, "annotation 1 is of image None (null or missing), which is not in the file"),
+        ({"image_id": "x"}, "is of image 'x' (text), which is not in the file (there ids are such as 70 (a whole number))"),
+        ({"image_id": True}, "is of image True (true or false)"),
         ({"category_id": "dog"}, "is of category 'dog' (text), which is not in the file"),
         ({"category_id": 3.5}, "is of category 3.5 (a number)"),
         ({"id": "a\x1b[2J"}, r"annotation 'a\x1b[2J' (text) at index 0: iscrowd is 7"),
@@ -129,7 +129,7 @@ def _coded(segmentation: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        ({"id": "70"}, "the picture 80.png has the id '70' (text), as 70.png has; each needs one of its own"),
+        ({"id": "70"}, "the image 80.png has the id '70' (text), as 70.png has; each needs one of its own"),
         ({"id": True}, "the id True (true or false)"),
         ({"id": None}, "the id None (null or missing)"),
         ({"width": "40"}, "its width is '40' (text)"),
@@ -320,7 +320,7 @@ def test_ids_of_mixed_types_are_evaluated(tmp_path: Path) -> None:
     assert dict(coco_metrics(index, results))["box_ap"] == pytest.approx(100)
 
 
-def _oriented(folder: Path, orientation: int, size: tuple[int, int], suffix: str = ".jpg") -> CocoPictures:
+def _oriented(folder: Path, orientation: int, size: tuple[int, int], suffix: str = ".jpg") -> CocoImages:
     """One image of 40 x 30 pixels as stored, white on its upper left as stored, annotated with a size (height, width)."""
     pixels = np.zeros((30, 40, 3), dtype=np.uint8)
     pixels[:8, :8] = 255
@@ -331,7 +331,7 @@ def _oriented(folder: Path, orientation: int, size: tuple[int, int], suffix: str
     segmentation = {"size": list(size), "counts": [0, 1200]}
     content = _content(_annotation(segmentation=segmentation, bbox=[0, 0, 10, 10]))
     content["images"] = [{"id": 70, "file_name": f"a{suffix}", "height": size[0], "width": size[1]}]
-    return CocoPictures(read_coco(_written(folder, content), folder))
+    return CocoImages(read_coco(_written(folder, content), folder))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -339,27 +339,27 @@ def _oriented(folder: Path, orientation: int, size: tuple[int, int], suffix: str
 def test_an_image_on_its_side_with_its_stored_size_is_refused_naming_the_orientation(
     tmp_path: Path, orientation: int, suffix: str
 ) -> None:
-    pictures = _oriented(tmp_path, orientation, (30, 40), suffix)
+    images = _oriented(tmp_path, orientation, (30, 40), suffix)
     with pytest.raises(UserError) as caught:
-        pictures.open(0)
+        images.open(0)
     message = str(caught.value)
     assert f"has the EXIF orientation {orientation} (" in message and "upright it is 30 x 40 pixels, as stored 40 x 30" in message
     assert "detection.exif_orientation=ignore" in message and len(message.splitlines()) <= 6
-    pictures.exif_orientation = "ignore"
-    assert pictures.open(0).size == (40, 30) and np.asarray(pictures.open(0))[2, 2].min() > 200
+    images.exif_orientation = "ignore"
+    assert images.open(0).size == (40, 30) and np.asarray(images.open(0))[2, 2].min() > 200
     upright = _oriented(tmp_path, orientation, (40, 30), suffix)
     assert upright.open(0).size == (30, 40)
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4])
 def test_an_image_turned_by_180_degrees_or_mirrored_does_not_pass_without_a_word(tmp_path: Path, orientation: int) -> None:
-    pictures = _oriented(tmp_path, orientation, (30, 40))
+    images = _oriented(tmp_path, orientation, (30, 40))
     with pytest.raises(UserError, match=rf"(?s)EXIF orientation {orientation} \(.*which does not tell which of the two"):
-        pictures.open(0)
-    pictures.exif_orientation = "ignore"
-    assert np.asarray(pictures.open(0))[2, 2].min() > 200
-    pictures.exif_orientation = "apply"
-    assert np.asarray(pictures.open(0))[2, 2].max() < 50
+        images.open(0)
+    images.exif_orientation = "ignore"
+    assert np.asarray(images.open(0))[2, 2].min() > 200
+    images.exif_orientation = "apply"
+    assert np.asarray(images.open(0))[2, 2].max() < 50
     assert _oriented(tmp_path, 1, (30, 40)).open(0).size == (40, 30)
 
 
@@ -396,15 +396,15 @@ def test_keys_reach_both_sets(tmp_path: Path) -> None:
         Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.png")
     data = build_detection(*_sections(tmp_path, invalid_annotations="skip", exif_orientation="ignore"), 0.5, 0)
     assert len(data.train_set) == 1
-    assert data.train_set.pictures.exif_orientation == data.val_set.pictures.exif_orientation == "ignore"
+    assert data.train_set.images.exif_orientation == data.val_set.images.exif_orientation == "ignore"
     val_set = build_detection_eval_set(*_sections(tmp_path, invalid_annotations="skip", exif_orientation="apply"), ("cat", "dog"))
-    assert val_set.pictures.exif_orientation == "apply"
+    assert val_set.images.exif_orientation == "apply"
 
 
 def test_an_evaluation_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from stvit_cli.models.weights import WeightsInfo
+    from stvit_cli.models.weights.file import WeightsInfo
     from stvit_cli.recipe import io as recipe_io
-    from stvit_cli.tasks.detection import build_detection_evaluation
+    from stvit_cli.tasks.detection.task import build_detection_evaluation
 
     _written(tmp_path, _content(_annotation(), _annotation(2, bbox=[20, 15, -10, -10])))
     for number in (70, 80):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stvit_cli.data import digits
-from stvit_cli.data.digits import DigitPictures, write_samples
+from stvit_cli.data.digits import DigitImages, write_samples
 from stvit_cli.data.images import open_image
 from stvit_cli.data.order import derive_seed
 
@@ -22,7 +22,7 @@ def test_the_values_are_those_of_the_source() -> None:
 
 
 def test_360_are_held_out_of_each_digit_its_share() -> None:
-    train, val = DigitPictures(held_out=False), DigitPictures(held_out=True)
+    train, val = DigitImages(held_out=False), DigitImages(held_out=True)
     assert (len(train), len(val)) == (1437, 360)
     names = {train.path(index) for index in range(len(train))} | {val.path(index) for index in range(len(val))}
     assert len(names) == 1797
@@ -32,22 +32,22 @@ def test_360_are_held_out_of_each_digit_its_share() -> None:
 
 
 def test_the_held_out_digits_are_the_same_for_ever() -> None:
-    val = DigitPictures(held_out=True)
+    val = DigitImages(held_out=True)
     assert derive_seed(*(val.path(index) for index in range(360))) == 6520144161717328099
 
 
-def test_a_picture_shows_the_scan_enlarged_white_on_black() -> None:
-    train = DigitPictures(held_out=False)
-    picture = train.open(5)
-    assert (picture.size, picture.mode) == ((32, 32), "RGB")
+def test_a_image_shows_the_scan_enlarged_white_on_black() -> None:
+    train = DigitImages(held_out=False)
+    image = train.open(5)
+    assert (image.size, image.mode) == ((32, 32), "RGB")
     number = int(train.path(5)[-8:-4])
-    blocks = np.asarray(picture)[..., 0].reshape(8, 4, 8, 4).mean(axis=(1, 3))
+    blocks = np.asarray(image)[..., 0].reshape(8, 4, 8, 4).mean(axis=(1, 3))
     assert np.corrcoef(blocks.ravel(), digits._arrays()[0][number].ravel())[0, 1] > 0.95
 
 
 def test_samples_are_held_out_digits_that_read_back_the_same(tmp_path: Path) -> None:
     paths = write_samples(tmp_path / "samples")
     assert [path.name for path in paths] == [f"digit-{digit}.png" for digit in range(10)]
-    val = DigitPictures(held_out=True)
+    val = DigitImages(held_out=True)
     held_out = {val.open(index).tobytes(): val.target(index) for index in range(len(val))}
     assert [held_out[open_image(path).tobytes()] for path in paths] == list(range(10))

@@ -15,7 +15,7 @@ from stvit_cli.data.folder_index import FolderIndex, index_folder
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of three classes, and a cache of its own for any number of pictures."""
+    """A folder of three classes, and a cache of its own for any number of images."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(folder_index, "CACHED_FROM", 0)
     monkeypatch.setattr(folder_index, "SETTLED_S", 0.0)

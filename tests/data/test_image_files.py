@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stvit_cli.analysis.predict import list_pictures
 from stvit_cli.data.image_files import left_out_note, list_files
 from stvit_cli.errors import UserError
+from stvit_cli.tasks.classification.predict import list_images
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def test_predict_lists_a_folder_by_the_same_rules(root: Path) -> None:
     (root / "sub" / "up").unlink()
     (root.parent / "elsewhere" / "back").unlink()
     said: list[str] = []
-    found = [str(path.relative_to(root)) for path in list_pictures([root], said.append)]
+    found = [str(path.relative_to(root)) for path in list_images([root], said.append)]
     assert found == ["1.jpg", "9.jpg", "linked/deep/8.jpg", "sub/2.PNG", "sub/gone.jpg"]
     assert len(said) == 1 and "2 files were left out for the ending: 1 without an ending, 1 .heic" in said[0]
     with pytest.raises(UserError, match="gone.jpg: a link that leads nowhere"):
-        list_pictures([root / "sub" / "gone.jpg"])
-    with pytest.raises(UserError, match="no picture in this folder"):
-        list_pictures([_empty(root)])
+        list_images([root / "sub" / "gone.jpg"])
+    with pytest.raises(UserError, match="no image in this folder"):
+        list_images([_empty(root)])
 
 
 def _empty(root: Path) -> Path:

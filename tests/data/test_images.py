@@ -1,4 +1,4 @@
-"""Every kind of picture file comes out as the right RGB; every bad one as an error that names it."""
+"""Every kind of image file comes out as the right RGB; every bad one as an error that names it."""
 
 from __future__ import annotations
 
@@ -138,22 +138,22 @@ def write_truncated(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (lambda path: path.write_text("hello"), "not a picture in a known format"),
-        (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a picture in a known format"),
+        (lambda path: path.write_text("hello"), "not an image in a known format"),
+        (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image in a known format"),
         (lambda path: path.write_bytes(b""), "empty"),
         (write_truncated, "truncated"),
         (write_bomb, "too large"),
     ],
 )
 def test_what_cannot_be_decoded_is_named(tmp_path: Path, write, reason: str) -> None:
-    path = tmp_path / "a picture.jpg"
+    path = tmp_path / "an image.jpg"
     write(path)
     with pytest.raises(UnreadableImage, match=f"{re.escape(str(path))}.*{reason}") as caught:
         open_image(path)
     assert str(caught.value).count("\n") == 0
 
 
-def test_any_damage_to_a_file_gives_a_picture_or_an_error_that_names_it(tmp_path: Path) -> None:
+def test_any_damage_to_a_file_gives_a_image_or_an_error_that_names_it(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     refused = 0
     for ending in ("jpg", "png", "gif", "webp", "tif", "bmp"):
@@ -173,8 +173,8 @@ def test_any_damage_to_a_file_gives_a_picture_or_an_error_that_names_it(tmp_path
     assert refused > 100
 
 
-def test_files_that_cannot_be_read_are_no_unreadable_pictures(tmp_path: Path) -> None:
-    """They must stop a run even where unreadable pictures are skipped."""
+def test_files_that_cannot_be_read_are_no_unreadable_images(tmp_path: Path) -> None:
+    """They must stop a run even where unreadable images are skipped."""
     (tmp_path / "cat.png").write_bytes(b"x")
     for path, reason in [(tmp_path / "cat.pgn", r"no such file\. Did you mean 'cat\.png'"), (tmp_path, "a folder")]:
         with pytest.raises(UserError, match=reason) as caught:
@@ -233,7 +233,7 @@ def test_warnings_and_logs_of_pillow_do_not_reach_the_user(tmp_path: Path, monke
 def test_control_characters_in_a_file_name_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[2J\nb.png"
     path.write_text("no image")
-    with pytest.raises(UnreadableImage, match=r"a\\x1b\[2J\\nb\.png: not a picture"):
+    with pytest.raises(UnreadableImage, match=r"a\\x1b\[2J\\nb\.png: not an image"):
         open_image(path)
     assert "\x1b" not in explain_failure(path, MemoryError())
     with pytest.raises(KeyError):

@@ -10,14 +10,14 @@ from PIL import Image
 
 from stvit_cli.data import label_checks
 from stvit_cli.data.ade20k import build_segmentation
-from stvit_cli.data.image_pairs import LabelledPictures
+from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.label_checks import check_labels
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 
 
-def maps(root: Path, *rows: list[int], names: str = "[background, object]", words: tuple[str, ...] = ()) -> LabelledPictures:
-    """Return a set of pictures whose maps hold the given numbers, an equal share of the pixels each."""
+def maps(root: Path, *rows: list[int], names: str = "[background, object]", words: tuple[str, ...] = ()) -> LabelledImages:
+    """Return a set of images whose maps hold the given numbers, an equal share of the pixels each."""
     for split in ("training", "validation"):
         for number, row in enumerate(rows):
             for kind in ("images", "annotations"):
@@ -25,16 +25,16 @@ def maps(root: Path, *rows: list[int], names: str = "[background, object]", word
             Image.new("RGB", (len(row), 4)).save(root / "images" / split / f"{number}.jpg")
             Image.fromarray(np.tile(np.array(row, np.uint8), (4, 1))).save(root / "annotations" / split / f"{number}.png")
     text = f"{{task: segmentation, data: {{kind: ade20k, dir: '{root}'}}, segmentation: {{class_names: {names}}}}}"
-    return build_segmentation(recipe_io.from_text(text, words)).train_set.pictures
+    return build_segmentation(recipe_io.from_text(text, words)).train_set.images
 
 
-def check(pictures: LabelledPictures, *, to_train: bool = True) -> list[str]:
-    return check_labels("training", pictures, to_train=to_train, open_pictures=True)
+def check(images: LabelledImages, *, to_train: bool = True) -> list[str]:
+    return check_labels("training", images, to_train=to_train, open_images=True)
 
 
-def refused(pictures: LabelledPictures) -> str:
+def refused(images: LabelledImages) -> str:
     with pytest.raises(UserError) as caught:
-        check(pictures)
+        check(images)
     assert len(str(caught.value).splitlines()) <= 6
     return str(caught.value)
 
@@ -43,8 +43,8 @@ REDUCE = ("segmentation.reduce_zero_label=true",)
 
 
 def test_maps_of_two_classes_from_0_are_fine_without_a_key(tmp_path: Path) -> None:
-    pictures = maps(tmp_path, [0, 1], [0, 0], [1, 255])
-    assert check(pictures) == [] and pictures.labels(0, (2, 4)).tolist() == [[0, 1]] * 4
+    images = maps(tmp_path, [0, 1], [0, 0], [1, 255])
+    assert check(images) == [] and images.labels(0, (2, 4)).tolist() == [[0, 1]] * 4
 
 
 def test_maps_from_0_that_are_read_from_1_are_refused(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_maps_from_1_that_are_read_from_0_are_refused(tmp_path: Path) -> None:
     ("number", "key"), [(255, "segmentation.ignore_index=255"), (7, "segmentation.class_names needs a name")]
 )
 def test_a_number_that_is_no_class_says_the_key(tmp_path: Path, number: int, key: str) -> None:
-    pictures = maps(tmp_path, [0, 1, number], words=("segmentation.ignore_index=9",))
+    images = maps(tmp_path, [0, 1, number], words=("segmentation.ignore_index=9",))
     with pytest.raises(UserError, match=key):
-        pictures.numbers(0)
+        images.numbers(0)
 
 
 def test_a_class_that_is_in_no_map_is_said(tmp_path: Path) -> None:
@@ -100,19 +100,19 @@ def test_an_evaluation_says_what_a_training_refuses(tmp_path: Path) -> None:
 
 def test_of_many_maps_a_sample_is_looked_at_and_all_before_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_checks, "spread", lambda count, limit=0: range(0, count, 4))
-    pictures = maps(tmp_path, *[[0, 0]] * 7, [0, 1], *[[0, 0]] * 4)
-    assert check(pictures) == []  # the rare class is in a map that is not in the sample
-    pictures = maps(tmp_path / "none", *[[0, 0]] * 12)
-    assert "only the class background (0): at least two classes" in refused(pictures)
-    (line,) = check(pictures, to_train=False)
+    images = maps(tmp_path, *[[0, 0]] * 7, [0, 1], *[[0, 0]] * 4)
+    assert check(images) == []  # the rare class is in a map that is not in the sample
+    images = maps(tmp_path / "none", *[[0, 0]] * 12)
+    assert "only the class background (0): at least two classes" in refused(images)
+    (line,) = check(images, to_train=False)
     assert "is in none of the 3 label maps looked at" in line
 
 
 def test_damaged_images_and_maps_are_named_together(tmp_path: Path) -> None:
-    pictures = maps(tmp_path, *[[0, 1]] * 8)
+    images = maps(tmp_path, *[[0, 1]] * 8)
     for number in range(3):
-        pictures.images[number].write_bytes(b"none")
-        pictures.maps[number + 3].write_bytes(b"none")
-    message = refused(pictures)
+        images.images[number].write_bytes(b"none")
+        images.maps[number + 3].write_bytes(b"none")
+    message = refused(images)
     assert message.startswith("6 of the 8 training images") and message.endswith("and 3 more")
-    assert all(f"{number}.jpg: not a picture" in message for number in range(3))
+    assert all(f"{number}.jpg: not an image" in message for number in range(3))

@@ -109,9 +109,9 @@ def test_a_share_may_be_empty() -> None:
     assert list(build_eval_loader(Numbers(2), default_collate, 4, 0, rank=2, world_size=3)) == []
 
 
-def picture_folder(root: Path, num_pictures: int = 12) -> DataSection:
+def image_folder(root: Path, num_images: int = 12) -> DataSection:
     for part in ("train", "val"):
-        for number in range(num_pictures):
+        for number in range(num_images):
             path = root / part / f"class{number % 2}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (20, 20), (number * 20, 0, 0)).save(path)
@@ -120,21 +120,21 @@ def picture_folder(root: Path, num_pictures: int = 12) -> DataSection:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_an_unreadable_picture_stops_by_name_and_without_a_trail(tmp_path: Path, part: str, num_workers: int) -> None:
-    data = picture_folder(tmp_path)
+def test_an_unreadable_image_stops_by_name_and_without_a_trail(tmp_path: Path, part: str, num_workers: int) -> None:
+    data = image_folder(tmp_path)
     bad = tmp_path / part / "class1" / "3.png"
     bad.write_text("hello")
     built = build_classification(data, AugmentSection(), EvalSection(), seed=0)
     train = build_train_loader(built.train_set, train_batches(12, num_steps=6), default_collate, num_workers, False)
     val = build_eval_loader(built.val_set, default_collate, 5, num_workers)
-    with pytest.raises(UserError, match=f"^{re.escape(str(bad))}: not a picture") as caught:
+    with pytest.raises(UserError, match=f"^{re.escape(str(bad))}: not an image") as caught:
         list(train if part == "train" else val)
     assert str(caught.value).count("\n") <= 1
     assert ("unreadable=skip" in str(caught.value)) == (part == "train")
 
 
-def test_skipped_pictures_are_replaced_by_a_function_of_the_key_and_named(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path).model_copy(update={"unreadable": "skip"})
+def test_skipped_images_are_replaced_by_a_function_of_the_key_and_named(tmp_path: Path) -> None:
+    data = image_folder(tmp_path).model_copy(update={"unreadable": "skip"})
     bad = [tmp_path / "train" / "class1" / name for name in ("3.png", "5.png")]
     for path in bad:
         path.write_text("hello")
@@ -157,15 +157,15 @@ def test_skipped_pictures_are_replaced_by_a_function_of_the_key_and_named(tmp_pa
 
 
 def test_in_evaluation_nothing_is_skipped(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path).model_copy(update={"unreadable": "skip"})
+    data = image_folder(tmp_path).model_copy(update={"unreadable": "skip"})
     (tmp_path / "val" / "class0" / "0.png").write_bytes(b"")
     val_set = build_classification(data, AugmentSection(), EvalSection(), seed=0).val_set
     with pytest.raises(UserError, match="0.png.*empty"):
         list(build_eval_loader(val_set, default_collate, 4, 0))
 
 
-def test_missing_files_stop_even_where_unreadable_pictures_are_skipped(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path).model_copy(update={"unreadable": "skip"})
+def test_missing_files_stop_even_where_unreadable_images_are_skipped(tmp_path: Path) -> None:
+    data = image_folder(tmp_path).model_copy(update={"unreadable": "skip"})
     train_set = build_classification(data, AugmentSection(), EvalSection(), seed=0).train_set
     (tmp_path / "train" / "class0" / "0.png").unlink()
     with pytest.raises(UserError, match="0.png: there is no such file"):
@@ -173,11 +173,11 @@ def test_missing_files_stop_even_where_unreadable_pictures_are_skipped(tmp_path:
 
 
 def test_where_nothing_can_be_decoded_skipping_ends(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path).model_copy(update={"unreadable": "skip"})
+    data = image_folder(tmp_path).model_copy(update={"unreadable": "skip"})
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"")
     train_set = build_classification(data, AugmentSection(), EvalSection(), seed=0).train_set
-    with pytest.raises(UserError, match="21 pictures in a row"):
+    with pytest.raises(UserError, match="21 images in a row"):
         list(build_train_loader(train_set, train_batches(12), default_collate, 0, pin_memory=False))
 
 

@@ -41,18 +41,18 @@ def test_an_epoch_is_a_permutation_and_no_two_are_alike() -> None:
 
 
 @pytest.mark.parametrize(("num_samples", "repeats"), [(30, 3), (31, 3), (100, 7), (5, 9)])
-def test_repeated_augmentation_shows_fewer_pictures_in_several_views(num_samples: int, repeats: int) -> None:
+def test_repeated_augmentation_shows_fewer_images_in_several_views(num_samples: int, repeats: int) -> None:
     keys = sample_order(num_samples, epoch=2, seed=0, repeats=repeats)
     assert len(keys) == len(set(keys)) == num_samples
     counts = Counter(key.index for key in keys)
     assert len(counts) == math.ceil(num_samples / repeats)
-    assert sorted(counts.values())[1:] == [repeats] * (len(counts) - 1)  # only the last picture may be cut short
+    assert sorted(counts.values())[1:] == [repeats] * (len(counts) - 1)  # only the last image may be cut short
     plain = [key.index for key in sample_order(num_samples, epoch=2, seed=0, repeats=1)]
     assert list(dict.fromkeys(key.index for key in keys)) == plain[: len(counts)]
 
 
 def test_the_processes_get_what_deits_sampler_would_deal_them() -> None:
-    """Its rule, written anew: every picture three times in a row, process r takes every W-th sample from the r-th on."""
+    """Its rule, written anew: every image three times in a row, process r takes every W-th sample from the r-th on."""
     world_size, batch_size, num_samples = 4, 6, 24 * 5
     order = [key.index for key in sample_order(num_samples, epoch=0, seed=3, repeats=1)]
     tripled = torch.tensor(order).repeat_interleave(3)[:num_samples]
@@ -89,7 +89,7 @@ def test_steps_cut_epochs_and_leave_out_what_fills_no_step() -> None:
 
 
 def test_a_set_smaller_than_one_step_is_refused_with_the_largest_batch() -> None:
-    with pytest.raises(UserError, match=r"global_batch_size is 12.*only 11 pictures.*at most 11"):
+    with pytest.raises(UserError, match=r"global_batch_size is 12.*only 11 images.*at most 11"):
         batches(11)
 
 

@@ -1,4 +1,4 @@
-"""Resizing, cropping and colours of pictures with labels."""
+"""Resizing, cropping and colours of images with labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, AugmentSection, DataSe
         ((640, 480), 2.0, (1365, 1024)),
     ],
 )
-def test_a_picture_fits_into_both_sides(size: tuple[int, int], factor: float, expected: tuple[int, int]) -> None:
+def test_a_image_fits_into_both_sides(size: tuple[int, int], factor: float, expected: tuple[int, int]) -> None:
     assert fitted(size, (2048, 512), factor) == expected
 
 
@@ -56,7 +56,7 @@ def test_a_crop_of_one_class_is_drawn_again() -> None:
     assert 0 <= random_crop(labels, 64, 0.75)[1] <= 192
 
 
-def test_a_small_picture_is_padded_with_the_mean_and_ignored_labels() -> None:
+def test_a_small_image_is_padded_with_the_mean_and_ignored_labels() -> None:
     section = SegmentationSection(max_size=(40, 30), scale_range=(1.0, 1.0), photometric=False)
     transform = TrainTransform(section, AugmentSection(hflip=0.0), DataSection(image_size=64))
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -67,8 +67,8 @@ def test_a_small_picture_is_padded_with_the_mean_and_ignored_labels() -> None:
     assert (target[:30, :40] == 3).all() and (target[30:] == IGNORED).all() and (target[:, 40:] == IGNORED).all()
 
 
-def test_a_picture_and_its_labels_stay_together() -> None:
-    """Labels drawn as grey values are found again in the picture, whatever crop and flip was drawn."""
+def test_a_image_and_its_labels_stay_together() -> None:
+    """Labels drawn as grey values are found again in the image, whatever crop and flip was drawn."""
     labels = np.arange(48 * 64, dtype=np.int32).reshape(48, 64) // 16 % 200
     image = Image.fromarray(np.repeat(labels[..., None], 3, axis=2).astype(np.uint8))
     section = SegmentationSection(max_size=(64, 48), scale_range=(0.5, 2.0), photometric=False)

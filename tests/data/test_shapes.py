@@ -75,8 +75,8 @@ def test_the_coco_tree_is_what_pycocotools_reads(tmp_path: Path) -> None:
     assert coco.getCatIds() == list(CATEGORY_IDS) and len(coco.getImgIds()) == 2
     for index, number in enumerate(sorted(coco.getImgIds())):
         scene = draw_scene(7, "val", index, 80)
-        picture = Image.open(tmp_path / "tree" / "val2017" / coco.imgs[number]["file_name"])
-        assert np.array_equal(np.asarray(picture), scene.image)
+        image = Image.open(tmp_path / "tree" / "val2017" / coco.imgs[number]["file_name"])
+        assert np.array_equal(np.asarray(image), scene.image)
         found = coco.loadAnns(coco.getAnnIds(number))
         assert [annotation["category_id"] for annotation in found] == [CATEGORY_IDS[label] for label in scene.labels]
         for annotation, mask in zip(found, scene.masks, strict=True):

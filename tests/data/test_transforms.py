@@ -31,8 +31,8 @@ def test_evaluation_is_deits_below_225_and_the_authors_above(size: int) -> None:
     resized = int((256 / 224) * size) if size <= 224 else size
     resize = tv.Resize(resized, interpolation=tv.InterpolationMode.BICUBIC)
     oracle = tv.Compose([resize, tv.CenterCrop(size), tv.ToTensor(), tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
-    for picture in (photograph(), photograph(200, 330), photograph(40, 40)):
-        assert torch.equal(eval_transform(size, IMAGENET_MEAN, IMAGENET_STD)(picture), oracle(picture))
+    for opened in (photograph(), photograph(200, 330), photograph(40, 40)):
+        assert torch.equal(eval_transform(size, IMAGENET_MEAN, IMAGENET_STD)(opened), oracle(opened))
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 300)])
@@ -77,15 +77,15 @@ def test_training_is_timms_transform_for_the_same_draw() -> None:
         re_count=1,
     )
     ours = train_transform(DEIT, 224, IMAGENET_MEAN, IMAGENET_STD)
-    picture, compared = photograph(), 0
+    opened, compared = photograph(), 0
     for seed in range(60):
         try:
             with seeded(seed):
-                expected = oracle(picture)
+                expected = oracle(opened)
         except ValueError:  # timm asks Pillow to posterize to 0 bits; see the test below
             continue
         with seeded(seed):
-            assert torch.equal(ours(picture), expected)
+            assert torch.equal(ours(opened), expected)
         compared += 1
     assert compared > 50
 
@@ -93,13 +93,13 @@ def test_training_is_timms_transform_for_the_same_draw() -> None:
 @pytest.mark.parametrize("policy", ["rand-m10-n6-p1-inc1", "original", "v0", "augmix-m10", "3a"])
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_no_draw_of_a_policy_fails(policy: str, in_chans: int) -> None:
-    """At its top magnitude timm posterizes to 0 bits, which Pillow 13 refuses: a run would end after some thousand pictures."""
+    """At its top magnitude timm posterizes to 0 bits, which Pillow 13 refuses: a run would end after some thousand images."""
     augment = DEIT.model_copy(update={"auto_augment": policy})
     transform = train_transform(augment, 16, (0.5,) * in_chans, (0.5,) * in_chans, in_chans)
-    picture = photograph(24, 24)
+    opened = photograph(24, 24)
     for seed in range(150):
         with seeded(seed):
-            image = transform(picture)
+            image = transform(opened)
         assert image.shape == (in_chans, 16, 16) and image.isfinite().all()
 
 
@@ -107,13 +107,13 @@ def test_posterizing_to_no_bits_gives_black_as_older_pillows_did() -> None:
     transform = train_transform(DEIT, 16, IMAGENET_MEAN, IMAGENET_STD)
     randaugment = next(step for step in transform.transforms if hasattr(step, "ops"))
     posterize = next(op for op in randaugment.ops if op.name == "PosterizeIncreasing")
-    picture = photograph(24, 24)
-    assert np.asarray(posterize.aug_fn(picture, 0)).max() == 0
-    assert (np.asarray(posterize.aug_fn(picture, 3)) == np.asarray(picture) & 0b11100000).all()
-    assert (np.asarray(posterize.aug_fn(picture, 8)) == np.asarray(picture)).all()
+    opened = photograph(24, 24)
+    assert np.asarray(posterize.aug_fn(opened, 0)).max() == 0
+    assert (np.asarray(posterize.aug_fn(opened, 3)) == np.asarray(opened) & 0b11100000).all()
+    assert (np.asarray(posterize.aug_fn(opened, 8)) == np.asarray(opened)).all()
 
 
-def test_without_augmentation_the_whole_picture_is_resized() -> None:
+def test_without_augmentation_the_whole_image_is_resized() -> None:
     normalise = tv.Compose([tv.ToTensor(), tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     expected = normalise(photograph(96, 80).resize((64, 64), Image.Resampling.BICUBIC))
     assert torch.equal(train_transform(PLAIN, 64, IMAGENET_MEAN, IMAGENET_STD)(photograph(96, 80)), expected)
@@ -124,9 +124,9 @@ def test_digits_are_not_flipped_where_the_recipe_says_so() -> None:
 
 
 def test_grey_models_see_grey() -> None:
-    picture = photograph(80, 80)
-    image = eval_transform(64, (0.0,), (1.0,), crop_pct=1.0, in_chans=1)(picture)
-    expected = np.asarray(picture.convert("L").resize((64, 64), Image.Resampling.BICUBIC)) / 255
+    opened = photograph(80, 80)
+    image = eval_transform(64, (0.0,), (1.0,), crop_pct=1.0, in_chans=1)(opened)
+    expected = np.asarray(opened.convert("L").resize((64, 64), Image.Resampling.BICUBIC)) / 255
     assert image.shape == (1, 64, 64)
     assert np.allclose(image[0].numpy(), expected)
 

@@ -32,7 +32,7 @@ def test_auto_takes_the_largest_that_fits_and_divides() -> None:
 
 
 def test_auto_says_so_where_nothing_fits() -> None:
-    with pytest.raises(UserError, match="Not even 2 pictures fit"):
+    with pytest.raises(UserError, match="Not even 2 images fit"):
         plan_batches(section("auto", 64), 1, multiple=2, fits=lambda size: False)
 
 
@@ -52,7 +52,7 @@ def test_processes_that_cannot_share_list_what_could() -> None:
 
 
 def test_pairs_stay_together() -> None:
-    with pytest.raises(UserError, match="2 pictures at a time"):
+    with pytest.raises(UserError, match="2 images at a time"):
         plan_batches(section("auto", 6), 2, multiple=2)
     with pytest.raises(UserError, match="Sizes that do: 6 .*, 2 "):
         plan_batches(section(3, 6), 1, multiple=2)

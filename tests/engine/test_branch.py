@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import toy
 from torch import Tensor
 
 from stvit_cli import engine
@@ -26,7 +26,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.fixture(scope="module")
-def diverged(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that ended in its twelfth step, with checkpoints of steps 8 and 10."""
     folder = tmp_path_factory.mktemp("diverged")
 
@@ -40,7 +40,7 @@ def diverged(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def branch(toy: ModuleType, source: Path, step: int, folder: Path, *overrides: str, processes: int = 1) -> list[Any]:
+def branch(source: Path, step: int, folder: Path, *overrides: str, processes: int = 1) -> list[Any]:
     """Start a run from a step, in processes of its own."""
 
     def work() -> None:
@@ -50,11 +50,9 @@ def branch(toy: ModuleType, source: Path, step: int, folder: Path, *overrides: s
 
 
 @pytest.mark.parametrize("step", [8, 10], ids=["within an epoch", "after an evaluation"])
-def test_without_changes_it_gives_the_bits_of_the_unbroken_run(
-    toy: ModuleType, diverged: Path, unbroken: Path, tmp_path: Path, step: int
-) -> None:
+def test_without_changes_it_gives_the_bits_of_the_unbroken_run(diverged: Path, unbroken: Path, tmp_path: Path, step: int) -> None:
     before = contents(diverged)
-    (ended,) = branch(toy, diverged, step, tmp_path)
+    (ended,) = branch(diverged, step, tmp_path)
     assert ended.code == 0, ended.message
     toy.assert_same_outcome(tmp_path / "run", unbroken)
     assert contents(diverged) == before
@@ -63,7 +61,7 @@ def test_without_changes_it_gives_the_bits_of_the_unbroken_run(
 
 
 def test_killed_and_resumed_it_is_a_run_like_any_other(
-    toy: ModuleType, diverged: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    diverged: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def on_loss(call: int, loss: Tensor) -> Tensor:
         if call == 3 * MICRO_BATCHES:
@@ -79,9 +77,9 @@ def test_killed_and_resumed_it_is_a_run_like_any_other(
     toy.assert_same_outcome(tmp_path / "run", unbroken)
 
 
-def test_changed_settings_count_from_the_checkpoint_on(toy: ModuleType, diverged: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_changed_settings_count_from_the_checkpoint_on(diverged: Path, unbroken: Path, tmp_path: Path) -> None:
     changed = ("optim.lr=5e-3", "train.log_every_steps=1")
-    (ended,) = branch(toy, diverged, 10, tmp_path, *changed)
+    (ended,) = branch(diverged, 10, tmp_path, *changed)
     assert ended.code == 0, ended.message
     rows = [row for row in toy.outcome(tmp_path / "run")[1] if row["kind"] == "train"]
     assert [row["step"] for row in rows] == [3, 6, 9, *range(11, 21)]
@@ -100,10 +98,8 @@ def test_changed_settings_count_from_the_checkpoint_on(toy: ModuleType, diverged
     [("train.ema_decay=null",), ("train.precision=fp16",), ("finetune.freeze_backbone=true",), ("schedule.epochs=5",)],
     ids=" ".join,
 )
-def test_settings_that_change_what_a_checkpoint_holds(
-    toy: ModuleType, diverged: Path, tmp_path: Path, changed: tuple[str, ...]
-) -> None:
-    (ended,) = branch(toy, diverged, 10, tmp_path, *changed)
+def test_settings_that_change_what_a_checkpoint_holds(diverged: Path, tmp_path: Path, changed: tuple[str, ...]) -> None:
+    (ended,) = branch(diverged, 10, tmp_path, *changed)
     assert ended.code == 0, ended.message
     newest = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
     assert newest.step == (25 if "schedule.epochs=5" in changed else 20)
@@ -111,7 +107,7 @@ def test_settings_that_change_what_a_checkpoint_holds(
     assert bool(newest.state["scaler"]) == ("train.precision=fp16" in changed)
 
 
-def test_an_average_and_weights_that_were_not_there_before(toy: ModuleType, tmp_path: Path) -> None:
+def test_an_average_and_weights_that_were_not_there_before(tmp_path: Path) -> None:
     first = ("schedule.epochs=2", "train.ema_decay=null", "finetune.freeze_backbone=true")
     toy.train(tmp_path, *first)
     fit(toy.ToyTask(), toy.recipe("schedule.epochs=3"), tmp_path / "more", branch=Branch(tmp_path / "run", 10))
@@ -119,8 +115,8 @@ def test_an_average_and_weights_that_were_not_there_before(toy: ModuleType, tmp_
     assert newest.step == 15 and "ema" in newest.tensors and "0.weight/exp_avg" in newest.tensors["optimizer"]
 
 
-def test_two_processes_start_from_it_too(toy: ModuleType, diverged: Path, unbroken: Path, tmp_path: Path) -> None:
-    assert [ended.code for ended in branch(toy, diverged, 10, tmp_path, processes=2)] == [0, 0]
+def test_two_processes_start_from_it_too(diverged: Path, unbroken: Path, tmp_path: Path) -> None:
+    assert [ended.code for ended in branch(diverged, 10, tmp_path, processes=2)] == [0, 0]
     ours, theirs = (toy.outcome(folder)[1][-1] for folder in (tmp_path / "run", unbroken))
     assert ours["step"] == theirs["step"] == 20 and ours["loss"] == pytest.approx(theirs["loss"], rel=0.2)
 
@@ -132,7 +128,7 @@ def test_a_step_without_a_checkpoint_is_answered_with_those_that_there_are(diver
         Branch(tmp_path, 9).require()
 
 
-def test_a_damaged_checkpoint_is_named(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     toy.train(tmp_path, "schedule.epochs=2")
     (tmp_path / "run" / "checkpoints" / "step_00000010" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match=r"step_00000010 is damaged: model.safetensors is not as it was written"):
@@ -141,7 +137,7 @@ def test_a_damaged_checkpoint_is_named(toy: ModuleType, tmp_path: Path) -> None:
 
 
 def test_another_model_other_classes_or_no_steps_left_are_refused(
-    toy: ModuleType, diverged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    diverged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(*overrides: str, norm: bool = True) -> None:
         fit(toy.ToyTask(norm=norm), toy.recipe(*overrides), tmp_path / "new", branch=Branch(diverged, 10))
@@ -158,7 +154,7 @@ def test_another_model_other_classes_or_no_steps_left_are_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_advice_after_a_nan_can_be_followed(toy: ModuleType, diverged: Path) -> None:
+def test_the_advice_after_a_nan_can_be_followed(diverged: Path) -> None:
     said = (diverged.parent / "said").read_text()
     assert len(said.splitlines()) <= 6
     (line,) = [line for line in said.splitlines() if line.startswith("  stvit ")]
@@ -174,7 +170,7 @@ def test_the_advice_after_a_nan_can_be_followed(toy: ModuleType, diverged: Path)
 @pytest.mark.parametrize(
     "settings", [("schedule.min_lr=9e-3",), ("schedule.warmup_lr=1e-2",), ("optim.clip_grad_norm=null", "train.precision=fp16")]
 )
-def test_the_advice_is_a_valid_recipe_whatever_the_settings(toy: ModuleType, settings: tuple[str, ...]) -> None:
+def test_the_advice_is_a_valid_recipe_whatever_the_settings(settings: tuple[str, ...]) -> None:
     from stvit_cli.engine.branch import calmer
 
     recipe = toy.recipe(*settings)

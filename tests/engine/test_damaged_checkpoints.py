@@ -8,12 +8,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from helpers import toy
 from torch import Tensor
 
 from stvit_cli import engine
@@ -169,16 +169,14 @@ TAMPERED: dict[str, Change] = {
 
 
 @pytest.fixture(scope="module")
-def last_two(toy: ModuleType, unbroken: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def last_two(unbroken: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run: 20 steps, with checkpoints of steps 18 and 20."""
     assert [path.name for path in checkpoint.checkpoints(unbroken / "checkpoints")] == ["step_00000018", "step_00000020"]
     return unbroken
 
 
 @pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED.keys())
-def test_a_tampered_checkpoint_is_set_aside_and_the_older_one_used(
-    toy: ModuleType, last_two: Path, tmp_path: Path, change: Change
-) -> None:
+def test_a_tampered_checkpoint_is_set_aside_and_the_older_one_used(last_two: Path, tmp_path: Path, change: Change) -> None:
     run_dir = shutil.copytree(last_two, tmp_path / "run")
     newest = run_dir / "checkpoints" / "step_00000020"
     rewrite(newest, change)
@@ -192,14 +190,14 @@ def test_a_tampered_checkpoint_is_set_aside_and_the_older_one_used(
     toy.assert_same_outcome(run_dir, last_two)
 
 
-def test_changes_of_the_test_are_what_makes_them_damaged(toy: ModuleType, last_two: Path, tmp_path: Path) -> None:
+def test_changes_of_the_test_are_what_makes_them_damaged(last_two: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(last_two, tmp_path / "run")
     rewrite(run_dir / "checkpoints" / "step_00000020", uncounted(lambda content, folder: None))
     (ended,) = toy.start(lambda: engine.fit(toy.ToyTask(norm=True), toy.recipe(), run_dir, resume=True), tmp_path)()
     assert ended.code == 0 and not (run_dir / "checkpoints" / "step_00000020.damaged").exists()
 
 
-def test_keys_of_a_newer_version_do_no_harm(toy: ModuleType, last_two: Path, tmp_path: Path) -> None:
+def test_keys_of_a_newer_version_do_no_harm(last_two: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(last_two, tmp_path / "run")
 
     def add(content: Content, folder: Path) -> None:
@@ -211,7 +209,7 @@ def test_keys_of_a_newer_version_do_no_harm(toy: ModuleType, last_two: Path, tmp
     assert ended.code == 0 and not (run_dir / "checkpoints" / "step_00000020.damaged").exists()
 
 
-def test_other_data_are_not_taken_for_damage(toy: ModuleType, last_two: Path, tmp_path: Path) -> None:
+def test_other_data_are_not_taken_for_damage(last_two: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(last_two, tmp_path / "run")
     for path in checkpoint.checkpoints(run_dir / "checkpoints"):
         rewrite(path, put("state", "fingerprint", "num_classes", value=9))
@@ -221,7 +219,7 @@ def test_other_data_are_not_taken_for_damage(toy: ModuleType, last_two: Path, tm
     assert len(checkpoint.checkpoints(run_dir / "checkpoints")) == 2
 
 
-def test_all_tampered_is_said_in_a_few_lines(toy: ModuleType, last_two: Path, tmp_path: Path) -> None:
+def test_all_tampered_is_said_in_a_few_lines(last_two: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(last_two, tmp_path / "run")
     for path in checkpoint.checkpoints(run_dir / "checkpoints"):
         rewrite(path, drop("state", "run", "best", "metrics"))

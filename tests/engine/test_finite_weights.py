@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from helpers import toy
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,7 +15,7 @@ from stvit_cli import engine
 from stvit_cli.engine import checkpoint, step
 from stvit_cli.engine.evaluation import ENOUGH, NonFiniteEvaluation
 from stvit_cli.engine.finite_weights import non_finite
-from stvit_cli.engine.history import History
+from stvit_cli.engine.metrics_log import History
 from stvit_cli.errors import UserError
 
 
@@ -38,7 +38,7 @@ def last_rate(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     ],
 )
 def test_a_last_update_that_overflows_ends_the_run_and_keeps_the_best(
-    toy: ModuleType, tmp_path: Path, last_rate: dict[str, float], lr: float, processes: int, said: str
+    tmp_path: Path, last_rate: dict[str, float], lr: float, processes: int, said: str
 ) -> None:
     run = tmp_path / "run"
     last_rate["lr"] = lr
@@ -56,18 +56,14 @@ def test_a_last_update_that_overflows_ends_the_run_and_keeps_the_best(
     toy.train(tmp_path, "schedule.epochs=2", resume=True)  # what was said to be good is
 
 
-def test_a_checkpoint_without_an_evaluation_is_not_written_either(
-    toy: ModuleType, tmp_path: Path, last_rate: dict[str, float]
-) -> None:
+def test_a_checkpoint_without_an_evaluation_is_not_written_either(tmp_path: Path, last_rate: dict[str, float]) -> None:
     last_rate["lr"] = 1e39
     with pytest.raises(UserError, match="by step 10.*(\n.*)*step_00000008"):
         toy.train(tmp_path, "schedule.epochs=4")
     assert checkpoint.load_newest(tmp_path / "run" / "checkpoints").step == 8
 
 
-def test_an_old_checkpoint_of_weights_that_are_not_finite_is_not_resumed(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_checkpoint_of_weights_that_are_not_finite_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.train(tmp_path, "schedule.epochs=2")
     folder = tmp_path / "run" / "checkpoints"
     newest = checkpoint.load_newest(folder)
@@ -89,7 +85,7 @@ class Overflowing(nn.Module):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_an_evaluation_counts_and_names_images_without_finite_outputs(toy: ModuleType, tmp_path: Path, processes: int) -> None:
+def test_an_evaluation_counts_and_names_images_without_finite_outputs(tmp_path: Path, processes: int) -> None:
     task = toy.ToyTask()
     bad = [f"val-{index}" for index in range(toy.NUM_VAL) if toy.ValPoints()[index]["image"][0] > 1]
     assert 2 <= len(bad) < 10
@@ -102,7 +98,7 @@ def test_an_evaluation_counts_and_names_images_without_finite_outputs(toy: Modul
     assert len(named) == min(len(bad), 4) and set(named) <= set(bad)
 
 
-def test_an_evaluation_without_any_finite_output_ends_early(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_without_any_finite_output_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stvit_cli.engine.evaluation.ENOUGH", 8)
     seen = []
     model = Overflowing(above=-1e9)

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import torch
+from helpers import toy
 from timm.layers import DropPath
 from torch import nn
 
@@ -12,26 +12,26 @@ from stvit_cli.engine.freezing import freeze, set_training_mode
 from stvit_cli.recipe import FinetuneSection
 
 
-def weights(folder: Path, toy: ModuleType) -> dict[str, torch.Tensor]:
+def weights(folder: Path) -> dict[str, torch.Tensor]:
     tensors, _ = toy.outcome(folder)
     return {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}
 
 
-def test_a_linear_probe_changes_the_head_alone(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_linear_probe_changes_the_head_alone(tmp_path: Path) -> None:
     engine.fit(toy.ToyTask(norm=True), toy.recipe("schedule.epochs=2", "finetune.freeze_backbone=true"), tmp_path / "run")
     initial = toy.ToyTask(norm=True).model.state_dict()
-    changed = {name for name, tensor in weights(tmp_path / "run", toy).items() if not torch.equal(tensor, initial[name[6:]])}
+    changed = {name for name, tensor in weights(tmp_path / "run").items() if not torch.equal(tensor, initial[name[6:]])}
     assert changed == {"model/4.weight", "model/4.bias"}
 
 
-def test_frozen_norms_keep_their_statistics_and_the_rest_trains(toy: ModuleType, tmp_path: Path) -> None:
+def test_frozen_norms_keep_their_statistics_and_the_rest_trains(tmp_path: Path) -> None:
     engine.fit(toy.ToyTask(norm=True), toy.recipe("schedule.epochs=2", "finetune.freeze_norm=true"), tmp_path / "run")
     initial = toy.ToyTask(norm=True).model.state_dict()
-    same = {name for name, tensor in weights(tmp_path / "run", toy).items() if torch.equal(tensor, initial[name[6:]])}
+    same = {name for name, tensor in weights(tmp_path / "run").items() if torch.equal(tensor, initial[name[6:]])}
     assert same == {"model/3.running_mean", "model/3.running_var", "model/3.num_batches_tracked"}
 
 
-def test_frozen_norms_and_drop_path_are_in_evaluation_mode(toy: ModuleType) -> None:
+def test_frozen_norms_and_drop_path_are_in_evaluation_mode() -> None:
     task = toy.ToyTask(norm=True)
     task.model.append(DropPath(0.5))
     set_training_mode(task, FinetuneSection(freeze_norm=True))
@@ -39,7 +39,7 @@ def test_frozen_norms_and_drop_path_are_in_evaluation_mode(toy: ModuleType) -> N
     assert not modes[nn.BatchNorm1d] and not modes[DropPath] and modes[nn.Dropout] and task.model.training
 
 
-def test_what_holds_the_head_stays_in_training_mode(toy: ModuleType) -> None:
+def test_what_holds_the_head_stays_in_training_mode() -> None:
     task = toy.ToyTask(norm=True)
     section = FinetuneSection(freeze_backbone=True)
     freeze(task, section)
@@ -48,7 +48,7 @@ def test_what_holds_the_head_stays_in_training_mode(toy: ModuleType) -> None:
     assert [p.requires_grad for p in task.model.parameters()] == [False] * 4 + [True] * 2
 
 
-def test_the_moving_average_is_that_of_weights_and_statistics(toy: ModuleType, tmp_path: Path) -> None:
+def test_the_moving_average_is_that_of_weights_and_statistics(tmp_path: Path) -> None:
     """Redone with the weights of every step."""
     settings = ("schedule.epochs=2", "checkpoint.every_steps=1", "checkpoint.keep=20", "train.ema_decay=0.75")
     engine.fit(toy.ToyTask(norm=True), toy.recipe(*settings), tmp_path / "run")

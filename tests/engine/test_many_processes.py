@@ -7,10 +7,10 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from helpers import toy
 from torch import Tensor
 
 from stvit_cli import engine
@@ -18,7 +18,7 @@ from stvit_cli import engine
 MICRO_BATCHES = 4
 
 
-def test_two_processes_take_the_steps_of_one_that_accumulates(toy: ModuleType, tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one_that_accumulates(tmp_path: Path) -> None:
     settings = ("schedule.epochs=1", "schedule.warmup_epochs=0")
     tensors = {}
     for processes in (1, 2):
@@ -34,7 +34,7 @@ def test_two_processes_take_the_steps_of_one_that_accumulates(toy: ModuleType, t
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_counts_depend_neither_on_processes_nor_on_batches(toy: ModuleType, tmp_path: Path, processes: int) -> None:
+def test_counts_depend_neither_on_processes_nor_on_batches(tmp_path: Path, processes: int) -> None:
     def count() -> None:
         task = toy.ToyTask(norm=True)
         found = [engine.evaluate(task, task.model, "cpu", batch_size=size) for size in (1, 7, 64)]
@@ -53,7 +53,7 @@ def test_counts_depend_neither_on_processes_nor_on_batches(toy: ModuleType, tmp_
             assert metrics["top5"] * 37 / 100 == pytest.approx(hits[:, :5].sum().item(), abs=1e-9)
 
 
-def test_two_processes_killed_and_resumed_give_the_same_bits(toy: ModuleType, tmp_path: Path) -> None:
+def test_two_processes_killed_and_resumed_give_the_same_bits(tmp_path: Path) -> None:
     def train(folder: Path, kill_at: int = 0, resume: bool = False) -> None:
         def at_loss(call: int, loss: Tensor) -> Tensor:
             if call == kill_at:
@@ -68,7 +68,7 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(toy: ModuleType, tm
     toy.assert_same_outcome(tmp_path / "b" / "run", tmp_path / "a" / "run")
 
 
-def test_a_number_that_is_none_on_one_rank_stops_all_before_the_update(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_number_that_is_none_on_one_rank_stops_all_before_the_update(tmp_path: Path) -> None:
     def work() -> None:
         def at_loss(call: int, loss: Tensor) -> Tensor:
             return loss * float("nan") if call == 6 and os.environ["RANK"] == "1" else loss
@@ -84,7 +84,7 @@ def test_a_number_that_is_none_on_one_rank_stops_all_before_the_update(toy: Modu
     message = ended[0].message
     assert "The loss is not finite at step 2; stopped before the update." in message and ended[1].message == ""
     # Two micro-batches of two for each process and step: the bad one is the second of process 1.
-    keys = [key.index for key in third_step(toy)]
+    keys = [key.index for key in third_step()]
     assert f"In the batch: {', '.join(f'point-{index}' for index in keys)}." in message
     saved, _ = toy.outcome(tmp_path / "run")
     for rank in range(2):
@@ -92,7 +92,7 @@ def test_a_number_that_is_none_on_one_rank_stops_all_before_the_update(toy: Modu
             assert torch.equal(tensor, saved[f"model/{name}"])
 
 
-def third_step(toy: ModuleType) -> list[object]:
+def third_step() -> list[object]:
     """The samples of process 1's second micro-batch in step 2."""
     from stvit_cli.data.loader import TrainBatches
 
@@ -100,7 +100,7 @@ def third_step(toy: ModuleType) -> list[object]:
     return list(TrainBatches(toy.NUM_TRAIN, **settings, start_step=2, num_steps=3))[1]
 
 
-def test_a_signal_to_one_rank_stops_all_with_the_state_saved(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_all_with_the_state_saved(tmp_path: Path) -> None:
     def train(folder: Path, signalled: bool = False, resume: bool = False) -> None:
         def at_loss(call: int, loss: Tensor) -> Tensor:
             if signalled and call == 13 and os.environ["RANK"] == "1":
@@ -116,7 +116,7 @@ def test_a_signal_to_one_rank_stops_all_with_the_state_saved(toy: ModuleType, tm
     toy.assert_same_outcome(tmp_path / "b" / "run", tmp_path / "a" / "run")
 
 
-def test_a_rank_that_dies_takes_the_others_along_with_a_message(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_rank_that_dies_takes_the_others_along_with_a_message(tmp_path: Path) -> None:
     def work() -> None:
         def at_loss(call: int, loss: Tensor) -> Tensor:
             if call == 9 and os.environ["RANK"] == "1":
@@ -132,7 +132,7 @@ def test_a_rank_that_dies_takes_the_others_along_with_a_message(toy: ModuleType,
     assert time.monotonic() - began < 60
 
 
-def test_a_restarted_group_takes_up_its_run(toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restarted_group_takes_up_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(kill: bool) -> None:
         def at_loss(call: int, loss: Tensor) -> Tensor:
             if kill and call == 30:

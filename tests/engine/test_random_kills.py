@@ -9,9 +9,9 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from helpers import toy
 
 from stvit_cli import tasks
 from stvit_cli.engine.trainer import fit
@@ -20,7 +20,7 @@ from stvit_cli.recipe import io as recipe_io
 Start = Callable[[Path, bool, int], Callable[[], list[object]]]
 
 
-def killed_and_resumed(toy: ModuleType, start: Start, folder: Path, draw: random.Random, whole: float, kills: int) -> int:
+def killed_and_resumed(start: Start, folder: Path, draw: random.Random, whole: float, kills: int) -> int:
     """Run into ``folder``, killed ``kills`` times somewhere in the ``whole`` seconds a run takes; return how often that hit."""
     hits = 0
     for attempt in range(kills + 5):
@@ -39,14 +39,14 @@ def killed_and_resumed(toy: ModuleType, start: Start, folder: Path, draw: random
     raise AssertionError(f"{folder} did not come to its end")
 
 
-def check(toy: ModuleType, start: Start, root: Path, processes: int, runs: int) -> None:
+def check(start: Start, root: Path, processes: int, runs: int) -> None:
     began = time.monotonic()
     assert {ended.code for ended in start(root / "unbroken", False, 0)()} == {0}  # type: ignore[attr-defined]
     whole = time.monotonic() - began
     draw = random.Random(processes)
     hits = 0
     for number in range(runs):
-        hits += killed_and_resumed(toy, start, root / str(number), draw, whole, kills=3)
+        hits += killed_and_resumed(start, root / str(number), draw, whole, kills=3)
         toy.assert_same_outcome(root / str(number) / "run", root / "unbroken" / "run")
         shutil.rmtree(root / str(number))
     print(f"{runs} runs of {processes} process(es), {hits} kills, all bit-equal")
@@ -55,17 +55,17 @@ def check(toy: ModuleType, start: Start, root: Path, processes: int, runs: int) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "runs"), [(1, 50), (2, 10)])
-def test_the_stand_in(toy: ModuleType, tmp_path: Path, processes: int, runs: int) -> None:
+def test_the_stand_in(tmp_path: Path, processes: int, runs: int) -> None:
     def start(folder: Path, resume: bool, workers: int) -> Callable[[], list[object]]:
         settings = (f"data.num_workers={workers}", "train.log_every_steps=1")
         return toy.start(lambda: toy.train(folder, *settings, norm=True, resume=resume), folder, processes)  # type: ignore[no-any-return]
 
-    check(toy, start, tmp_path, processes, runs)
+    check(start, tmp_path, processes, runs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_stvit_with_everything_on(toy: ModuleType, tmp_path: Path, processes: int) -> None:
+def test_stvit_with_everything_on(tmp_path: Path, processes: int) -> None:
     """Drop path, Mixup and CutMix, RandAugment, erasing, repeated augmentation, moving average, layer-wise rates."""
     settings = (
         *("model.name=stvit-nano", "model.drop_path_rate=0.2", "data.kind=digits", "data.image_size=32", "train.device=cpu"),
@@ -79,4 +79,4 @@ def test_stvit_with_everything_on(toy: ModuleType, tmp_path: Path, processes: in
         recipe = recipe_io.from_text("name: all", [*settings, f"data.num_workers={workers}"])
         return toy.start(lambda: fit(tasks.build(recipe), recipe, folder / "run", resume=resume), folder, processes)  # type: ignore[no-any-return]
 
-    check(toy, start, tmp_path, processes, runs=3)
+    check(start, tmp_path, processes, runs=3)

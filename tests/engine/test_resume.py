@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from helpers import toy
 from torch import Tensor
 
 from stvit_cli import engine
@@ -17,9 +17,7 @@ from stvit_cli.utils import files
 STEPS, MICRO_BATCHES = 20, 4
 
 
-def run(
-    toy: ModuleType, folder: Path, *overrides: str, resume: bool = False, kill_at_loss: int = 0, kill_at_write: int = 0
-) -> int:
+def run(folder: Path, *overrides: str, resume: bool = False, kill_at_loss: int = 0, kill_at_write: int = 0) -> int:
     """Run or resume in a process of its own; return its exit code."""
 
     def at_loss(call: int, loss: Tensor) -> Tensor:
@@ -29,13 +27,13 @@ def run(
 
     def work() -> None:
         if kill_at_write:
-            kill_in_the_middle_of_write(toy, kill_at_write)
+            kill_in_the_middle_of_write(kill_at_write)
         engine.fit(toy.ToyTask(norm=True, on_loss=at_loss), toy.recipe(*overrides), folder / "run", resume=resume)
 
     return int(toy.start(work, folder)()[0].code)
 
 
-def kill_in_the_middle_of_write(toy: ModuleType, number: int) -> None:
+def kill_in_the_middle_of_write(number: int) -> None:
     """From now on the process dies after half of file ``number`` of a checkpoint."""
     written = 0
 
@@ -62,48 +60,44 @@ def kill_in_the_middle_of_write(toy: ModuleType, number: int) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_killed_and_resumed_gives_the_same_bits(
-    toy: ModuleType, unbroken: Path, tmp_path: Path, where: str, kill: dict[str, int]
-) -> None:
-    assert run(toy, tmp_path, **kill) == -9
-    assert run(toy, tmp_path, resume=True) == 0
+def test_killed_and_resumed_gives_the_same_bits(unbroken: Path, tmp_path: Path, where: str, kill: dict[str, int]) -> None:
+    assert run(tmp_path, **kill) == -9
+    assert run(tmp_path, resume=True) == 0
     toy.assert_same_outcome(tmp_path / "run", unbroken)
 
 
-def test_the_number_of_loader_workers_and_the_cadences_may_change(toy: ModuleType, unbroken: Path, tmp_path: Path) -> None:
-    assert run(toy, tmp_path, "data.num_workers=2", kill_at_loss=30) == -9
-    assert run(toy, tmp_path, "data.num_workers=1", "checkpoint.every_steps=3", resume=True, kill_at_loss=20) == -9
-    assert run(toy, tmp_path, resume=True) == 0
+def test_the_number_of_loader_workers_and_the_cadences_may_change(unbroken: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "data.num_workers=2", kill_at_loss=30) == -9
+    assert run(tmp_path, "data.num_workers=1", "checkpoint.every_steps=3", resume=True, kill_at_loss=20) == -9
+    assert run(tmp_path, resume=True) == 0
     toy.assert_same_outcome(tmp_path / "run", unbroken)
 
 
-def test_killed_before_it_began_the_directory_takes_a_new_run(toy: ModuleType, unbroken: Path, tmp_path: Path) -> None:
-    assert run(toy, tmp_path, kill_at_write=2) == -9
+def test_killed_before_it_began_the_directory_takes_a_new_run(unbroken: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, kill_at_write=2) == -9
     assert not (tmp_path / "run" / "recipe.yaml").exists()
-    assert run(toy, tmp_path) == 0
+    assert run(tmp_path) == 0
     toy.assert_same_outcome(tmp_path / "run", unbroken)
 
 
-def test_a_damaged_newest_checkpoint_costs_a_few_steps(
-    toy: ModuleType, unbroken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(toy, tmp_path, kill_at_loss=11 * MICRO_BATCHES) == -9
+def test_a_damaged_newest_checkpoint_costs_a_few_steps(unbroken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, kill_at_loss=11 * MICRO_BATCHES) == -9
     newest = sorted((tmp_path / "run" / "checkpoints").glob("step_*"))[-1]
     (newest / "optimizer.safetensors").write_bytes(b"x")
     capfd.readouterr()
-    assert run(toy, tmp_path, resume=True) == 0
+    assert run(tmp_path, resume=True) == 0
     said = capfd.readouterr().err
     assert f"{newest.name} is damaged (optimizer.safetensors is not as it was written" in said and "Resumed after step 8" in said
     toy.assert_same_outcome(tmp_path / "run", unbroken)
 
 
-def test_a_finished_run_resumed_gives_its_figures_again(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_finished_run_resumed_gives_its_figures_again(tmp_path: Path) -> None:
     first = engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "run")
     again = engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "run", resume=True)
     assert first == again and first["steps"] == 10
 
 
-def test_another_recipe_is_refused_with_what_changed(toy: ModuleType, tmp_path: Path) -> None:
+def test_another_recipe_is_refused_with_what_changed(tmp_path: Path) -> None:
     engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"(?s)started with another recipe.*optim.lr: 0.01 -> 0.02"):
@@ -111,31 +105,31 @@ def test_another_recipe_is_refused_with_what_changed(toy: ModuleType, tmp_path: 
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
-def test_a_missing_directory_is_no_new_run(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_missing_directory_is_no_new_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the directory of a run: there is no such directory"):
         engine.fit(toy.ToyTask(), toy.recipe(), tmp_path / "nowhere", resume=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_data_are_refused(toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "run")
     monkeypatch.setattr(toy.TrainPoints, "__len__", lambda self: 43)
     with pytest.raises(UserError, match="other data: num_samples was 41, now it is 43"):
         engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "run", resume=True)
 
 
-def test_fp16_keeps_its_scale(toy: ModuleType, tmp_path: Path) -> None:
+def test_fp16_keeps_its_scale(tmp_path: Path) -> None:
     settings = ("train.precision=fp16", "schedule.epochs=2")
-    assert run(toy, tmp_path / "a", *settings) == 0
-    assert run(toy, tmp_path / "b", *settings, kill_at_loss=5 * MICRO_BATCHES + 2) == -9
-    assert run(toy, tmp_path / "b", *settings, resume=True) == 0
+    assert run(tmp_path / "a", *settings) == 0
+    assert run(tmp_path / "b", *settings, kill_at_loss=5 * MICRO_BATCHES + 2) == -9
+    assert run(tmp_path / "b", *settings, resume=True) == 0
     toy.assert_same_outcome(tmp_path / "b" / "run", tmp_path / "a" / "run")
     newest = sorted((tmp_path / "b" / "run" / "checkpoints").iterdir())[-1]
     assert json.loads((newest / "state.json").read_text())["state"]["scaler"]["scale"] > 1
 
 
 def test_a_run_taken_up_in_the_other_form_says_so(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kernels in (True, False):
         monkeypatch.setattr("stvit_cli.engine.session.use_kernels", lambda *_, kernels=kernels: kernels)
@@ -147,7 +141,7 @@ def test_a_run_taken_up_in_the_other_form_says_so(
 
 
 def test_a_run_in_bf16_does_not_say_that_the_kernels_serve_it(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("stvit_cli.engine.session.use_kernels", lambda *_: True)
     toy.train(tmp_path, "train.precision=bf16", "train.kernels=true", "schedule.epochs=2")

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from helpers import toy
 from safetensors.torch import load_file
 from torch import nn
 
@@ -13,11 +13,11 @@ from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import require_free
 from stvit_cli.engine.schedule import Timeline
 from stvit_cli.errors import UserError
-from stvit_cli.models.weights import read_info
+from stvit_cli.models.weights.file import read_info
 from stvit_cli.recipe import io as recipe_io
 
 
-def test_what_a_run_leaves(toy: ModuleType, unbroken: Path) -> None:
+def test_what_a_run_leaves(unbroken: Path) -> None:
     names = {path.name for path in unbroken.iterdir()}
     weights = {"best.safetensors", "last.safetensors", "last_ema.safetensors"}
     assert names == weights | {"recipe.yaml", "environment.json", "metrics.jsonl", "curves.png", "checkpoints"}
@@ -27,7 +27,7 @@ def test_what_a_run_leaves(toy: ModuleType, unbroken: Path) -> None:
     assert sorted(path.name for path in (unbroken / "checkpoints").iterdir()) == ["step_00000018", "step_00000020"]
 
 
-def test_the_best_weights_are_those_of_the_best_evaluation(toy: ModuleType, unbroken: Path) -> None:
+def test_the_best_weights_are_those_of_the_best_evaluation(unbroken: Path) -> None:
     evals = [row for row in toy.outcome(unbroken)[1] if row["kind"] == "eval"]
     assert [row["epoch"] for row in evals] == [1, 2, 3, 4]
     best = max(max(row["top1"], row["ema_top1"]) for row in evals)
@@ -36,7 +36,7 @@ def test_the_best_weights_are_those_of_the_best_evaluation(toy: ModuleType, unbr
     assert engine.evaluate(task, task.model)["top1"] == best
 
 
-def test_the_figures_returned_are_those_of_the_best_weights(toy: ModuleType, tmp_path: Path) -> None:
+def test_the_figures_returned_are_those_of_the_best_weights(tmp_path: Path) -> None:
     found = engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2", "train.ema_decay=null"), tmp_path / "run")
     evals = [row for row in toy.outcome(tmp_path / "run")[1] if row["kind"] == "eval"]
     best = max(evals, key=lambda row: row["top1"])
@@ -44,7 +44,7 @@ def test_the_figures_returned_are_those_of_the_best_weights(toy: ModuleType, tmp
     assert (found["last_top1"], found["steps"], found["num_images"]) == (evals[-1]["top1"], 10, toy.NUM_VAL)
 
 
-def test_the_logged_loss_is_the_mean_of_its_steps(toy: ModuleType, tmp_path: Path) -> None:
+def test_the_logged_loss_is_the_mean_of_its_steps(tmp_path: Path) -> None:
     settings = ("schedule.epochs=2", "train.log_every_steps=1")
     engine.fit(toy.ToyTask(), toy.recipe(*settings), tmp_path / "each" / "run")
     engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "thirds" / "run")
@@ -57,7 +57,7 @@ def test_the_logged_loss_is_the_mean_of_its_steps(toy: ModuleType, tmp_path: Pat
         assert row["loss"] == pytest.approx(sum(steps) / len(steps), rel=1e-12)
 
 
-def test_events_for_tensorboard_on_request(toy: ModuleType, tmp_path: Path) -> None:
+def test_events_for_tensorboard_on_request(tmp_path: Path) -> None:
     engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2", "train.tensorboard=true"), tmp_path / "run")
     (events,) = (tmp_path / "run" / "events").iterdir()
     assert b"eval/top1" in events.read_bytes() and b"train/lr" in events.read_bytes()
@@ -112,7 +112,7 @@ def test_durations_are_for_people() -> None:
     assert [duration(s) for s in (0.4, 59.4, 61, 3600, 90000)] == ["0 s", "59 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]
 
 
-def test_training_needs_a_module_with_blocks_to_compile_them(toy: ModuleType, tmp_path: Path) -> None:
+def test_training_needs_a_module_with_blocks_to_compile_them(tmp_path: Path) -> None:
     assert isinstance(toy.ToyTask().model, nn.Sequential)
     with pytest.raises(UserError, match="train.compile: Sequential has no blocks"):
         engine.fit(toy.ToyTask(), toy.recipe("train.compile=true"), tmp_path / "run")

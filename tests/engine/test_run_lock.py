@@ -9,10 +9,10 @@ import shutil
 import socket
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import toy
 from torch import Tensor
 
 from stvit_cli.engine import run_lock
@@ -42,7 +42,7 @@ def test_a_lock_file_of_any_content_is_read(tmp_path: Path, content: bytes) -> N
     first.release()
 
 
-def test_the_lock_of_a_killed_process_is_free_though_its_child_lives(toy: ModuleType, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free_though_its_child_lives(tmp_path: Path) -> None:
     """A loader worker outlives its killed run by seconds."""
 
     def work() -> None:
@@ -66,7 +66,7 @@ def test_the_lock_of_a_killed_process_is_free_though_its_child_lives(toy: Module
 
 
 def test_a_file_system_without_locks_is_no_reason_to_refuse(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -77,7 +77,7 @@ def test_a_file_system_without_locks_is_no_reason_to_refuse(
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_second_run_in_the_directory_of_a_running_one_writes_nothing(toy: ModuleType, tmp_path: Path, resume: bool) -> None:
+def test_a_second_run_in_the_directory_of_a_running_one_writes_nothing(tmp_path: Path, resume: bool) -> None:
     seen: list[str] = []
 
     def start_another(call: int, loss: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def replace(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("take_away", [remove, rename, replace])
-def test_a_directory_that_is_taken_away_ends_the_run(toy: ModuleType, tmp_path: Path, take_away: Any) -> None:
+def test_a_directory_that_is_taken_away_ends_the_run(tmp_path: Path, take_away: Any) -> None:
     def on_loss(call: int, loss: Tensor) -> Tensor:
         if call == 25:
             take_away(tmp_path / "run")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import toy
 
 from stvit_cli import engine
 from stvit_cli.engine import state
@@ -17,7 +17,7 @@ from stvit_cli.errors import UserError
 SHORT = ("schedule.epochs=2", "train.global_batch_size=16")
 
 
-def test_resume_notices_renamed_or_exchanged_files(toy: ModuleType, tmp_path: Path) -> None:
+def test_resume_notices_renamed_or_exchanged_files(tmp_path: Path) -> None:
     engine.fit(toy.ToyTask(), toy.recipe(*SHORT), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     task = toy.ToyTask()
@@ -27,7 +27,7 @@ def test_resume_notices_renamed_or_exchanged_files(toy: ModuleType, tmp_path: Pa
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
-def test_checkpoint_without_a_hash_of_the_data_resumes(toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_without_a_hash_of_the_data_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fingerprint = state.fingerprint
     with monkeypatch.context() as patched:
         patched.setattr(state, "fingerprint", lambda session: {k: v for k, v in fingerprint(session).items() if k != "data"})
@@ -35,7 +35,7 @@ def test_checkpoint_without_a_hash_of_the_data_resumes(toy: ModuleType, tmp_path
     assert engine.fit(toy.ToyTask(), toy.recipe(*SHORT), tmp_path / "run", resume=True) == first
 
 
-def test_class_names_in_another_spelling_of_unicode_are_the_same(toy: ModuleType, tmp_path: Path) -> None:
+def test_class_names_in_another_spelling_of_unicode_are_the_same(tmp_path: Path) -> None:
     def task(name: str) -> Any:
         made = toy.ToyTask()
         names = (name, *map(str, range(toy.NUM_CLASSES - 1)))
@@ -48,7 +48,7 @@ def test_class_names_in_another_spelling_of_unicode_are_the_same(toy: ModuleType
         engine.fit(task("tea"), toy.recipe(*SHORT), tmp_path / "run", resume=True)
 
 
-def test_settings_that_a_later_version_has_more_do_not_keep_a_run_from_resuming(toy: ModuleType, tmp_path: Path) -> None:
+def test_settings_that_a_later_version_has_more_do_not_keep_a_run_from_resuming(tmp_path: Path) -> None:
     def task(settings: dict[str, Any]) -> Any:
         made = toy.ToyTask()
         made.weights_info = lambda: dataclasses.replace(toy.ToyTask.weights_info(made), settings=json.dumps(settings))
@@ -60,9 +60,7 @@ def test_settings_that_a_later_version_has_more_do_not_keep_a_run_from_resuming(
         engine.fit(task({"channels": 9}), toy.recipe(*SHORT), tmp_path / "run", resume=True)
 
 
-def test_data_are_checked_before_anything_is_written_and_not_again(
-    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_are_checked_before_anything_is_written_and_not_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> list[str]:
         raise UserError("3 images cannot be used")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from helpers import toy
 from torch import Tensor, nn
 
 from stvit_cli.engine.distributed import World
@@ -19,7 +19,7 @@ from stvit_cli.errors import UserError
 ALONE = World(torch.device("cpu"))
 
 
-def steps(toy: ModuleType, count: int, *overrides: str, **settings: Any) -> tuple[dict[str, Tensor], list[float]]:
+def steps(count: int, *overrides: str, **settings: Any) -> tuple[dict[str, Tensor], list[float]]:
     """Take some steps; return the weights and the norms of the gradients."""
     session = build_session(toy.ToyTask(**settings), toy.recipe(*overrides), ALONE)
     take_step, feed = TrainStep(session), iter(training_batches(session, 0))
@@ -28,16 +28,16 @@ def steps(toy: ModuleType, count: int, *overrides: str, **settings: Any) -> tupl
 
 
 @pytest.mark.parametrize("size", [1, 4, 8])
-def test_accumulation_does_not_change_the_step(toy: ModuleType, size: int) -> None:
+def test_accumulation_does_not_change_the_step(size: int) -> None:
     settings = ("augment.repeats=1",)
-    whole, norms = steps(toy, 5, *settings, "train.batch_size_per_device=8", dropout=0.0)
-    parts, part_norms = steps(toy, 5, *settings, f"train.batch_size_per_device={size}", dropout=0.0)
+    whole, norms = steps(5, *settings, "train.batch_size_per_device=8", dropout=0.0)
+    parts, part_norms = steps(5, *settings, f"train.batch_size_per_device={size}", dropout=0.0)
     assert part_norms == pytest.approx(norms, rel=1e-4)
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_clipping_bounds_the_step(toy: ModuleType) -> None:
+def test_clipping_bounds_the_step() -> None:
     """The norm that is reported is that before clipping."""
     session = build_session(toy.ToyTask(), toy.recipe("optim.clip_grad_norm=0.01"), ALONE)
     norms: list[float] = []
@@ -48,7 +48,7 @@ def test_clipping_bounds_the_step(toy: ModuleType) -> None:
     assert norms == pytest.approx([0.01], rel=1e-3) and found.grad_norm > 0.1
 
 
-def test_bf16_is_used_where_it_is_asked_for(toy: ModuleType) -> None:
+def test_bf16_is_used_where_it_is_asked_for() -> None:
     seen = []
     session = build_session(toy.ToyTask(), toy.recipe("train.precision=bf16"), ALONE)
     session.model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
@@ -57,7 +57,7 @@ def test_bf16_is_used_where_it_is_asked_for(toy: ModuleType) -> None:
     assert all(p.dtype == torch.float32 for p in session.model.parameters())
 
 
-def test_the_rate_is_multiplied_by_a_groups_own_factor(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_is_multiplied_by_a_groups_own_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     def two_groups(task: Any, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
         weights = list(task.model.parameters())
         return [
@@ -98,7 +98,7 @@ def test_gradients_in_another_memory_order_are_put_right() -> None:
 
 
 def test_tensorboard_that_is_not_there_is_said_before_anything_is_written(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stvit_cli.engine.session.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'stvit\[tensorboard\]'"):
@@ -107,7 +107,7 @@ def test_tensorboard_that_is_not_there_is_said_before_anything_is_written(
 
 
 def test_kernels_that_are_asked_for_and_cannot_be_had_are_said_before_anything_is_written(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"train.kernels: \w+ has no part that they serve. Use train.kernels=auto."):
         toy.train(tmp_path, "train.kernels=true")
@@ -120,7 +120,7 @@ def test_kernels_that_are_asked_for_and_cannot_be_had_are_said_before_anything_i
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_all_processes_find_wrong_is_said_by_one(toy: ModuleType, tmp_path: Path) -> None:
+def test_what_all_processes_find_wrong_is_said_by_one(tmp_path: Path) -> None:
     for settings, expected in (
         ("train.sync_bn=true", "has no synchronised batch norm"),
         ("train.global_batch_size=9", "cannot share"),

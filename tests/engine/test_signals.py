@@ -6,16 +6,16 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from helpers import toy
 from torch import Tensor
 
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.signals import StopRequest, stop_request
 
 
-def run(toy: ModuleType, folder: Path, *numbers: int, at: int = 0, pause: float = 0.0, resume: bool = False) -> int:
+def run(folder: Path, *numbers: int, at: int = 0, pause: float = 0.0, resume: bool = False) -> int:
     """Run; in training loss number ``at`` the process sends itself the signals, and then pauses."""
 
     def on_loss(call: int, loss: Tensor) -> Tensor:
@@ -33,27 +33,25 @@ def run(toy: ModuleType, folder: Path, *numbers: int, at: int = 0, pause: float 
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGUSR1, 143), (signal.SIGUSR2, 143)],
 )
-def test_the_step_ends_the_state_is_saved_and_the_run_goes_on(
-    toy: ModuleType, unbroken: Path, tmp_path: Path, number: int, code: int
-) -> None:
-    assert run(toy, tmp_path, number, at=4 * 7 + 2) == code
+def test_the_step_ends_the_state_is_saved_and_the_run_goes_on(unbroken: Path, tmp_path: Path, number: int, code: int) -> None:
+    assert run(tmp_path, number, at=4 * 7 + 2) == code
     assert checkpoint.load_newest(tmp_path / "run" / "checkpoints").step == 8
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     if number == signal.SIGINT:
-        assert run(toy, tmp_path, resume=True) == 0
+        assert run(tmp_path, resume=True) == 0
         toy.assert_same_outcome(tmp_path / "run", unbroken)
 
 
-def test_in_the_last_step_of_an_epoch_the_evaluation_is_made_up_for(toy: ModuleType, unbroken: Path, tmp_path: Path) -> None:
-    assert run(toy, tmp_path, signal.SIGTERM, at=4 * 5) == 143
+def test_in_the_last_step_of_an_epoch_the_evaluation_is_made_up_for(unbroken: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, signal.SIGTERM, at=4 * 5) == 143
     assert '"eval"' not in (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert run(toy, tmp_path, resume=True) == 0
+    assert run(tmp_path, resume=True) == 0
     toy.assert_same_outcome(tmp_path / "run", unbroken)
 
 
-def test_a_second_one_exits_at_once(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_second_one_exits_at_once(tmp_path: Path) -> None:
     began = time.monotonic()
-    assert run(toy, tmp_path, signal.SIGTERM, signal.SIGINT, at=4 * 7 + 2, pause=30.0) == 130
+    assert run(tmp_path, signal.SIGTERM, signal.SIGINT, at=4 * 7 + 2, pause=30.0) == 130
     assert time.monotonic() - began < 25
     assert checkpoint.load_newest(tmp_path / "run" / "checkpoints").step == 5
 
@@ -82,7 +80,7 @@ def test_a_hangup_that_nohup_has_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_hangup_to_the_whole_group_leaves_the_workers_to_their_parent(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_hangup_to_the_whole_group_leaves_the_workers_to_their_parent(tmp_path: Path) -> None:
     """As when a terminal closes: every process of the session gets the signal."""
 
     def on_loss(call: int, loss: Tensor) -> Tensor:

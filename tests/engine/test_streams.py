@@ -6,10 +6,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import TextIO
 
 import pytest
+from helpers import toy
 
 from stvit_cli.utils.streams import Lasting, lasting_output, open_standard_files
 
@@ -73,7 +73,7 @@ def test_a_standard_file_that_was_closed_is_not_the_next_file_that_is_opened(tmp
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_training_outlives_the_reader_of_its_messages(toy: ModuleType, unbroken: Path, tmp_path: Path) -> None:
+def test_training_outlives_the_reader_of_its_messages(unbroken: Path, tmp_path: Path) -> None:
     """As in ``stvit train 2>&1 | tee log`` when tee dies."""
 
     def work() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stvit_cli import create_model, list_models
 from stvit_cli.errors import UserError
 from stvit_cli.models.stvit import STViT, Variant
-from stvit_cli.models.weights import load_weights
+from stvit_cli.models.weights.file import load_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = Variant((16, 32, 48, 64), (1, 2, 2, 1), (1, 2, 3, 4), layer_scale=1e-6, proj_dim=96)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from literal_form import literal_super_token_attention
+from helpers.reference_model import literal_super_token_attention
 from torch import Tensor
 
 from stvit_cli.models import create_model
@@ -61,7 +61,7 @@ def test_golden(case: int, memory_format: torch.memory_format, by_kernels: bool)
 def dense_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
     """Equations 1 and 2 over all super tokens with a mask for the 3 x 3 neighbours: N x m matrices, no cells, no strides.
 
-    The neighbours outside the picture are columns of zeros that take part in the softmax and are left out after it.
+    The neighbours outside the image are columns of zeros that take part in the softmax and are left out after it.
     """
     (h, w), (_, c, height, width) = attention.grid_size, x.shape
     x_padded = F.pad(x, (0, -width % w, 0, -height % h))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stvit_cli import create_model, open_trained, tasks
 from stvit_cli.errors import UserError
-from stvit_cli.models.weights import WeightsInfo, load_weights, read_info, read_weights, save_weights
-from stvit_cli.models.weights_info import parse
+from stvit_cli.models.weights.file import WeightsInfo, load_weights, read_info, read_weights, save_weights
+from stvit_cli.models.weights.info import parse
 
 SAVED = Path(__file__).parents[1] / "golden" / "saved_by_0_1"
 CLASSIFIER = WeightsInfo("stvit-nano", num_classes=3, class_names=("a", "b", "c"), image_size=32)
@@ -221,7 +221,7 @@ def test_tensors_that_are_no_weights_are_refused(
 def test_tensors_of_too_few_or_many_dimensions_are_refused(
     tmp_path: Path, classifier: Tensors, name: str, shape: tuple[int, ...], ending: str
 ) -> None:
-    from stvit_cli.analysis.convert import convert
+    from stvit_cli.models.weights.convert import convert
 
     path = tmp_path / f"odd{ending}"
     tensors = classifier | {name: torch.zeros(shape)}
@@ -253,12 +253,12 @@ def test_kernels_that_are_scalars_are_not_the_identity(tmp_path: Path, classifie
 @pytest.mark.parametrize("command", ["predict", "eval", "export"])
 @pytest.mark.parametrize("change", [{"crop_pct": 1e-9}, {"num_classes": 10**12, "class_names": []}])
 def test_commands_end_with_2_on_metadata_out_of_range(
-    stvit, tmp_path: Path, classifier: Tensors, picture_folder: Path, command: str, change: dict[str, Any]
+    stvit, tmp_path: Path, classifier: Tensors, image_folder: Path, command: str, change: dict[str, Any]
 ) -> None:
     path = write(tmp_path / "made-up.safetensors", classifier, CLASSIFIER.to_json(), **change)
     ended = {
-        "predict": lambda: stvit("predict", picture_folder / "val" / "red" / "0.png", "--weights", path),
-        "eval": lambda: stvit("eval", "--weights", path, "--data", picture_folder),
+        "predict": lambda: stvit("predict", image_folder / "val" / "red" / "0.png", "--weights", path),
+        "eval": lambda: stvit("eval", "--weights", path, "--data", image_folder),
         "export": lambda: stvit("export", path, tmp_path / "half.safetensors"),
     }[command]()
     assert ended.code == 2 and next(iter(change)) in ended.err and len(ended.err.splitlines()) <= 6

@@ -15,10 +15,10 @@ from stvit_cli.errors import UserError
 from stvit_cli.recipe import DetectionSection, SegmentationSection
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.base import NonFiniteOutputs
-from stvit_cli.tasks.classification import ClassificationEvaluator
-from stvit_cli.tasks.detector import create_detector
+from stvit_cli.tasks.classification.task import ClassificationEvaluator
+from stvit_cli.tasks.detection.detector import create_detector
 from stvit_cli.tasks.finite import require_finite
-from stvit_cli.tasks.label_maps import label_map
+from stvit_cli.tasks.segmentation.label_maps import label_map
 
 SMALL = DetectionSection(
     short_sides=(64,), long_side=96, channels=16, fc_dim=16, anchor_scale=4.0, num_samples=16, score_threshold=0.0

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stvit_cli import create_model
-from stvit_cli.models.weights import WeightsInfo, read_state_dict, save_weights
-from stvit_cli.tasks.classification import load_initial_weights
+from stvit_cli.models.weights.file import WeightsInfo, read_state_dict, save_weights
+from stvit_cli.tasks.classification.task import load_initial_weights
 
 
 @pytest.fixture

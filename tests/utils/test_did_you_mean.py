@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stvit_cli.recipe.words import nearest_key
+from stvit_cli.recipe.error_messages import nearest_key
 from stvit_cli.utils.text import did_you_mean
 
 

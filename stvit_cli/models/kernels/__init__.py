@@ -57,7 +57,7 @@ def _load(device_type: str) -> None:
             raise KernelsUnavailable(f"{path} cannot be loaded ({error.__cause__ or error})") from error
     elif device_type == "cuda":
         try:
-            from stvit_cli.models.kernels import gpu  # noqa: F401
+            from stvit_cli.models.kernels.triton import library as gpu  # noqa: F401
         except ImportError as error:
             raise KernelsUnavailable(f"the package {error.name} is missing") from error
     else:

@@ -33,7 +33,7 @@ INLINE Gelu gelu(Vector u) {
   return {u * below, below + u * (bell * 0.3989422804f)};
 }
 
-// A part of the work: some rows of one picture, some channels.
+// A part of the work: some rows of one image, some channels.
 struct Part {
   int64_t image, row_from, row_to, channel_from, channels;
 };

@@ -1,4 +1,4 @@
-// Self-attention among the places of a picture, a head at a time. Its memory is linear in the places.
+// Self-attention among the places of an image, a head at a time. Its memory is linear in the places.
 
 #pragma once
 

@@ -1,0 +1,1 @@
+"""Table II of the supplement: its rows, their runs, the report."""

@@ -1,0 +1,169 @@
+"""Table II for people and programs: cells, CSV, JSON, Markdown and an image."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from stvit_cli.analysis.ablation.table import PAIRS, Row, Setting, answer, build_table, compare, notes_on_counts
+from stvit_cli.models.isotropic import MINI, VARIANTS
+from stvit_cli.utils import strict_json
+from stvit_cli.utils.files import replace_file, writing
+
+COLUMNS = ("row", "model", "channels", "blocks", "RPE", "parameters", "paper", "FLOPs", "paper", "top-1 here", "paper, ImageNet")
+LABEL = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+SWIN, STVIT, PAIR = "#8a6d3b", "#1f6fb4", "#b8c0c8"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The table with what is to be said about it."""
+
+    title: str
+    rows: list[Row]
+    notes: list[str]
+
+    def columns(self) -> tuple[str, ...]:
+        return COLUMNS
+
+    def cells(self) -> list[list[str]]:
+        return [_cells(row) for row in self.rows]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [row.as_json() for row in self.rows]
+
+    def write(self, directory: Path) -> None:
+        """Write table.csv, table.json, table.md and table.png. Raises UserError where that cannot be done."""
+        contents = {
+            "table.csv": as_csv(self.rows).encode(),
+            "table.json": strict_json.dumps(self.as_json(), indent=2).encode() + b"\n",
+            "table.md": as_markdown(self).encode(),
+            "table.png": draw(self.rows, self.title),
+        }
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            with writing(directory / name):
+                replace_file(directory / name, content)
+
+
+def report_counts() -> Report:
+    """The table as in the paper, with our counts and no training."""
+    rows = build_table(Setting(), {})
+    return Report("Table II: Swin and STViT without stem, projection, CPE and ConvFFN", rows, notes_on_counts(rows))
+
+
+def report_training(rows: list[Row], recipe_name: str) -> Report:
+    """The table with what was trained here, and what the rows say against each other."""
+    title = f"Table II, trained by the recipe {recipe_name}"
+    if rows[0].setting.family == MINI:
+        title = f"Table II in small, by the recipe {recipe_name}: a quarter of the width, not the paper's data"
+    epoch = "Top-1 here is after the last epoch, not the best one, which would favour whatever varies most."
+    return Report(title, rows, [*answer(compare(rows)), epoch, *notes_on_counts(rows)])
+
+
+def _cells(row: Row) -> list[str]:
+    variant = VARIANTS[row.model]
+    here = "-" if row.mean is None else f"{row.mean:.2f}%"
+    if row.deviation is not None:
+        here += f" ± {row.deviation:.2f} ({len(row.scores)} seeds)"
+    return [
+        str(row.number),
+        f"{row.label} ({row.model})",
+        " ".join(map(str, variant.embed_dims)),
+        " ".join(map(str, variant.depths)),
+        "yes" if variant.rpe else "no",
+        f"{row.params / 1e6:.2f} M",
+        f"{row.paper.params / 1e6:.0f} M",
+        f"{row.flops / 1e9:.2f} G" if row.flops >= 1e9 else f"{row.flops / 1e6:.1f} M",
+        f"{row.paper.flops / 1e9:.1f} G",
+        here,
+        f"{row.paper.top1:.1f}%",
+    ]
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, row in enumerate(rows):
+        flat = row.as_json()
+        flat |= {f"paper_{key}": value for key, value in flat.pop("paper").items()}
+        lists = {key: " ".join(map(str, value)) for key, value in flat.items() if isinstance(value, (list, dict))}
+        if number == 0:
+            writer.writerow(flat)
+        writer.writerow((flat | lists).values())
+    return text.getvalue()
+
+
+def as_markdown(report: Report) -> str:
+    lines = [f"# {report.title}", "", _line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, report.cells()), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in report.notes)]) + "\n"
+
+
+def _line(words: Sequence[str]) -> str:
+    return f"| {' | '.join(words)} |"
+
+
+def draw(rows: Sequence[Row], title: str) -> bytes:
+    """Return a PNG: top-1 against FLOPs, a point for each row, the pairs joined; the paper's on the left, ours on the right."""
+    trained = [row for row in rows if row.scores]
+    figure = Figure(figsize=(11 if trained else 6.6, 4.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(1, 2 if trained else 1, squeeze=False)[0]
+    _scatter(panels[0], rows, lambda row: row.paper.flops / 1e9, lambda row: row.paper.top1)
+    panels[0].set_title("the paper, on ImageNet", fontsize=10)
+    panels[0].set_xlabel("FLOPs, G")
+    if trained:
+        scale, unit = (1e9, "G") if max(row.flops for row in trained) >= 1e9 else (1e6, "M")
+        _scatter(panels[1], trained, lambda row: row.flops / scale, lambda row: fmean(row.scores))
+        for row in trained:
+            if row.deviation is not None:
+                # Rows with and without RPE cost the same: their bars share a place, so one kind is wide and pale.
+                width, alpha = (7, 0.25) if VARIANTS[row.model].rpe else (1.2, 0.9)
+                ends = [fmean(row.scores) - row.deviation, fmean(row.scores) + row.deviation]
+                panels[1].plot([row.flops / scale] * 2, ends, color=_colour(row), linewidth=width, alpha=alpha, zorder=1)
+        panels[1].set_title(
+            "here" + (", bars: standard deviation of the seeds" if len(trained[0].scores) > 1 else ""), fontsize=10
+        )
+        panels[1].set_xlabel(f"FLOPs, {unit}")
+    return _png(figure)
+
+
+def _scatter(axes: Axes, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> None:
+    by_number = {row.number: row for row in rows}
+    for swin, stvit in PAIRS:
+        if swin in by_number and stvit in by_number:
+            ends = [by_number[swin], by_number[stvit]]
+            axes.plot([x(row) for row in ends], [y(row) for row in ends], color=PAIR, linewidth=1.2, zorder=1)
+    for row in rows:
+        filled = VARIANTS[row.model].rpe
+        axes.scatter(x(row), y(row), s=48, zorder=3, edgecolor=_colour(row), facecolor=_colour(row) if filled else "white")
+        name = f"{row.number} {row.label}" + ("" if filled else ", no RPE")
+        # STViT is the cheaper end of each pair: its labels go to the left, off the lines.
+        side, align = (-8, "right") if VARIANTS[row.model].attention == "stvit" else (8, "left")
+        here = (x(row), y(row))
+        axes.annotate(name, here, xytext=(side, 4), textcoords="offset points", ha=align, fontsize=8, bbox=LABEL, zorder=2)
+    axes.margins(x=0.36, y=0.12)
+    axes.set_ylabel("top-1, %")
+    axes.grid(True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _colour(row: Row) -> str:
+    return STVIT if VARIANTS[row.model].attention == "stvit" else SWIN
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,5 @@
+"""Super tokens made visible: association maps, attention among super tokens, figures and a page to open."""
+
+from stvit_cli.analysis.associations.maps import associations
+
+__all__ = ["associations"]

@@ -1,0 +1,1 @@
+"""The operators on a GPU, in Triton."""

@@ -1,0 +1,91 @@
+"""STViT in timm's registry: ``timm.create_model("stvit_small")`` after ``import stvit_cli.models``.
+
+The names follow timm (`stvit_small`, `stvit_base`, `stvit_large`, `stvit_nano`); the arguments are those of `STViT`, and all that
+timm itself takes: ``features_only``, ``out_indices``, ``pretrained_cfg``, ``checkpoint_path``. No weights can be downloaded.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
+from torch import Tensor, nn
+
+from stvit_cli.models.layers import BatchNorm2d
+from stvit_cli.models.stvit import VARIANTS, STViT
+from stvit_cli.models.super_token import SuperTokenAttention
+from stvit_cli.models.weights.authors_checkpoint import our_names
+
+__all__ = ["stvit_base", "stvit_large", "stvit_nano", "stvit_small"]
+
+
+def _cfg(size: int = 224, crop_pct: float = 224 / 256) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, size, size),
+        "min_input_size": (3, 32, 32),
+        "pool_size": (size // 32, size // 32),
+        "crop_pct": crop_pct,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "stem.0.conv",
+        "classifier": "head",
+        "paper_name": "Vision Transformer with Super Token Sampling",
+        "paper_ids": "arXiv:2211.11167",
+        "origin_url": "https://github.com/hhb072/STViT",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "stvit_small.in1k": _cfg(),
+        "stvit_small.in1k_384": _cfg(384, 1.0),
+        "stvit_base.in1k": _cfg(),
+        "stvit_base.in1k_384": _cfg(384, 1.0),
+        "stvit_large.in1k": _cfg(),
+        "stvit_large.in1k_384": _cfg(384, 1.0),
+        "stvit_nano.untrained": _cfg(64, 1.0),
+    }
+)
+
+# Their code asks about sizes, which symbolic tracing (torch.fx) cannot answer: a leaf each.
+for _module in (SuperTokenAttention, BatchNorm2d):
+    register_notrace_module(_module)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename a published checkpoint's tensors; timm calls it on what it has read itself."""
+    return our_names(state_dict)[0]
+
+
+def _create(name: str, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    return build_model_with_cfg(
+        partial(STViT, VARIANTS[name]),
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+        **kwargs,
+    )
+
+
+@register_model
+def stvit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    return _create("stvit-s", "stvit_small", pretrained, **kwargs)
+
+
+@register_model
+def stvit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    return _create("stvit-b", "stvit_base", pretrained, **kwargs)
+
+
+@register_model
+def stvit_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    return _create("stvit-l", "stvit_large", pretrained, **kwargs)
+
+
+@register_model
+def stvit_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    return _create("stvit-nano", "stvit_nano", pretrained, **kwargs)

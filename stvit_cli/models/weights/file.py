@@ -1,0 +1,333 @@
+"""Weight files: ours (safetensors with a description), and the authors' published ones, read, written and loaded."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from stvit_cli.errors import UserError
+from stvit_cli.models.weights import authors_checkpoint as published
+from stvit_cli.models.weights.authors_checkpoint import is_counter
+from stvit_cli.models.weights.info import WeightsInfo, parse
+from stvit_cli.models.weights.torch_checkpoint import DTYPES, read_checkpoint
+from stvit_cli.utils.files import replacing
+from stvit_cli.utils.machine_failures import machine_failure
+from stvit_cli.utils.text import did_you_mean, shortened
+
+__all__ = [
+    "LoadReport",
+    "WeightsFile",
+    "WeightsInfo",
+    "is_counter",
+    "load_weights",
+    "match_weights",
+    "read_info",
+    "read_state_dict",
+    "read_weights",
+    "save_weights",
+]
+
+METADATA_KEY = "stvit"  # the only one: the format writes several in no fixed order
+CHECKSUM = re.compile(r',"crc32":"([0-9a-f]{8})"}$')  # the end of the description
+HEAD = ("head.weight", "head.bias")
+# The format's names of what PyTorch and the checks below can read; others (F8, complex numbers) are refused before they are read.
+READABLE = frozenset({"F16", "BF16", "F32", "F64", "I64"})
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The content of a weights file.
+
+    Attributes:
+        state_dict: the tensors under our names, mapped from the file.
+        info: what the file says of itself; of a published one what its shapes tell; none for an unknown architecture.
+        renamed: the file's names by ours, where they differ.
+        left_out: the file's tensors that are no weights (the identity kernels of unfold and fold).
+        container: the key of a checkpoint under which the weights were; ``others`` could have been taken instead.
+        image_size: the side of an image, where the file says it.
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    info: WeightsInfo | None
+    renamed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    container: str = ""
+    others: tuple[str, ...] = ()
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did with every name.
+
+    Attributes:
+        loaded: names of the model that got their values from the file, the adapted ones among them.
+        renamed: the file's names by ours, where they differ.
+        missing: names of the model that the file lacks; they stay as they were. The counters of batch norms, which old
+            checkpoints lack and nothing depends on, are not among them.
+        unexpected: names of the file that the model lacks.
+        reset: the classifier, left as initialised on request.
+        adapted: the stem's first kernel, made to fit another number of channels on request.
+        left_out: the file's identity kernels, which are no weights.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reset: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], info: WeightsInfo) -> None:
+    """Write a safetensors file with ``info`` and a checksum in its metadata; to the side, flushed, then renamed.
+
+    Raises:
+        OSError: the file cannot be written; an older one is intact.
+    """
+    state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    # In plain memory order: equal weights give equal files whatever layout they are used in.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    text = info.to_json()
+    path = Path(path)
+    with replacing(path) as aside:
+        mode = aside.stat().st_mode  # as the user's umask has it; the library would let nobody else read the file
+        save_file(tensors, aside, metadata={METADATA_KEY: f'{text[:-1]},"crc32":"{_checksum(tensors, text)}"}}'})
+        aside.chmod(mode)
+
+
+def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
+    """Read a weights file: ours, or in the published layout as ``.pth`` or ``.safetensors``. Nothing in it is executed.
+
+    Args:
+        container: which weights of a checkpoint to take, where it has several; otherwise ``model`` before ``model_ema``.
+
+    Raises:
+        UserError: missing, damaged, holding no weights, or values that are not finite.
+    """
+    path = Path(path)
+    _require_file(path)
+    if _is_safetensors(path):
+        if container is not None:
+            raise UserError(f"{path}: a safetensors file holds one set of weights; there is no '{container}' to choose.")
+        tensors, info = _read_safetensors(path)
+        names: dict[str, Any] = {}
+        image_size = None
+    else:
+        checkpoint = read_checkpoint(path, container)
+        tensors, info, image_size = checkpoint.tensors, None, checkpoint.image_size
+        names = {"container": checkpoint.container, "others": checkpoint.others}
+    _require_numbers(path, tensors)
+    try:
+        state_dict, renamed, left_out = published.our_names(tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return WeightsFile(path, state_dict, info, renamed, left_out, image_size=image_size, **names)
+
+
+def read_info(path: str | Path) -> WeightsInfo:
+    """Return what a weights file says of itself, or for a published one what its shapes tell.
+
+    Raises:
+        UserError: the file is missing, damaged, or of an architecture that is not known.
+    """
+    path = Path(path)
+    _require_file(path)
+    if _is_safetensors(path):
+        with _opened(path) as file:
+            info = _info_of(path, file.metadata())
+        if info is not None:
+            return info
+    return describe(read_weights(path))
+
+
+def describe(file: WeightsFile, image_size: int | None = None) -> WeightsInfo:
+    """Return the file's own description, or for a published one what its shapes tell; ``image_size`` overrides a guess of 224.
+
+    Raises:
+        UserError: an architecture that is not known.
+    """
+    if file.info is not None:
+        return file.info
+    try:
+        info = published.identify(file.state_dict, image_size or file.image_size)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
+    return replace(info, licence=published.LICENCE) if file.left_out else info
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Return the file's tensors under our names. Raises UserError as `read_weights` does."""
+    return read_weights(path).state_dict
+
+
+def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: bool = False) -> LoadReport:
+    """Load a weights file (its path, or what `read_weights` made of it) into ``model`` and report every name.
+
+    Everything is checked before the first weight changes. With ``new_head`` a classifier of another size stays as initialised
+    and a stem for another number of channels is adapted (the kernels repeated and scaled, as timm does).
+
+    Raises:
+        UserError: the file cannot be read, is of another architecture, or has tensors of other shapes.
+    """
+    file = path if isinstance(path, WeightsFile) else read_weights(path)
+    state_dict, report = _matched(model, file, new_head)
+    model.load_state_dict({name: state_dict[name] for name in report.loaded}, strict=False)
+    return report
+
+
+def match_weights(model: nn.Module, file: WeightsFile, *, new_head: bool = False) -> LoadReport:
+    """Return what `load_weights` would report, and load nothing: the model may be on the meta device, where it takes no memory.
+
+    Raises:
+        UserError: the file is of another architecture, or has tensors of other shapes or types.
+    """
+    return _matched(model, file, new_head)[1]
+
+
+def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[str, Tensor], LoadReport]:
+    """Return the file's tensors as the model takes them, and the report on every name."""
+    state_dict, own = dict(file.state_dict), model.state_dict()
+    reset: list[str] = []
+    adapted: list[str] = []
+    if new_head:
+        adapted = _fit_stem(state_dict, own)
+        reset = [name for name in HEAD if name in own and (name not in state_dict or own[name].shape != state_dict[name].shape)]
+        for name in reset:
+            state_dict.pop(name, None)
+    common = [name for name in own if name in state_dict]
+    wrong = [name for name in common if own[name].shape != state_dict[name].shape]
+    if len(common) < len(own) // 2 or set(wrong) - {*HEAD, published.STEM_WEIGHT}:
+        fits = f"{len(common) - len(wrong)} of its {len(own)} tensors are there and of its shapes"
+        raise UserError(f"{file.path}: these are no weights of this model: {fits}.{_what(file)}")
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{file.path}: {name} is {tuple(state_dict[name].shape)}, the model's is {tuple(own[name].shape)}.{_what(file)}\n"
+            "Create the model with as many classes and channels, or fine-tune, which makes a new classifier and adapts the stem."
+        )
+    for name in common:
+        if own[name].is_floating_point() != state_dict[name].is_floating_point():
+            found = str(state_dict[name].dtype).removeprefix("torch.")
+            raise UserError(
+                f"{file.path}: {name} is of type {found}, the model's is {str(own[name].dtype).removeprefix('torch.')}."
+            )
+    return state_dict, LoadReport(
+        loaded=common,
+        renamed=file.renamed,
+        missing=[name for name in own if name not in state_dict and name not in reset and not is_counter(name)],
+        unexpected=[name for name in state_dict if name not in own],
+        reset=reset,
+        adapted=adapted,
+        left_out=file.left_out,
+    )
+
+
+def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Adapt the stem's first kernel, made for three channels, to the model's; return its name where that was needed."""
+    name = published.STEM_WEIGHT
+    if name not in state_dict or name not in own or state_dict[name].ndim != own[name].ndim:
+        return []
+    if state_dict[name].shape[1] != 3 or own[name].shape[1] == 3:
+        return []
+    state_dict[name] = adapt_input_conv(own[name].shape[1], state_dict[name])
+    return [name]
+
+
+def _what(file: WeightsFile) -> str:
+    """Say which model the file holds, where that can be told."""
+    try:
+        info = describe(file)
+    except UserError:
+        return ""
+    use = "" if info.task == "classification" else f" for {info.task}"
+    return f" The file holds {info.model}{use} with {info.num_classes} classes and {info.in_chans} channels."
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such weights file"
+        near = (
+            did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() and not path.is_dir() else ""
+        )
+        raise UserError(f"{path}: {found}.{near}")
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by the content: the length of the header in eight bytes, then a JSON object. By the ending where that is no help."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"PK"))
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        if machine_failure(error) is not None:
+            raise
+        raise UserError(f"{path}: not a safetensors file, or a damaged one ({error}).") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        names = list(file.keys())
+        for name in names:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in READABLE:
+                raise UserError(
+                    f"{path}: {shortened(name)} holds {dtype}, which is no type of weights.\n"
+                    "Expected float32, float16, bfloat16 or float64, which `stvit export` and `stvit convert` write."
+                )
+        tensors = {name: file.get_tensor(name) for name in names}
+    info = _info_of(path, metadata)
+    text = metadata.get(METADATA_KEY, "")
+    if (match := CHECKSUM.search(text)) and match[1] != _checksum(tensors, text[: match.start()] + "}"):
+        raise UserError(f"{path}: damaged, or changed since it was written: its checksum is wrong. Get the file again.")
+    if not tensors:
+        raise UserError(f"{path}: holds no weights.")
+    return tensors, info
+
+
+def _info_of(path: Path, metadata: Mapping[str, str] | None) -> WeightsInfo | None:
+    """Return the description in a file's metadata; none for a file that is not ours."""
+    text = (metadata or {}).get(METADATA_KEY)
+    try:
+        return None if text is None else parse(text, str(path))
+    except ValueError as error:
+        raise UserError(f"{path}: its description cannot be read: {error}. Damaged, or written by something else.") from None
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """CRC-32 of the description and of every tensor with its name, type and shape; the format itself has none."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def _require_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what is no weight: empty, of another type than numbers are kept in, or with values that are not finite."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES or not tensor.numel():
+            found = f"is empty, {tuple(tensor.shape)}" if not tensor.numel() else f"is of type {tensor.dtype}"
+            raise UserError(f"{path}: {shortened(name)} {found}; expected weights. The file is damaged, or holds something else.")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{path}: {shortened(name)} holds values that are not finite. The file is damaged, or its training went astray."
+            )

@@ -1,0 +1,176 @@
+"""What a weights file says of itself, and the one schema that checks it wherever it is read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, DetectionSection, SegmentationSection
+from stvit_cli.recipe.base import CropPct, GridSize, Interpolation, Mean, Section, Side, Std
+from stvit_cli.utils.text import first_few, shortened
+
+logger = logging.getLogger(__name__)
+
+DETECTOR_KEYS = ("head", "short_sides", "long_side", "channels", "fc_dim", "anchor_scale") + (
+    "score_threshold",
+    "nms_threshold",
+    "max_detections",
+)
+"""The keys of a recipe's section that belong to a detector: no other is written to its weights file, nor read from one."""
+
+# Where a segmenter's data were. A file that comes from elsewhere must not point out of the folder it is evaluated on.
+_FOLDERS = ("train_images", "train_maps", "val_images", "val_maps")
+
+_SETTINGS: dict[str, tuple[type[Section], tuple[str, ...]]] = {
+    "detection": (DetectionSection, DETECTOR_KEYS),
+    "segmentation": (SegmentationSection, tuple(SegmentationSection.model_fields)),
+}
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """The model of a weights file and how images are prepared for it: all that is needed to use the file."""
+
+    model: Annotated[str, Field(min_length=1, max_length=100)]
+    task: str = "classification"
+    num_classes: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    class_names: tuple[str, ...] = ()
+    in_chans: Annotated[int, Field(gt=0, le=1024)] = 3
+    image_size: Side = 224
+    mean: tuple[Mean, ...] = IMAGENET_MEAN
+    std: tuple[Std, ...] = IMAGENET_STD
+    crop_pct: CropPct | None = None
+    interpolation: str = "bicubic"
+    recipe_hash: str = ""
+    licence: str = ""
+    grid_sizes: tuple[GridSize, GridSize, GridSize, GridSize] | None = None
+    """Other cells than the model's own. They have no weights, and the same weights with other cells are another function."""
+    settings: str = ""
+    """What else the task's model is made by, as JSON; of a classifier nothing."""
+
+    def to_json(self) -> str:
+        return _ADAPTER.dump_json(self).decode()
+
+
+@dataclass(frozen=True)
+class _Read(WeightsInfo):
+    """As it is read: a choice is one of those known. In Python any text is taken, so that new tasks can be tried."""
+
+    task: Literal["classification", "detection", "segmentation"] = "classification"
+    interpolation: Interpolation = "bicubic"
+
+
+_ADAPTER = TypeAdapter(WeightsInfo)
+_READ = TypeAdapter(_Read)
+_KNOWN = {field.name for field in fields(WeightsInfo)} | {"crc32"}  # the checksum is the file's, see `weights`
+
+
+def parse(text: str, source: str = "weights") -> WeightsInfo:
+    """Read what `WeightsInfo.to_json` wrote. Keys of a later version are ignored, with a line of warning.
+
+    Args:
+        source: the file's name, for the warning.
+
+    Raises:
+        ValueError: no such text, values out of range or that do not fit each other; one line that names the key.
+    """
+    try:
+        read = _READ.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ValueError(_problem(error)) from None
+    info = WeightsInfo(**{field.name: getattr(read, field.name) for field in fields(WeightsInfo)})
+    for problem in _contradictions(info):
+        raise ValueError(problem)
+    unknown = [key for key in json.loads(text) if key not in _KNOWN]
+    settings, ignored = _read_settings(info)
+    ignored = [*unknown, *ignored]
+    if ignored:
+        names = first_few([shortened(name, 60) for name in ignored])
+        logger.warning("%s: written by another version of stvit; ignored in its metadata: %s.", source, names)
+    return replace(info, settings=settings)
+
+
+def _contradictions(info: WeightsInfo) -> Iterator[str]:
+    """Yield what does not go together, each beginning with the key."""
+    for key, length in (("mean", len(info.mean)), ("std", len(info.std))):
+        if length != info.in_chans:
+            yield f"{key}: {length} figures for {info.in_chans} channels"
+    if len(info.class_names) not in (0, info.num_classes):
+        yield f"class_names: {len(info.class_names)} names for {info.num_classes} classes"
+    if info.task != "classification" and info.in_chans != 3:
+        yield f"in_chans: found {info.in_chans}, expected 3 for {info.task}"
+
+
+def missing_parts(info: WeightsInfo) -> Iterator[str]:
+    """Yield what a model cannot be made without and the description does not say, each beginning with the key."""
+    if info.task not in _SETTINGS:
+        return
+    if not info.class_names:
+        yield f"class_names: found none, expected a name for each class of a model for {info.task}"
+    if not info.settings:
+        yield f"settings: found none, expected those of a model for {info.task}"
+
+
+def _read_settings(info: WeightsInfo) -> tuple[str, list[str]]:
+    """Return the settings without the keys that this version does not read, and the names of those.
+
+    Raises:
+        ValueError: no settings of the file's task.
+    """
+    if info.task not in _SETTINGS:
+        return "", ["settings"] if info.settings else []
+    if not info.settings:
+        return "", []
+    section, known = _SETTINGS[info.task]
+    try:
+        found = json.loads(info.settings)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"settings: found {shortened(repr(info.settings), 60)}, expected the settings of a model for {info.task}, as JSON"
+        )
+    ignored = [key for key in found if key not in known or (key in _FOLDERS and _leads_outside(found[key]))]
+    kept = {key: value for key, value in found.items() if key not in ignored}
+    try:
+        read = section.model_validate_json(json.dumps(kept), strict=True)
+    except ValidationError as error:
+        raise ValueError(f"settings: {_problem(error)}") from None
+    for problem in _settings_contradictions(info, read):
+        raise ValueError(f"settings: {problem}")
+    return (json.dumps(kept) if ignored else info.settings), [f"settings.{key}" for key in ignored]
+
+
+def _settings_contradictions(info: WeightsInfo, settings: Section) -> Iterator[str]:
+    if isinstance(settings, DetectionSection) and max(settings.short_sides) > settings.long_side:
+        yield f"long_side: found {settings.long_side}, expected no less than the short sides"
+    if isinstance(settings, SegmentationSection):
+        if settings.class_names != info.class_names:
+            yield "class_names: other ones than those of the file"
+        values = settings.label_values
+        if values is not None and (len(values) != len(settings.class_names) or len(set(values)) < len(values)):
+            yield f"label_values: found {list(values)}, expected a number of its own for each of the class_names"
+        if settings.window is not None and (settings.window_stride or 1) > settings.window:
+            yield f"window_stride: found {settings.window_stride}, expected no more than the window ({settings.window})"
+
+
+def _leads_outside(folder: Any) -> bool:
+    """Whether a folder's name, as another machine wrote it, leaves the folder that it is joined to."""
+    if not isinstance(folder, str):
+        return False  # the schema says what is wrong with it
+    parts = PurePosixPath(folder.replace("\\", "/")).parts
+    return ".." in parts or folder.startswith(("/", "\\", "~")) or "\0" in folder or folder[1:2] == ":"
+
+
+def _problem(error: ValidationError) -> str:
+    """Return one line for the first error: the key, what was found, what is right."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "description"
+    found = "" if first["type"] in ("missing", "json_invalid") else f"found {shortened(repr(first['input']), 60)}, "
+    return f"{where[:80]}: {found}{first['msg'].replace('Input should be', 'expected')}"

@@ -1,0 +1,169 @@
+"""What is wrong with a recipe, in words: the key, what was found, what is expected, made of the schema's own annotations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from stvit_cli.recipe import Recipe, Section
+from stvit_cli.recipe.validation import HALVED
+from stvit_cli.recipe.yaml import flow
+from stvit_cli.utils.text import did_you_mean, number_meant
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}
+_MAX_SHOWN = 5
+
+
+@cache
+def dotted_keys() -> tuple[str, ...]:
+    """Return every key of a recipe, such as ``optim.lr``, in the order of the schema."""
+    keys: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        is_section = isinstance(field.default, Section)
+        keys += [f"{name}.{key}" for key in type(field.default).model_fields] if is_section else [name]
+    return tuple(keys)
+
+
+def nearest_key(wrong: str) -> str:
+    """Return `` Did you mean 'x'?`` for the dotted key that was probably meant, or an empty string.
+
+    A key of the section that was named comes first, then a key of the very same name in another one; a key that is merely
+    similar is suggested from another section only where no section, or none that there is, was named.
+    """
+    section, dot, leaf = wrong.rpartition(".")
+    sections = {key.rpartition(".")[0]: None for key in dotted_keys()}
+    if not dot:
+        near_section = _suggested(wrong, filter(None, sections))
+        if near_section:
+            return _did_you_mean([next(key for key in dotted_keys() if key.startswith(f"{near_section}."))])
+    elif section not in sections:
+        near_section = _suggested(section, filter(None, sections))
+        return nearest_key(f"{near_section}.{leaf}") or did_you_mean(wrong, dotted_keys()) if near_section else _same_name(leaf)
+    own = [key.rpartition(".")[2] for key in dotted_keys() if key.rpartition(".")[0] == section]
+    if leaf in own:  # the section was misspelled
+        return _did_you_mean([wrong])
+    longer = [f"{section}.{key}" for key in own if "_" in leaf and set(leaf.split("_")) < set(key.split("_"))]
+    if longer:
+        return _did_you_mean(longer)
+    if near := _suggested(leaf, own):
+        return _did_you_mean([f"{section}.{near}" if section else near])
+    leaves = () if section else (key.rpartition(".")[2] for key in dotted_keys())
+    return _same_name(leaf) or _same_name(_suggested(leaf, leaves))
+
+
+def _same_name(leaf: str) -> str:
+    """Suggest the keys of this name, whatever their section."""
+    return _did_you_mean([key for key in dotted_keys() if key.rpartition(".")[2] == leaf.lower()])
+
+
+def _suggested(name: str, choices: Iterable[str]) -> str:
+    """Return the choice that ``did_you_mean`` names, or an empty string."""
+    return did_you_mean(name, choices).partition("'")[2].rpartition("'")[0]
+
+
+def _did_you_mean(keys: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(repr(key) for key in keys)}?" if keys else ""
+
+
+def expected(field: FieldInfo) -> str:
+    """Say what a key accepts, such as ``a number (above 0) or null``."""
+    return _describe(field.annotation, list(field.metadata))
+
+
+def problems(error: ValidationError, data: Mapping[str, Any], places: Mapping[str, str], source: str) -> str:
+    """Turn a validation's errors into at most six lines.
+
+    Args:
+        data: the recipe as it was read, with the overrides in it.
+        places: where a dotted key comes from: ``line 3, ``, or nothing for an override.
+    """
+    found: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        if item["type"] == "value_error":
+            for line in str(item["ctx"]["error"]).splitlines():
+                key, _, problem = line.partition(": ")
+                found.setdefault(key, problem)
+            continue
+        key, problem = _problem(item["type"], item["loc"], data)
+        found.setdefault(key, problem)
+    lines = [f"{places.get(key, '')}{key}: {problem}" for key, problem in found.items()]
+    if len(lines) == 1:
+        return f"{source}: {lines[0]}"
+    more = f" (the first {_MAX_SHOWN - 1})" if len(lines) > _MAX_SHOWN else ""
+    shown = lines[: _MAX_SHOWN - 1] if more else lines
+    return "\n".join([f"{source}: {len(lines)} problems{more}", *(f"  {line}" for line in shown)])
+
+
+def _problem(kind: str, loc: tuple[int | str, ...], data: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the dotted key that an error is about, and the error in words."""
+    section: type[Section] = Recipe
+    value: Any = data
+    for depth, part in enumerate(loc):
+        key = ".".join(str(name) for name in loc[: depth + 1])
+        field = section.model_fields.get(str(part))
+        if field is None:
+            assert kind == "extra_forbidden", (kind, loc)
+            return key, f"there is no such key.{nearest_key(key)}"
+        value = value[part]
+        if not isinstance(field.default, Section):
+            return key, f"found {_show(value)}, expected {expected(field)}{_hint(value, field)}"
+        section = type(field.default)
+    return key, f"found {_show(value)}, expected keys below it: {', '.join(section.model_fields)}"
+
+
+def _hint(value: Any, field: FieldInfo) -> str:
+    """Say what to write where a value is right but for the way it is written: ``0,001``, ``'5e-4'``, ``1 000``, ``on``."""
+    text = expected(field)
+    if isinstance(value, str):
+        meant = number_meant(value, whole="a number" not in text) if "number" in text else None
+        if meant is None and "true or false" in text:
+            meant = {"on": "true", "yes": "true", "off": "false", "no": "false"}.get(value.lower())
+        return f"; write {meant}" if meant else ""
+    if isinstance(value, list | tuple) and "a list" in text:
+        items = [number_meant(item, whole=False) if isinstance(item, str) else flow(item) for item in value]
+        if None not in items and any(isinstance(item, str) for item in value):
+            return f"; write [{', '.join(item for item in items if item)}]"
+        count = re.search(r"a list of (\d+)", text)
+        return HALVED if count and len(value) == 2 * int(count.group(1)) else ""
+    return ""
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing (null)"
+    text = flow(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({_KINDS[type(value)]})"
+
+
+def _describe(annotation: Any, metadata: list[Any]) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [m for extra in arguments[1:] for m in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
+        return _describe(arguments[0], inner)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(argument, metadata) for argument in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}" if len(arguments) > 1 else str(arguments[0])
+    if origin is tuple:
+        count = "" if arguments[-1] is Ellipsis else f" of {len(arguments)}"
+        return f"a list{count}, each {_describe(arguments[0], [])}"
+    if origin is dict:
+        return f"a mapping from a name to {_describe(arguments[1], [])}"
+    return _NAMES[annotation] + _bounds(metadata)
+
+
+def _bounds(metadata: list[Any]) -> str:
+    """Say the limits of a number, such as `` (above 0)``."""
+    limits = {name: getattr(m, name) for m in metadata for name in ("gt", "ge", "lt", "le") if hasattr(m, name)}
+    if {"ge", "le"} <= set(limits):
+        return f" from {limits['ge']:g} to {limits['le']:g}"
+    words = {"gt": "above {:g}", "ge": "{:g} or more", "lt": "below {:g}", "le": "at most {:g}"}
+    shown = [words[name].format(limit) for name, limit in limits.items()]
+    return f" ({', '.join(shown)})" if shown else ""

@@ -1,0 +1,181 @@
+"""What a trained classifier says of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from timm.data.imagenet_info import ImageNetInfo
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stvit_cli.data import build_eval_loader, eval_transform
+from stvit_cli.data.drawing import font_for, save_png, write_text
+from stvit_cli.data.image_files import left_out_note, list_files
+from stvit_cli.data.images import explain_failure, open_image
+from stvit_cli.errors import UserError
+from stvit_cli.models.optimize.inference import for_inference
+from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.loading import Trained
+from stvit_cli.utils.text import did_you_mean
+
+MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
+_WORKERS_FROM = 64  # images; below it, starting workers takes longer than what they do
+
+
+@dataclass(frozen=True)
+class Guess:
+    name: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image, the likeliest first; or why it could not be read."""
+
+    path: Path
+    guesses: tuple[Guess, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"file": str(self.path), "task": "classification"}
+        if self.error is not None:
+            return figures | {"error": self.error}
+        return figures | {"classes": [asdict(guess) for guess in self.guesses]}
+
+    def summary(self) -> str:
+        """Say in a line what was found."""
+        return ", ".join(f"{guess.name} {guess.probability:.1%}" for guess in self.guesses)
+
+    def draw(self, target: Path) -> None:
+        """Write the image, with what was found on a band below it, as PNG."""
+        image = open_image(self.path)
+        image.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE))
+        font, size = font_for(image, 24, smallest=12)
+        lines = [f"{guess.name} {guess.probability:.1%}" for guess in self.guesses]
+        canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
+        canvas.paste(image)
+        pen = ImageDraw.Draw(canvas)
+        for number, line in enumerate(lines):
+            write_text(pen, (size // 3, image.height + 1.4 * size * number), line, "black", font)
+        save_png(canvas, target)
+
+
+def list_images(paths: Sequence[Path], say: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """Return the files, and of folders all images in and below them, sorted; a link that leads nowhere too, to be named.
+
+    Args:
+        say: is told how many files of a folder are left out for their ending.
+
+    Raises:
+        UserError: a path is not there, or a folder holds no image.
+    """
+    images: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            listing = list_files(path)
+            for note in left_out_note(listing.other_endings):
+                say(f"{path}: {note}")
+            found = sorted(listing.paths + listing.broken_links, key=lambda name: name.split("/"))
+            if not found:
+                raise UserError(f"{path}: no image in this folder; expected files such as *.jpg or *.png.")
+            images += [path / name for name in found]
+        elif path.exists():
+            images.append(path)
+        elif path.is_symlink():
+            raise UserError(f"{path}: a link that leads nowhere: to {path.readlink()}.")
+        else:
+            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"{path}: there is no such file or folder.{did_you_mean(path.name, siblings)}")
+    return images
+
+
+def predict(
+    trained: Trained, images: Sequence[Path], *, top: int, device: torch.device, batch_size: int = 32, num_workers: int = 8
+) -> Iterator[Prediction]:
+    """Yield the prediction of every image, in order; images are decoded by workers while the model computes.
+
+    Args:
+        top: how many classes to name; all, where there are fewer.
+
+    Raises:
+        UserError: the model is not a classifier.
+    """
+    info = trained.info
+    if info.task != "classification":
+        raise UserError(f"{trained.path} holds a model for {info.task}; expected one for classification.")
+    names = class_names(trained)
+    transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
+    workers = num_workers if len(images) >= _WORKERS_FROM else 0
+    loader = build_eval_loader(_Images(images, transform), _collate, batch_size, workers, pin_memory=device.type == "cuda")
+    model = for_inference(trained.model, device)
+    for batch in loader:
+        yield from _predict_batch(model, batch, names, min(top, info.num_classes), device)
+
+
+def class_names(trained: Trained) -> Sequence[str]:
+    """Return the names of the classes: the file's own, ImageNet's where there are 1000 without names, or numbers."""
+    info = trained.info
+    if info.class_names:
+        return info.class_names
+    if info.num_classes == 1000:
+        imagenet = ImageNetInfo()
+        return [imagenet.index_to_description(index) for index in range(1000)]
+    return [str(index) for index in range(info.num_classes)]
+
+
+class _Images(Dataset[tuple[Path, Tensor | str]]):
+    """Item i is the file's path and the image as C H W, or in its place what is wrong with the file."""
+
+    def __init__(self, paths: Sequence[Path], transform: Any) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
+        path = self.paths[index]
+        try:
+            return path, self.transform(open_image(path))
+        except Exception as error:
+            return path, explain_failure(path, error)
+
+
+Batch = tuple[list[Path], list[str | None], Tensor | None]
+
+
+def _collate(samples: list[tuple[Path, Tensor | str]]) -> Batch:
+    """Return the paths, what is wrong with each (or None), and the readable images as B C H W."""
+    errors = [content if isinstance(content, str) else None for _, content in samples]
+    images = [content for _, content in samples if isinstance(content, Tensor)]
+    return [path for path, _ in samples], errors, torch.stack(images) if images else None
+
+
+@torch.inference_mode()
+def _predict_batch(
+    model: torch.nn.Module, batch: Batch, names: Sequence[str], top: int, device: torch.device
+) -> list[Prediction]:
+    paths, errors, images = batch
+    rows: Iterator[tuple[list[float], list[int], bool]] = iter(())
+    if images is not None:
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        logits = model(images).float()  # B K
+        probabilities, indices = logits.softmax(dim=-1).topk(top)  # both B top
+        rows = zip(probabilities.tolist(), indices.tolist(), logits.isfinite().all(1).tolist(), strict=True)
+    predictions = []
+    for path, error in zip(paths, errors, strict=True):
+        if error is not None:
+            predictions.append(Prediction(path, error=error))
+            continue
+        *likeliest, is_finite = next(rows)
+        if not is_finite:
+            predictions.append(Prediction(path, error=NonFiniteOutputs.of(path)))
+            continue
+        guesses = (Guess(names[index], index, probability) for probability, index in zip(*likeliest, strict=True))
+        predictions.append(Prediction(path, tuple(guesses)))
+    return predictions

@@ -1,0 +1,281 @@
+"""Classification: one class for each image.
+
+B batch, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from stvit_cli.data import ClassificationData, EvalSet, build_classification, build_eval_set, derive_seed
+from stvit_cli.data.loader import seeded
+from stvit_cli.data.looked_at import require_usable, spread, unusable
+from stvit_cli.errors import UserError
+from stvit_cli.models import create_model
+from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
+from stvit_cli.recipe import AugmentSection, Recipe
+from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.tasks.finite import require_finite
+from stvit_cli.tasks.param_groups import decay_layer_scale
+
+# So many images of each set are opened in the search for problems.
+NUM_OPENED = 500
+# Of unreadable images, so many are named.
+NUM_NAMED = 5
+TOP = 5
+"""Of ``top5``."""
+
+
+class ClassificationEvaluation:
+    """See `tasks.base.Evaluation`. A batch is ``{"image": B C H W, "target": B, "index": B, "skipped": [path]}``."""
+
+    name = "classification"
+
+    def __init__(self, val_set: EvalSet) -> None:
+        self.val_set = val_set
+
+    def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        skipped = [path for sample in samples for path in sample.get("skipped", [])]
+        return default_collate([{key: sample[key] for key in ("image", "target", "index")} for sample in samples]) | {
+            "skipped": skipped
+        }
+
+    def evaluator(self) -> ClassificationEvaluator:
+        return ClassificationEvaluator()
+
+    def describe_eval(self, batch: dict[str, Any]) -> list[str]:
+        return [self.val_set.path(index) for index in batch["index"].tolist()]
+
+    def check_data(self) -> list[str]:
+        return list(self.val_set.images.notes)  # an evaluation opens every image itself
+
+
+class ClassificationTask(ClassificationEvaluation):
+    """See `tasks.base.Task`; training batches are as those of the evaluation."""
+
+    main_metric = "top1"
+
+    def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
+        super().__init__(data.val_set)
+        self.recipe, self.data, self.model = recipe, data, model
+        self.train_set = data.train_set
+        self.mixup = build_mixup(recipe.augment, len(data.class_names))
+        self.batch_multiple = 1 if self.mixup is None else 2
+        self._notes = notes
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.collate_eval(samples)
+
+    def training_loss(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        images, target = batch["image"], batch["target"]
+        if self.mixup is None:
+            return {"loss": F.cross_entropy(model(images), target, label_smoothing=self.recipe.augment.label_smoothing)}
+        images, soft_target = self.mixup(images, target)  # (B, C, H, W), (B, K); draws from numpy's global generator
+        return {"loss": SoftTargetCrossEntropy()(model(images), soft_target)}
+
+    def heads(self) -> list[nn.Module]:
+        return [self.model.get_classifier()]  # type: ignore[operator]
+
+    def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+        """No decay on biases and other one-dimensional weights (DeiT); with ``layer_decay`` a factor on the rate by depth.
+
+        The gammas of layer scale decay where the recipe says so.
+        """
+        exempt = self.model.no_weight_decay()  # type: ignore[operator]
+        if layer_decay is None:
+            by_shape = param_groups_weight_decay(self.model, weight_decay, no_weight_decay_list=exempt)
+            groups = [{**group, "lr_scale": 1.0} for group in by_shape]
+        else:
+            groups = list(
+                param_groups_layer_decay(self.model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+            )
+        return decay_layer_scale(self.model, groups, weight_decay) if self.recipe.optim.decay_layer_scale else groups
+
+    def weights_info(self) -> WeightsInfo:
+        recipe = self.recipe
+        return WeightsInfo(
+            model=recipe.model.name,
+            task=self.name,
+            num_classes=len(self.data.class_names),
+            class_names=self.data.class_names,
+            in_chans=recipe.model.in_chans,
+            image_size=recipe.data.image_size,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            crop_pct=recipe.eval.crop_pct,
+            interpolation=recipe.augment.interpolation,
+            recipe_hash=recipe_hash(recipe),
+            grid_sizes=recipe.model.grid_sizes,
+        )
+
+    def notes(self) -> list[str]:
+        sizes = (
+            f"{len(self.train_set)} images to train on, {len(self.val_set)} to evaluate, {len(self.data.class_names)} classes."
+        )
+        return [sizes, *self._notes]
+
+    def check_data(self) -> list[str]:
+        """Open some images of the validation set: the first evaluation would stop at them, after an epoch."""
+        train, val = self.train_set.images, self.val_set.images
+        require_usable("validation", val.open, len(val))
+        return [*train.notes, *val.notes]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.train_set.images.fingerprint()
+
+    def data_fingerprint(self) -> str:
+        return self._fingerprint
+
+    def data_problems(self) -> list[str]:
+        """Open some images of both sets, evenly spread, and count the classes."""
+        problems = [*self.train_set.images.notes, *self.val_set.images.notes]
+        for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
+            unreadable = unusable(images.open, spread(len(images), NUM_OPENED))
+            problems += [f"{name}: {message.splitlines()[0]}" for message in unreadable[:NUM_NAMED]]
+            if len(unreadable) > NUM_NAMED:
+                problems.append(
+                    f"{name}: {len(unreadable)} of {min(len(images), NUM_OPENED)} images that were tried are unreadable"
+                )
+            counts = Counter(images.target(index) for index in range(len(images)))
+            (largest, most), (smallest, fewest) = counts.most_common()[0], counts.most_common()[-1]
+            if most > 10 * fewest:
+                names = self.data.class_names
+                problems.append(
+                    f"{name}: classes differ much in size, {names[largest]!r} has {most}, {names[smallest]!r} has {fewest}"
+                )
+        return problems
+
+    def describe(self, batch: dict[str, Any]) -> list[str]:
+        return [self.train_set.path(index) for index in batch["index"].tolist()]
+
+    def skipped(self, batch: dict[str, Any]) -> list[str]:
+        return list(batch["skipped"])
+
+
+class ClassificationEvaluator:
+    """Counts images whose class is the first, or among the first five; equal scores are ranked by the number of the class.
+
+    Counts are integers, so any division among processes and batches gives the same. ``top5`` is counted where there are more than
+    five classes. The sums stay on the device.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = self.num_classes = 0
+        self.hits: Tensor | None = None  # (2,)
+        self.loss: Tensor | None = None  # in float64
+
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """See `tasks.base.Evaluator`."""
+        logits, target = model(batch["image"]).float(), batch["target"]  # (B, K), (B,)
+        require_finite(logits)
+        own = logits.gather(1, target[:, None])
+        earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
+        rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+        losses = F.cross_entropy(logits, target, reduction="none").double().sum()
+        hits = torch.stack([(rank < 1).sum(), (rank < TOP).sum()])
+        self.num_images += len(target)
+        self.num_classes = logits.shape[1]
+        self.hits = hits if self.hits is None else self.hits + hits
+        self.loss = losses if self.loss is None else self.loss + losses
+
+    def state(self) -> tuple[int, int, int, int, float]:
+        top1, top5 = (0, 0) if self.hits is None else self.hits.tolist()
+        return self.num_classes, self.num_images, top1, top5, 0.0 if self.loss is None else self.loss.item()
+
+    def compute(self, states: list[tuple[int, int, int, int, float]]) -> Iterable[tuple[str, float]]:
+        """Yield the metrics; see `tasks.base.Evaluator`."""
+        num_classes = max(state[0] for state in states)  # a process without an image has not met them
+        num_images, top1, top5, loss = (sum(column) for column in zip(*(state[1:] for state in states), strict=True))
+        yield "num_images", num_images
+        yield "top1", 100 * top1 / num_images
+        if num_classes > TOP:
+            yield "top5", 100 * top5 / num_images
+        yield "loss", loss / num_images
+
+
+def build_mixup(augment: AugmentSection, num_classes: int) -> Mixup | None:
+    """Return timm's Mixup and CutMix with DeiT's way of choosing (one for the batch); None where both are off."""
+    if not (augment.mixup or augment.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mix_prob,
+        switch_prob=augment.mix_switch_prob,
+        mode="batch",
+        label_smoothing=augment.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def build_classification_task(recipe: Recipe, weights: Path | None) -> ClassificationTask:
+    """Build data and model; the initial weights follow from the recipe's seed. Raises UserError as `tasks.build` does."""
+    data = build_classification(recipe.data, recipe.augment, recipe.eval, recipe.train.seed, recipe.model.in_chans)
+    with seeded(derive_seed(recipe.train.seed, "model")):
+        model = create_model(
+            recipe.model.name,
+            num_classes=len(data.class_names),
+            in_chans=recipe.model.in_chans,
+            drop_path_rate=recipe.drop_path_rate,
+            grid_sizes=recipe.model.grid_sizes,
+            checkpointing=recipe.model.checkpointing,
+        )
+        notes = [] if weights is None else load_initial_weights(model, weights, data.class_names)
+    return ClassificationTask(recipe, data, model, notes)
+
+
+def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, whole: bool) -> ClassificationEvaluation:
+    """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
+    val_set = build_eval_set(
+        recipe.data,
+        recipe.eval,
+        info.class_names or None,
+        whole=whole,
+        interpolation=recipe.augment.interpolation,
+        in_chans=info.in_chans,
+    )
+    num_classes = len(val_set.images.class_names)
+    if num_classes != info.num_classes:
+        raise UserError(
+            f"data.dir is {recipe.data.dir}: {num_classes} classes, but the model has {info.num_classes}.\n"
+            "Its weights file does not name them, so that the folders must be all its classes, in the order of their names."
+        )
+    return ClassificationEvaluation(val_set)
+
+
+def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str]) -> list[str]:
+    """Load a file to start from; where its classes are other ones, the classifier stays new. Return what a person should know.
+
+    Raises:
+        UserError: the file cannot be read or is of another model.
+    """
+    file = read_weights(weights)
+    report = load_weights(model, file, new_head=True)
+    notes = [f"{len(report.loaded)} tensors from {weights}."]
+    # Where the classifier was loaded the file has one; a file of some model's part has no names.
+    before = describe(file).class_names if not report.missing and not report.reset else ()
+    if report.reset:
+        notes.append(f"The classifier is new: the file's has another number of classes than {len(class_names)}.")
+    elif before and before != tuple(class_names):
+        model.reset_classifier(len(class_names))  # type: ignore[operator]
+        notes.append(f"The classifier is new: the file's {len(before)} classes have other names.")
+    if report.adapted:
+        notes.append("The stem's first kernel was made for three channels and is adapted.")
+    if report.missing:
+        notes.append(f"Warning: {len(report.missing)} tensors were not in the file and start anew, such as {report.missing[0]}.")
+    if report.unexpected:
+        notes.append(f"Warning: {len(report.unexpected)} tensors of the file were not used, such as {report.unexpected[0]}.")
+    return notes

@@ -1,0 +1,101 @@
+"""COCO's twelve figures for boxes and twelve for masks, by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from stvit_cli.data.coco import ground_truth, image_numbers
+from stvit_cli.data.coco_index import CocoIndex
+from stvit_cli.errors import UserError
+from stvit_cli.utils.files import replace_file
+
+FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large") + (
+    "ar_1",
+    "ar_10",
+    "ar_100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
+"""Average precision and average recall in the order of pycocotools, with our names; in percent, as the paper has them."""
+
+Results = list[dict[str, Any]]
+
+
+def coco_metrics(index: CocoIndex, results: Results) -> Iterator[tuple[str, float]]:
+    """Yield ``box_ap`` ... ``box_ar_large`` and ``mask_ap`` ... ``mask_ar_large``, in percent; -1 where no object has that size.
+
+    Args:
+        index: the annotation file; all of its images count.
+        results: of each detection ``image_id``, ``category_id``, ``score``, ``bbox`` and ``segmentation``, as COCO wants them.
+    """
+    truth = ground_truth(index)
+    results = _numbered(index, results)
+    for prefix, kind in (("box", "bbox"), ("mask", "segm")):
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(truth, _loaded(truth, only(kind, results)), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        for name, value in zip(FIGURES, evaluation.stats.tolist(), strict=True):
+            yield f"{prefix}_{name}", 100 * value if value >= 0 else -1.0
+
+
+def _numbered(index: CocoIndex, results: Results) -> Results:
+    """Return the results with the ids of `ground_truth` in place of the file's."""
+    images = image_numbers(index)
+    labels = {category.written_id: label for label, category in enumerate(index.categories, start=1)}
+    return [entry | {"image_id": images[entry["image_id"]], "category_id": labels[entry["category_id"]]} for entry in results]
+
+
+def only(kind: str, results: Results) -> Results:
+    """Return the results for boxes (bbox) or masks (segm) alone: beside a box, pycocotools takes its area for the mask's."""
+    other = "segmentation" if kind == "bbox" else "bbox"
+    return [{key: value for key, value in entry.items() if key != other} for entry in results]
+
+
+def _loaded(truth: COCO, results: Results) -> COCO:
+    if results:
+        return truth.loadRes(results)
+    empty = COCO()  # loadRes asks the first result what it holds
+    empty.dataset = {"images": truth.dataset["images"], "categories": truth.dataset["categories"], "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def write_results(path: Path, results: Results) -> list[Path]:
+    """Write the results as two files that pycocotools reads: for ``x.json``, ``x.bbox.json`` and ``x.segm.json``.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    written = []
+    for kind in ("bbox", "segm"):
+        target = path.with_name(f"{path.stem}.{kind}.json")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(target, json.dumps(only(kind, results)).encode())
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror} (detection.results_json).") from None
+        written.append(target)
+    return written
+
+
+def as_result(image_id: Any, category_id: Any, score: float, box: Sequence[float], mask: dict[str, Any]) -> dict[str, Any]:
+    """Return a detection in COCO's format; ``box`` is left, top, right, bottom."""
+    left, top, right, bottom = box
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "score": score,
+        "bbox": [left, top, right - left, bottom - top],
+        "segmentation": mask,
+    }

@@ -1,0 +1,127 @@
+"""What a trained detector finds in images: boxes, masks, names and scores, as JSON and drawn on the image."""
+
+from __future__ import annotations
+
+import colorsys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torchvision.transforms.functional import to_tensor
+
+from stvit_cli.data.coco import decode_mask, encode_mask
+from stvit_cli.data.drawing import font_for, save_png, write_text
+from stvit_cli.data.images import explain_failure, open_image
+from stvit_cli.models.optimize.inference import for_inference
+from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.detection.detector import paste_masks
+from stvit_cli.tasks.loading import Trained
+from stvit_cli.utils.text import printable
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object of an image: its box (left, top, right, bottom) in pixels, its mask as COCO's run-length code."""
+
+    name: str
+    index: int
+    score: float
+    box: Box
+    mask: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DetectionPrediction:
+    """The objects of one image, the surest first; or why it could not be read."""
+
+    path: Path
+    width: int = 0
+    height: int = 0
+    objects: tuple[Found, ...] = ()
+    error: str | None = None
+
+    def summary(self) -> str:
+        """Say in a line what was found."""
+        counts = Counter(found.name for found in self.objects)
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+
+    def to_json(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"file": str(self.path), "task": "detection"}
+        if self.error is not None:
+            return figures | {"error": self.error}
+        objects = [asdict(found) | {"box": list(found.box)} for found in self.objects]
+        return figures | {"width": self.width, "height": self.height, "objects": objects}
+
+    def draw(self, target: Path) -> None:
+        """Write the image with boxes, masks, names and scores on it, as PNG; what was surest lies on top."""
+        image = open_image(self.path)
+        colours = [colour_of(number) for number in range(len(self.objects))]
+        order = range(len(self.objects) - 1, -1, -1)
+        pixels = np.array(image, dtype=np.float32)
+        for i in order:
+            mask = decode_mask(self.objects[i].mask, image.height, image.width).astype(bool)
+            pixels[mask] = 0.55 * pixels[mask] + 0.45 * np.array(colours[i], dtype=np.float32)
+        image = Image.fromarray(pixels.astype(np.uint8))
+        pen = ImageDraw.Draw(image)
+        font, size = font_for(image, 40, smallest=10)
+        for i in order:
+            found = self.objects[i]
+            pen.rectangle(found.box, outline=colours[i], width=max(1, size // 8))
+            _label(pen, f"{found.name} {found.score:.0%}", found.box, colours[i], font, image.width)
+        save_png(image, target)
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Return a strong colour, far from those of the numbers before it (hues by the golden section)."""
+    red, green, blue = colorsys.hsv_to_rgb((0.61803 * number) % 1.0, 0.85, 0.95)
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+def _label(pen: ImageDraw.ImageDraw, text: str, box: Box, colour: tuple[int, int, int], font: Any, room: int) -> None:
+    """Write on a band over the upper edge of a box, or within where there is no room; ``room`` is the image's width."""
+    left, top, right, bottom = pen.textbbox((0, 0), printable(text), font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = max(0, min(box[0], room - width))
+    y = box[1] - height if box[1] >= height else box[1]
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
+    write_text(pen, (x + 2 - left, y + 2 - top), text, "white" if dark else "black", font)
+
+
+def predict(
+    trained: Trained, images: Sequence[Path], *, score_threshold: float, device: torch.device
+) -> Iterator[DetectionPrediction]:
+    """Yield what is found in every image, in order, each at its own size; objects below the score are left out."""
+    model = for_inference(trained.model, device)
+    for path in images:
+        try:
+            result = _predict_one(trained, model, path, score_threshold, device)
+        except NonFiniteOutputs:
+            result = DetectionPrediction(path, error=NonFiniteOutputs.of(path))
+        except Exception as error:
+            result = DetectionPrediction(path, error=explain_failure(path, error))
+        yield result
+
+
+@torch.inference_mode()
+def _predict_one(
+    trained: Trained, model: torch.nn.Module, path: Path, score_threshold: float, device: torch.device
+) -> DetectionPrediction:
+    image = open_image(path)
+    (found,) = model([to_tensor(image).to(device)])
+    sure = found["scores"] >= score_threshold
+    kept = {key: value[sure].float().cpu() for key, value in found.items()}
+    masks = paste_masks(kept["masks"], kept["boxes"], (image.height, image.width)).numpy()
+    columns = (kept[key].tolist() for key in ("labels", "scores", "boxes"))
+    objects = tuple(
+        Found(trained.info.class_names[int(label) - 1], int(label) - 1, score, tuple(box), encode_mask(mask))
+        for mask, label, score, box in zip(masks, *columns, strict=True)
+    )
+    return DetectionPrediction(path, image.width, image.height, objects)

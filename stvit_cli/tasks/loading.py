@@ -1,0 +1,76 @@
+"""A trained model, opened from a weights file or from the directory of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stvit_cli.errors import UserError
+from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, load_weights, match_weights, read_weights
+from stvit_cli.models.weights.info import missing_parts
+from stvit_cli.tasks import create_from
+from stvit_cli.utils.text import shortened
+
+_IN_A_RUN = ("best.safetensors", "last.safetensors")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in eval mode on the CPU, what its weights file says of it, and that file."""
+
+    model: nn.Module
+    info: WeightsInfo
+    path: Path
+
+
+def weights_file(path: Path) -> Path:
+    """Return ``path`` itself, or the best weights of the run directory that it is. Raises UserError where there are none."""
+    if not path.is_dir():
+        return path
+    for name in _IN_A_RUN:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: a folder without weights; expected a file, or a run directory with {' or '.join(_IN_A_RUN)}.")
+
+
+def open_trained(path: str | Path, model: str | None = None) -> Trained:
+    """Open a weights file, ours or a published one, or a run directory.
+
+    Args:
+        model: the architecture that is expected; any, where it is not given.
+
+    Raises:
+        UserError: nothing there, damaged, of another architecture, or not complete.
+    """
+    file = read_weights(weights_file(Path(path)))
+    info = describe(file)
+    if model not in (None, info.model):
+        raise UserError(f"{file.path} holds weights of {info.model}, but {model} was asked for.")
+    if not info.num_classes:
+        raise UserError(f"{file.path} holds a backbone without a classifier; `stvit finetune` trains one.")
+    _require_fit(file, info)
+    net = create_from(info)
+    load_weights(net, file)
+    return Trained(net.eval(), info, file.path)
+
+
+def _require_fit(file: WeightsFile, info: WeightsInfo) -> None:
+    """Hold the description against the tensors before a model is built: by the meta device, whatever sizes it speaks of."""
+    for problem in missing_parts(info):
+        raise UserError(f"{file.path}: its description is not complete: {problem}.")
+    try:
+        with torch.device("meta"):
+            model = create_from(info)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
+    except (RuntimeError, ValueError, OverflowError) as error:
+        reason = shortened(str(error).splitlines()[0], 160)
+        raise UserError(f"{file.path}: its description is of a model that cannot be built: {reason}.") from error
+    report = match_weights(model, file)
+    if report.missing or report.unexpected:
+        name = shortened((report.missing + report.unexpected)[0])
+        count = f"{len(report.missing)} tensors missing, {len(report.unexpected)} too many"
+        raise UserError(f"{file.path}: not the weights of a whole {info.model}: {count}, such as {name}.")

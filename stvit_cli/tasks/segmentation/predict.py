@@ -1,0 +1,145 @@
+"""What a trained segmenter says of images: a label map, the same drawn over the image, and the share of each class."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from stvit_cli.data.drawing import save_png, write_text
+from stvit_cli.data.images import explain_failure, open_image
+from stvit_cli.data.segmentation_transforms import eval_transform
+from stvit_cli.models.optimize.inference import for_inference
+from stvit_cli.recipe import SegmentationSection
+from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.loading import Trained
+from stvit_cli.tasks.segmentation.label_maps import label_map
+from stvit_cli.tasks.segmentation.task import section_of
+from stvit_cli.utils.text import printable
+
+NUM_SAID = 5
+"""Of the classes in an image, so many are named on the command line."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A class in an image: its number in label maps, how many pixels have it and which share of all that is."""
+
+    name: str
+    number: int
+    pixels: int
+    share: float
+
+
+@dataclass(frozen=True)
+class SegmentationPrediction:
+    """The numbers of an image's pixels, (H, W), as label maps of the training data have them; or why it could not be read."""
+
+    path: Path
+    numbers: NDArray[np.uint16] | None = None
+    shares: tuple[Share, ...] = ()
+    error: str | None = None
+
+    def summary(self) -> str:
+        """Say in a line what was found, the largest first."""
+        said = [f"{found.name} {found.share:.1%}" for found in self.shares[:NUM_SAID]]
+        return ", ".join(said + (["..."] if len(self.shares) > NUM_SAID else []))
+
+    def to_json(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"file": str(self.path), "task": "segmentation"}
+        if self.numbers is None:
+            return figures | {"error": self.error}
+        height, width = self.numbers.shape
+        return figures | {"width": width, "height": height, "classes": [asdict(found) for found in self.shares]}
+
+    def draw(self, target: Path) -> None:
+        """Write the image under the colours of its classes, with a legend, as PNG, and beside it ``NAME-labels.png``.
+
+        That is the label map, with a palette of the same colours; or in 16-bit grey, where a number is above 255.
+        """
+        assert self.numbers is not None
+        beside = target.with_name(f"{target.stem}-labels.png")
+        if self.numbers.max() > 255:
+            save_png(Image.fromarray(self.numbers), beside)
+        else:
+            labels = Image.fromarray(self.numbers.astype(np.uint8), mode="P")
+            labels.putpalette([channel for number in range(256) for channel in colour_of(number)])
+            save_png(labels, beside)
+        save_png(_with_legend(_overlay(open_image(self.path), self.numbers, self.shares), self.shares), target)
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Return the colour of a number: hues by the golden section, in three strengths; 0 is black."""
+    if number == 0:
+        return 0, 0, 0
+    saturation, value = ((0.85, 0.95), (0.55, 0.75), (0.95, 0.6))[number % 3]
+    red, green, blue = colorsys.hsv_to_rgb(0.61803 * number % 1.0, saturation, value)
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+def predict(trained: Trained, images: Sequence[Path], *, device: torch.device) -> Iterator[SegmentationPrediction]:
+    """Yield the label map of every image at its own size, in order, as the evaluation of the training makes it."""
+    info, section = trained.info, section_of(trained.info)
+    transform = eval_transform(section, info.interpolation, info.mean, info.std)
+    model = for_inference(trained.model, device)
+    for path in images:
+        try:
+            result = _predict_one(trained, model, path, transform, section, device)
+        except NonFiniteOutputs:
+            result = SegmentationPrediction(path, error=NonFiniteOutputs.of(path))
+        except Exception as error:
+            result = SegmentationPrediction(path, error=explain_failure(path, error))
+        yield result
+
+
+@torch.inference_mode()
+def _predict_one(
+    trained: Trained,
+    model: torch.nn.Module,
+    path: Path,
+    transform: Callable[[Image.Image], list[torch.Tensor]],
+    section: SegmentationSection,
+    device: torch.device,
+) -> SegmentationPrediction:
+    info, image = trained.info, open_image(path)
+    classes = label_map(model, [scale.to(device) for scale in transform(image)], (image.height, image.width), section)
+    class_numbers = section.class_numbers
+    pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()
+    shares = [
+        Share(name, class_numbers[index], count, count / classes.numel())
+        for index, (name, count) in enumerate(zip(info.class_names, pixels, strict=True))
+        if count
+    ]
+    numbers = np.array(class_numbers, dtype=np.uint16)[classes.cpu().numpy()]
+    return SegmentationPrediction(path, numbers, tuple(sorted(shares, key=lambda found: -found.pixels)))
+
+
+def _overlay(image: Image.Image, numbers: NDArray[np.uint16], shares: Sequence[Share]) -> Image.Image:
+    """Return the image, half under the colours of its classes."""
+    colours = np.zeros((int(numbers.max()) + 1, 3), dtype=np.float32)
+    for found in shares:
+        colours[found.number] = colour_of(found.number)
+    return Image.fromarray((0.5 * np.asarray(image, dtype=np.float32) + 0.5 * colours[numbers]).astype(np.uint8))
+
+
+def _with_legend(image: Image.Image, shares: Sequence[Share]) -> Image.Image:
+    """Return the image with the names, colours and shares of its classes to the right of it, the largest on top."""
+    size = max(11, min(image.height // 24, 20))
+    font, line = ImageFont.load_default(size), int(1.5 * size)
+    texts = [printable(f"{found.name}  {found.share:.1%}") for found in shares]
+    width = 2 * line + int(max(font.getlength(text) for text in texts))
+    canvas = Image.new("RGB", (image.width + width, max(image.height, line * len(texts) + line // 2)), "white")
+    canvas.paste(image)
+    pen = ImageDraw.Draw(canvas)
+    for row, (found, text) in enumerate(zip(shares, texts, strict=True)):
+        left, top = image.width + line // 2, line // 4 + row * line
+        pen.rectangle((left, top + 2, left + size, top + 2 + size), fill=colour_of(found.number))
+        write_text(pen, (left + line, top), text, "black", font)
+    return canvas

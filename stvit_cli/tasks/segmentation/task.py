@@ -1,0 +1,263 @@
+"""Semantic segmentation: a class for every pixel of an image.
+
+B batch, S side of a training crop, h w rows and columns of what the model sees, H W of the original image, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from stvit_cli.data.ade20k import SegmentationData, SegmentationEvalSet, build_segmentation, build_segmentation_eval
+from stvit_cli.data.label_checks import check_labels, count_numbers, suspicions
+from stvit_cli.data.loader import derive_seed, seeded
+from stvit_cli.data.looked_at import spread
+from stvit_cli.data.segmentation_transforms import IGNORED
+from stvit_cli.errors import UserError
+from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
+from stvit_cli.recipe import Recipe, SegmentationSection
+from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.param_groups import without_decay_on_norms
+from stvit_cli.tasks.segmentation.label_maps import label_map
+from stvit_cli.tasks.segmentation.metrics import confusion, figures
+from stvit_cli.tasks.segmentation.upernet import UPerNet, create_segmenter
+
+# So many images of each set are opened in the search for problems.
+NUM_OPENED = 200
+# Of problems of one kind, so many are named.
+NUM_NAMED = 5
+
+OF_THE_CLASSES = ("classifier.", "aux_classifier.")
+"""The layers with a row for each class."""
+
+OF_A_CLASSIFIER = ("proj.", "norm.", "head.")
+"""What a classifier has after its stages, and a segmenter has not."""
+
+
+class SegmentationEvaluation:
+    """See `tasks.base.Evaluation`. A batch is ``{"images": [[1 3 h w]], "target": [H W], "index": [int]}``."""
+
+    name = "segmentation"
+
+    def __init__(self, val_set: SegmentationEvalSet, section: SegmentationSection) -> None:
+        self.val_set, self.section = val_set, section
+
+    def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {key: [sample[key] for sample in samples] for key in ("images", "target", "index")}
+
+    def evaluator(self) -> SegmentationEvaluator:
+        return SegmentationEvaluator(self.section)
+
+    def describe_eval(self, batch: dict[str, Any]) -> list[str]:
+        return [self.val_set.images.path(index) for index in batch["index"]]
+
+    def check_data(self) -> list[str]:
+        """Look at the numbers in some label maps."""
+        images = self.val_set.images
+        return [*images.notes, *check_labels("validation", images, to_train=False, open_images=False)]
+
+
+class SegmentationTask(SegmentationEvaluation):
+    """See `tasks.base.Task`. A training batch is ``{"image": B 3 S S, "target": B S S, "index": B, "skipped": [path]}``."""
+
+    main_metric = "miou"
+    batch_multiple = 1
+
+    def __init__(self, recipe: Recipe, data: SegmentationData, model: UPerNet, notes: list[str]) -> None:
+        super().__init__(data.val_set, recipe.segmentation)
+        self.recipe, self._notes = recipe, notes
+        self.train_set = data.train_set
+        self.model: nn.Module = model
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = default_collate(
+            [{key: sample[key] for key in ("image", "target", "index")} for sample in samples]
+        )
+        return batch | {"skipped": [path for sample in samples for path in sample["skipped"]]}
+
+    def training_loss(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Cross-entropy of both heads: the mean over all pixels, ignored ones counting as 0.
+
+        So it is in the published runs; and as every micro-batch has as many pixels, accumulation changes nothing.
+        """
+        logits, aux_logits = model(batch["image"])  # B K S S
+        target = batch["target"]
+        losses = [
+            F.cross_entropy(part, target, ignore_index=IGNORED, reduction="sum") / target.numel() for part in (logits, aux_logits)
+        ]
+        return {"ce": losses[0], "aux": self.section.aux_weight * losses[1]}
+
+    def heads(self) -> list[nn.Module]:
+        model = self.model
+        assert isinstance(model, UPerNet)
+        return [model.decoder, model.classifier, model.aux, model.aux_classifier]
+
+    def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+        assert layer_decay is None, "the recipe's schema refuses it for segmentation"
+        return without_decay_on_norms(self.model, weight_decay)
+
+    def weights_info(self) -> WeightsInfo:
+        recipe = self.recipe
+        return WeightsInfo(
+            model=recipe.model.name,
+            task=self.name,
+            num_classes=len(self.section.class_names),
+            class_names=self.section.class_names,
+            image_size=recipe.data.image_size,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            interpolation=recipe.augment.interpolation,
+            recipe_hash=recipe_hash(recipe),
+            grid_sizes=recipe.model.grid_sizes,
+            settings=self.section.model_dump_json(),
+        )
+
+    def notes(self) -> list[str]:
+        classes = len(self.section.class_names)
+        return [f"{len(self.train_set)} images to train on, {len(self.val_set)} to evaluate, {classes} classes.", *self._notes]
+
+    def check_data(self) -> list[str]:
+        """Look at the numbers in some label maps of both sets, and open their images where they are to be evaluated."""
+        train, val = self.train_set.images, self.val_set.images
+        return [
+            *train.notes,
+            *check_labels("training", train, to_train=True, open_images=False),
+            *val.notes,
+            *check_labels("validation", val, to_train=False, open_images=True),
+        ]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.train_set.images.fingerprint()
+
+    def data_fingerprint(self) -> str:
+        return self._fingerprint
+
+    def data_problems(self) -> list[str]:
+        """Open some images of both sets with their label maps, evenly spread; name classes that were not met."""
+        problems = []
+        for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
+            count = count_numbers(images, spread(len(images), NUM_OPENED), open_images=True)
+            problems += [*images.notes, *(f"{name}: {message.splitlines()[0]}" for message in count.problems[:NUM_NAMED])]
+            if len(count.problems) > NUM_NAMED:
+                problems.append(f"{name}: {len(count.problems)} images or label maps of those that were tried cannot be used")
+            problems += [f"{name}: {line}" for line in suspicions(images, count)]
+        return problems
+
+    def describe(self, batch: dict[str, Any]) -> list[str]:
+        return [self.train_set.images.path(index) for index in batch["index"].tolist()]
+
+    def skipped(self, batch: dict[str, Any]) -> list[str]:
+        return list(batch["skipped"])
+
+
+class SegmentationEvaluator:
+    """Counts pixels by class and prediction, at the original size.
+
+    Images go through the model one by one and counts are integers, so any division among processes and batches gives the same.
+    """
+
+    def __init__(self, section: SegmentationSection) -> None:
+        self.section = section
+        self.num_images = 0
+        classes = len(section.class_names)
+        self.matrix = torch.zeros(classes, classes, dtype=torch.int64)
+
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """See `tasks.base.Evaluator`."""
+        finite = []
+        for images, target in zip(batch["images"], batch["target"], strict=True):
+            try:
+                predicted = label_map(model, images, tuple(target.shape), self.section)
+            except NonFiniteOutputs:
+                finite.append(False)
+                continue
+            finite.append(True)
+            self.matrix += confusion(predicted, target, len(self.matrix)).cpu()
+            self.num_images += 1
+        if not all(finite):
+            raise NonFiniteOutputs(finite)
+
+    def state(self) -> tuple[int, Tensor]:
+        return self.num_images, self.matrix
+
+    def compute(self, states: list[tuple[int, Tensor]]) -> Iterable[tuple[str, float]]:
+        yield "num_images", sum(count for count, _ in states)
+        yield from figures(torch.stack([matrix for _, matrix in states]).sum(0), self.section.class_names)
+
+
+def build_segmentation_task(recipe: Recipe, weights: Path | None) -> SegmentationTask:
+    """Build data and model; the initial weights follow from the recipe's seed. Raises UserError as `tasks.build` does."""
+    data = build_segmentation(recipe)
+    with seeded(derive_seed(recipe.train.seed, "model")):
+        model = create_segmenter(
+            recipe.model.name,
+            len(recipe.segmentation.class_names),
+            recipe.segmentation,
+            drop_path_rate=recipe.drop_path_rate,
+            grid_sizes=recipe.model.grid_sizes,
+            checkpointing=recipe.model.checkpointing,
+        )
+    notes = [] if weights is None else load_initial_weights(model, weights, recipe.segmentation.class_names)
+    return SegmentationTask(recipe, data, model, notes)
+
+
+def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo) -> SegmentationEvaluation:
+    """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
+    names = recipe.segmentation.class_names
+    if names != info.class_names:
+        differing = next((ours for ours in names if ours not in info.class_names), None)
+        detail = f", and {differing!r} is none of them" if differing is not None else ", or in another order"
+        raise UserError(
+            f"segmentation.class_names has {len(names)} classes, the model {len(info.class_names)}{detail}.\n"
+            "Evaluate on data with the model's own classes, or train it on these."
+        )
+    return SegmentationEvaluation(build_segmentation_eval(recipe), recipe.segmentation)
+
+
+def create_from(info: WeightsInfo) -> UPerNet:
+    """Build the segmenter that a weights file describes."""
+    return create_segmenter(info.model, info.num_classes, section_of(info), grid_sizes=info.grid_sizes)
+
+
+def section_of(info: WeightsInfo) -> SegmentationSection:
+    """Return the settings with which a segmenter was trained, out of its weights file."""
+    return SegmentationSection.model_validate_json(info.settings)
+
+
+def load_initial_weights(model: UPerNet, weights: Path, class_names: tuple[str, ...]) -> list[str]:
+    """Load a file to start from: a classifier's into the backbone, or a segmenter's. Return what a person should know.
+
+    Raises:
+        UserError: the file cannot be read, or is of another model or task.
+    """
+    file = read_weights(weights)
+    info = describe(file)
+    if info.task not in ("classification", "segmentation"):
+        raise UserError(f"{weights} holds a model for {info.task}; expected a classifier's or a segmenter's weights.")
+    if info.task == "classification":
+        stages = {name: value for name, value in file.state_dict.items() if not name.startswith(OF_A_CLASSIFIER)}
+        report = load_weights(model.backbone, replace(file, state_dict=stages))
+        notes = [f"{len(report.loaded)} tensors of the backbone from {weights}; UperNet is new."]
+    elif info.class_names == class_names:
+        report = load_weights(model, file)
+        notes = [f"{len(report.loaded)} tensors from {weights}."]
+    else:
+        kept = {name: value for name, value in file.state_dict.items() if not name.startswith(OF_THE_CLASSES)}
+        report = load_weights(model, replace(file, state_dict=kept))
+        notes = [f"{len(report.loaded)} tensors from {weights}; the classifiers are new: the file's classes are other ones."]
+    anew = [name for name in report.missing if not name.startswith(OF_THE_CLASSES)]
+    if anew:
+        notes.append(f"Warning: {len(anew)} tensors were not in the file and start anew, such as {anew[0]}.")
+    if report.unexpected:
+        notes.append(f"Warning: {len(report.unexpected)} tensors of the file were not used, such as {report.unexpected[0]}.")
+    return notes

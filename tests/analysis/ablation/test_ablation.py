@@ -1,0 +1,276 @@
+"""Table II: counts beside the paper's, what rows say against each other, and two rows trained through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from stvit_cli import engine
+from stvit_cli.analysis.ablation import runs as ablation_runs
+from stvit_cli.analysis.ablation.report import Report, report_training
+from stvit_cli.analysis.ablation.table import NUMBERS, Row, Setting, answer, build_table, compare, notes_on_counts
+from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.models.isotropic import MINI
+from stvit_cli.recipe import io as recipe_io
+
+# Multiply-adds without norms, in G, that reproduce the supplement's rounded figures.
+GIGAS = [4.49, 4.33, 4.13, 4.30, 3.95, 4.13, 3.95]
+
+
+@pytest.fixture(scope="module")
+def counts() -> list[Row]:
+    return build_table(Setting(), {})
+
+
+def mini_rows(scores: dict[int, list[float]]) -> list[Row]:
+    return build_table(Setting(MINI, image_size=64, num_classes=10), scores)
+
+
+def test_every_row_is_as_large_and_costly_as_the_paper_says(counts: list[Row]) -> None:
+    for row, gigas in zip(counts, GIGAS, strict=True):
+        assert abs(row.params - row.paper.params) <= 0.6e6
+        assert abs(row.flops - row.paper.flops) <= 0.1e9
+        assert row.flops / 1e9 == pytest.approx(gigas, abs=0.01)
+        assert row.uncounted == {}
+    assert "Rows" not in " ".join(notes_on_counts(counts))  # none is too far away
+
+
+def test_the_table_on_screen_and_in_files(stvit: Any, tmp_path: Path) -> None:
+    ended = stvit("isotropic-ablation", "--json", "-", "--output", tmp_path)
+    assert ended.code == 0
+    rows = json.loads(ended.out)
+    assert [row["row"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["rpe"] for row in rows] == [True] * 5 + [False] * 2
+    assert rows[4] | {"params": 0, "flops": 0} == {
+        "row": 5,
+        "model": "isotropic-stvit-20",
+        "dims": [64, 128, 320, 512],
+        "depths": [3, 5, 9, 3],
+        "rpe": True,
+        "params": 0,
+        "flops": 0,
+        "uncounted": {},
+        "image_size": 224,
+        "num_classes": 1000,
+        "paper": {"params": 24e6, "flops": 4.0e9, "top1": 82.6},
+        "top1": None,
+        "top1_std": None,
+        "top1_by_seed": [],
+    }
+    assert "24.17 M" in ended.err and "82.6%" in ended.err  # the table itself, --json being on standard output
+    assert json.loads((tmp_path / "table.json").read_text()) == rows
+    written = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
+    assert [line["paper_top1"] for line in written] == ["81.3", "82.3", "81.4", "81.7", "82.6", "80.2", "82.3"]
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").count("\n| ") == 9
+    with Image.open(tmp_path / "table.png") as image:
+        assert min(image.size) > 400
+
+
+@pytest.mark.parametrize(
+    ("swin", "stvit_", "verdict"),
+    [
+        ([90.0, 90.4], [92.0, 92.4], "beyond the spread of the seeds in 1; behind beyond it in 0"),
+        ([90.0, 92.0], [90.5, 92.5], "beyond the spread of the seeds in 0; behind beyond it in 0"),
+        ([92.0, 92.4], [90.0, 90.4], "ahead in 0 of 1 pairs, beyond the spread of the seeds in 0; behind beyond it in 1"),
+        ([90.0], [92.0], "ahead in 1 of 1 pairs."),
+    ],
+)
+def test_the_answer_weighs_the_gain_against_the_seeds(swin: list[float], stvit_: list[float], verdict: str) -> None:
+    comparisons = compare(mini_rows({3: swin, 5: stvit_, 6: [50.0]}))
+    text = " ".join(answer(comparisons))
+    assert verdict in text
+    assert f"STViT {sum(stvit_) / len(stvit_) - sum(swin) / len(swin):+.2f} points from Swin (paper +1.2)" in text
+    assert ("one seed" in text) == (len(swin) == 1)
+
+
+def test_the_standard_error_is_of_the_difference() -> None:
+    """Deviations of 3 and 4 over four seeds each: the error is 5 / 2."""
+
+    def spread(mean: float, deviation: float) -> list[float]:
+        offset = deviation * 3**0.5 / 2  # the sample deviation of +-offset, twice each
+        return [mean - offset, mean + offset, mean - offset, mean + offset]
+
+    (comparison,) = compare(mini_rows({1: spread(50, 3), 2: spread(60, 4)}))
+    assert comparison.gain == pytest.approx(10)
+    assert comparison.error == pytest.approx(2.5)
+
+
+def test_all_pairs_of_the_paper_are_compared() -> None:
+    rows = mini_rows({number: [90.0 + number, 91.0 + number] for number in NUMBERS})
+    assert [(c.swin.number, c.stvit.number) for c in compare(rows)] == [(1, 2), (3, 5), (4, 5), (6, 7)]
+    report = report_training(rows, "mine")
+    assert "not to be compared" in " ".join(report.notes) and "quarter" in report.title
+    assert "91.50% ± 0.71 (2 seeds)" in report.cells()[0]
+    assert not any("Furthest from the paper" in note for note in report.notes)
+
+
+def test_the_image_shows_trained_rows_beside_the_papers(tmp_path: Path) -> None:
+    Report("untrained", mini_rows({}), ["a note"]).write(tmp_path / "untrained")
+    Report("trained", mini_rows({3: [90.0, 91.0], 5: [92.0, 92.5]}), ["a note"]).write(tmp_path / "trained")
+    with Image.open(tmp_path / "untrained/table.png") as untrained, Image.open(tmp_path / "trained/table.png") as trained:
+        assert trained.width > 1.5 * untrained.width
+
+
+BRIEF = ("schedule.epochs=1", "schedule.warmup_epochs=0", "train.eval_every_epochs=1", "data.num_workers=0")
+
+
+def test_two_rows_trained_stopped_and_resumed(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before the second row, the ablation goes on with that row alone."""
+    trained: list[str] = []
+    fit = engine.fit
+
+    def fit_one(task: Any, recipe: Any, run_dir: Path, *, resume: bool) -> Any:
+        trained.append(recipe.model.name)
+        if trained == ["isotropic-mini-swin-20-global", "isotropic-mini-stvit-20"]:
+            raise Interrupted(signal.SIGINT)
+        return fit(task, recipe, run_dir, resume=resume)
+
+    monkeypatch.setattr(engine, "fit", fit_one)
+    runs = tmp_path / "runs"
+    stopped = stvit("isotropic-ablation", "--recipe", "isotropic-mini", "--rows", "4,5", "--output", runs, *BRIEF)
+    assert stopped.code == 130 and f"--resume {runs}" in stopped.err
+    half = json.loads((runs / "table.json").read_text())
+    assert [row["row"] for row in half if row["top1"] is not None] == [4]
+
+    resumed = stvit("isotropic-ablation", "--resume", runs, "--json", tmp_path / "figures.json")
+    assert resumed.code == 0
+    assert trained[2:] == ["isotropic-mini-stvit-20"]
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["row"] for row in rows if row["top1"] is not None] == [4, 5]
+    assert all(20 < rows[number - 1]["top1"] <= 100 for number in (4, 5))  # an epoch is enough to be better than chance
+    assert (rows[4]["num_classes"], rows[4]["image_size"]) == (10, 64)
+    assert "Rows 4 and 5: STViT" in resumed.out and "not to be compared" in resumed.out
+
+    again = stvit("isotropic-ablation", "--resume", runs)  # all is there: nothing is trained
+    assert again.code == 0 and len(trained) == 3
+    changed = stvit("isotropic-ablation", "--resume", runs, "optim.lr=0.5")
+    assert changed.code == 2 and "optim.lr: 0.001 -> 0.5" in changed.err
+
+
+def test_runs_share_budget_and_seeds(tmp_path: Path) -> None:
+    recipe = recipe_io.load("isotropic-mini", ["train.seed=3", "model.grid_sizes=[4, 2, 1, 1]"])
+    runs = ablation_runs.Ablation(tmp_path, recipe, (4, 5), 2).runs()
+    assert [(run.number, run.seed, run.path.name) for run in runs] == [
+        (4, 3, "row4-seed3"),
+        (5, 3, "row5-seed3"),
+        (4, 4, "row4-seed4"),
+        (5, 4, "row5-seed4"),
+    ]
+    changed = {change.key for run in runs for change in recipe_io.difference(recipe, run.recipe)}
+    assert changed == {"model.name", "model.grid_sizes", "train.seed"}
+    assert [run.recipe.model.grid_sizes for run in runs[:2]] == [None, (4, 2, 1, 1)]  # a window has no super tokens
+    assert [run.score for run in runs] == [None] * 4
+
+
+def test_the_rows_are_trained_as_the_paper_trains_stvit() -> None:
+    changes = recipe_io.difference(recipe_io.load("deit300"), recipe_io.load("isotropic300"))
+    assert {change.key for change in changes} == {"model.name", "model.drop_path_rate"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--rows", "3,8", "--recipe", "isotropic-mini"], "expected rows from 1 to 7"),
+        (["--rows", "5-3", "--recipe", "isotropic-mini"], "expected rows from 1 to 7"),
+        (["--rows", "two", "--recipe", "isotropic-mini"], "expected rows from 1 to 7"),
+        (["--recipe", "quickstart"], "expected a row of Table II"),
+        (["--recipe", "isotropic-min"], "Did you mean 'isotropic-mini'?"),
+        (["--rows", "4"], "Nothing is trained without a recipe"),
+        (["optim.lr=1"], "Nothing is trained without a recipe"),
+        (["--resume", "nowhere"], "holds no ablation"),
+        (["--resume", "nowhere", "--recipe", "isotropic-mini"], "leave --recipe and --output out"),
+        (["--recipe", "isotropic300"], "data.dir"),
+    ],
+)
+def test_wrong_input(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = stvit("isotropic-ablation", *argv)
+    assert ended.code == 2
+    assert message in ended.err and len(ended.err.splitlines()) <= 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_find_their_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    assert [place.environment for place in ablation_runs._places(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("4", "5")]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [place.environment for place in ablation_runs._places(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("0", "1")]
+    with pytest.raises(UserError, match="found 3 GPUs"):
+        ablation_runs._places(4)
+
+
+@pytest.mark.slow
+def test_rows_in_processes_of_their_own(stvit: Any, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    ended = stvit(
+        "isotropic-ablation", "--recipe", "isotropic-mini", "--rows", "6,7", "--parallel", "2", "--output", runs, *BRIEF
+    )
+    assert ended.code == 0
+    assert [row["row"] for row in json.loads((runs / "table.json").read_text()) if row["top1"] is not None] == [6, 7]
+    for name in ("row6-seed0", "row7-seed0"):
+        assert (runs / name / "best.safetensors").is_file()
+        assert "Best top1" in (runs / f"{name}.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_quoted(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    runs = tmp_path / "runs"
+    ended = stvit(
+        "isotropic-ablation", "--recipe", "isotropic-mini", "--parallel", "2", "--output", runs, "train.device=cuda", *BRIEF
+    )
+    assert ended.code == 2
+    assert "ended with code 2" in ended.err and "no GPU" in ended.err
+
+
+@pytest.mark.slow
+def test_rows_one_after_the_other_under_torchrun(tmp_path: Path) -> None:
+    """The processes stay joined from one row to the next."""
+    words = ["isotropic-ablation", "--recipe", "isotropic-mini", "--rows", "1,2", "--output", str(tmp_path / "runs"), *BRIEF]
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stvit_cli", *words, "--json", "-"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [row["row"] for row in json.loads(ended.stdout) if row["top1"] is not None] == [1, 2]
+
+
+@pytest.mark.slow
+def test_processes_save_when_the_ablation_is_stopped(tmp_path: Path) -> None:
+    """One Ctrl-C to the command reaches every run, which saves its state in the middle of its first epoch."""
+    words = [
+        "isotropic-ablation",
+        "--recipe",
+        "isotropic-mini",
+        "--rows",
+        "1,2",
+        "--parallel",
+        "2",
+        "--output",
+        str(tmp_path / "runs"),
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "stvit_cli", *words, *BRIEF], stderr=subprocess.PIPE, text=True)
+    logs = [tmp_path / "runs" / f"row{number}-seed0.log" for number in (1, 2)]
+    deadline = time.monotonic() + 300
+    while not all(log.exists() and "images to train on" in log.read_text(encoding="utf-8") for log in logs):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 130 and f"--resume {tmp_path / 'runs'}" in error
+    for log in logs:
+        assert "Stopped by SIGTERM; saved after step" in log.read_text(encoding="utf-8")
+        assert len(list((log.with_suffix("") / "checkpoints").glob("step_*"))) == 2

@@ -1,0 +1,107 @@
+"""The figures by which a cut of an image is judged."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stvit_cli.analysis.associations.superpixels import (
+    achievable_accuracy,
+    boundary_recall,
+    measure,
+    paint,
+    read_labels,
+    regular_grid,
+    slic,
+)
+from stvit_cli.errors import UserError
+
+
+def halves(at: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(40) >= at, (20, 40)).astype(int)
+
+
+def test_boundary_recall_has_a_tolerance() -> None:
+    truth = halves(20)
+    assert boundary_recall(truth, truth) == 1
+    assert boundary_recall(halves(22), truth) == boundary_recall(halves(18), truth) == 1
+    assert boundary_recall(halves(23), truth) == boundary_recall(halves(17), truth) == 0
+    assert boundary_recall(halves(23), truth, tolerance=3) == 1
+    assert boundary_recall(halves(7), np.zeros((20, 40), dtype=int)) == 1
+
+
+def test_achievable_accuracy() -> None:
+    truth = halves(20)
+    assert achievable_accuracy(truth, truth) == 1
+    assert achievable_accuracy(np.zeros_like(truth), halves(30)) == 0.75
+    assert achievable_accuracy(regular_grid((20, 40), (1, 4)), halves(23)) == pytest.approx(37 / 40)
+    assert achievable_accuracy(1000 * truth - 3, 7 * truth) == 1  # labels need not be counted
+
+
+def test_the_grid_has_its_rows_and_columns() -> None:
+    cut = measure("regular grid", regular_grid((21, 41), (3, 5)), halves(20)[:1].repeat(21, 0)[:, [*range(40), 39]])
+    assert cut.num_segments == 15
+    sizes = np.bincount(cut.labels.ravel())
+    assert sizes.max() <= 7 * 9
+    assert 0 < cut.boundary_share < 0.5
+
+
+def test_painting_gives_each_segment_its_mean_colour() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    painted = paint(pixels, halves(13))
+    assert (painted[:, :13] == np.rint(pixels[:, :13].mean((0, 1)))).all()
+    assert (painted[:, 13:] == np.rint(pixels[:, 13:].mean((0, 1)))).all()
+
+
+def test_slic_follows_what_the_grid_does_not() -> None:
+    pytest.importorskip("skimage")
+    ys, xs = np.mgrid[:60, :80]
+    truth = ((ys - 31) ** 2 + (xs - 37) ** 2 < 400).astype(int)
+    pixels = np.array([[30, 60, 90], [220, 180, 40]], dtype=np.uint8)[truth]
+    found, grid = measure("SLIC", slic(pixels, 20), truth), measure("regular grid", regular_grid((60, 80), (4, 5)), truth)
+    assert found.accuracy > grid.accuracy
+    assert found.boundary_recall > grid.boundary_recall
+
+
+def test_slic_without_scikit_image_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(UserError, match=r"pip install 'stvit\[superpixels\]'"):
+        slic(np.zeros((8, 8, 3), dtype=np.uint8), 4)
+
+
+def test_label_maps_of_every_kind(tmp_path: Path) -> None:
+    labels = halves(11) * 3
+    palette = Image.fromarray(labels.astype(np.uint8), "L").convert("P")
+    palette.putdata(labels.ravel().tolist())
+    palette.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 200, 10, 10])
+    kinds = {
+        "grey.png": Image.fromarray(labels.astype(np.uint8)),
+        "wide.png": Image.fromarray((labels * 1000).astype(np.uint16)),
+        "palette.png": palette,
+        "colour.png": Image.fromarray(np.array([[0, 0, 0], [1, 1, 1], [1, 2, 3], [10, 200, 30]], dtype=np.uint8)[labels]),
+    }
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+        found = read_labels(tmp_path / name, (20, 40))
+        assert boundary_recall(found, labels, tolerance=0) == achievable_accuracy(found, labels) == 1, name
+        assert len(np.unique(found)) == 2, name
+    assert read_labels(tmp_path / "palette.png", (20, 40)).max() == 3
+
+
+def test_what_is_no_label_map(tmp_path: Path) -> None:
+    Image.fromarray(halves(11).astype(np.uint8)).save(tmp_path / "labels.png")
+    with pytest.raises(UserError, match="40 x 20 pixels, the image has 40 x 21"):
+        read_labels(tmp_path / "labels.png", (21, 40))
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photograph.png")
+    with pytest.raises(UserError, match="6399 different values|6400 different values"):
+        read_labels(tmp_path / "photograph.png", (80, 80))
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match="is not an image"):
+        read_labels(tmp_path / "text.png", (80, 80))
+    with pytest.raises(UserError, match="no such file"):
+        read_labels(tmp_path / "missing.png", (80, 80))

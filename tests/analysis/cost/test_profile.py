@@ -1,0 +1,80 @@
+"""Parameters and multiply-adds: the measured figures of the authors' code, and nothing left out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stvit_cli.analysis.cost.flops import count_flops
+from stvit_cli.cli import main
+
+# fvcore on the authors' published code, in G.
+AUTHORS = {
+    224: {"stvit-s": 4.367, "stvit-b": 9.872, "stvit-l": 15.597},
+    384: {"stvit-s": 14.156, "stvit-b": 31.489, "stvit-l": 49.748},
+}
+TRAINABLE = {"stvit-s": 25_495_624, "stvit-b": 51_691_288, "stvit-l": 94_971_096}
+
+
+@pytest.mark.parametrize("size", [224, 384])
+def test_table_one(size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "profile.json"
+    assert main(["profile", *TRAINABLE, "--image-size", str(size), "--json", str(report)]) == 0
+    rows = json.loads(report.read_text())
+    assert [row["model"] for row in rows] == list(TRAINABLE)
+    for row in rows:
+        assert row["params"] == TRAINABLE[row["model"]]
+        assert row["flops"] == pytest.approx(AUTHORS[size][row["model"]] * 1e9, rel=0.005)
+        assert row["flops"] == sum(row["flops_by_operator"].values()) == row["flops_by_module"][""]
+        assert row["uncounted"] == {}
+        assert row["paper"]["params"] == pytest.approx(row["params"], rel=0.03)
+    out = capsys.readouterr().out
+    assert "4.4 G" in out if size == 224 else "32.5 G" in out
+
+
+def test_every_model_by_default_and_the_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--image-size", "64x96", "--by-module", "--depth", "2"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("stvit-nano", "stvit-s", "stvit-b", "stvit-l", "stages", "stem"))
+
+
+class Attending(nn.Module):
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return F.scaled_dot_product_attention(x, x, x)
+        return (x @ x.transpose(-1, -2)).softmax(-1) @ x
+
+
+def test_fused_attention_counts_like_its_two_products() -> None:
+    fused, plain = (count_flops(Attending(fused), (10, 6)) for fused in (True, False))
+    assert fused.total == plain.total == 3 * 2 * 10 * 10 * 6 and fused.uncounted == {}
+
+
+class Unknown(Attending):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cumsum(x, -1)
+
+
+def test_an_operator_nobody_counts_is_said() -> None:
+    assert count_flops(Unknown(False), (8, 8)).uncounted == {"aten::cumsum": 1}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["stvit-x"], "Did you mean 'stvit-s'?"),
+        (["--image-size", "224 px"], "expected one number such as 384"),
+        (["--image-size", "16"], "at least 32 pixels"),
+    ],
+)
+def test_bad_input(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", *argv]) == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,138 @@
+"""How much of the bare step's speed a training run keeps: loader, augmentation, mixing, agreement, logging and all.
+
+python tests/benchmarks/end_to_end.py [--data IMAGENET] [--model stvit-s] [--batch-size 8] [--steps 40] [--rounds 3]
+
+A run of recipe deit300 by the engine itself. Turn about it takes so many of its own steps, then so many bare ones of the same
+model: forward, loss, backward, fused AdamW on a batch that lies ready. Without --data the images are 256 JPEG files,
+500 x 375, cut from the photograph in tests/images. The seconds of a turn are those of the clock; at its start the loader has
+only what it keeps ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from PIL import Image
+
+from stvit_cli import engine, tasks
+from stvit_cli.analysis.cost.throughput import machine
+from stvit_cli.cli.memory import keep_freed_memory
+from stvit_cli.cli.output import print_table
+from stvit_cli.engine import trainer
+from stvit_cli.engine.session import Session
+from stvit_cli.engine.step import Outcome, TrainStep
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks.base import move
+
+PHOTOGRAPH = Path(__file__).parent / "images" / "coffee.jpg"
+
+
+def cut_photographs(root: Path, number: int = 256) -> Path:
+    """Write an ImageNet-like tree, two classes, the images of ImageNet's usual size."""
+    with Image.open(PHOTOGRAPH) as opened:
+        photograph = opened.convert("RGB")
+    rng = random.Random(0)
+    for index in range(number):
+        width = rng.uniform(0.5, 0.95) * photograph.width
+        left, top = rng.uniform(0, photograph.width - width), rng.uniform(0, photograph.height - 0.66 * width)
+        crop = photograph.resize((500, 375), Image.Resampling.BICUBIC, box=(left, top, left + width, top + 0.66 * width))
+        for part in ("train", "val") if index < 4 else ("train",):
+            folder = root / part / f"class{index % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            crop.save(folder / f"{index}.jpg", quality=92)
+    return root
+
+
+class Alternating:
+    """Stands for the trainer's step: ``steps`` of its own, then as many bare ones, with the seconds of each turn."""
+
+    def __init__(self, session: Session, steps: int) -> None:
+        self.session, self.steps = session, steps
+        self.whole_step = TrainStep(session)
+        self.seconds: dict[str, list[float]] = {"whole": [], "bare": []}
+        self.began = 0.0
+        self.batch: Any = None
+        self.last: Outcome | None = None
+
+    def __call__(self, step: int, feed: Iterator[Any], asks: Callable[[], tuple[int, bool]]) -> Outcome:
+        turn, place = divmod(step, self.steps)
+        if place == 0:
+            now = time.perf_counter()
+            if turn:  # from a turn's first step to the next one's: the trainer's own work between steps is in it
+                self.seconds["bare" if turn % 2 == 0 else "whole"].append(now - self.began)
+            self.began = now
+        if turn % 2 == 0 or self.last is None:
+            self.last = self.whole_step(step, self._kept(feed), asks)
+        else:
+            self._bare_step()
+        return self.last
+
+    def _kept(self, feed: Iterator[Any]) -> Iterator[Any]:
+        for batch in feed:
+            self.batch = batch
+            yield batch
+
+    def _bare_step(self) -> None:
+        session = self.session
+        batch = move(self.batch, session.world.device)
+        with session.autocast():
+            loss = sum(session.task.training_loss(session.parallel, batch).values())
+        loss.backward()
+        session.optimizer.step()
+        session.optimizer.zero_grad(set_to_none=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--model", default="stvit-s")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or cut_photographs(Path(folder) / "photographs")
+        words = {
+            "model.name": options.model,
+            "data.dir": data,
+            "data.num_workers": options.workers,
+            "train.global_batch_size": options.batch_size,
+            "train.precision": "bf16" if torch.cuda.is_available() else "fp32",
+            "schedule.steps": 2 * options.rounds * options.steps + 1,  # the last one ends the last turn
+            "train.eval_every_steps": 2 * options.rounds * options.steps + 1,
+        }
+        recipe = recipe_io.load("deit300", [f"{key}={value}" for key, value in words.items()])
+        turns: list[Alternating] = []
+
+        def alternating(session: Session) -> Alternating:
+            turns.append(Alternating(session, options.steps))
+            return turns[0]
+
+        with patch.object(trainer, "TrainStep", alternating):
+            engine.fit(tasks.build(recipe), recipe, Path(folder) / "run")
+    report(turns[0].seconds, options)
+
+
+def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None:
+    images = options.steps * options.batch_size
+    rates = {name: [images / second for second in found] for name, found in seconds.items()}
+    ratios = [whole / bare for whole, bare in zip(rates["whole"], rates["bare"], strict=True)]
+    rows = [[name, f"{statistics.median(found):.2f}", f"{min(found):.2f}", f"{max(found):.2f}"] for name, found in rates.items()]
+    rows.append(["whole / bare", f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}"])
+    title = f"{options.model}, recipe deit300, batch {options.batch_size}, {options.workers} workers, {machine('cpu')}"
+    print_table(["images/s", "median", "least", "most"], rows, title)
+
+
+if __name__ == "__main__":
+    main()
