@@ -75,3 +75,7 @@ def ade20k_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ade20k")
     write_ade20k_tree(root, (4, 2), 64, seed=0)
     return root
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-messages", action="store_true", help="write tests/cli/messages.txt again; read the diff")
