@@ -46,4 +46,5 @@ def test_a_restart_count_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_command_line_says_it_before_it_builds_anything(stvit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     ended = stvit("train", "--recipe", "quickstart", "--output", "never")
-    assert ended.code == 2 and "RANK and MASTER_ADDR and MASTER_PORT are not set" in ended.err
+    assert ended.code == 2
+    assert "RANK and MASTER_ADDR and MASTER_PORT are not set" in ended.err

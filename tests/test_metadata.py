@@ -19,9 +19,11 @@ ARXIV = "2211.11167"
 def test_citation_has_what_the_format_requires() -> None:
     assert CITATION["cff-version"] == "1.2.0"
     for entry in (CITATION, CITATION["preferred-citation"]):
-        assert entry["title"] and entry["authors"]
+        assert entry["title"]
+        assert entry["authors"]
         assert all(set(author) in ({"name"}, {"family-names", "given-names"}) for author in entry["authors"])
-    assert CITATION["message"] and isinstance(CITATION["date-released"], date)
+    assert CITATION["message"]
+    assert isinstance(CITATION["date-released"], date)
     assert CITATION["preferred-citation"]["type"] == "conference-paper"
 
 
@@ -35,4 +37,5 @@ def test_citation_and_package_name_the_same_version_licence_and_paper() -> None:
 def test_pre_commit_runs_the_tools_of_the_check() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     check = (ROOT / ".ci" / "check").read_text(encoding="utf-8")
-    assert hooks and all(" ".join(hook["entry"].replace("--fix", "").split()) in check for hook in hooks)
+    assert hooks
+    assert all(" ".join(hook["entry"].replace("--fix", "").split()) in check for hook in hooks)

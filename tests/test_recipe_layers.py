@@ -116,8 +116,10 @@ def test_what_is_written_out_survives_every_way_to_write_a_value() -> None:
     )
     recipe, layers, _ = recipe_io.resolve("b.yaml")
     text = written_out(layers)
-    assert text.startswith("# head of b\n#\n# Written out; based on: b.yaml -> a.yaml\n") and "head of a" not in text
-    assert "  # above\n  class_names: [a," in text and "# after" in text
+    assert text.startswith("# head of b\n#\n# Written out; based on: b.yaml -> a.yaml\n")
+    assert "head of a" not in text
+    assert "  # above\n  class_names: [a," in text
+    assert "# after" in text
     assert recipe_io.from_text(text, name="b") == recipe
     assert recipe_io.from_text(written_out(layers, show_origins=True), name="b") == recipe
 

@@ -166,7 +166,8 @@ def test_the_paper_s_detection_is_the_paper_s(
     assert (detection.num_proposals, detection.num_samples) == (2000 if "cascade" in head else 1000, 512)
     assert (detection.channels, detection.fc_dim, detection.anchor_scale) == (256, 1024, 8)
     assert (detection.score_threshold, detection.nms_threshold, detection.max_detections) == (0.05, 0.5, 100)
-    assert recipe.augment.hflip == 0.5 and recipe.model.grid_sizes == (16, 8, 2, 1)
+    assert recipe.augment.hflip == 0.5
+    assert recipe.model.grid_sizes == (16, 8, 2, 1)
 
 
 def test_the_quickstart_is_small() -> None:

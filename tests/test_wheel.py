@@ -40,7 +40,8 @@ def installed(wheel: Path) -> Path:
 def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     tops = {name.split("/")[0] for name in names}
-    assert len(tops) == 2 and "stvit_cli" in tops
+    assert len(tops) == 2
+    assert "stvit_cli" in tops
     ours = [path for path in (ROOT / "stvit_cli").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     expected = {str(path.relative_to(ROOT)) for path in ours} | {f"stvit_cli/{path.relative_to(ROOT)}" for path in recipes()}
     assert {name for name in names if name.startswith("stvit_cli/")} == expected

@@ -95,7 +95,8 @@ class TrainBatches:
         likeness: NDArray[np.float64] | None = None,
     ) -> None:
         assert global_batch_size % (micro_batch_size * world_size) == 0, "the engine chooses sizes that divide"
-        assert 0 <= rank < world_size and start_step >= 0
+        assert 0 <= rank < world_size
+        assert start_step >= 0
         if num_samples < global_batch_size:
             raise UserError(
                 f"train.global_batch_size is {global_batch_size}, but the training set has only {num_samples} images: "

@@ -59,7 +59,8 @@ def test_onnx(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     assert ended.code == 0, ended.err
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["nano.onnx", "report.json"]
     report = json.loads((tmp_path / "report.json").read_text())
-    assert len(report["largest_difference"]) == 3 and max(report["largest_difference"].values()) < 1e-4
+    assert len(report["largest_difference"]) == 3
+    assert max(report["largest_difference"].values()) < 1e-4
 
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
@@ -68,10 +69,12 @@ def test_onnx(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     home = str(Path(export.__file__).parents[1])
     for trace in (home, "site-packages", "stack_trace", 'File "', ".py"):
         assert trace.encode() not in content, f"the file tells of the machine that made it: {trace}"
-    assert not any(node.metadata_props or node.doc_string for node in file.graph.node) and not file.graph.metadata_props
+    assert not any(node.metadata_props or node.doc_string for node in file.graph.node)
+    assert not file.graph.metadata_props
     assert len(content) < 1.1 * weights.stat().st_size + 1_000_000
     metadata = {entry.key: entry.value for entry in file.metadata_props}
-    assert json.loads(metadata["class_names"]) == ["ant", "bee", "cat"] and json.loads(metadata["mean"]) == [0.5]
+    assert json.loads(metadata["class_names"]) == ["ant", "bee", "cat"]
+    assert json.loads(metadata["mean"]) == [0.5]
     assert (metadata["model"], metadata["image_size"], metadata["licence"]) == ("stvit-nano", "64", "CC0")
 
     done = subprocess.run([sys.executable, "-c", WITHOUT_US, path], capture_output=True, text=True, check=True)
@@ -93,7 +96,8 @@ def test_half_precision(weights: Path, tmp_path: Path, stvit: Stvit, precision: 
     assert path.stat().st_size < 0.55 * weights.stat().st_size
     assert read_info(path) == INFO
     stored = read_weights(path).state_dict
-    assert stored["head.weight"].dtype == dtype and stored["norm.running_var"].dtype == torch.float32
+    assert stored["head.weight"].dtype == dtype
+    assert stored["norm.running_var"].dtype == torch.float32
     whole, half = (create_model("stvit-nano", 3, 1).eval() for _ in range(2))
     load_weights(whole, weights)
     load_weights(half, path)
@@ -107,7 +111,9 @@ def test_weights_beyond_half_precision(tmp_path: Path, stvit: Stvit) -> None:
     torch.nn.init.constant_(model.get_classifier().weight, 1e5)
     save_weights(tmp_path / "large.safetensors", model, INFO)
     ended = stvit("export", tmp_path / "large.safetensors", tmp_path / "half.safetensors", "--precision", "fp16")
-    assert ended.code == 2 and "head.weight" in ended.err and "bf16" in ended.err
+    assert ended.code == 2
+    assert "head.weight" in ended.err
+    assert "bf16" in ended.err
     assert stvit("export", tmp_path / "large.safetensors", tmp_path / "half.safetensors", "--precision", "bf16").code == 0
 
 
@@ -118,18 +124,22 @@ def test_bad_targets(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
         (weights, "exists"),
     ]:
         ended = stvit("export", weights, target)
-        assert ended.code == 2 and says in ended.err, ended.err
+        assert ended.code == 2, ended.err
+        assert says in ended.err, ended.err
     ended = stvit("export", weights, tmp_path / "x.onnx", "--precision", "fp16")
-    assert ended.code == 2 and "half precision is for .safetensors" in ended.err
+    assert ended.code == 2
+    assert "half precision is for .safetensors" in ended.err
     ended = stvit("export", tmp_path, tmp_path / "x.onnx")
-    assert ended.code == 2 and "a folder without weights" in ended.err
+    assert ended.code == 2
+    assert "a folder without weights" in ended.err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_onnx(weights: Path, tmp_path: Path, stvit: Stvit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "NEEDED", ("a_package_that_is_not_there",))
     ended = stvit("export", weights, tmp_path / "x.onnx")
-    assert ended.code == 2 and "pip install 'stvit[onnx]'" in ended.err
+    assert ended.code == 2
+    assert "pip install 'stvit[onnx]'" in ended.err
 
 
 def test_a_file_that_differs_is_not_kept(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

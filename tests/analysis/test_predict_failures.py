@@ -54,7 +54,8 @@ def test_bad_images_are_named_and_the_others_answered(predict: Callable[..., lis
     no_memory = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
     found = predict(UnreadableImage("0.png: damaged."), MemoryError(), no_memory, None)
     assert [str(result.path) for result in found] == ["0.png", "1.png", "2.png", "3.png"]
-    assert found[0].error == "0.png: damaged." and found[3].error is None
+    assert found[0].error == "0.png: damaged."
+    assert found[3].error is None
     for number in (1, 2):
         assert found[number].error == f"{number}.png: there is not enough memory for an image of its size."
 

@@ -192,7 +192,8 @@ def test_one_bad_image_never_ends_the_others(stvit, short_run: Path, tmp_path: P
     ended = stvit("predict", *words, "--weights", short_run, "--json", "found.json", "--output", "drawn")
     assert ended.code == 2
     assert ended.out.startswith(f"{folder / 'thin.png'}  ")
-    assert ended.err.startswith("stvit: 3 of 4 images could not be read:\n") and len(ended.err.splitlines()) == 4
+    assert ended.err.startswith("stvit: 3 of 4 images could not be read:\n")
+    assert len(ended.err.splitlines()) == 4
     for name, reason in (("large", "not enough memory"), ("odd", "of a decoder"), ("pipe", "a named pipe")):
         assert any(f"{name}.png: " in line and reason in line for line in ended.err.splitlines()), ended.err
     found = json.loads(Path("found.json").read_text())

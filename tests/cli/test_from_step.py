@@ -31,9 +31,12 @@ def test_a_run_is_continued_with_other_settings_in_a_new_directory(stvit, short_
 )
 def test_what_does_not_go_together_says_how_to_go_on(stvit, short_run: Path, words: list[str], said: str) -> None:
     ended = stvit("train", "--resume", short_run, *words)
-    assert ended.code == 2 and said in ended.err and len(ended.err.splitlines()) <= 6, ended.err
+    assert ended.code == 2, ended.err
+    assert said in ended.err, ended.err
+    assert len(ended.err.splitlines()) <= 6, ended.err
 
 
 def test_a_step_needs_a_run(stvit) -> None:
     ended = stvit("train", "--recipe", "quickstart", "--from-step", "3")
-    assert ended.code == 2 and "--from-step N takes a checkpoint of the run that --resume RUN_DIR names" in ended.err
+    assert ended.code == 2
+    assert "--from-step N takes a checkpoint of the run that --resume RUN_DIR names" in ended.err

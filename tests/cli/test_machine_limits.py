@@ -38,7 +38,9 @@ def test_every_command_says_what_needs_less_memory(
     monkeypatch.setattr(cli, "app", raiser(RuntimeError(ALLOCATOR)))
     assert main([command, "x"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("stvit: Out of memory: ") and less in said and len(said.splitlines()) <= 6
+    assert said.startswith("stvit: Out of memory: ")
+    assert less in said
+    assert len(said.splitlines()) <= 6
 
 
 def test_memory_that_runs_out_as_a_model_is_built_is_said(

@@ -17,7 +17,8 @@ def test_new_run_stays_under_runs_whatever_its_recipe_is_called(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with new_directory(None, name) as run_dir:
-        assert run_dir.resolve().parent == tmp_path / "runs" and run_dir.is_dir()
+        assert run_dir.resolve().parent == tmp_path / "runs"
+        assert run_dir.is_dir()
         assert not run_dir.name.startswith((".", "-"))
 
 

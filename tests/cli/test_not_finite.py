@@ -36,32 +36,39 @@ def overflowing(path: Path, task: str = "classification") -> Path:
 def test_predict_answers_nothing(stvit, task: str, image_folder: Path, tmp_path: Path) -> None:
     weights = overflowing(tmp_path / "w.safetensors", task)
     ended = stvit("predict", image_folder / "val" / "red", "--weights", weights, "--json", "-", "--output", tmp_path / "drawn")
-    assert ended.code == 2 and "nan" not in ended.err.replace("NaN", "")
+    assert ended.code == 2
+    assert "nan" not in ended.err.replace("NaN", "")
     first, *lines = ended.err.splitlines()
     assert first == "stvit: 3 of 3 images could not be answered:"
     assert len(lines) == 3
     assert all("0.png: the model's outputs for it are not finite (NaN or infinite)" in line for line in lines[:1])
     results = json.loads(ended.out)
-    assert len(results) == 3 and all("not finite" in result["error"] and "classes" not in result for result in results)
+    assert len(results) == 3
+    assert all("not finite" in result["error"] and "classes" not in result for result in results)
     assert not (tmp_path / "drawn").exists() or not list((tmp_path / "drawn").iterdir())
 
 
 def test_eval_gives_no_metrics(stvit, image_folder: Path, tmp_path: Path) -> None:
     weights = overflowing(tmp_path / "w.safetensors")
     ended = stvit("eval", "--weights", weights, "--data", image_folder / "val", "--json", "-", "data.num_workers=0")
-    assert ended.code == 2 and ended.out == "" and "top1" not in ended.err
+    assert ended.code == 2
+    assert ended.out == ""
+    assert "top1" not in ended.err
     assert "outputs are not finite (NaN or infinite) for 6 images of the validation set" in ended.err
-    assert f"Images: {image_folder / 'val' / 'blue' / '0.png'}, " in ended.err and len(ended.err.splitlines()) <= 6
+    assert f"Images: {image_folder / 'val' / 'blue' / '0.png'}, " in ended.err
+    assert len(ended.err.splitlines()) <= 6
 
 
 def test_export_and_associations_write_nothing(stvit, image_folder: Path, tmp_path: Path) -> None:
     weights, image = overflowing(tmp_path / "w.safetensors"), image_folder / "val" / "red" / "0.png"
     ended = stvit("visualize-associations", image, "--weights", weights, "--output", tmp_path / "maps")
-    assert ended.code == 2 and "the model's outputs are not finite" in ended.err
+    assert ended.code == 2
+    assert "the model's outputs are not finite" in ended.err
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     ended = stvit("export", weights, tmp_path / "w.onnx")
-    assert ended.code == 2 and "w.safetensors: the model's outputs are not finite" in ended.err
+    assert ended.code == 2
+    assert "w.safetensors: the model's outputs are not finite" in ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
@@ -80,5 +87,6 @@ def test_a_file_of_weights_that_are_not_finite_is_refused(stvit, command: str, i
         "visualize-associations": [image, "--weights", weights, "--output", tmp_path / "maps"],
     }
     ended = stvit(command, *words[command])
-    assert ended.code == 2 and "nan.safetensors: head.weight holds values that are not finite" in ended.err, ended.err
+    assert ended.code == 2, ended.err
+    assert "nan.safetensors: head.weight holds values that are not finite" in ended.err, ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["nan.safetensors"]

@@ -61,15 +61,19 @@ def disk_of(num_bytes: int) -> Iterator[None]:
 def test_what_cannot_be_written_is_refused_before_anything_is_read(stvit, words: list[str], reason: str) -> None:
     before = sorted(Path().rglob("*"))
     ended = stvit(*words)
-    assert ended.code == 2 and reason in ended.err and len(ended.err.splitlines()) <= 6, ended.err
-    assert sorted(Path().rglob("*")) == before and Path("file").read_text() == "mine"
+    assert ended.code == 2, ended.err
+    assert reason in ended.err, ended.err
+    assert len(ended.err.splitlines()) <= 6, ended.err
+    assert sorted(Path().rglob("*")) == before
+    assert Path("file").read_text() == "mine"
 
 
 def test_a_full_disk_is_found_by_the_trial(stvit) -> None:
     with disk_of(100):
         for words in (["--output", "out"], ["--json", "x.json"]):
             ended = stvit("predict", "a.png", "--weights", "none", *words)
-            assert ended.code == 2 and "cannot be written: File too large" in ended.err
+            assert ended.code == 2
+            assert "cannot be written: File too large" in ended.err
     assert sorted(path.name for path in Path().iterdir()) == ["a.png", "file"]
 
 
@@ -94,7 +98,8 @@ def test_a_read_only_folder_is_found(stvit, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Path, "open", refuse)
     ended = stvit("predict", "a.png", "--weights", "none", "--output", "out")
-    assert ended.code == 2 and "out cannot be written: Read-only file system" in ended.err
+    assert ended.code == 2
+    assert "out cannot be written: Read-only file system" in ended.err
     assert not Path("out").exists()
 
 
@@ -104,7 +109,8 @@ def test_a_disk_that_is_full_in_the_end_leaves_no_half_file(stvit, words: list[s
     save_weights("w.safetensors", create_model("stvit-nano", 3), WeightsInfo("stvit-nano", num_classes=3))
     with disk_of(100_000):
         ended = stvit(*words, "new.safetensors")
-    assert ended.code == 2 and "new.safetensors cannot be written: " in ended.err, ended.err
+    assert ended.code == 2, ended.err
+    assert "new.safetensors cannot be written: " in ended.err, ended.err
     assert len(ended.err.splitlines()) == 1
     assert sorted(path.name for path in Path().iterdir()) == ["a.png", "file", "w.safetensors"]
 
@@ -113,7 +119,8 @@ def test_a_report_is_whole_or_not_there(stvit) -> None:
     Path("report.json").write_text("the last one")
     with disk_of(500):
         ended = stvit("recipes", "list", "--json", "report.json")
-    assert ended.code == 2 and "--json report.json: cannot be written: File too large" in ended.err
+    assert ended.code == 2
+    assert "--json report.json: cannot be written: File too large" in ended.err
     assert Path("report.json").read_text() == "the last one"
     assert stvit("recipes", "list", "--json", "report.json").code == 0
     assert json.loads(Path("report.json").read_text())
@@ -130,4 +137,5 @@ def test_images_that_cannot_be_drawn_are_named_and_all_are_answered(
     ended = stvit("predict", "a.png", "a.png", "--weights", short_run, "--output", "out", "--json", "found.json")
     assert ended.code == 2
     assert ended.err.startswith("stvit: 2 of 2 images could not be drawn:\nout/00000-a.png cannot be written: No space left")
-    assert len(json.loads(Path("found.json").read_text())) == 2 and len(ended.out.splitlines()) == 2
+    assert len(json.loads(Path("found.json").read_text())) == 2
+    assert len(ended.out.splitlines()) == 2

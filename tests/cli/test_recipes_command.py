@@ -43,7 +43,8 @@ def test_copy_then_check(stvit, tmp_path: Path) -> None:
     target = tmp_path / "mine.yaml"
     copied = stvit("recipes", "copy", "quickstart", target)
     assert copied.code == 0
-    assert f"stvit train --recipe {target}" in copied.err and copied.out == ""
+    assert f"stvit train --recipe {target}" in copied.err
+    assert copied.out == ""
     assert target.read_text() == recipe_io.find("quickstart").read_text()
     checked = stvit("recipes", "check", target)
     assert checked.code == 0

@@ -23,7 +23,8 @@ def test_a_directory_in_use_is_refused_before_the_data_is_read(
         ended = stvit("train", *words, tmp_path)
     finally:
         lock.release()
-    assert ended.code == 2 and f"is in use by another run: process {os.getpid()} on " in ended.err
+    assert ended.code == 2
+    assert f"is in use by another run: process {os.getpid()} on " in ended.err
     assert len(ended.err.splitlines()) <= 6
 
 

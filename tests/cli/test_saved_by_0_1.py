@@ -35,7 +35,8 @@ def test_old_run_resumes_to_the_weights_it_had_reached(stvit, run_dir: Path) -> 
     started = load_file(run_dir / "checkpoints" / "step_00000004" / "model.safetensors")
     ended = stvit("train", "--resume", run_dir)
     assert ended.code == 0, ended.err
-    assert "Resumed after step 4" in ended.err and "Warning" not in ended.err
+    assert "Resumed after step 4" in ended.err
+    assert "Warning" not in ended.err
     for name in names:
         tensors = load_file(run_dir / name)
         assert tensors.keys() == reached[name].keys()
@@ -72,4 +73,5 @@ def test_old_metadata_of_segmenters_and_detectors_is_read(stvit, tmp_path: Path,
     ended = stvit("predict", tmp_path / "grey.png", "--weights", tmp_path / "old.safetensors", "--json", "-")
     assert ended.code == 0, ended.err
     (result,) = json.loads(ended.out)
-    assert result["task"] == info.task and (result["width"], result["height"]) == (64, 64)
+    assert result["task"] == info.task
+    assert (result["width"], result["height"]) == (64, 64)

@@ -74,7 +74,8 @@ def test_a_failing_stream_is_remembered_and_written_to_again() -> None:
     inner.full = False
     stream.write("there")
     assert inner.getvalue() == "there"
-    assert stream.failure is not None and stream.failure.errno == 28
+    assert stream.failure is not None
+    assert stream.failure.errno == 28
 
 
 def test_commands_print_names_escaped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,13 +86,17 @@ def test_commands_print_names_escaped(capsys: pytest.CaptureFixture[str]) -> Non
     progress.warn(HOSTILE.replace("\n", "\\n"))
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert lines[:2] == [SHOWN, SHOWN] and lines[3].strip() == SHOWN
+    assert lines[:2] == [SHOWN, SHOWN]
+    assert lines[3].strip() == SHOWN
     assert captured.err.splitlines() == [SHOWN, f"Warning: {SHOWN}"]
 
 
 def test_a_message_about_a_hostile_name_is_escaped(stvit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ended = stvit("recipes", "show", f"x{HOSTILE}.yaml")
-    assert ended.code == 2 and SHOWN in ended.err and "\x1b" not in ended.err and len(ended.err.splitlines()) <= 3
+    assert ended.code == 2
+    assert SHOWN in ended.err
+    assert "\x1b" not in ended.err
+    assert len(ended.err.splitlines()) <= 3
 
     def fail() -> None:
         raise UserError("first line\nsecond \x1b[2J")
@@ -110,8 +115,11 @@ def test_predict_prints_hostile_class_and_file_names_escaped(stvit, short_run: P
     image = tmp_path / "a\x1b[2J\nb.png"
     Image.new("RGB", (40, 40)).save(image)
     ended = stvit("predict", image, "--weights", tmp_path / "w.safetensors", "--json", tmp_path / "found.json")
-    assert ended.code == 0 and len(ended.out.splitlines()) == 1
-    assert SHOWN in ended.out and r"a\x1b[2J\nb.png" in ended.out and "\x1b" not in ended.out
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == 1
+    assert SHOWN in ended.out
+    assert r"a\x1b[2J\nb.png" in ended.out
+    assert "\x1b" not in ended.out
     assert json.loads((tmp_path / "found.json").read_text())[0]["file"] == str(image)
 
 
@@ -122,7 +130,8 @@ def test_a_command_to_paste_leads_to_the_path_it_names(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).mkdir()
     command = shell_command("ls", "-d", *(Path(name) for name in names))
-    assert "\x1b" not in command and "\n" not in command
+    assert "\x1b" not in command
+    assert "\n" not in command
     bash = shutil.which("bash")
     assert bash is not None
     listed = subprocess.run([bash, "-c", f"{command} --zero"], cwd=tmp_path, capture_output=True, check=True)

@@ -90,8 +90,10 @@ def test_a_training_item_is_a_function_of_its_key(scenes: Path) -> None:
     key = SampleKey(1, 3, 0)
     second[SampleKey(0, 0, 0)]
     item, same = first[key], second[key]
-    assert torch.equal(item["image"], same["image"]) and torch.equal(item["target"], same["target"])
-    assert item["image"].shape == (3, 64, 64) and item["target"].shape == (64, 64)
+    assert torch.equal(item["image"], same["image"])
+    assert torch.equal(item["target"], same["target"])
+    assert item["image"].shape == (3, 64, 64)
+    assert item["target"].shape == (64, 64)
     assert not torch.equal(item["image"], first[SampleKey(1, 4, 0)]["image"])
 
 
@@ -132,7 +134,8 @@ def test_any_two_folders_and_names(tmp_path: Path) -> None:
     words = [f"{key}={'left' if key.endswith('images') else 'fine'}" for key in keys]
     suffixes = ("segmentation.image_suffix=_left.png", "segmentation.map_suffix=_fine_ids.png")
     data = build_segmentation(recipe(tmp_path, *words, *suffixes))
-    assert len(data.train_set) == 1 and (data.val_set[0]["target"] == 0).all()
+    assert len(data.train_set) == 1
+    assert (data.val_set[0]["target"] == 0).all()
     assert "have no label map here: expected town/x_left.png" in complaint(tmp_path, *words)
 
 
@@ -158,13 +161,15 @@ def test_no_images(tmp_path: Path) -> None:
 
 def test_no_label_map(tree: Tree) -> None:
     message = complaint(tree(Image.fromarray(numbers()), name="a_labels.png"))
-    assert "1 of 1 images have no label map here: expected a.png" in message and "a.jpg" in message
+    assert "1 of 1 images have no label map here: expected a.png" in message
+    assert "a.jpg" in message
     assert "Did you mean 'a_labels.png'?" in message
 
 
 def test_sizes_that_differ(tree: Tree) -> None:
     message = complaint(tree(Image.new("L", (30, 40), 1)), read=True)
-    assert "a.png: the label map has 30 x 40 pixels" in message and "a.jpg 40 x 30" in message
+    assert "a.png: the label map has 30 x 40 pixels" in message
+    assert "a.jpg 40 x 30" in message
 
 
 def test_a_number_that_is_no_class(tree: Tree) -> None:
@@ -174,7 +179,8 @@ def test_a_number_that_is_no_class(tree: Tree) -> None:
     assert "or 0 and 255, which are ignored" in message
     words = ("segmentation.ignore_index=9", "segmentation.reduce_zero_label=false", "segmentation.class_names=[a, b, c]")
     message = complaint(root, *words, read=True)
-    assert "has 6 in row 0, column 3; expected 0 to 2" in message and "or 9, which are" in message
+    assert "has 6 in row 0, column 3; expected 0 to 2" in message
+    assert "or 9, which are" in message
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,8 @@ def test_a_map_that_cannot_be_read(tree: Tree, content: bytes | str, said: str) 
     elif content == "truncated":
         path.write_bytes(path.read_bytes()[:200])
     message = complaint(root, read=True)
-    assert message.startswith(str(path)) and said in message
+    assert message.startswith(str(path))
+    assert said in message
 
 
 def test_a_image_that_cannot_be_read(tree: Tree) -> None:
@@ -205,4 +212,5 @@ def test_a_image_that_cannot_be_decoded_is_skipped_where_the_recipe_says_so(scen
     bad.write_bytes(b"no image")
     data = build_segmentation(recipe(root, "data.unreadable=skip"))
     item = data.train_set[SampleKey(1, 0, 0)]
-    assert item["skipped"] == [str(bad)] and item["index"] != 1
+    assert item["skipped"] == [str(bad)]
+    assert item["index"] != 1

@@ -76,9 +76,12 @@ def test_ids_with_gaps_become_labels_in_the_order_of_the_ids(content: Content, w
 def test_crowds_and_boxes_without_area_do_not_train(content: Content, write: Writer, tmp_path: Path) -> None:
     index = read_coco(write(content), tmp_path)
     assert [entry["id"] for entry in index.objects(0)] == [1]
-    assert index.objects(1) == [] and index.num_objects.tolist() == [1, 0]
+    assert index.objects(1) == []
+    assert index.num_objects.tolist() == [1, 0]
     targets = CocoImages(index).targets(1)
-    assert targets["boxes"].shape == (0, 4) and targets["masks"].shape == (0, 40, 20) and targets["labels"].shape == (0,)
+    assert targets["boxes"].shape == (0, 4)
+    assert targets["masks"].shape == (0, 40, 20)
+    assert targets["labels"].shape == (0,)
 
 
 def test_a_box_is_cut_off_at_the_edge(content: Content, write: Writer, tmp_path: Path) -> None:
@@ -106,7 +109,8 @@ def test_a_mirrored_image_keeps_its_objects_and_twice_is_once(content: Content, 
     rows, columns = torch.where(moved["masks"][0] > 0)
     assert (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1) == (20, 30, 5, 15)
     again, back = flip(mirrored, moved)
-    assert torch.equal(again, image) and all(torch.equal(back[key], targets[key]) for key in targets)
+    assert torch.equal(again, image)
+    assert all(torch.equal(back[key], targets[key]) for key in targets)
 
 
 def test_an_item_is_a_function_of_its_key(content: Content, write: Writer, tmp_path: Path) -> None:
@@ -193,7 +197,8 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_images_that_are_not_there(content: Content, write: Writer, tmp_path: Path) -> None:
     path = write(content)
     (tmp_path / "b.png").unlink()
-    assert "1 of its 2 images are not in" in _refused(path, tmp_path) and "b.png" in _refused(path, tmp_path)
+    assert "1 of its 2 images are not in" in _refused(path, tmp_path)
+    assert "b.png" in _refused(path, tmp_path)
     assert "cannot be listed" in _refused(path, tmp_path / "nowhere")
 
 

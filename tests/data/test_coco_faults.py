@@ -105,7 +105,9 @@ def test_null_is_as_missing_in_training_and_evaluation(tmp_path: Path, fields: d
 def test_a_value_of_another_type_is_named_with_its_annotation(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
     content = _content(_annotation(**{"iscrowd": 7, **fields} if "id" in fields else fields))
     message = _refused(tmp_path, content)
-    assert said in message and str(tmp_path / "a.json") in message and "\x1b" not in message
+    assert said in message
+    assert str(tmp_path / "a.json") in message
+    assert "\x1b" not in message
 
 
 def test_whole_numbers_and_text_ids_are_taken_where_it_is_plain_what_they_mean(tmp_path: Path) -> None:
@@ -115,7 +117,8 @@ def test_whole_numbers_and_text_ids_are_taken_where_it_is_plain_what_they_mean(t
     content["annotations"][1]["segmentation"] = {"size": [30.0, 40.0], "counts": [0.0, 1200.0]}
     index = _read(tmp_path, content)
     assert [[entry["label"] for entry in index.objects(i)] for i in range(2)] == [[1], [2]]
-    assert index.sizes.tolist() == [[30, 40], [30, 40]] and index.sizes.dtype == np.int64
+    assert index.sizes.tolist() == [[30, 40], [30, 40]]
+    assert index.sizes.dtype == np.int64
     results = [as_result(70, 3, 0.9, (10, 5, 20, 15), {"size": [30, 40], "counts": [155, 1045]})]
     results.append(as_result("80", "9", 0.9, BOX, index.objects(1)[0]["segmentation"]))
     found = [entry | {"segmentation": _coded(entry["segmentation"])} for entry in results]
@@ -161,7 +164,8 @@ def test_a_file_name_never_leads_outside_its_folder(tmp_path: Path, name: str) -
     path = _written(tmp_path, content)
     with pytest.raises(UserError, match="expected a path below the folder of the images") as caught:
         read_coco(path, folder)
-    assert "\0" not in str(caught.value) and len(str(caught.value).splitlines()) <= 6
+    assert "\0" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 6
     content["images"][1]["file_name"] = "..80..png"
     (folder / "..80..png").write_bytes((folder / "80.png").read_bytes())
     assert len(read_coco(_written(tmp_path, content), folder)) == 2
@@ -188,9 +192,11 @@ def test_a_polygon_that_is_not_finite_or_far_away_is_refused_before_pycocotools_
 ) -> None:
     content = _content(_annotation(), _annotation(7, segmentation=polygons, iscrowd=crowd, area=None))
     message = _refused(tmp_path, content)
-    assert "a.json: annotation 7: its polygon has the coordinate" in message and "detection.invalid_annotations=skip" in message
+    assert "a.json: annotation 7: its polygon has the coordinate" in message
+    assert "detection.invalid_annotations=skip" in message
     index = _read(tmp_path, content, invalid="skip")
-    assert len(ground_truth(index).anns) == 1 and len(index.objects(0)) == 1
+    assert len(ground_truth(index).anns) == 1
+    assert len(index.objects(0)) == 1
 
 
 def test_a_polygon_whose_outline_would_take_gigabytes_is_refused(tmp_path: Path) -> None:
@@ -216,7 +222,8 @@ def test_what_is_left_out_is_counted_by_reason_and_counts_in_the_evaluation_as_p
     for part in ("2 with a box of less than a pixel", "2 with NaN or Infinity in the box", "1 of a crowd", "1 with a box of neg"):
         assert part in note
     (note,) = index.notes(of_training=False)
-    assert note.startswith("a.json: 3 annotations are left out of the evaluation: ") and "crowd" not in note
+    assert note.startswith("a.json: 3 annotations are left out of the evaluation: ")
+    assert "crowd" not in note
     assert [entry["id"] for entry in index.objects(0)] == [1]
     assert [entry["iscrowd"] for entry in ground_truth(index).anns.values()] == [0, 1, 0, 0]
     assert _read(tmp_path, _content()).notes(of_training=True) == []
@@ -246,13 +253,16 @@ def test_an_annotation_without_a_usable_mask_is_skipped_and_counted_where_that_i
         _annotation(6, bbox=[90, 5, 10, 10]),
     )
     message = _refused(tmp_path, content)
-    assert "annotation 2: segmentation is []" in message and "2 without a usable mask, 1 of an image that is not" in message
+    assert "annotation 2: segmentation is []" in message
+    assert "2 without a usable mask, 1 of an image that is not" in message
     assert "detection.invalid_annotations=skip" in message
     index = _read(tmp_path, content, invalid="skip")
-    assert [entry["id"] for entry in index.objects(0)] == [1] and len(ground_truth(index).anns) == 1
+    assert [entry["id"] for entry in index.objects(0)] == [1]
+    assert len(ground_truth(index).anns) == 1
     for of_training in (True, False):
         (note,) = index.notes(of_training=of_training)
-        assert "5 annotations are left out of" in note and "2 without a usable mask" in note
+        assert "5 annotations are left out of" in note
+        assert "2 without a usable mask" in note
 
 
 def _random_content(generator: np.random.Generator) -> Content:
@@ -343,10 +353,13 @@ def test_an_image_on_its_side_with_its_stored_size_is_refused_naming_the_orienta
     with pytest.raises(UserError) as caught:
         images.open(0)
     message = str(caught.value)
-    assert f"has the EXIF orientation {orientation} (" in message and "upright it is 30 x 40 pixels, as stored 40 x 30" in message
-    assert "detection.exif_orientation=ignore" in message and len(message.splitlines()) <= 6
+    assert f"has the EXIF orientation {orientation} (" in message
+    assert "upright it is 30 x 40 pixels, as stored 40 x 30" in message
+    assert "detection.exif_orientation=ignore" in message
+    assert len(message.splitlines()) <= 6
     images.exif_orientation = "ignore"
-    assert images.open(0).size == (40, 30) and np.asarray(images.open(0))[2, 2].min() > 200
+    assert images.open(0).size == (40, 30)
+    assert np.asarray(images.open(0))[2, 2].min() > 200
     upright = _oriented(tmp_path, orientation, (40, 30), suffix)
     assert upright.open(0).size == (30, 40)
 

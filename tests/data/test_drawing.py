@@ -36,7 +36,8 @@ def test_control_characters_of_a_class_name_are_drawn_and_not_obeyed() -> None:
         write_text(ImageDraw.Draw(image), (0, 0), text, "white", font)
         return image.tobytes()
 
-    assert drawn("a\nb") == drawn("a\\nb") and drawn("a\x1b[2J\0") == drawn("a\\x1b[2J\\x00")
+    assert drawn("a\nb") == drawn("a\\nb")
+    assert drawn("a\x1b[2J\0") == drawn("a\\x1b[2J\\x00")
 
 
 def test_a_file_that_cannot_be_written_is_named_and_not_left_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,5 +56,6 @@ def test_the_name_of_a_drawn_file_fits_where_that_of_the_image_did(tmp_path: Pat
     stem = letter * (251 // len(os.fsencode(letter)))
     (tmp_path / f"{stem}.png").write_bytes(b"")
     name = drawn_name(7, tmp_path / f"{stem}.png")
-    assert name.startswith(f"00007-{letter}") and name.endswith(".png")
+    assert name.startswith(f"00007-{letter}")
+    assert name.endswith(".png")
     (tmp_path / f"{name.removesuffix('.png')}-labels.png").write_bytes(b"")

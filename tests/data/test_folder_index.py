@@ -159,7 +159,8 @@ def test_a_cached_name_that_leaves_the_folder_is_refused(root: Path, scans: list
         return b"".join(name + b"\0" for name in names)
 
     rewritten(root, change)
-    assert index_folder(root) == first and len(scans) == 2
+    assert index_folder(root) == first
+    assert len(scans) == 2
 
 
 @pytest.mark.parametrize("key", ["format", "endings", "root", "class_names", "counts", "times", "other_endings"])
@@ -167,13 +168,15 @@ def test_a_cached_name_that_leaves_the_folder_is_refused(root: Path, scans: list
 def test_a_cached_index_with_keys_missing_is_read_again(root: Path, scans: list[Path], key: str, kind: str) -> None:
     first = index_folder(root)
     rewritten(root, lambda content, _: content.pop(key) and None if kind == "missing" else content.update({key: 7}))
-    assert index_folder(root) == first and len(scans) == 2
+    assert index_folder(root) == first
+    assert len(scans) == 2
 
 
 def test_cached_classes_that_lead_out_of_the_folder_are_refused(root: Path, scans: list[Path]) -> None:
     first = index_folder(root)
     rewritten(root, lambda content, _: content.update(class_names=["..", "b", "c"], times=content["times"] | {"..": [0, 0]}))
-    assert index_folder(root) == first and len(scans) == 2
+    assert index_folder(root) == first
+    assert len(scans) == 2
 
 
 def test_left_out_files_are_counted_from_the_cache_too(root: Path, scans: list[Path]) -> None:

@@ -31,10 +31,13 @@ def root(tmp_path: Path) -> Path:
 def test_links_are_followed_without_end_and_hidden_files_left_out(root: Path) -> None:
     listing = list_files(root)
     once = {path for path in listing.paths if path.count("/") < 2}
-    assert once == {"1.jpg", "9.jpg", "sub/2.PNG"} and "linked/deep/8.jpg" in listing.paths
+    assert once == {"1.jpg", "9.jpg", "sub/2.PNG"}
+    assert "linked/deep/8.jpg" in listing.paths
     # Each way into the folder ends where it would come back to a folder that it is in.
-    assert len(listing.paths) < 10 and not any("MACOSX" in path or "/." in f"/{path}" for path in listing.paths)
-    assert listing.other_endings == {".heic": 1, "": 1} and listing.broken_links == []
+    assert len(listing.paths) < 10
+    assert not any("MACOSX" in path or "/." in f"/{path}" for path in listing.paths)
+    assert listing.other_endings == {".heic": 1, "": 1}
+    assert listing.broken_links == []
 
 
 def test_broken_links_are_named_where_they_may_be_images(root: Path) -> None:
@@ -61,7 +64,8 @@ def test_predict_lists_a_folder_by_the_same_rules(root: Path) -> None:
     said: list[str] = []
     found = [str(path.relative_to(root)) for path in list_images([root], said.append)]
     assert found == ["1.jpg", "9.jpg", "linked/deep/8.jpg", "sub/2.PNG", "sub/gone.jpg"]
-    assert len(said) == 1 and "2 files were left out for the ending: 1 without an ending, 1 .heic" in said[0]
+    assert len(said) == 1
+    assert "2 files were left out for the ending: 1 without an ending, 1 .heic" in said[0]
     with pytest.raises(UserError, match="gone.jpg: a link that leads nowhere"):
         list_images([root / "sub" / "gone.jpg"])
     with pytest.raises(UserError, match="no image in this folder"):

@@ -80,7 +80,8 @@ def test_items_are_those_of_torchvisions_folder_with_the_same_transform_and_draw
 def test_one_folder_is_split_by_class_the_same_way_wherever_it_lies(tmp_path: Path) -> None:
     names = numbered("cat", range(50)) + numbered("dog", range(10)) + numbered("emu", range(2)) + numbered("fox", range(1))
     train, val = find_images(section(write(tmp_path / "one", *names)))
-    assert named(train) | named(val) == set(names) and not named(train) & named(val)
+    assert named(train) | named(val) == set(names)
+    assert not named(train) & named(val)
     assert np.bincount([val.target(index) for index in range(len(val))], minlength=4).tolist() == [10, 2, 1, 0]
     shuffled = random.Random(0).sample(names, len(names))
     assert named(find_images(section(write(tmp_path / "two", *shuffled)))[1]) == named(val)
@@ -213,7 +214,9 @@ def test_what_archives_and_systems_leave_behind_is_no_class(tmp_path: Path) -> N
     write(tmp_path, ".git/x.png", "@eaDir/1.png")
     (tmp_path / "b" / "Thumbs.db").touch()
     train, val = find_images(section(tmp_path))
-    assert train.class_names == ("a", "b") and len(train) + len(val) == 4 and train.notes == ()
+    assert train.class_names == ("a", "b")
+    assert len(train) + len(val) == 4
+    assert train.notes == ()
 
 
 def test_files_left_out_for_their_ending_are_counted(tmp_path: Path) -> None:
@@ -250,7 +253,8 @@ def test_names_in_two_spellings_of_unicode_are_one_class(tmp_path: Path) -> None
         "val/tea/1.png",
     )
     train, val = find_images(section(tmp_path))
-    assert len(train.class_names) == 2 and [train.target(index) for index in range(3)] == [0, 0, 1]
+    assert len(train.class_names) == 2
+    assert [train.target(index) for index in range(3)] == [0, 0, 1]
     assert {Path(train.path(index)).exists() for index in range(3)} == {True}
     assert [val.target(index) for index in range(2)] == [0, 1]
     for spelling in (composed, decomposed):

@@ -44,7 +44,8 @@ REDUCE = ("segmentation.reduce_zero_label=true",)
 
 def test_maps_of_two_classes_from_0_are_fine_without_a_key(tmp_path: Path) -> None:
     images = maps(tmp_path, [0, 1], [0, 0], [1, 255])
-    assert check(images) == [] and images.labels(0, (2, 4)).tolist() == [[0, 1]] * 4
+    assert check(images) == []
+    assert images.labels(0, (2, 4)).tolist() == [[0, 1]] * 4
 
 
 def test_maps_from_0_that_are_read_from_1_are_refused(tmp_path: Path) -> None:
@@ -80,17 +81,21 @@ def test_a_class_that_is_in_no_map_is_said(tmp_path: Path) -> None:
     (line,) = check(maps(tmp_path, [0, 1], [0, 1], names="[a, b, c]"))
     assert line == "Warning: training: the class c is in none of the 2 label maps."
     (line,) = check(maps(tmp_path, [1, 2], [1, 2], names="[a, b, c]"))
-    assert "the class a is in none" in line and line.endswith("count from 1: segmentation.reduce_zero_label=true")
+    assert "the class a is in none" in line
+    assert line.endswith("count from 1: segmentation.reduce_zero_label=true")
     (line,) = check(maps(tmp_path, [0, 1, 2], [1, 2, 2], names="[a, b, c]", words=REDUCE))
-    assert "the class c is in none" in line and line.endswith("where it is a class: segmentation.reduce_zero_label=false")
+    assert "the class c is in none" in line
+    assert line.endswith("where it is a class: segmentation.reduce_zero_label=false")
 
 
 def test_more_than_half_of_the_pixels_ignored_is_said(tmp_path: Path) -> None:
     assert check(maps(tmp_path, [0, 1, 255, 255])) == []
     (line,) = check(maps(tmp_path, [0, 1, 255, 255, 255]))
-    assert "60% of the pixels of the 1 label maps are ignored" in line and "segmentation.label_values" in line
+    assert "60% of the pixels of the 1 label maps are ignored" in line
+    assert "segmentation.label_values" in line
     lines = check(maps(tmp_path, [0, 0, 0, 1, 2], words=REDUCE))
-    assert len(lines) == 1 and lines[0].endswith("are ignored. Where 0 is a class: segmentation.reduce_zero_label=false")
+    assert len(lines) == 1
+    assert lines[0].endswith("are ignored. Where 0 is a class: segmentation.reduce_zero_label=false")
 
 
 def test_an_evaluation_says_what_a_training_refuses(tmp_path: Path) -> None:
@@ -114,5 +119,6 @@ def test_damaged_images_and_maps_are_named_together(tmp_path: Path) -> None:
         images.images[number].write_bytes(b"none")
         images.maps[number + 3].write_bytes(b"none")
     message = refused(images)
-    assert message.startswith("6 of the 8 training images") and message.endswith("and 3 more")
+    assert message.startswith("6 of the 8 training images")
+    assert message.endswith("and 3 more")
     assert all(f"{number}.jpg: not an image" in message for number in range(3))

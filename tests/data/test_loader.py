@@ -75,7 +75,8 @@ def test_samples_differ_by_seed_epoch_and_view_and_are_repeatable() -> None:
     image = first[key]["image"]
     assert torch.equal(image, first[key]["image"])
     for different in (first[key._replace(epoch=1)], first[key._replace(view=7)], other[key]):
-        assert different["index"] == key.index and not torch.equal(image, different["image"])
+        assert different["index"] == key.index
+        assert not torch.equal(image, different["image"])
 
 
 def test_a_loader_without_workers_leaves_the_global_generators_alone() -> None:
@@ -218,7 +219,8 @@ def test_workers_beside_a_step_on_a_cpu_are_nice() -> None:
     before = os.nice(0)
     (train, *_) = build_train_loader(Niceness(), train_batches(8), list, 1, pin_memory=False)
     (other, *_) = build_eval_loader(Niceness(), list, 4, 1)
-    assert train == [19] * 4 and other == [before] * 4
+    assert train == [19] * 4
+    assert other == [before] * 4
     assert os.nice(0) == before
 
 

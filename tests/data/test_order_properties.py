@@ -70,7 +70,8 @@ def test_steps_partition_the_epoch(chosen: Sizes) -> None:
         start = epoch * steps_per_epoch * per_step
         seen = [key for batch in batches[start : start + steps_per_epoch * per_step] for key in batch]
         order = sample_order(chosen.num_samples, epoch, chosen.seed, chosen.repeats)
-        assert len(set(seen)) == len(seen) and set(seen) == set(order[: len(seen)])
+        assert len(set(seen)) == len(seen)
+        assert set(seen) == set(order[: len(seen)])
         assert len(order) - len(seen) < chosen.global_batch_size
 
 
@@ -87,5 +88,7 @@ def test_order_shows_every_view_of_an_image_once(num_samples: int, epoch: int, r
     keys = sample_order(num_samples, epoch, 0, repeats)
     assert len(keys) == len(set(keys)) == num_samples
     images, counts = np.unique([key.index for key in keys], return_counts=True)
-    assert images.min() >= 0 and images.max() < num_samples
-    assert len(images) == -(-num_samples // repeats) and counts.max() <= repeats
+    assert images.min() >= 0
+    assert images.max() < num_samples
+    assert len(images) == -(-num_samples // repeats)
+    assert counts.max() <= repeats

@@ -61,10 +61,15 @@ def test_a_small_image_is_padded_with_the_mean_and_ignored_labels() -> None:
     transform = TrainTransform(section, AugmentSection(hflip=0.0), DataSection(image_size=64))
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     image, target = transform(Image.fromarray(pixels), np.full((30, 40), 3, dtype=np.int32))
-    assert image.shape == (3, 64, 64) and target.shape == (64, 64) and target.dtype == torch.int64
+    assert image.shape == (3, 64, 64)
+    assert target.shape == (64, 64)
+    assert target.dtype == torch.int64
     assert torch.equal(image[:, :30, :40], normalised(pixels, IMAGENET_MEAN, IMAGENET_STD))
-    assert (image[:, 30:] == 0).all() and (image[:, :, 40:] == 0).all()
-    assert (target[:30, :40] == 3).all() and (target[30:] == IGNORED).all() and (target[:, 40:] == IGNORED).all()
+    assert (image[:, 30:] == 0).all()
+    assert (image[:, :, 40:] == 0).all()
+    assert (target[:30, :40] == 3).all()
+    assert (target[30:] == IGNORED).all()
+    assert (target[:, 40:] == IGNORED).all()
 
 
 def test_a_image_and_its_labels_stay_together() -> None:
@@ -93,7 +98,9 @@ def test_colours_are_distorted_within_their_ranges() -> None:
     grey = np.full((4, 4, 3), 100, dtype=np.uint8)
     random.seed(0)
     results = {int(distort_colours(grey)[0, 0, 0]) for _ in range(300)}
-    assert len(results) > 50 and min(results) >= int((100 - 32) * 0.5) and max(results) <= (100 + 32) * 1.5
+    assert len(results) > 50
+    assert min(results) >= int((100 - 32) * 0.5)
+    assert max(results) <= (100 + 32) * 1.5
     assert 100 in results  # every distortion is left out now and then
     red = np.zeros((1, 1, 3), dtype=np.uint8)
     red[..., 0] = 200

@@ -27,7 +27,8 @@ from stvit_cli.errors import UserError
 
 def test_a_scene_follows_from_its_seed_split_and_number() -> None:
     scene, same = draw_scene(3, "train", 5, 96), draw_scene(3, "train", 5, 96)
-    assert np.array_equal(scene.image, same.image) and scene.labels == same.labels
+    assert np.array_equal(scene.image, same.image)
+    assert scene.labels == same.labels
     others = (draw_scene(4, "train", 5, 96), draw_scene(3, "val", 5, 96), draw_scene(3, "train", 6, 96))
     assert all(not np.array_equal(scene.image, other.image) for other in others if other.image.shape == scene.image.shape)
 
@@ -37,7 +38,8 @@ def test_scenes_have_every_figure_several_sizes_and_overlaps() -> None:
     assert set(Counter(label for scene in scenes for label in scene.labels)) == set(range(len(SHAPE_NAMES)))
     assert len({scene.image.shape for scene in scenes}) > 20
     sizes = [max(box_of(mask)[2:]) for scene in scenes for mask in scene.masks]
-    assert min(sizes) < 20 and max(sizes) > 50
+    assert min(sizes) < 20
+    assert max(sizes) > 50
     boxes = [[box_of(mask) for mask in scene.masks] for scene in scenes]
     assert any(_overlap(a, b) for row in boxes for i, a in enumerate(row) for b in row[:i])
 
@@ -50,14 +52,18 @@ def test_masks_boxes_and_label_maps_agree() -> None:
     for index in range(20):
         scene = draw_scene(1, "val", index, 100)
         labels = scene.label_map()
-        assert labels.shape == scene.image.shape[:2] and max(labels.shape) == 100
+        assert labels.shape == scene.image.shape[:2]
+        assert max(labels.shape) == 100
         assert sum(mask.astype(int) for mask in scene.masks).max() == 1  # every pixel has one owner
         for mask, label in zip(scene.masks, scene.labels, strict=True):
             assert (labels[mask] == LABEL_NAMES.index(SHAPE_NAMES[label]) + 1).all()
             left, top, width, height = box_of(mask)
             inside = mask[top : top + height, left : left + width]
             assert inside.sum() == mask.sum()
-            assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
+            assert inside[0].any()
+            assert inside[-1].any()
+            assert inside[:, 0].any()
+            assert inside[:, -1].any()
         assert (labels == 1).sum() == labels.size - sum(int(mask.sum()) for mask in scene.masks)
 
 
@@ -72,7 +78,8 @@ def test_a_hidden_figure_keeps_its_greater_part() -> None:
 def test_the_coco_tree_is_what_pycocotools_reads(tmp_path: Path) -> None:
     write_coco_tree(tmp_path / "tree", (3, 2), 80, seed=7)
     coco = COCO(tmp_path / "tree" / "annotations" / "instances_val2017.json")
-    assert coco.getCatIds() == list(CATEGORY_IDS) and len(coco.getImgIds()) == 2
+    assert coco.getCatIds() == list(CATEGORY_IDS)
+    assert len(coco.getImgIds()) == 2
     for index, number in enumerate(sorted(coco.getImgIds())):
         scene = draw_scene(7, "val", index, 80)
         image = Image.open(tmp_path / "tree" / "val2017" / coco.imgs[number]["file_name"])
@@ -81,13 +88,15 @@ def test_the_coco_tree_is_what_pycocotools_reads(tmp_path: Path) -> None:
         assert [annotation["category_id"] for annotation in found] == [CATEGORY_IDS[label] for label in scene.labels]
         for annotation, mask in zip(found, scene.masks, strict=True):
             assert np.array_equal(coco.annToMask(annotation).astype(bool), mask)
-            assert tuple(annotation["bbox"]) == box_of(mask) and annotation["area"] == mask.sum()
+            assert tuple(annotation["bbox"]) == box_of(mask)
+            assert annotation["area"] == mask.sum()
 
 
 def test_the_ade20k_tree_holds_the_same_scenes(tmp_path: Path) -> None:
     write_ade20k_tree(tmp_path, (2, 1), 80, seed=7)
     names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
-    assert len(names) == 6 and "annotations/validation/000000.png" in names
+    assert len(names) == 6
+    assert "annotations/validation/000000.png" in names
     scene = draw_scene(7, "train", 1, 80)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "training" / "000001.png")), scene.image)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "annotations" / "training" / "000001.png")), scene.label_map())

@@ -55,7 +55,8 @@ def test_the_middle_of_a_thin_image_is_what_is_seen() -> None:
     pixels[:, 499:501] = 255
     seen = eval_transform(64, (0.0,) * 3, (1.0,) * 3, interpolation="nearest")(Image.fromarray(pixels))
     assert seen.min() == 1
-    assert bounded_aspect(Image.new("RGB", (5, 80))).size == (5, 80) and bounded_aspect(Image.new("RGB", (5, 81))).size == (5, 80)
+    assert bounded_aspect(Image.new("RGB", (5, 80))).size == (5, 80)
+    assert bounded_aspect(Image.new("RGB", (5, 81))).size == (5, 80)
 
 
 def test_the_crop_can_be_chosen() -> None:
@@ -100,7 +101,8 @@ def test_no_draw_of_a_policy_fails(policy: str, in_chans: int) -> None:
     for seed in range(150):
         with seeded(seed):
             image = transform(opened)
-        assert image.shape == (in_chans, 16, 16) and image.isfinite().all()
+        assert image.shape == (in_chans, 16, 16)
+        assert image.isfinite().all()
 
 
 def test_posterizing_to_no_bits_gives_black_as_older_pillows_did() -> None:

@@ -112,13 +112,16 @@ def test_an_average_and_weights_that_were_not_there_before(tmp_path: Path) -> No
     toy.train(tmp_path, *first)
     fit(toy.ToyTask(), toy.recipe("schedule.epochs=3"), tmp_path / "more", branch=Branch(tmp_path / "run", 10))
     newest = checkpoint.load_newest(tmp_path / "more" / "checkpoints")
-    assert newest.step == 15 and "ema" in newest.tensors and "0.weight/exp_avg" in newest.tensors["optimizer"]
+    assert newest.step == 15
+    assert "ema" in newest.tensors
+    assert "0.weight/exp_avg" in newest.tensors["optimizer"]
 
 
 def test_two_processes_start_from_it_too(diverged: Path, unbroken: Path, tmp_path: Path) -> None:
     assert [ended.code for ended in branch(diverged, 10, tmp_path, processes=2)] == [0, 0]
     ours, theirs = (toy.outcome(folder)[1][-1] for folder in (tmp_path / "run", unbroken))
-    assert ours["step"] == theirs["step"] == 20 and ours["loss"] == pytest.approx(theirs["loss"], rel=0.2)
+    assert ours["step"] == theirs["step"] == 20
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.2)
 
 
 def test_a_step_without_a_checkpoint_is_answered_with_those_that_there_are(diverged: Path, tmp_path: Path) -> None:
@@ -175,4 +178,5 @@ def test_the_advice_is_a_valid_recipe_whatever_the_settings(settings: tuple[str,
 
     recipe = toy.recipe(*settings)
     changed = recipe_io.from_text(recipe_io.dump(recipe), calmer(recipe))
-    assert changed.optim.lr == recipe.optim.lr / 2 and changed.optim.clip_grad_norm == 1
+    assert changed.optim.lr == recipe.optim.lr / 2
+    assert changed.optim.clip_grad_norm == 1

@@ -25,7 +25,8 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     found = load_newest(tmp_path)
     assert (found.step, found.state, found.passed_over) == (12, STATE, {})
     assert torch.equal(found.tensors["model"]["image"], groups(0.1)["model"]["image"])
-    assert found.tensors["model"]["count"].dtype == torch.int64 and found.tensors["optimizer"] == {}
+    assert found.tensors["model"]["count"].dtype == torch.int64
+    assert found.tensors["optimizer"] == {}
 
 
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:
@@ -61,7 +62,8 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: object) -> None:
     with pytest.raises(DamagedError):
         read(newest)
     found = load_newest(tmp_path)
-    assert found.step == 10 and list(found.passed_over) == [newest]
+    assert found.step == 10
+    assert list(found.passed_over) == [newest]
 
 
 def test_all_damaged_or_none_is_the_users_error(tmp_path: Path) -> None:

@@ -194,7 +194,8 @@ def test_changes_of_the_test_are_what_makes_them_damaged(last_two: Path, tmp_pat
     run_dir = shutil.copytree(last_two, tmp_path / "run")
     rewrite(run_dir / "checkpoints" / "step_00000020", uncounted(lambda content, folder: None))
     (ended,) = toy.start(lambda: engine.fit(toy.ToyTask(norm=True), toy.recipe(), run_dir, resume=True), tmp_path)()
-    assert ended.code == 0 and not (run_dir / "checkpoints" / "step_00000020.damaged").exists()
+    assert ended.code == 0
+    assert not (run_dir / "checkpoints" / "step_00000020.damaged").exists()
 
 
 def test_keys_of_a_newer_version_do_no_harm(last_two: Path, tmp_path: Path) -> None:
@@ -206,7 +207,8 @@ def test_keys_of_a_newer_version_do_no_harm(last_two: Path, tmp_path: Path) -> N
 
     rewrite(run_dir / "checkpoints" / "step_00000020", add)
     (ended,) = toy.start(lambda: engine.fit(toy.ToyTask(norm=True), toy.recipe(), run_dir, resume=True), tmp_path)()
-    assert ended.code == 0 and not (run_dir / "checkpoints" / "step_00000020.damaged").exists()
+    assert ended.code == 0
+    assert not (run_dir / "checkpoints" / "step_00000020.damaged").exists()
 
 
 def test_other_data_are_not_taken_for_damage(last_two: Path, tmp_path: Path) -> None:
@@ -215,7 +217,8 @@ def test_other_data_are_not_taken_for_damage(last_two: Path, tmp_path: Path) -> 
         rewrite(path, put("state", "fingerprint", "num_classes", value=9))
         rewrite(path, tensors("model", lambda found: found | {"4.weight": torch.zeros(9, 16)}))
     (ended,) = toy.start(lambda: engine.fit(toy.ToyTask(norm=True), toy.recipe(), run_dir, resume=True), tmp_path)()
-    assert ended.code == 2 and "other data: num_classes was 9, now it is 7" in ended.message
+    assert ended.code == 2
+    assert "other data: num_classes was 9, now it is 7" in ended.message
     assert len(checkpoint.checkpoints(run_dir / "checkpoints")) == 2
 
 
@@ -224,7 +227,8 @@ def test_all_tampered_is_said_in_a_few_lines(last_two: Path, tmp_path: Path) -> 
     for path in checkpoint.checkpoints(run_dir / "checkpoints"):
         rewrite(path, drop("state", "run", "best", "metrics"))
     (ended,) = toy.start(lambda: engine.fit(toy.ToyTask(norm=True), toy.recipe(), run_dir, resume=True), tmp_path)()
-    assert ended.code == 2 and len(ended.message.splitlines()) == 3
+    assert ended.code == 2
+    assert len(ended.message.splitlines()) == 3
     assert "step_00000018: run.best.metrics is missing" in ended.message
 
 

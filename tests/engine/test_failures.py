@@ -30,9 +30,12 @@ def test_a_loss_that_is_no_number_names_the_files(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         fit(tmp_path, "train.batch_size_per_device=8", at=4, then=lambda loss: loss * float("inf"))
     message = str(caught.value)
-    assert "The loss is not finite at step 3" in message and "and 4 more" in message and "optim.lr" in message
+    assert "The loss is not finite at step 3" in message
+    assert "and 4 more" in message
+    assert "optim.lr" in message
     named = (tmp_path / "run" / "non_finite_step_3.txt").read_text().split()
-    assert len(named) == 8 and all(name.startswith("point-") for name in named)
+    assert len(named) == 8
+    assert all(name.startswith("point-") for name in named)
     assert checkpoint.load_newest(tmp_path / "run" / "checkpoints").step == 2
 
 

@@ -46,7 +46,9 @@ def test_a_last_update_that_overflows_ends_the_run_and_keeps_the_best(
     assert [process.code for process in ended] == [2] * processes
     assert [process.message for process in ended[1:]] == [""] * (processes - 1)
     message = ended[0].message
-    assert said in message and len(message.splitlines()) <= 6 and "optim.lr" in message
+    assert said in message
+    assert len(message.splitlines()) <= 6
+    assert "optim.lr" in message
     assert f"Still good: the checkpoint {run / 'checkpoints' / 'step_00000008'}, and {run / 'best.safetensors'}" in message
     assert checkpoint.load_newest(run / "checkpoints").step == 8
     written = [tensor for path in run.rglob("*.safetensors") for tensor in load_file(path).values()]
@@ -95,7 +97,8 @@ def test_an_evaluation_counts_and_names_images_without_finite_outputs(tmp_path: 
     first, second, *_ = ended[0].message.splitlines()
     assert f"outputs are not finite (NaN or infinite) for {len(bad)} images of the validation set" in first
     named = second.removeprefix("Images: ").removesuffix(".").removesuffix(" and others").split(", ")
-    assert len(named) == min(len(bad), 4) and set(named) <= set(bad)
+    assert len(named) == min(len(bad), 4)
+    assert set(named) <= set(bad)
 
 
 def test_an_evaluation_without_any_finite_output_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:

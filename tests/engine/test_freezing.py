@@ -36,7 +36,10 @@ def test_frozen_norms_and_drop_path_are_in_evaluation_mode() -> None:
     task.model.append(DropPath(0.5))
     set_training_mode(task, FinetuneSection(freeze_norm=True))
     modes = {type(module): module.training for module in task.model}
-    assert not modes[nn.BatchNorm1d] and not modes[DropPath] and modes[nn.Dropout] and task.model.training
+    assert not modes[nn.BatchNorm1d]
+    assert not modes[DropPath]
+    assert modes[nn.Dropout]
+    assert task.model.training
 
 
 def test_what_holds_the_head_stays_in_training_mode() -> None:
@@ -44,7 +47,8 @@ def test_what_holds_the_head_stays_in_training_mode() -> None:
     section = FinetuneSection(freeze_backbone=True)
     freeze(task, section)
     set_training_mode(task, section)
-    assert [module.training for module in task.model] == [False, False, False, False, True] and task.model.training
+    assert [module.training for module in task.model] == [False, False, False, False, True]
+    assert task.model.training
     assert [p.requires_grad for p in task.model.parameters()] == [False] * 4 + [True] * 2
 
 
@@ -63,5 +67,6 @@ def test_the_moving_average_is_that_of_weights_and_statistics(tmp_path: Path) ->
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
     rows = toy.outcome(tmp_path / "run")[1]
-    assert {"top1", "ema_top1", "loss", "ema_loss"} <= rows[-1].keys() and rows[-1]["loss"] != rows[-1]["ema_loss"]
+    assert {"top1", "ema_top1", "loss", "ema_loss"} <= rows[-1].keys()
+    assert rows[-1]["loss"] != rows[-1]["ema_loss"]
     assert (tmp_path / "run" / "last_ema.safetensors").is_file()

@@ -82,7 +82,8 @@ def test_a_number_that_is_none_on_one_rank_stops_all_before_the_update(tmp_path:
     ended = toy.start(work, tmp_path, 2)()
     assert [process.code for process in ended] == [2, 2]
     message = ended[0].message
-    assert "The loss is not finite at step 2; stopped before the update." in message and ended[1].message == ""
+    assert "The loss is not finite at step 2; stopped before the update." in message
+    assert ended[1].message == ""
     # Two micro-batches of two for each process and step: the bad one is the second of process 1.
     keys = [key.index for key in third_step()]
     assert f"In the batch: {', '.join(f'point-{index}' for index in keys)}." in message
@@ -128,7 +129,8 @@ def test_a_rank_that_dies_takes_the_others_along_with_a_message(tmp_path: Path) 
     began = time.monotonic()
     ended = toy.start(work, tmp_path, 2)()
     assert [process.code for process in ended] == [2, -9]
-    assert "Process 0 has lost the others" in ended[0].message and f"--resume {tmp_path / 'run'}" in ended[0].message
+    assert "Process 0 has lost the others" in ended[0].message
+    assert f"--resume {tmp_path / 'run'}" in ended[0].message
     assert time.monotonic() - began < 60
 
 

@@ -87,14 +87,16 @@ def test_a_damaged_newest_checkpoint_costs_a_few_steps(unbroken: Path, tmp_path:
     capfd.readouterr()
     assert run(tmp_path, resume=True) == 0
     said = capfd.readouterr().err
-    assert f"{newest.name} is damaged (optimizer.safetensors is not as it was written" in said and "Resumed after step 8" in said
+    assert f"{newest.name} is damaged (optimizer.safetensors is not as it was written" in said
+    assert "Resumed after step 8" in said
     toy.assert_same_outcome(tmp_path / "run", unbroken)
 
 
 def test_a_finished_run_resumed_gives_its_figures_again(tmp_path: Path) -> None:
     first = engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "run")
     again = engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2"), tmp_path / "run", resume=True)
-    assert first == again and first["steps"] == 10
+    assert first == again
+    assert first["steps"] == 10
 
 
 def test_another_recipe_is_refused_with_what_changed(tmp_path: Path) -> None:
@@ -135,7 +137,8 @@ def test_a_run_taken_up_in_the_other_form_says_so(
         monkeypatch.setattr("stvit_cli.engine.session.use_kernels", lambda *_, kernels=kernels: kernels)
         toy.train(tmp_path, resume=not kernels)
     began, resumed = capsys.readouterr().err.split("Resumed after step 20.")
-    assert "parameters on cpu by our own kernels, batch" in began and "Warning" not in began
+    assert "parameters on cpu by our own kernels, batch" in began
+    assert "Warning" not in began
     assert "runs in the plain form, where it ran by our own kernels" in " ".join(resumed.split())
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["kernels"] is True
 
@@ -146,4 +149,5 @@ def test_a_run_in_bf16_does_not_say_that_the_kernels_serve_it(
     monkeypatch.setattr("stvit_cli.engine.session.use_kernels", lambda *_: True)
     toy.train(tmp_path, "train.precision=bf16", "train.kernels=true", "schedule.epochs=2")
     said = " ".join(capsys.readouterr().err.split())
-    assert "parameters on cpu, batch" in said and "with train.precision=bf16 only evaluations use them" in said
+    assert "parameters on cpu, batch" in said
+    assert "with train.precision=bf16 only evaluations use them" in said

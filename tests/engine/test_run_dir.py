@@ -60,7 +60,8 @@ def test_the_logged_loss_is_the_mean_of_its_steps(tmp_path: Path) -> None:
 def test_events_for_tensorboard_on_request(tmp_path: Path) -> None:
     engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2", "train.tensorboard=true"), tmp_path / "run")
     (events,) = (tmp_path / "run" / "events").iterdir()
-    assert b"eval/top1" in events.read_bytes() and b"train/lr" in events.read_bytes()
+    assert b"eval/top1" in events.read_bytes()
+    assert b"train/lr" in events.read_bytes()
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
@@ -97,7 +98,8 @@ def test_plain_lines_without_a_terminal_and_none_on_other_ranks(capfd: pytest.Ca
         else:
             first, second, third = said.err.splitlines()
             assert first == "epoch 1/4  step 5/20  loss 0.5000  lr 1.00e-03    - left"
-            assert second.startswith("epoch 2/4  step 7/20  loss 0.2500  lr 1.00e-03  ") and second.endswith(" left")
+            assert second.startswith("epoch 2/4  step 7/20  loss 0.2500  lr 1.00e-03  ")
+            assert second.endswith(" left")
             assert third == "epoch 2: top1 50.0000  (best so far)"
 
 

@@ -88,7 +88,8 @@ def test_a_second_run_in_the_directory_of_a_running_one_writes_nothing(tmp_path:
         return loss
 
     toy.train(tmp_path, "schedule.epochs=2", on_loss=start_another)
-    assert len(seen) == 1 and len(seen[0].splitlines()) <= 6
+    assert len(seen) == 1
+    assert len(seen[0].splitlines()) <= 6
     toy.train(tmp_path / "alone", "schedule.epochs=2")
     toy.assert_same_outcome(tmp_path / "run", tmp_path / "alone" / "run")
 

@@ -45,7 +45,8 @@ def test_clipping_bounds_the_step() -> None:
         lambda optimizer, args, kwargs: norms.append(nn.utils.get_total_norm([p.grad for p in session.model.parameters()]).item())
     )
     found = TrainStep(session)(0, iter(training_batches(session, 0)))
-    assert norms == pytest.approx([0.01], rel=1e-3) and found.grad_norm > 0.1
+    assert norms == pytest.approx([0.01], rel=1e-3)
+    assert found.grad_norm > 0.1
 
 
 def test_bf16_is_used_where_it_is_asked_for() -> None:
@@ -82,7 +83,8 @@ def test_the_optimisers_state_keeps_its_memory_order() -> None:
     load_optimizer_tensors(model, optimizer, plain)
     state = optimizer.state[model.weight]
     assert state["exp_avg"].stride() == model.weight.stride() != plain["weight/exp_avg"].stride()
-    assert torch.equal(state["exp_avg"], plain["weight/exp_avg"]) and state["step"] == 1
+    assert torch.equal(state["exp_avg"], plain["weight/exp_avg"])
+    assert state["step"] == 1
 
 
 def test_gradients_in_another_memory_order_are_put_right() -> None:
@@ -127,5 +129,6 @@ def test_what_all_processes_find_wrong_is_said_by_one(tmp_path: Path) -> None:
     ):
         ended = toy.start(lambda settings=settings: toy.train(tmp_path / "run", settings), tmp_path, 2)()
         assert [process.code for process in ended] == [2, 2]
-        assert expected in ended[0].message and ended[1].message == ""
+        assert expected in ended[0].message
+        assert ended[1].message == ""
     assert not (tmp_path / "run").exists()

@@ -31,7 +31,8 @@ def test_torchvision_feature_pyramid() -> None:
 def test_torchvision_detector() -> None:
     detector = FasterRCNN(pyramid(), num_classes=4, min_size=96, max_size=128).eval()
     (found,) = detector([torch.rand(3, 80, 100)])
-    assert found["boxes"].shape[1] == 4 and found["boxes"].isfinite().all()
+    assert found["boxes"].shape[1] == 4
+    assert found["boxes"].isfinite().all()
 
 
 @pytest.mark.parametrize("decoder", ["Unet", "FPN", "UPerNet"])

@@ -139,7 +139,8 @@ def test_checkpointing_changes_nothing() -> None:
 
 def test_timm_methods() -> None:
     model = create_model("isotropic-mini-swin-20", num_classes=3)
-    assert len(model.no_weight_decay()) == 20 and model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
+    assert len(model.no_weight_decay()) == 20
+    assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
     features = model.forward_features(torch.zeros(2, 3, 64, 64))
     assert features.shape == (2, 128, 2, 2)
     assert torch.equal(model.forward_head(features), model.get_classifier()(model.forward_head(features, pre_logits=True)))

@@ -50,7 +50,9 @@ def test_parameter_counts(name: str, count: int) -> None:
 def test_any_size(size: tuple[int, int], dtype: torch.dtype, train: bool) -> None:
     model = STViT(MINIMAL, num_classes=5, drop_path_rate=0.2).to(dtype).train(train)
     y = model(torch.randn(1, 3, *size, dtype=dtype))
-    assert y.shape == (1, 5) and y.dtype == dtype and y.isfinite().all()
+    assert y.shape == (1, 5)
+    assert y.dtype == dtype
+    assert y.isfinite().all()
     y.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     steps = model.forward_intermediates(torch.randn(1, 3, *size, dtype=dtype), intermediates_only=True)
@@ -123,7 +125,8 @@ def test_head_and_intermediates() -> None:
         last, taken = model.forward_intermediates(images, indices=[0, 3])
         torch.testing.assert_close(last, taken[1])
     model.reset_classifier(7)
-    assert model(images).shape == (2, 7) and model.num_classes == 7
+    assert model(images).shape == (2, 7)
+    assert model.num_classes == 7
     model.reset_classifier(0)
     assert model(images).shape == (2, model.head_hidden_size)
 
@@ -137,7 +140,9 @@ def test_layers_for_rates_run_from_the_stem_to_the_head() -> None:
     by_name = {name: scale[id(parameter)] for name, parameter in model.named_parameters()}
     order = ["stem.0.conv.weight", "stages.0.blocks.0.attn.qkv.weight", "stages.1.blocks.1.attn.qkv.weight", "proj.weight"]
     scales = [by_name[name] for name in order]
-    assert scales == sorted(scales) and len(set(scales)) == len(scales) and by_name["head.weight"] == 1.0
+    assert scales == sorted(scales)
+    assert len(set(scales)) == len(scales)
+    assert by_name["head.weight"] == 1.0
 
 
 def test_drop_path_grows_over_all_blocks() -> None:

@@ -50,7 +50,8 @@ def test_golden(case: int, memory_format: torch.memory_format, by_kernels: bool)
     y = attention(x)
     y.backward(arrays["grad_y"])
     assert relative_error(y, arrays["y"]) < 1e-5
-    assert x.grad is not None and relative_error(x.grad, arrays["grad_x"]) < 1e-5
+    assert x.grad is not None
+    assert relative_error(x.grad, arrays["grad_x"]) < 1e-5
     for name, parameter in attention.named_parameters():
         assert parameter.grad is not None
         assert relative_error(parameter.grad, arrays[f"grad.stoken_refine.{name}"]) < 1e-5, name
@@ -116,7 +117,8 @@ def test_pad_and_crop_are_inverse(size: tuple[int, int]) -> None:
 def test_rows_sum_to_one_and_constant_tokens_stay() -> None:
     cells = to_cells(torch.randn(2, 8, 20, 24), (4, 4))
     super_tokens, association = sample(cells)
-    assert super_tokens.shape == (2, 5, 6, 8) and association.shape == (2, 5, 6, 16, 9)
+    assert super_tokens.shape == (2, 5, 6, 8)
+    assert association.shape == (2, 5, 6, 16, 9)
     torch.testing.assert_close(association.sum(-1), torch.ones(2, 5, 6, 16))
     # A mean of equal tokens is that token, also at the border, where part of the association falls outside.
     constant = torch.full((1, 5, 6, 16, 8), 0.7)
@@ -135,7 +137,8 @@ def test_fold_is_the_adjoint_of_unfold() -> None:
 def test_the_association_carries_no_gradient() -> None:
     cells = torch.randn(1, 2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     super_tokens, association = sample(cells, num_iters=2)
-    assert super_tokens.requires_grad and not association.requires_grad
+    assert super_tokens.requires_grad
+    assert not association.requires_grad
 
 
 def test_heads_must_divide_the_width() -> None:

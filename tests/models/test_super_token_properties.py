@@ -55,5 +55,7 @@ def test_attention_keeps_the_shape(height: int, width: int, grid: tuple[int, int
     x = tokens(height, width, 8).requires_grad_()
     y = attention(x)
     y.sum().backward()
-    assert y.shape == x.shape and torch.isfinite(y).all()
-    assert x.grad is not None and torch.isfinite(x.grad).all()
+    assert y.shape == x.shape
+    assert torch.isfinite(y).all()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()

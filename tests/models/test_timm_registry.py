@@ -31,15 +31,19 @@ def test_same_model_as_ours(name: str) -> None:
     with torch.device("meta"):
         ours, theirs = create_model(NAMES[name]), timm.create_model(name)
     shapes = [{key: tensor.shape for key, tensor in model.state_dict().items()} for model in (ours, theirs)]
-    assert isinstance(theirs, STViT) and shapes[0] == shapes[1]
+    assert isinstance(theirs, STViT)
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize(("name", "size", "crop"), [("stvit_base", 224, 0.875), ("stvit_base.in1k_384", 384, 1.0)])
 def test_pretrained_cfg(name: str, size: int, crop: float) -> None:
     with torch.device("meta"):
         cfg = timm.create_model(name).pretrained_cfg
-    assert cfg["input_size"] == (3, size, size) and cfg["crop_pct"] == crop and cfg["interpolation"] == "bicubic"
-    assert cfg["mean"] == (0.485, 0.456, 0.406) and cfg["std"] == (0.229, 0.224, 0.225)
+    assert cfg["input_size"] == (3, size, size)
+    assert cfg["crop_pct"] == crop
+    assert cfg["interpolation"] == "bicubic"
+    assert cfg["mean"] == (0.485, 0.456, 0.406)
+    assert cfg["std"] == (0.229, 0.224, 0.225)
     config = timm.data.resolve_data_config(pretrained_cfg=cfg)
     assert config["input_size"] == (3, size, size)
     with torch.device("meta"):
@@ -56,7 +60,8 @@ def test_forward(name: str) -> None:
     model = timm.create_model(name).eval()
     x = torch.randn(1, *get_pretrained_cfg_value(name, "input_size"))
     y = model(x)
-    assert y.shape == (1, 1000) and not y.isnan().any()
+    assert y.shape == (1, 1000)
+    assert not y.isnan().any()
     model.set_grad_checkpointing()
     torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
 
@@ -65,7 +70,8 @@ def test_backward() -> None:
     model = timm.create_model("stvit_nano", num_classes=42, drop_path_rate=0.1, drop_rate=0.1).train()
     y = model(torch.randn(2, 3, 64, 64))
     y.mean().backward()
-    assert y.shape == (2, 42) and not y.isnan().any()
+    assert y.shape == (2, 42)
+    assert not y.isnan().any()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -74,7 +80,8 @@ def test_default_cfg_is_true_and_the_head_can_be_reset() -> None:
     model = timm.create_model("stvit_nano").eval()
     cfg = model.default_cfg
     names = model.state_dict()
-    assert cfg["classifier"] + ".weight" in names and cfg["first_conv"] + ".weight" in names
+    assert cfg["classifier"] + ".weight" in names
+    assert cfg["first_conv"] + ".weight" in names
     x = torch.randn(1, *cfg["input_size"])
     tokens = model.forward_features(x)
     assert tokens.shape == (1, model.num_features, *cfg["pool_size"])
@@ -82,11 +89,13 @@ def test_default_cfg_is_true_and_the_head_can_be_reset() -> None:
     assert pooled.shape == (1, model.head_hidden_size)
 
     model.reset_classifier(0)
-    assert model.num_classes == 0 and torch.equal(model(x), pooled)
+    assert model.num_classes == 0
+    assert torch.equal(model(x), pooled)
     model.reset_classifier(0, "")
     assert model(x).shape == (1, model.head_hidden_size, *cfg["pool_size"])
     model.reset_classifier(7, "avg")
-    assert model(x).shape == (1, 7) and model.num_classes == 7
+    assert model(x).shape == (1, 7)
+    assert model.num_classes == 7
     bare = timm.create_model("stvit_nano", num_classes=0, global_pool="").eval()
     assert bare(x).shape == (1, model.head_hidden_size, *cfg["pool_size"])
     with pytest.raises(ValueError, match="global_pool is '' for 7 classes"):
@@ -98,7 +107,8 @@ def test_default_cfg_is_true_and_the_head_can_be_reset() -> None:
 @torch.no_grad()
 def test_features(name: str, feature_cls: str | None) -> None:
     model = timm.create_model(name, features_only=True, feature_cls=feature_cls).eval()
-    assert model.feature_info.channels() == CHANNELS[name] and model.feature_info.reduction() == [4, 8, 16, 32]
+    assert model.feature_info.channels() == CHANNELS[name]
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
     features = model(torch.randn(1, 3, 70, 101))
     for feature, channels, reduction in zip(features, CHANNELS[name], [4, 8, 16, 32], strict=True):
         assert feature.shape == (1, channels, math.ceil(70 / reduction), math.ceil(101 / reduction))
@@ -131,11 +141,14 @@ def test_forward_intermediates() -> None:
     info = FeatureInfo(model.feature_info, len(model.feature_info))
     x = torch.randn(1, 3, 96, 64)
     tokens, features = model.forward_intermediates(x, output_fmt="NCHW")
-    assert [f.shape[1] for f in features] == info.channels() and len(features) == len(info.reduction())
+    assert [f.shape[1] for f in features] == info.channels()
+    assert len(features) == len(info.reduction())
     torch.testing.assert_close(tokens, model.forward_features(x))
     last = model.forward_intermediates(x, indices=1, intermediates_only=True, stop_early=True)
-    assert len(last) == 1 and torch.equal(last[0], features[-1])
-    assert len(model.prune_intermediate_layers([0, 1])) == 2 and len(model.stages) == 2
+    assert len(last) == 1
+    assert torch.equal(last[0], features[-1])
+    assert len(model.prune_intermediate_layers([0, 1])) == 2
+    assert len(model.stages) == 2
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -146,7 +159,8 @@ def test_symbolic_tracing(train: bool) -> None:
     traced = create_feature_extractor(model, {"stages.1": "feature", "head": "logits"}, tracer_kwargs=tracing)
     x = torch.randn(2, 3, 64, 64)
     out: dict[str, Tensor] = traced(x)
-    assert out["feature"].shape == (2, 64, 8, 8) and out["logits"].shape == (2, 42)
+    assert out["feature"].shape == (2, 64, 8, 8)
+    assert out["logits"].shape == (2, 42)
     if train:
         out["logits"].mean().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
@@ -168,7 +182,9 @@ def test_layerwise_rates(name: str) -> None:
     order += [f"stages.{i}.blocks.{j}.mlp.fc1.weight" for i in (1, 2, 3) for j in range(len(model.stages[i].blocks))]
     order += ["proj.weight", "head.weight"]
     rates = [scales[key] for key in order]
-    assert rates == sorted(rates) and rates[-1] == 1.0 and rates[0] == min(scales.values())
+    assert rates == sorted(rates)
+    assert rates[-1] == 1.0
+    assert rates[0] == min(scales.values())
     assert all(a < b for a, b in zip(rates[3:-3], rates[4:-2], strict=True)), "each block is a layer of its own"
 
 

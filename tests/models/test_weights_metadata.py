@@ -53,7 +53,9 @@ def assert_refused(call: Callable[[], Any], path: Path, says: str) -> None:
         call()
     message = str(error.value)
     print(message)
-    assert path.name in message and says in message and len(message.splitlines()) <= 6
+    assert path.name in message
+    assert says in message
+    assert len(message.splitlines()) <= 6
     assert max(map(len, message.splitlines())) < 300 + len(str(path))
 
 
@@ -169,7 +171,8 @@ def test_unknown_settings_of_a_newer_version_are_ignored_with_one_line(
     with caplog.at_level(logging.WARNING):
         before, trained = open_trained(old), open_trained(new)
     (record,) = caplog.records
-    assert "new.safetensors" in record.getMessage() and "calibrated, settings.hue" in record.getMessage()
+    assert "new.safetensors" in record.getMessage()
+    assert "calibrated, settings.hue" in record.getMessage()
     assert json.loads(trained.info.settings) == json.loads(before.info.settings)
     Image.new("RGB", (40, 40)).save(tmp_path / "black.png")
     assert stvit("predict", tmp_path / "black.png", "--weights", new).code == 0
@@ -261,7 +264,9 @@ def test_commands_end_with_2_on_metadata_out_of_range(
         "eval": lambda: stvit("eval", "--weights", path, "--data", image_folder),
         "export": lambda: stvit("export", path, tmp_path / "half.safetensors"),
     }[command]()
-    assert ended.code == 2 and next(iter(change)) in ended.err and len(ended.err.splitlines()) <= 6
+    assert ended.code == 2
+    assert next(iter(change)) in ended.err
+    assert len(ended.err.splitlines()) <= 6
     assert not (tmp_path / "half.safetensors").exists()
 
 

@@ -90,7 +90,8 @@ def test_a_cascade_that_trains_astray_gives_a_loss_that_is_not_finite() -> None:
     with torch.no_grad():
         detector.roi_heads.stages[0].box_predictor.bbox_pred.bias.fill_(float("nan"))
     losses = detector([torch.rand(3, 64, 64)], [target])
-    assert losses["box_1"].isnan() and losses["class_2"].isfinite()
+    assert losses["box_1"].isnan()
+    assert losses["class_2"].isfinite()
 
 
 @pytest.mark.parametrize("section", [SegmentationSection(), SegmentationSection(window=32, eval_flip=True)])
@@ -122,5 +123,7 @@ def test_an_evaluation_of_the_dense_tasks_names_the_images(
     first, second, *_ = str(caught.value).splitlines()
     assert "for 3 images of the validation set" in first
     names = second.removeprefix("Images: ").removesuffix(".").split(", ")
-    assert len(names) == 3 and all(Path(name).is_file() for name in names)
-    assert isinstance(caught.value, UserError) and not re.search("ap|miou", first)
+    assert len(names) == 3
+    assert all(Path(name).is_file() for name in names)
+    assert isinstance(caught.value, UserError)
+    assert not re.search("ap|miou", first)

@@ -47,9 +47,13 @@ REAL: list[tuple[BaseException, Kind]] = [
 @pytest.mark.parametrize(("error", "kind"), REAL, ids=lambda value: str(value)[:40])
 def test_it_is_told_what_ran_out_and_what_to_change(error: BaseException, kind: Kind) -> None:
     failure = machine_failure(error)
-    assert failure is not None and failure.kind == kind and "Traceback" not in failure.said and "\n" not in failure.said
+    assert failure is not None
+    assert failure.kind == kind
+    assert "Traceback" not in failure.said
+    assert "\n" not in failure.said
     lines = describe(failure, "a lower --batch-size").splitlines()
-    assert 2 <= len(lines) <= 3 and all(lines)
+    assert 2 <= len(lines) <= 3
+    assert all(lines)
     assert ("a lower --batch-size" in lines[1]) == (kind in ("memory", "GPU memory"))
 
 

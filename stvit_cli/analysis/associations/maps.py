@@ -245,7 +245,8 @@ def _watching(model: nn.Module, layers: dict[str, LayerMaps], input_size: Size, 
 
     def enter_convolution(conv: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal stride, offset
-        assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
+        assert isinstance(conv, nn.Conv2d)
+        assert not isinstance(conv.padding, str)
         offset += ((conv.kernel_size[0] - 1) / 2 - conv.padding[0]) * stride
         stride *= conv.stride[0]
 

@@ -220,7 +220,8 @@ def _peak_memory(step: Callable[[], None], device: str) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         step()
-    assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
+    assert recorded.profiler is not None
+    assert recorded.profiler.kineto_results is not None
     changes = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
     return max(accumulate((event.nbytes() for event in changes), initial=0))

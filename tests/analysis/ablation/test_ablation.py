@@ -67,7 +67,8 @@ def test_the_table_on_screen_and_in_files(stvit: Any, tmp_path: Path) -> None:
         "top1_std": None,
         "top1_by_seed": [],
     }
-    assert "24.17 M" in ended.err and "82.6%" in ended.err  # the table itself, --json being on standard output
+    assert "24.17 M" in ended.err
+    assert "82.6%" in ended.err
     assert json.loads((tmp_path / "table.json").read_text()) == rows
     written = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [line["paper_top1"] for line in written] == ["81.3", "82.3", "81.4", "81.7", "82.6", "80.2", "82.3"]
@@ -109,7 +110,8 @@ def test_all_pairs_of_the_paper_are_compared() -> None:
     rows = mini_rows({number: [90.0 + number, 91.0 + number] for number in NUMBERS})
     assert [(c.swin.number, c.stvit.number) for c in compare(rows)] == [(1, 2), (3, 5), (4, 5), (6, 7)]
     report = report_training(rows, "mine")
-    assert "not to be compared" in " ".join(report.notes) and "quarter" in report.title
+    assert "not to be compared" in " ".join(report.notes)
+    assert "quarter" in report.title
     assert "91.50% ± 0.71 (2 seeds)" in report.cells()[0]
     assert not any("Furthest from the paper" in note for note in report.notes)
 
@@ -138,7 +140,8 @@ def test_two_rows_trained_stopped_and_resumed(stvit: Any, tmp_path: Path, monkey
     monkeypatch.setattr(engine, "fit", fit_one)
     runs = tmp_path / "runs"
     stopped = stvit("isotropic-ablation", "--recipe", "isotropic-mini", "--rows", "4,5", "--output", runs, *BRIEF)
-    assert stopped.code == 130 and f"--resume {runs}" in stopped.err
+    assert stopped.code == 130
+    assert f"--resume {runs}" in stopped.err
     half = json.loads((runs / "table.json").read_text())
     assert [row["row"] for row in half if row["top1"] is not None] == [4]
 
@@ -149,12 +152,15 @@ def test_two_rows_trained_stopped_and_resumed(stvit: Any, tmp_path: Path, monkey
     assert [row["row"] for row in rows if row["top1"] is not None] == [4, 5]
     assert all(20 < rows[number - 1]["top1"] <= 100 for number in (4, 5))  # an epoch is enough to be better than chance
     assert (rows[4]["num_classes"], rows[4]["image_size"]) == (10, 64)
-    assert "Rows 4 and 5: STViT" in resumed.out and "not to be compared" in resumed.out
+    assert "Rows 4 and 5: STViT" in resumed.out
+    assert "not to be compared" in resumed.out
 
     again = stvit("isotropic-ablation", "--resume", runs)  # all is there: nothing is trained
-    assert again.code == 0 and len(trained) == 3
+    assert again.code == 0
+    assert len(trained) == 3
     changed = stvit("isotropic-ablation", "--resume", runs, "optim.lr=0.5")
-    assert changed.code == 2 and "optim.lr: 0.001 -> 0.5" in changed.err
+    assert changed.code == 2
+    assert "optim.lr: 0.001 -> 0.5" in changed.err
 
 
 def test_runs_share_budget_and_seeds(tmp_path: Path) -> None:
@@ -196,7 +202,8 @@ def test_wrong_input(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     ended = stvit("isotropic-ablation", *argv)
     assert ended.code == 2
-    assert message in ended.err and len(ended.err.splitlines()) <= 6
+    assert message in ended.err
+    assert len(ended.err.splitlines()) <= 6
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,7 +238,8 @@ def test_a_process_that_fails_is_quoted(stvit: Any, tmp_path: Path, monkeypatch:
         "isotropic-ablation", "--recipe", "isotropic-mini", "--parallel", "2", "--output", runs, "train.device=cuda", *BRIEF
     )
     assert ended.code == 2
-    assert "ended with code 2" in ended.err and "no GPU" in ended.err
+    assert "ended with code 2" in ended.err
+    assert "no GPU" in ended.err
 
 
 @pytest.mark.slow
@@ -266,11 +274,13 @@ def test_processes_save_when_the_ablation_is_stopped(tmp_path: Path) -> None:
     logs = [tmp_path / "runs" / f"row{number}-seed0.log" for number in (1, 2)]
     deadline = time.monotonic() + 300
     while not all(log.exists() and "images to train on" in log.read_text(encoding="utf-8") for log in logs):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=300)
-    assert process.returncode == 130 and f"--resume {tmp_path / 'runs'}" in error
+    assert process.returncode == 130
+    assert f"--resume {tmp_path / 'runs'}" in error
     for log in logs:
         assert "Stopped by SIGTERM; saved after step" in log.read_text(encoding="utf-8")
         assert len(list((log.with_suffix("") / "checkpoints").glob("step_*"))) == 2

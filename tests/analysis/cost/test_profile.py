@@ -55,7 +55,8 @@ class Attending(nn.Module):
 
 def test_fused_attention_counts_like_its_two_products() -> None:
     fused, plain = (count_flops(Attending(fused), (10, 6)) for fused in (True, False))
-    assert fused.total == plain.total == 3 * 2 * 10 * 10 * 6 and fused.uncounted == {}
+    assert fused.total == plain.total == 3 * 2 * 10 * 10 * 6
+    assert fused.uncounted == {}
 
 
 class Unknown(Attending):

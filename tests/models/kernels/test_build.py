@@ -42,10 +42,13 @@ COPY = 'while [ "$1" != -o ]; do shift; done; echo library > "$2"; echo once >> 
 def test_once_for_a_source_and_a_processor(compiler: Compiler, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = compiler(COPY)
     library = build.library()
-    assert library.parent == folder and library.read_text() == "library\n"
+    assert library.parent == folder
+    assert library.read_text() == "library\n"
     assert "Compiling the CPU kernels, once" in capsys.readouterr().err
-    assert build.library() == library and (tmp_path / "calls").read_text() == "once\n"
-    assert capsys.readouterr().err == "" and sorted(folder.iterdir()) == [library, Path(f"{library}.blake2b")]
+    assert build.library() == library
+    assert (tmp_path / "calls").read_text() == "once\n"
+    assert capsys.readouterr().err == ""
+    assert sorted(folder.iterdir()) == [library, Path(f"{library}.blake2b")]
 
 
 def test_another_torch_has_another_library(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,10 +93,12 @@ def test_a_damaged_library_is_compiled_again_before_it_is_loaded(
     library = build.library()
     DAMAGE[reason](library)
     capsys.readouterr()
-    assert build.library() == library and library.read_text() == "library\n"
+    assert build.library() == library
+    assert library.read_text() == "library\n"
     said = capsys.readouterr().err
     assert said == f"Compiling the CPU kernels again, as {library} {reason}: some seconds\n"
-    assert build.library() == library and (tmp_path / "calls").read_text() == "once\nonce\n"
+    assert build.library() == library
+    assert (tmp_path / "calls").read_text() == "once\nonce\n"
 
 
 def test_the_library_is_flushed_before_it_has_its_name(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +125,8 @@ def test_whatever_the_umask_nobody_else_can_write(compiler: Compiler, umask: int
         library = build.library()
     finally:
         os.umask(before)
-    assert cache.untrusted(library) is None and cache.untrusted(library.parent) is None
+    assert cache.untrusted(library) is None
+    assert cache.untrusted(library.parent) is None
     assert cache.damage(library) is None
 
 
@@ -275,14 +281,17 @@ def test_the_reason_is_said_once(
     for _ in range(2):
         assert not kernels.use_kernels(ConvFFN(16), "cpu", "auto")
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Compiling")]
-    assert len(said) == 1 and reason in said[0] and said[0].endswith("The plain form runs instead, slower.")
+    assert len(said) == 1
+    assert reason in said[0]
+    assert said[0].endswith("The plain form runs instead, slower.")
 
 
 @pytest.mark.usefixtures("nothing_loaded")
 def test_where_they_cannot_be_had_the_plain_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     part = ConvFFN(16)
-    assert not kernels.use_kernels(part, "cpu", "auto") and not part.kernels
+    assert not kernels.use_kernels(part, "cpu", "auto")
+    assert not part.kernels
     with pytest.raises(KernelsUnavailable):
         kernels.use_kernels(part, "cpu")
     with pytest.raises(KernelsUnavailable, match="not for mps"):

@@ -69,7 +69,8 @@ def test_sampling_and_upsampling(
 
     def ours(x: Tensor) -> Tensor:
         super_tokens, association = operators.sample(x, grid_size, num_iters)
-        assert super_tokens.requires_grad and not association.requires_grad
+        assert super_tokens.requires_grad
+        assert not association.requires_grad
         torch.testing.assert_close(association.sum(3), torch.ones(association.sum(3).shape))
         return ops.upsample(association, super_tokens, *grid_size, *size)
 
@@ -153,7 +154,8 @@ def test_a_model_for_inference_is_the_same_function(name: str) -> None:
     model = create_model(name, num_classes=7).eval()
     fast = for_inference(model, torch.device("cpu"))
     kinds = {type(module).__name__ for module in fast.modules()}
-    assert "PackedConv" in kinds and all(part.kernels for part in fast.modules() if isinstance(part, (ConvFFN, ConvPosEnc)))
+    assert "PackedConv" in kinds
+    assert all(part.kernels for part in fast.modules() if isinstance(part, (ConvFFN, ConvPosEnc)))
     assert not any(part.kernels for part in model.modules() if isinstance(part, ConvFFN))
     with torch.inference_mode():
         for size in ((64, 64), (97, 130)):
@@ -173,15 +175,20 @@ def test_a_model_for_inference_runs_under_autocast(dtype: torch.dtype) -> None:
         with torch.autocast("cpu", dtype):
             fast = for_inference(model, torch.device("cpu"))
             found = fast(images)
-        assert found.dtype == dtype and (found - expected).abs().max() < 2e-2 * expected.abs().max()
+        assert found.dtype == dtype
+        assert (found - expected).abs().max() < 2e-2 * expected.abs().max()
         assert (fast(images) - expected).abs().max() < 1e-5 * expected.abs().max()  # and without it as before
 
 
 def test_they_serve_only_what_they_can() -> None:
     x = torch.randn(1, 32, 4, 4)
-    assert kernels.serve(x) and not kernels.serve(x.to("meta")) and not kernels.serve(x[:0])
+    assert kernels.serve(x)
+    assert not kernels.serve(x.to("meta"))
+    assert not kernels.serve(x[:0])
     if not INTERPRETED:
-        assert not kernels.serve(x[:, :20]) and not kernels.serve(x.double()) and not kernels.serve(x, 8)
+        assert not kernels.serve(x[:, :20])
+        assert not kernels.serve(x.double())
+        assert not kernels.serve(x, 8)
         with torch.autocast("cpu", torch.bfloat16):
             assert not kernels.serve(x)
         for wrong in (x[:, :20], x.double(), x[:0], x[0]):  # whoever calls the operators directly
@@ -271,4 +278,5 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=1e-2)
     of_u, of_shift, of_weight, _ = ops.gelu_conv_pos_enc_backward(y, u, bias, weight, True)
-    assert of_u.dtype == dtype and of_shift.dtype == of_weight.dtype == torch.float32
+    assert of_u.dtype == dtype
+    assert of_shift.dtype == of_weight.dtype == torch.float32

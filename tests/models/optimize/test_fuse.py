@@ -71,9 +71,11 @@ def test_the_original_is_left_alone_and_a_second_time_changes_nothing() -> None:
     model = randomised(create_model("stvit-nano")).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fused = fuse(model)
-    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert not fused.training and not any(p.requires_grad for p in fused.parameters())
+    assert not fused.training
+    assert not any(p.requires_grad for p in fused.parameters())
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(fuse(fused)(x), fused(x))
     assert torch.equal(copy.deepcopy(fused)(x), fused(x))
@@ -104,7 +106,8 @@ def test_frozen_batch_norms_fold_too() -> None:
     assert isinstance(model.norm, FrozenBatchNorm2d)
     x = torch.randn(1, 3, 64, 64)
     fused = fuse(model)
-    assert isinstance(fused.norm, Folded) and relative_error(fused(x), model(x)) < 1e-5
+    assert isinstance(fused.norm, Folded)
+    assert relative_error(fused(x), model(x)) < 1e-5
 
 
 @torch.no_grad()

@@ -45,22 +45,28 @@ def test_published_file(tmp_path: Path, stvit: Stvit) -> None:
 def test_the_image_size_is_assumed_aloud_or_given(tmp_path: Path, stvit: Stvit) -> None:
     small_published_file(tmp_path / "a.pth")
     ended = stvit("convert", tmp_path / "a.pth", tmp_path / "a.safetensors")
-    assert ended.code == 0 and "224 pixels are assumed" in ended.err
+    assert ended.code == 0
+    assert "224 pixels are assumed" in ended.err
     ended = stvit("convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--image-size", 384)
-    assert ended.code == 0 and "assumed" not in ended.out + ended.err
+    assert ended.code == 0
+    assert "assumed" not in ended.out + ended.err
     assert read_info(tmp_path / "b.safetensors").image_size == 384
 
 
 def test_every_key_is_accounted_for_and_the_logits_are_the_golden_ones(tmp_path: Path, stvit: Stvit) -> None:
     path = tmp_path / "tiny.safetensors"
     ended = stvit("convert", PTH, path, "--json", tmp_path / "report.json")
-    assert ended.code == 0 and "no named model" in ended.err, ended.err
+    assert ended.code == 0, ended.err
+    assert "no named model" in ended.err, ended.err
     report = json.loads((tmp_path / "report.json").read_text())
     source = read_weights(PTH)
-    assert len(report["renamed"]) == 178 - 9 and len(report["left_out"]) == 12 and report["tensors"] == len(source.state_dict)
+    assert len(report["renamed"]) == 178 - 9
+    assert len(report["left_out"]) == 12
+    assert report["tensors"] == len(source.state_dict)
     model = STViT(TINY, num_classes=10).eval()
     loaded = load_weights(model, path)
-    assert len(loaded.loaded) == report["tensors"] and loaded.missing == loaded.unexpected == []
+    assert len(loaded.loaded) == report["tensors"]
+    assert loaded.missing == loaded.unexpected == []
     arrays = np.load(GOLDEN / "published_layout_tiny.npz")
     for case in range(3):
         expected = torch.from_numpy(arrays[f"case{case}.logits"])
@@ -74,11 +80,13 @@ def test_choosing_the_averaged_weights(tmp_path: Path, stvit: Stvit) -> None:
         weights = torch.load(PTH, weights_only=True)["model"]
     torch.save({"model": weights, "model_ema": weights | {"head.bias": torch.full((10,), 7.0)}}, tmp_path / "both.pth")
     ended = stvit("convert", tmp_path / "both.pth", tmp_path / "a.safetensors")
-    assert ended.code == 0 and "Also there, not taken: model_ema" in ended.err
+    assert ended.code == 0
+    assert "Also there, not taken: model_ema" in ended.err
     assert stvit("convert", tmp_path / "both.pth", tmp_path / "b.safetensors", "--from", "model_ema").code == 0
     assert read_weights(tmp_path / "b.safetensors").state_dict["head.bias"].tolist() == [7.0] * 10
     ended = stvit("convert", tmp_path / "both.pth", tmp_path / "c.safetensors", "--from", "ema")
-    assert ended.code == 2 and "There are: model, model_ema" in ended.err
+    assert ended.code == 2
+    assert "There are: model, model_ema" in ended.err
 
 
 def test_refused(tmp_path: Path, stvit: Stvit) -> None:
@@ -95,5 +103,8 @@ def test_refused(tmp_path: Path, stvit: Stvit) -> None:
         ("page.pth", "absent/x.safetensors", "there is no folder"),
     ]:
         ended = stvit("convert", tmp_path / source, tmp_path / target)
-        assert ended.code == 2 and says in ended.err and len(ended.err.splitlines()) <= 6 and ended.out == "", ended
+        assert ended.code == 2, ended
+        assert says in ended.err, ended
+        assert len(ended.err.splitlines()) <= 6, ended
+        assert ended.out == "", ended
     assert sorted(tmp_path.iterdir()) == before

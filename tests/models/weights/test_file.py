@@ -60,7 +60,9 @@ def assert_refused(path: Path, model: nn.Module | None = None, *, says: str = ""
         load_weights(model, path)
     message = str(error.value)
     print(message)
-    assert path.name in message and says in message and 1 <= len(message.splitlines()) <= 6
+    assert path.name in message
+    assert says in message
+    assert 1 <= len(message.splitlines()) <= 6
     assert max(len(line) for line in message.splitlines()) < 300 + len(str(path))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -84,7 +86,8 @@ def test_published_file_gives_the_golden_logits(
             error = (model(torch.from_numpy(arrays[f"case{case}.image"])) - expected).abs().max() / expected.abs().max()
         assert error < 1e-5
     # Every name of the model and of the file is accounted for.
-    assert set(report.loaded) == set(model.state_dict()) and len(report.left_out) == 12
+    assert set(report.loaded) == set(model.state_dict())
+    assert len(report.left_out) == 12
     assert report.missing == report.unexpected == report.reset == report.adapted == []
     untouched = [name for name in weights if name not in report.renamed and name not in report.left_out]
     assert set(report.renamed.values()) | set(untouched) == set(report.loaded)
@@ -103,9 +106,8 @@ def test_old_and_half_precision_files(golden: dict[str, Any], tmp_path: Path) ->
     torch.save(halved, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     model = STViT(TINY, num_classes=10)
     assert load_weights(model, tmp_path / "old.pth").missing == []
-    assert (
-        torch.equal(model.head.weight, golden["model"]["head.weight"].half().float()) and model.head.weight.dtype == torch.float32
-    )
+    assert torch.equal(model.head.weight, golden["model"]["head.weight"].half().float())
+    assert model.head.weight.dtype == torch.float32
 
 
 def test_model_before_model_ema(golden: dict[str, Any], tmp_path: Path) -> None:
@@ -132,7 +134,8 @@ def test_image_size_is_in_the_arguments_or_nowhere(tmp_path: Path, published: Pu
     torch.save({"model": published(create_model("stvit-s").state_dict()), "args": arguments}, tmp_path / "x.pth")
     info = read_info(tmp_path / "x.pth")
     assert (info.model, info.image_size, info.num_classes, info.licence) == ("stvit-s", expected, 1000, LICENCE)
-    assert info.class_names[0] == "n01440764" and len(info.class_names) == 1000
+    assert info.class_names[0] == "n01440764"
+    assert len(info.class_names) == 1000
 
 
 # Our own files
@@ -141,10 +144,13 @@ def test_image_size_is_in_the_arguments_or_nowhere(tmp_path: Path, published: Pu
 def test_our_file_says_what_it_is(nano: tuple[nn.Module, Path]) -> None:
     model, path = nano
     info = read_info(path)
-    assert info.model == "stvit-nano" and info.class_names == tuple("0123456789") and info.mean == (0.5,)
+    assert info.model == "stvit-nano"
+    assert info.class_names == tuple("0123456789")
+    assert info.mean == (0.5,)
     other = create_model(info.model, info.num_classes, info.in_chans)
     report = load_weights(other, path)
-    assert report.loaded == list(model.state_dict()) and report.renamed == {}
+    assert report.loaded == list(model.state_dict())
+    assert report.renamed == {}
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
@@ -166,7 +172,8 @@ def test_a_failed_write_leaves_the_older_file(nano: tuple[nn.Module, Path]) -> N
     with pytest.raises(Exception, match="shared|memory"):
         shared = torch.ones(4)
         save_weights(path, {"a": shared, "b": shared}, WeightsInfo("stvit-nano"))
-    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_other_classes_and_channels(nano: tuple[nn.Module, Path], tmp_path: Path) -> None:
@@ -175,7 +182,8 @@ def test_other_classes_and_channels(nano: tuple[nn.Module, Path], tmp_path: Path
     head = model.get_classifier().weight.clone()
     assert_refused(tmp_path / "rgb.safetensors", model, says="The file holds stvit-nano with 10 classes and 3 channels.")
     report = load_weights(model, tmp_path / "rgb.safetensors", new_head=True)
-    assert report.reset == ["head.weight", "head.bias"] and report.adapted == ["stem.0.conv.weight"]
+    assert report.reset == ["head.weight", "head.bias"]
+    assert report.adapted == ["stem.0.conv.weight"]
     assert torch.equal(model.get_classifier().weight, head)
     kernel = read_state_dict(tmp_path / "rgb.safetensors")["stem.0.conv.weight"]
     torch.testing.assert_close(model.stem[0].conv.weight, kernel.sum(1, keepdim=True))
@@ -337,7 +345,8 @@ def test_flipped_bits(nano: tuple[nn.Module, Path], tmp_path: Path, ending: str)
         except UserError:
             refused += 1
         else:
-            assert file.info == clean.info and file.state_dict.keys() == clean.state_dict.keys()
+            assert file.info == clean.info
+            assert file.state_dict.keys() == clean.state_dict.keys()
             assert all(torch.equal(tensor, clean.state_dict[name]) for name, tensor in file.state_dict.items())
     assert refused > 40
 

@@ -71,7 +71,8 @@ def test_mixed_targets_keep_their_sum_and_follow_the_images() -> None:
     images, targets = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
     mixed, soft = task.mixup(images.clone(), targets)
     share = soft[0, 0].item()
-    assert 0 < share < 1 and torch.allclose(soft.sum(1), torch.ones(4))
+    assert 0 < share < 1
+    assert torch.allclose(soft.sum(1), torch.ones(4))
     torch.testing.assert_close(mixed[0], share * images[0] + (1 - share) * images[3])
 
 
@@ -100,7 +101,8 @@ def test_layer_scale_decays_where_the_recipe_says_so(layer_decay: float | None) 
 
     before, after = settings_of(), settings_of("optim.decay_layer_scale=true")
     gammas = {name for name in before if name.endswith(".gamma")}
-    assert len(gammas) == 2 * (14 + 6) and {before[name][0] for name in gammas} == {0.0}
+    assert len(gammas) == 2 * (14 + 6)
+    assert {before[name][0] for name in gammas} == {0.0}
     assert after == before | {name: (0.05, before[name][1]) for name in gammas}
 
 
@@ -132,7 +134,8 @@ def test_layer_decay_by_depth() -> None:
         by_name["stages.3.blocks.0.attn.qkv.weight"],
         by_name["head.weight"],
     ]
-    assert ordered == sorted(set(ordered)) and ordered[-1] == 1.0
+    assert ordered == sorted(set(ordered))
+    assert ordered[-1] == 1.0
     assert ordered[3] / ordered[2] == 2.0
 
 
@@ -145,7 +148,9 @@ def test_the_evaluator_counts_ranks_and_breaks_ties_by_the_class() -> None:
     for part, index in zip(parts, ([0, 2], [1, 3]), strict=True):
         part.update(Fixed(), {"image": logits[index], "target": targets[index]})
     metrics = dict(whole.compute([whole.state()]))
-    assert metrics["num_images"] == 4 and metrics["top1"] == 25.0 and metrics["top5"] == 75.0
+    assert metrics["num_images"] == 4
+    assert metrics["top1"] == 25.0
+    assert metrics["top5"] == 75.0
     assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, targets).item())
     assert dict(whole.compute([part.state() for part in parts])) == pytest.approx(metrics)
 
@@ -204,7 +209,9 @@ def test_a_dry_run_tells_and_writes_nothing(
     recipe = recipe_io.from_text("name: test", [*DIGITS, *overrides])
     found = engine.dry_run(tasks.build(recipe), recipe)
     assert (found["grad_accum_steps"], found["steps_per_epoch"], found["steps"]) == (2, 89, 890)
-    assert found["lr_by_epoch"]["0"] == 1e-6 and found["lr_by_epoch"]["2"] < 1e-3 and found["data_problems"] == []
+    assert found["lr_by_epoch"]["0"] == 1e-6
+    assert found["lr_by_epoch"]["2"] < 1e-3
+    assert found["data_problems"] == []
     assert found["params"] == sum(p.numel() for p in build().model.parameters())
     said = capsys.readouterr().out
     for words in ("16 = 8 per device x 2 accumulated", "890 steps", "1437 images to train on", "nothing wrong was found"):
@@ -216,4 +223,6 @@ def test_moving_a_batch_keeps_what_is_no_tensor() -> None:
     batch = {"image": torch.zeros(2, 3, 4, 4), "more": [torch.ones(2), "name"], "pair": (torch.ones(1), None)}
     moved = move(batch, torch.device("cpu"))
     assert moved["image"].is_contiguous(memory_format=torch.channels_last)
-    assert moved["more"][1] == "name" and moved["pair"][1] is None and isinstance(moved["pair"], tuple)
+    assert moved["more"][1] == "name"
+    assert moved["pair"][1] is None
+    assert isinstance(moved["pair"], tuple)

@@ -132,7 +132,8 @@ def test_the_cascade_through_the_command_line(stvit: Any, coco_tree: Path, tmp_p
     ended = stvit("train", "--recipe", "shapes-cascade-mask-rcnn", "--data", coco_tree, "--output", run, *report, *words)
     assert ended.code == 0, ended.err
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["num_images"] == 2 and figures["steps"] == 2
+    assert figures["num_images"] == 2
+    assert figures["steps"] == 2
     ended = stvit("eval", "--weights", run / "last.safetensors", "--data", coco_tree, *report, "train.device=cpu")
     assert ended.code == 0, ended.err
     assert json.loads((tmp_path / "figures.json").read_text())["box_ap"] == pytest.approx(figures["last_box_ap"], abs=1e-6)

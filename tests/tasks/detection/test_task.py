@@ -71,7 +71,8 @@ def test_a_thin_image_keeps_a_pixel_on_its_short_side(size: tuple[int, int]) -> 
         detector.transform.train(training)
         batch, (resized,) = detector.transform([torch.rand(3, *size)], [target | {"masks": torch.ones(1, *size)}])
         assert batch.image_sizes == [(1, 96) if width > height else (96, 1)]
-        assert resized["masks"].shape[1:] == batch.image_sizes[0] and resized["masks"].min() == 1
+        assert resized["masks"].shape[1:] == batch.image_sizes[0]
+        assert resized["masks"].min() == 1
         assert resized["boxes"][0].tolist() == pytest.approx([0, 0, *batch.image_sizes[0][::-1]])
     detector.eval()
     with torch.no_grad():
@@ -136,7 +137,8 @@ def test_regions_are_cut_out_aligned_of_the_level_that_suits_their_size() -> Non
 def test_what_a_mask_should_be_is_exact_where_cells_are_pixels() -> None:
     masks = (torch.rand(3, 40, 40) > 0.5).to(torch.uint8)
     wanted = mask_targets(masks, torch.tensor([[4.0, 6, 18, 20], [10, 10, 24, 24]]), torch.tensor([2, 0]), 14)
-    assert torch.equal(wanted[0], masks[2, 6:20, 4:18].float()) and torch.equal(wanted[1], masks[0, 10:24, 10:24].float())
+    assert torch.equal(wanted[0], masks[2, 6:20, 4:18].float())
+    assert torch.equal(wanted[1], masks[0, 10:24, 10:24].float())
 
 
 def test_mask_loss_is_of_the_true_class_and_nothing_without_regions() -> None:
@@ -149,7 +151,8 @@ def test_mask_loss_is_of_the_true_class_and_nothing_without_regions() -> None:
     empty = torch.zeros(0, 4, 28, 28, requires_grad=True)
     nothing = mask_loss(empty, [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.long)], [target])
     nothing.backward()
-    assert nothing.item() == 0 and empty.grad is not None
+    assert nothing.item() == 0
+    assert empty.grad is not None
 
 
 def test_masks_are_pasted_where_their_boxes_are() -> None:
@@ -183,10 +186,13 @@ def test_detections_are_in_the_images_own_pixels() -> None:
     with torch.no_grad():
         found = detector(images)
     for image, part in zip(images, found, strict=True):
-        assert 0 < len(part["boxes"]) <= 100 and part["masks"].shape[1:] == (1, 28, 28)
+        assert 0 < len(part["boxes"]) <= 100
+        assert part["masks"].shape[1:] == (1, 28, 28)
         right, bottom = part["boxes"][:, 2].max(), part["boxes"][:, 3].max()
-        assert image.shape[2] * 0.5 < right <= image.shape[2] and image.shape[1] * 0.5 < bottom <= image.shape[1]
-        assert set(part["labels"].tolist()) <= {1, 2, 3} and (part["scores"].diff() <= 0).all()
+        assert image.shape[2] * 0.5 < right <= image.shape[2]
+        assert image.shape[1] * 0.5 < bottom <= image.shape[1]
+        assert set(part["labels"].tolist()) <= {1, 2, 3}
+        assert (part["scores"].diff() <= 0).all()
 
 
 def test_the_backbone_computes_in_half_precision_and_the_rest_does_not() -> None:
@@ -223,7 +229,8 @@ def test_weights_to_start_from(tmp_path: Path) -> None:
     save_weights(path, classifier, WeightsInfo("stvit-nano", num_classes=7))
     task = _task(weights=path)
     body = task.model.backbone.body.state_dict()
-    assert len(body) > 100 and all(torch.equal(value, classifier.state_dict()[name]) for name, value in body.items())
+    assert len(body) > 100
+    assert all(torch.equal(value, classifier.state_dict()[name]) for name, value in body.items())
     assert any(f"{len(body)} tensors of the backbone" in note for note in task.notes())
 
     other = tmp_path / "detector.safetensors"
@@ -267,7 +274,9 @@ def test_train_resume_evaluate_and_predict(stvit: Any, tmp_path: Path) -> None:
     )
     assert ended.code == 0, ended.err
     figures = json.loads((tmp_path / "t.json").read_text())
-    assert figures["steps"] == 4 and figures["num_images"] == 3 and 0 <= figures["box_ap"] <= 100
+    assert figures["steps"] == 4
+    assert figures["num_images"] == 3
+    assert 0 <= figures["box_ap"] <= 100
 
     last = load_file(run / "last.safetensors")
     for step in (3, 4):
@@ -298,19 +307,25 @@ def test_train_resume_evaluate_and_predict(stvit: Any, tmp_path: Path) -> None:
     )
     assert ended.code == 0, ended.err
     (answer,) = json.loads((tmp_path / "p.json").read_text())
-    assert (answer["width"], answer["height"]) == (70, 50) and len(answer["objects"]) > 0
+    assert (answer["width"], answer["height"]) == (70, 50)
+    assert len(answer["objects"]) > 0
     found = answer["objects"][0]
-    assert found["name"] in ("circle", "square", "triangle", "star") and found["mask"]["size"] == [50, 70]
+    assert found["name"] in ("circle", "square", "triangle", "star")
+    assert found["mask"]["size"] == [50, 70]
     drawn = np.asarray(Image.open(tmp_path / "drawn" / "00000-p.png"))
-    assert drawn.shape == (50, 70, 3) and (drawn != 90).any()
+    assert drawn.shape == (50, 70, 3)
+    assert (drawn != 90).any()
     ended = stvit("predict", tmp_path / "p.png", "--weights", run, "--score-threshold", "1")
-    assert ended.code == 0 and "nothing" in ended.out
+    assert ended.code == 0
+    assert "nothing" in ended.out
 
 
 def test_bad_input_is_answered_in_words(stvit: Any, coco_tree: Path, tmp_path: Path) -> None:
     def refused(*words: str | Path) -> str:
         ended = stvit("train", "--recipe", "coco-mask-rcnn-1x", "--output", tmp_path / "run", *words)
-        assert ended.code == 2 and "Traceback" not in ended.err and len(ended.err.strip().splitlines()) <= 6
+        assert ended.code == 2
+        assert "Traceback" not in ended.err
+        assert len(ended.err.strip().splitlines()) <= 6
         assert not (tmp_path / "run").exists()
         return str(ended.err)
 

@@ -29,7 +29,8 @@ def test_the_whole_image_at_its_original_size() -> None:
     image = torch.randn(1, 3, 40, 56)
     expected = F.interpolate(Colours()(image), (30, 42), mode="bilinear", align_corners=False).argmax(1)[0]
     found = label_map(Colours(), [image], (30, 42), SegmentationSection())
-    assert found.dtype == torch.int64 and torch.equal(found, expected)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,8 @@ def test_the_model_sees_sides_of_a_multiple_and_the_padding_is_left_out() -> Non
     image = torch.randn(1, 3, 40, 65)
     found = label_map(Identity(), [image], (40, 65), SegmentationSection(size_divisor=32))
     assert torch.equal(found, image.argmax(1)[0])
-    assert seen[0].shape == (1, 3, 64, 96) and torch.equal(seen[0][..., :40, :65], image)
+    assert seen[0].shape == (1, 3, 64, 96)
+    assert torch.equal(seen[0][..., :40, :65], image)
     assert torch.equal(seen[0][..., 40:, :65], image[..., 39:, :].expand(-1, -1, 24, -1))
     assert torch.equal(seen[0][..., :40, 65:], image[..., 64:].expand(-1, -1, -1, 31))
 

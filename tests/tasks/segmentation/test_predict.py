@@ -46,7 +46,8 @@ def test_from_training_to_label_maps(stvit, run: Path, scenes: Path, tmp_path: P
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seen = next(row for row in rows if row["kind"] == "eval")
     again = figures(stvit, run)
-    assert again["task"] == "segmentation" and again["num_images"] == 3
+    assert again["task"] == "segmentation"
+    assert again["num_images"] == 3
     # The run was measured with its own model, this with the fused copy: a pixel on the edge between two classes may change sides.
     assert again["miou"] == pytest.approx(seen["miou"], abs=0.1)
     assert again["pixel_accuracy"] == pytest.approx(seen["pixel_accuracy"], abs=0.1)
@@ -59,32 +60,41 @@ def test_from_training_to_label_maps(stvit, run: Path, scenes: Path, tmp_path: P
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"none")
     ended = stvit("predict", image, broken, "--weights", run, "--output", tmp_path / "drawn", "--json", tmp_path / "p.json")
-    assert ended.code == 2 and "broken.png" in ended.err and "%" in ended.out
+    assert ended.code == 2
+    assert "broken.png" in ended.err
+    assert "%" in ended.out
     found, error = json.loads((tmp_path / "p.json").read_text())
     assert error == {"file": str(broken), "task": "segmentation", "error": error["error"]}
     with Image.open(image) as opened:
         size = opened.size
     assert (found["task"], found["width"], found["height"]) == ("segmentation", *size)
     shares = [row["share"] for row in found["classes"]]
-    assert sum(shares) == pytest.approx(1) and shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True)
     with Image.open(tmp_path / "drawn" / "00000-000001-labels.png") as label_map:
-        assert label_map.mode == "P" and label_map.size == size
+        assert label_map.mode == "P"
+        assert label_map.size == size
         numbers = np.array(label_map)
         palette = label_map.getpalette()
     assert {row["number"]: row["pixels"] for row in found["classes"]} == dict(
         zip(*np.unique(numbers, return_counts=True), strict=True)
     )
-    assert palette is not None and tuple(palette[3:6]) == colour_of(1)
+    assert palette is not None
+    assert tuple(palette[3:6]) == colour_of(1)
     with Image.open(tmp_path / "drawn" / "00000-000001.png") as overlay:
-        assert overlay.width > size[0] and overlay.height >= size[1]  # the legend
+        assert overlay.width > size[0]
+        assert overlay.height >= size[1]
 
 
 def test_weights_of_another_task(stvit, run: Path, image_folder: Path) -> None:
     words = ("--weights", run, "data.num_workers=0", "train.device=cpu", "--dry-run")
     ended = stvit("finetune", "--recipe", "quickstart", *words)
-    assert ended.code == 2 and "best.safetensors" in ended.err and "segmentation" in ended.err
+    assert ended.code == 2
+    assert "best.safetensors" in ended.err
+    assert "segmentation" in ended.err
     ended = stvit("eval", run, "--data", image_folder)
-    assert ended.code == 2 and "which has no folder images/validation" in ended.err
+    assert ended.code == 2
+    assert "which has no folder images/validation" in ended.err
 
 
 def test_a_run_taken_up_again_ends_with_the_same_bits(stvit, scenes: Path, tmp_path: Path) -> None:
@@ -102,7 +112,8 @@ def test_a_run_taken_up_again_ends_with_the_same_bits(stvit, scenes: Path, tmp_p
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
     (tmp_path / "run" / "last.safetensors").unlink()
     ended = stvit("train", "--resume", tmp_path / "run")
-    assert ended.code == 0 and "Resumed after step 2" in ended.err
+    assert ended.code == 0
+    assert "Resumed after step 2" in ended.err
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == whole
 
 

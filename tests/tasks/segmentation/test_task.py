@@ -80,7 +80,8 @@ def test_the_figures_are_those_of_torchmetrics() -> None:
     target = torch.tensor([0, 1, 2, 5, 6, -1])[torch.randint(6, (4, 20, 30), generator=generator)]
     predicted = torch.tensor([0, 1, 2, 4, 6])[torch.randint(5, (4, 20, 30), generator=generator)]
     matrix = sum(confusion(p, t, 7) for p, t in zip(predicted, target, strict=True))
-    assert matrix.dtype == torch.int64 and int(matrix.sum()) == int((target >= 0).sum())
+    assert matrix.dtype == torch.int64
+    assert int(matrix.sum()) == int((target >= 0).sum())
     ours = dict(figures(matrix, [f"c{i}" for i in range(7)]))
     settings = {"num_classes": 7, "ignore_index": -1}
     assert ours["miou"] == pytest.approx(100 * float(metrics.MulticlassJaccardIndex(**settings)(predicted, target)), rel=1e-5)
@@ -109,7 +110,8 @@ def test_a_perfect_and_an_empty_prediction() -> None:
 def test_processes_and_batches_change_nothing(build: Build, words: tuple[str, ...]) -> None:
     task = build(*words)
     alone = evaluated(task, 1, 1)
-    assert alone["num_images"] == 7 and 0 < alone["miou"] < 100
+    assert alone["num_images"] == 7
+    assert 0 < alone["miou"] < 100
     assert all(evaluated(task, processes, size) == alone for processes, size in ((1, 3), (2, 1), (2, 64), (3, 2)))
 
 
@@ -117,7 +119,8 @@ def test_an_evaluation_is_at_the_original_size(build: Build) -> None:
     task = build("segmentation.max_size=[48, 48]")
     evaluator = task.evaluator()
     sample = task.val_set[0]
-    assert max(sample["images"][0].shape) == 48 and max(sample["target"].shape) == 64
+    assert max(sample["images"][0].shape) == 48
+    assert max(sample["target"].shape) == 64
     evaluator.update(Guesses(), task.collate_eval([sample]))
     assert int(evaluator.state()[1].sum()) == sample["target"].numel()
 
