@@ -9,7 +9,7 @@ import pytest
 
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.recipe.written_out import written_out
+from stvit_cli.recipe.inheritance import as_single_file
 
 RECIPES = recipe_io.list_recipes()
 NAMES = [path.stem for path in RECIPES]
@@ -77,7 +77,7 @@ def test_the_head_of_a_recipe_says_what_it_is(path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("deit300", "finetune384", "coco-", "ade20k-"))])
 def test_every_value_of_the_paper_s_recipes_names_its_source(name: str) -> None:
-    text = written_out(recipe_io.resolve(name).layers)
+    text = as_single_file(recipe_io.resolve(name).layers)
     settings = [
         line
         for line in text.splitlines()

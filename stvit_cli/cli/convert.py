@@ -10,7 +10,7 @@ import typer
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, new_file
 from stvit_cli.cli.output import echo, reporting
-from stvit_cli.recipe.base import MAX_SIDE
+from stvit_cli.recipe.field_types import MAX_SIDE
 
 
 @app.command()

@@ -13,8 +13,7 @@ from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.files import read
-from stvit_cli.recipe.layers import read_layers
-from stvit_cli.recipe.written_out import written_out
+from stvit_cli.recipe.inheritance import as_single_file, read_layers
 from stvit_cli.utils.files import replace_file
 from stvit_cli.utils.text import did_you_mean
 
@@ -70,7 +69,7 @@ def show(
     if full or overrides:
         _print_text(recipe_io.dump(recipe, only_changes=not full, explain=full))
     elif len(layers) > 1:
-        _print_text(written_out(layers, show_origins=True))
+        _print_text(as_single_file(layers, show_origins=True))
     else:
         _print_text(layers[0].text)
 
@@ -95,7 +94,7 @@ def copy(
         raise UserError(f"{target} exists; choose another name, or remove it first.")
     layers = read_layers(read(source), name, source)
     try:
-        replace_file(target, written_out(layers).encode() if len(layers) > 1 else source.read_bytes())
+        replace_file(target, as_single_file(layers).encode() if len(layers) > 1 else source.read_bytes())
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}.") from None
     echo(f"Wrote {target}. Edit it, then:", err=True)

@@ -9,7 +9,7 @@ from stvit_cli.data.digits import DigitImages
 from stvit_cli.data.imagefolder import find_eval_images, find_images
 from stvit_cli.data.images import open_image
 from stvit_cli.data.loader import build_eval_loader, build_train_loader
-from stvit_cli.data.order import SampleKey, TrainBatches, derive_seed, sample_order
+from stvit_cli.data.sampling import SampleKey, TrainBatches, derive_seed, sample_order
 from stvit_cli.data.transforms import eval_transform, train_transform
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from stvit_cli.data.images import UnreadableImage
 from stvit_cli.data.loader import seeded
-from stvit_cli.data.order import SampleKey, derive_seed
+from stvit_cli.data.sampling import SampleKey, derive_seed
 from stvit_cli.data.transforms import Transform
 from stvit_cli.errors import UserError
 

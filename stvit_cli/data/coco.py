@@ -29,7 +29,7 @@ from stvit_cli.data.coco_file import comparable_id
 from stvit_cli.data.coco_index import Category, CocoIndex, read_coco
 from stvit_cli.data.images import as_stored, open_image, orientation_of
 from stvit_cli.data.loader import seeded
-from stvit_cli.data.order import SampleKey, derive_seed
+from stvit_cli.data.sampling import SampleKey, derive_seed
 from stvit_cli.data.shapes import shapes_tree
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
@@ -138,13 +138,13 @@ class DetectionTrainSet(Dataset[dict[str, Any]]):
     """Items ``{"image": 3 H W in 0..1, "targets": see CocoImages.targets, "index": int}``, a function of the seed and the key.
 
     Attributes:
-        likeness: width by height of every image; those of a step that are alike share a micro-batch, which saves padding.
+        aspect_ratios: width by height of every image; those of a step that are alike share a micro-batch, which saves padding.
     """
 
     def __init__(self, images: CocoImages, hflip: float, seed: int, unreadable: Literal["stop", "skip"]) -> None:
         self.images, self.hflip, self.seed, self.unreadable = images, hflip, seed, unreadable
         sizes = images.index.sizes[images.indices]
-        self.likeness = sizes[:, 1] / sizes[:, 0]
+        self.aspect_ratios = sizes[:, 1] / sizes[:, 0]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stvit_cli.data.order import hold_out
+from stvit_cli.data.sampling import hold_out
 
 NUM_HELD_OUT = 360
 SIDE = 32

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stvit_cli.data.image_files import (
+from stvit_cli.data.file_listing import (
     FolderTimes,
     Listing,
     counted,

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stvit_cli.data.image_files import Listing, left_out_note, list_files, require_whole_links, same_name
+from stvit_cli.data.file_listing import Listing, left_out_note, list_files, require_whole_links, same_name
 from stvit_cli.data.images import ENDINGS, open_image
-from stvit_cli.data.label_map_files import open_label_map
+from stvit_cli.data.label_maps import open_label_map
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import SegmentationSection

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stvit_cli.data.file_listing import entries, folders_in, left_out_note, list_files, same_name
 from stvit_cli.data.folder_index import FolderIndex, index_folder
-from stvit_cli.data.image_files import entries, folders_in, left_out_note, list_files, same_name
 from stvit_cli.data.images import ENDINGS, open_image
-from stvit_cli.data.order import hold_out
+from stvit_cli.data.sampling import hold_out
 from stvit_cli.data.splits import LAYOUT, find_splits
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stvit_cli.data.image_pairs import LabelledImages
-from stvit_cli.data.looked_at import NUM_LOOKED_AT, refuse_unusable, spread
+from stvit_cli.data.inspection import NUM_INSPECTED, evenly_spaced, refuse_unusable
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few
 
@@ -32,7 +32,7 @@ class NumberCount:
 
 
 def check_labels(name: str, images: LabelledImages, *, to_train: bool, open_images: bool) -> list[str]:
-    """Look at some label maps of a set, evenly spread, or at all where they are few; return what looks wrong, a line each.
+    """Look at some label maps of a set, evenly spaced, or at all where they are few; return what looks wrong, a line each.
 
     Args:
         name: of the set: training or validation.
@@ -42,7 +42,7 @@ def check_labels(name: str, images: LabelledImages, *, to_train: bool, open_imag
     Raises:
         UserError: maps or images cannot be used, or (``to_train``) hold fewer than two classes.
     """
-    positions = spread(len(images))
+    positions = evenly_spaced(len(images))
     count = count_numbers(images, positions, open_images=open_images)
     refuse_unusable(name, count.problems, len(positions))
     if len(_classes_met(images, count)) < 2 and to_train:
@@ -93,9 +93,9 @@ def _classes_met(images: LabelledImages, count: NumberCount) -> set[int]:
 
 def _refuse_one_class(images: LabelledImages, count: NumberCount) -> None:
     """Raise where all maps together hold fewer than two classes. Where one class is rare all maps have to be looked at."""
-    looked_at = set(spread(len(images), NUM_LOOKED_AT))
+    inspected = set(evenly_spaced(len(images), NUM_INSPECTED))
     for position in range(len(images)):
-        if position not in looked_at:
+        if position not in inspected:
             more = count_numbers(images, [position], open_images=False)
             count.pixels.update(more.pixels)
             count.num_maps += more.num_maps

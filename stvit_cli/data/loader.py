@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from stvit_cli.data.order import SampleKey, TrainBatches, derive_seed, sample_order
+from stvit_cli.data.sampling import SampleKey, TrainBatches, derive_seed, sample_order
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import local_world_size
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
-from stvit_cli.data.order import derive_seed
+from stvit_cli.data.sampling import derive_seed
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import cache_dir
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stvit_cli.data.image_files import folders_in, same_name
+from stvit_cli.data.file_listing import folders_in, same_name
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few
 

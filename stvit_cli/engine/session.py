@@ -102,7 +102,7 @@ def training_batches(session: Session, start_step: int) -> Loader:
         world_size=world.size,
         start_step=start_step,
         num_steps=session.timeline.num_steps,
-        likeness=getattr(task.train_set, "likeness", None),
+        aspect_ratios=getattr(task.train_set, "aspect_ratios", None),
     )
     on_gpu = world.device.type == "cuda"
     return build_train_loader(task.train_set, batches, task.collate, recipe.data.num_workers, pin_memory=on_gpu)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stvit_cli.recipe.base import MAX_SIDE, Fraction, NonNegative, PositiveInt, Rate, Section, Side, Width
+from stvit_cli.recipe.field_types import MAX_SIDE, Fraction, NonNegative, PositiveInt, Rate, Section, Side, Width
 
 _Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 

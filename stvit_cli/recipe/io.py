@@ -20,10 +20,10 @@ from stvit_cli.recipe import FREE_ON_RESUME, PATH_KEYS, Recipe, Section
 from stvit_cli.recipe.error_messages import dotted_keys, expected, problems
 from stvit_cli.recipe.files import find, read
 from stvit_cli.recipe.files import list_recipes as list_recipes
-from stvit_cli.recipe.layers import Layer, apply_overrides, merge, read_layers
-from stvit_cli.recipe.renamed import RENAMED as RENAMED
-from stvit_cli.recipe.renamed import RENAMED_VALUES as RENAMED_VALUES
-from stvit_cli.recipe.renamed import warn_once as warn_once
+from stvit_cli.recipe.inheritance import Layer, apply_overrides, merge, read_layers
+from stvit_cli.recipe.renamed_keys import RENAMED as RENAMED
+from stvit_cli.recipe.renamed_keys import RENAMED_VALUES as RENAMED_VALUES
+from stvit_cli.recipe.renamed_keys import warn_once as warn_once
 from stvit_cli.recipe.validation import other_tasks_sections
 from stvit_cli.recipe.yaml import flow
 

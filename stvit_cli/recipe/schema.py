@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stvit_cli.recipe.base import Fraction, Interpolation, NonNegative, PositiveInt, Rate, Section
 from stvit_cli.recipe.dense_tasks import DetectionSection, SegmentationSection, ShapesSection
+from stvit_cli.recipe.field_types import Fraction, Interpolation, NonNegative, PositiveInt, Rate, Section
 from stvit_cli.recipe.validation import contradictions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

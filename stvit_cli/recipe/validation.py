@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from stvit_cli.recipe.base import MAX_GRID_SIZE, MAX_SIDE, MIN_CROP_PCT, MIN_STD
+from stvit_cli.recipe.field_types import MAX_GRID_SIZE, MAX_SIDE, MIN_CROP_PCT, MIN_STD
 from stvit_cli.utils.text import did_you_mean
 
 if TYPE_CHECKING:

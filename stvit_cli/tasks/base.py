@@ -92,8 +92,8 @@ class Task(Evaluation, Protocol):
 
     Attributes:
         model: on the CPU, initialised (or loaded); the engine moves and wraps it.
-        train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone. It may have ``likeness``, see
-            `data.order.TrainBatches`.
+        train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone. It may have
+            ``aspect_ratios``, see `data.sampling.TrainBatches`.
         main_metric: the name of the metric that decides which weights are best; higher is better.
         batch_multiple: a micro-batch must hold a multiple of so many samples (2 where images are mixed in pairs).
     """

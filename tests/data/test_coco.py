@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 
 from stvit_cli.data.coco import CocoImages, DetectionTrainSet, build_detection, decode_mask, encode_mask, flip, ground_truth
 from stvit_cli.data.coco_index import read_coco
-from stvit_cli.data.order import SampleKey, TrainBatches
+from stvit_cli.data.sampling import SampleKey, TrainBatches
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
 
@@ -126,21 +126,21 @@ def test_an_item_is_a_function_of_its_key(content: Content, write: Writer, tmp_p
 
 def test_images_of_like_shape_share_a_micro_batch() -> None:
     """Which samples a step has is the same; neighbours by shape go together, and processes see what accumulation sees."""
-    likeness = np.random.RandomState(0).uniform(0.5, 2, 40)
+    aspect_ratios = np.random.RandomState(0).uniform(0.5, 2, 40)
 
-    def steps(micro: int, world: int, likeness: Any) -> list[list[list[int]]]:
+    def steps(micro: int, world: int, aspect_ratios: Any) -> list[list[list[int]]]:
         settings = {"seed": 3, "repeats": 1, "global_batch_size": 8, "micro_batch_size": micro, "start_step": 0, "num_steps": 5}
-        ranks = [list(TrainBatches(40, rank=r, world_size=world, likeness=likeness, **settings)) for r in range(world)]
+        ranks = [list(TrainBatches(40, rank=r, world_size=world, aspect_ratios=aspect_ratios, **settings)) for r in range(world)]
         batches = [batch for row in zip(*ranks, strict=True) for batch in row]
         count = 8 // micro
         return [[[key.index for key in batch] for batch in batches[s * count : (s + 1) * count]] for s in range(5)]
 
-    plain, alike = steps(2, 1, None), steps(2, 1, likeness)
+    plain, alike = steps(2, 1, None), steps(2, 1, aspect_ratios)
     assert [sorted(sum(step, [])) for step in plain] == [sorted(sum(step, [])) for step in alike]
     for step in alike:
-        figures = likeness[sum(step, [])]
+        figures = aspect_ratios[sum(step, [])]
         assert (np.diff(figures) >= 0).all()
-    assert steps(2, 2, likeness) == alike
+    assert steps(2, 2, aspect_ratios) == alike
 
 
 def _refused(path: Path, folder: Path) -> str:

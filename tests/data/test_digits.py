@@ -11,7 +11,7 @@ import numpy as np
 from stvit_cli.data import digits
 from stvit_cli.data.digits import DigitImages, write_samples
 from stvit_cli.data.images import open_image
-from stvit_cli.data.order import derive_seed
+from stvit_cli.data.sampling import derive_seed
 
 
 def test_the_values_are_those_of_the_source() -> None:

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from stvit_cli.data import build_classification, build_eval_set, imagefolder
 from stvit_cli.data.imagefolder import FolderImages, find_eval_images, find_images
 from stvit_cli.data.loader import seeded
-from stvit_cli.data.order import SampleKey, derive_seed
+from stvit_cli.data.sampling import SampleKey, derive_seed
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from stvit_cli.data import label_checks
-from stvit_cli.data.ade20k import build_segmentation
 from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.label_checks import check_labels
+from stvit_cli.data.segmentation import build_segmentation
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 
@@ -104,7 +104,7 @@ def test_an_evaluation_says_what_a_training_refuses(tmp_path: Path) -> None:
 
 
 def test_of_many_maps_a_sample_is_looked_at_and_all_before_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_checks, "spread", lambda count, limit=0: range(0, count, 4))
+    monkeypatch.setattr(label_checks, "evenly_spaced", lambda count, limit=0: range(0, count, 4))
     images = maps(tmp_path, *[[0, 0]] * 7, [0, 1], *[[0, 0]] * 4)
     assert check(images) == []  # the rare class is in a map that is not in the sample
     images = maps(tmp_path / "none", *[[0, 0]] * 12)

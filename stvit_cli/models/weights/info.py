@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, DetectionSection, SegmentationSection
-from stvit_cli.recipe.base import CropPct, GridSize, Interpolation, Mean, Section, Side, Std
+from stvit_cli.recipe.field_types import CropPct, GridSize, Interpolation, Mean, Section, Side, Std
 from stvit_cli.utils.text import first_few, shortened
 
 logger = logging.getLogger(__name__)

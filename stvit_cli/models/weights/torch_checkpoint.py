@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.recipe.base import MAX_SIDE
+from stvit_cli.recipe.field_types import MAX_SIDE
 from stvit_cli.utils.machine_failures import machine_failure
 from stvit_cli.utils.text import shortened
 

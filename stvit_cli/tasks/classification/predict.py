@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.drawing import font_for, save_png, write_text
-from stvit_cli.data.image_files import left_out_note, list_files
+from stvit_cli.data.file_listing import left_out_note, list_files
 from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.inference import for_inference

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from stvit_cli.data import ClassificationData, EvalSet, build_classification, build_eval_set, derive_seed
+from stvit_cli.data.inspection import evenly_spaced, find_unusable, require_usable
 from stvit_cli.data.loader import seeded
-from stvit_cli.data.looked_at import require_usable, spread, unusable
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
@@ -140,10 +140,10 @@ class ClassificationTask(ClassificationEvaluation):
         return self._fingerprint
 
     def data_problems(self) -> list[str]:
-        """Open some images of both sets, evenly spread, and count the classes."""
+        """Open some images of both sets, evenly spaced, and count the classes."""
         problems = [*self.train_set.images.notes, *self.val_set.images.notes]
         for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
-            unreadable = unusable(images.open, spread(len(images), NUM_OPENED))
+            unreadable = find_unusable(images.open, evenly_spaced(len(images), NUM_OPENED))
             problems += [f"{name}: {message.splitlines()[0]}" for message in unreadable[:NUM_NAMED]]
             if len(unreadable) > NUM_NAMED:
                 problems.append(

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from stvit_cli.data.coco import DetectionData, DetectionEvalSet, build_detection, build_detection_eval_set, encode_mask
+from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import derive_seed, seeded
-from stvit_cli.data.looked_at import require_usable
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, is_counter, load_weights, read_weights
 from stvit_cli.models.weights.info import DETECTOR_KEYS
@@ -123,7 +123,7 @@ class DetectionTask(DetectionEvaluation):
         return self._fingerprint
 
     def data_problems(self) -> list[str]:
-        """Open some images of both sets, evenly spread, with their masks."""
+        """Open some images of both sets, evenly spaced, with their masks."""
         problems = []
         for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
             for index in range(0, len(images), -(-len(images) // NUM_OPENED)):

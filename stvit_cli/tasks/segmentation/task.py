@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from stvit_cli.data.ade20k import SegmentationData, SegmentationEvalSet, build_segmentation, build_segmentation_eval
+from stvit_cli.data.inspection import evenly_spaced
 from stvit_cli.data.label_checks import check_labels, count_numbers, suspicions
 from stvit_cli.data.loader import derive_seed, seeded
-from stvit_cli.data.looked_at import spread
+from stvit_cli.data.segmentation import SegmentationData, SegmentationEvalSet, build_segmentation, build_segmentation_eval
 from stvit_cli.data.segmentation_transforms import IGNORED
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
@@ -146,7 +146,7 @@ class SegmentationTask(SegmentationEvaluation):
         """Open some images of both sets with their label maps, evenly spread; name classes that were not met."""
         problems = []
         for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
-            count = count_numbers(images, spread(len(images), NUM_OPENED), open_images=True)
+            count = count_numbers(images, evenly_spaced(len(images), NUM_OPENED), open_images=True)
             problems += [*images.notes, *(f"{name}: {message.splitlines()[0]}" for message in count.problems[:NUM_NAMED])]
             if len(count.problems) > NUM_NAMED:
                 problems.append(f"{name}: {len(count.problems)} images or label maps of those that were tried cannot be used")

@@ -14,7 +14,7 @@ from torch import nn
 
 from stvit_cli import tasks
 from stvit_cli.data.loader import build_eval_loader
-from stvit_cli.data.order import SampleKey
+from stvit_cli.data.sampling import SampleKey
 from stvit_cli.data.shapes import write_ade20k_tree
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model

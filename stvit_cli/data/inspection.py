@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 from stvit_cli.errors import UserError
 
-NUM_LOOKED_AT = 200
+NUM_INSPECTED = 200
 """Images of a set, evenly spread; all where there are no more."""
 
 NUM_NAMED = 3
 """Of those that cannot be used, so many are named."""
 
 
-def spread(count: int, limit: int = NUM_LOOKED_AT) -> range:
+def evenly_spaced(count: int, limit: int = NUM_INSPECTED) -> range:
     """Return at most ``limit`` positions, evenly spread over ``count``."""
     return range(0, count, max(1, -(-count // limit)))
 
 
-def unusable(look: Callable[[int], object], positions: range) -> list[str]:
+def find_unusable(look: Callable[[int], object], positions: range) -> list[str]:
     """Return the message of every UserError that ``look`` raises at the positions."""
     problems = []
     for position in positions:
@@ -40,8 +40,8 @@ def require_usable(name: str, look: Callable[[int], object], count: int) -> None
     Raises:
         UserError: some cannot be used; it names them.
     """
-    positions = spread(count)
-    refuse_unusable(name, unusable(look, positions), len(positions))
+    positions = evenly_spaced(count)
+    refuse_unusable(name, find_unusable(look, positions), len(positions))
 
 
 def refuse_unusable(name: str, problems: list[str], num_looked_at: int) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from stvit_cli.data.order import SampleKey, TrainBatches, derive_seed, hold_out, sample_order
+from stvit_cli.data.sampling import SampleKey, TrainBatches, derive_seed, hold_out, sample_order
 from stvit_cli.errors import UserError
 
 

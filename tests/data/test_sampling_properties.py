@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stvit_cli.data.order import SampleKey, TrainBatches, sample_order
+from stvit_cli.data.sampling import SampleKey, TrainBatches, sample_order
 
 
 class Sizes(NamedTuple):

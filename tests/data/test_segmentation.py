@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stvit_cli.data.ade20k import SegmentationData, build_segmentation, build_segmentation_eval
-from stvit_cli.data.label_map_files import open_label_map
-from stvit_cli.data.order import SampleKey
+from stvit_cli.data.label_maps import open_label_map
+from stvit_cli.data.sampling import SampleKey
+from stvit_cli.data.segmentation import SegmentationData, build_segmentation, build_segmentation_eval
 from stvit_cli.data.shapes import LABEL_NAMES, write_ade20k_tree
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe

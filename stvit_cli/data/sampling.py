@@ -73,7 +73,7 @@ class TrainBatches:
     n-th sample from the k-th on, as DeiT's sampler deals them out to n processes, so that the views of one image fall into
     different micro-batches. Process ``rank`` takes the micro-batches k = m * world_size + rank.
 
-    With ``likeness``, a figure for each sample of the data set, a step's samples are sorted by it instead, and a micro-batch
+    With ``aspect_ratios``, a figure for each sample of the data set, a step's samples are sorted by it instead, and a micro-batch
     takes neighbours: images of like shape need less padding. Which samples a step has is the same.
 
     Raises:
@@ -92,7 +92,7 @@ class TrainBatches:
         world_size: int,
         start_step: int,
         num_steps: int,
-        likeness: NDArray[np.float64] | None = None,
+        aspect_ratios: NDArray[np.float64] | None = None,
     ) -> None:
         assert global_batch_size % (micro_batch_size * world_size) == 0, "the engine chooses sizes that divide"
         assert 0 <= rank < world_size
@@ -103,7 +103,7 @@ class TrainBatches:
                 f"an epoch would have no step. Give at most {num_samples}."
             )
         self.num_samples, self.seed, self.repeats = num_samples, seed, repeats
-        self.global_batch_size, self.micro_batch_size, self.likeness = global_batch_size, micro_batch_size, likeness
+        self.global_batch_size, self.micro_batch_size, self.aspect_ratios = global_batch_size, micro_batch_size, aspect_ratios
         self.num_micro_batches = global_batch_size // micro_batch_size
         self.mine = range(rank, self.num_micro_batches, world_size)
         self.steps = range(start_step, num_steps)
@@ -128,7 +128,7 @@ class TrainBatches:
 
     def _micro_batch(self, indices: NDArray[np.int64], k: int) -> NDArray[np.int64]:
         """Return the places of micro-batch ``k`` among a step's samples."""
-        if self.likeness is None:
+        if self.aspect_ratios is None:
             return np.arange(k, self.global_batch_size, self.num_micro_batches)
-        alike = np.argsort(self.likeness[indices], kind="stable")
+        alike = np.argsort(self.aspect_ratios[indices], kind="stable")
         return alike[k * self.micro_batch_size : (k + 1) * self.micro_batch_size]

@@ -9,7 +9,7 @@ import pytest
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.recipe.written_out import written_out
+from stvit_cli.recipe.inheritance import as_single_file
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_a_run_of_an_earlier_version_may_be_a_base() -> None:
     )
     recipe, layers, _ = recipe_io.resolve("b.yaml")
     assert recipe.detection.channels == 8
-    assert "segmentation" not in written_out(layers)
+    assert "segmentation" not in as_single_file(layers)
 
 
 def test_what_a_run_keeps_is_resolved() -> None:
@@ -104,7 +104,7 @@ def test_a_base_is_no_override() -> None:
 def test_what_is_written_out_is_the_same_recipe(path: Path) -> None:
     recipe, layers, _ = recipe_io.resolve(path.stem)
     for show_origins in (False, True):
-        assert recipe_io.from_text(written_out(layers, show_origins=show_origins), name=path.stem) == recipe
+        assert recipe_io.from_text(as_single_file(layers, show_origins=show_origins), name=path.stem) == recipe
 
 
 def test_what_is_written_out_survives_every_way_to_write_a_value() -> None:
@@ -115,13 +115,13 @@ def test_what_is_written_out_survives_every_way_to_write_a_value() -> None:
         b="# head of b\n\nbase: a.yaml\ndata: {image_size: 64}\n",
     )
     recipe, layers, _ = recipe_io.resolve("b.yaml")
-    text = written_out(layers)
+    text = as_single_file(layers)
     assert text.startswith("# head of b\n#\n# Written out; based on: b.yaml -> a.yaml\n")
     assert "head of a" not in text
     assert "  # above\n  class_names: [a," in text
     assert "# after" in text
     assert recipe_io.from_text(text, name="b") == recipe
-    assert recipe_io.from_text(written_out(layers, show_origins=True), name="b") == recipe
+    assert recipe_io.from_text(as_single_file(layers, show_origins=True), name="b") == recipe
 
 
 def test_show_names_the_file_and_line_of_each_value(stvit) -> None:

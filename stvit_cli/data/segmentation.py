@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from stvit_cli.data.classification import open_or_replace
 from stvit_cli.data.image_pairs import LabelledImages, find_pairs
 from stvit_cli.data.loader import seeded
-from stvit_cli.data.order import SampleKey, derive_seed
+from stvit_cli.data.sampling import SampleKey, derive_seed
 from stvit_cli.data.segmentation_transforms import TrainTransform, eval_transform
 from stvit_cli.data.shapes import shapes_tree
 from stvit_cli.errors import UserError
