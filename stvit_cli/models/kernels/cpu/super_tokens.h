@@ -15,14 +15,14 @@ struct Grid {
   Grid(int64_t height, int64_t width, int64_t channels, int64_t h, int64_t w)
       : height(height), width(width), channels(channels), h(h), w(w), p((height + h - 1) / h), q((width + w - 1) / w) {}
 
-  // Where the tokens of a cell lie in the image; those in the padding at `absent`.
+  // Addresses of the tokens of a cell in images that start at `base`; tokens of the padding are at `absent`.
   template <typename Pointer>
-  void tokens(int64_t cell, Pointer image, Pointer absent, std::vector<Pointer>& found) const {
+  void tokens(int64_t cell, Pointer base, Pointer absent, std::vector<Pointer>& found) const {
     const int64_t image = cell / (p * q), top = cell / q % p * h, left = cell % q * w;
     for (int64_t t = 0; t < h * w; t++) {
       const int64_t y = top + t / w, x = left + t % w;
       const bool inside = y < height && x < width;
-      found[t] = inside ? image + ((image * height + y) * width + x) * channels : absent;
+      found[t] = inside ? base + ((image * height + y) * width + x) * channels : absent;
     }
   }
 
@@ -97,7 +97,7 @@ INLINE void for_channels(int64_t channels, const Body& body) {
 
 // Sums over the tokens by Q: (cells, C). Where super tokens (cells, C) are given, Q is computed and written first, and its own
 // sums (cells) are returned too.
-void gather_all(const Grid& grid, int64_t images, const float* image, const float* super_tokens, float* association,
+void gather_all(const Grid& grid, int64_t images, const float* base, const float* super_tokens, float* association,
                 float* totals, float* weights) {
   const int64_t n = grid.h * grid.w, channels = grid.channels, cells = images * grid.p * grid.q;
   std::vector<float> parts(cells * NEAR * channels), shares(super_tokens ? cells * NEAR : 0);
@@ -107,7 +107,7 @@ void gather_all(const Grid& grid, int64_t images, const float* image, const floa
     std::vector<float> centres(super_tokens ? channels * LANES : 0, 0.0f);
     std::vector<const float*> tokens(n);
     for (int64_t cell = begin; cell < end; cell++) {
-      grid.tokens(cell, image, zeros.data(), tokens);
+      grid.tokens(cell, base, zeros.data(), tokens);
       float* q = association + cell * NEAR * n;
       if (super_tokens) {
         const auto around = grid.around(cell);
@@ -177,14 +177,14 @@ Tensor upsample(const Tensor& association, const Tensor& super_tokens, int64_t h
   const int64_t images = centres.size(0), channels = centres.size(3), n = h * w;
   const Grid grid(height, width, channels, h, w);
   Tensor y = at::empty({images, height, width, channels}, centres.options());
-  float* image = y.mutable_data_ptr<float>();
+  float* base = y.mutable_data_ptr<float>();
   const float *of_centres = centres.const_data_ptr<float>(), *of_association = dense.const_data_ptr<float>();
   const std::vector<float> zeros(channels, 0.0f);
   at::parallel_for(0, images * grid.p * grid.q, 1, [&](int64_t begin, int64_t end) {
     std::vector<float*> tokens(n);
     std::vector<float> absent(channels);  // where tokens of the padding go
     for (int64_t cell = begin; cell < end; cell++) {
-      grid.tokens(cell, image, absent.data(), tokens);
+      grid.tokens(cell, base, absent.data(), tokens);
       std::array<const float*, NEAR> near;
       const auto around = grid.around(cell);
       for (int64_t k = 0; k < NEAR; k++) near[k] = around[k] < 0 ? zeros.data() : of_centres + around[k] * channels;
