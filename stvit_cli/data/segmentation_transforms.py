@@ -125,7 +125,8 @@ def distort_colours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _clipped(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    clipped: NDArray[np.uint8] = np.clip(values, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def normalised(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:

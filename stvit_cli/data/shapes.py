@@ -94,7 +94,8 @@ def _shaded(colour: NDArray[np.float64], height: int, width: int, generator: np.
     """Return a surface of a colour, a little lighter on one side than on the other, (H, W, 3)."""
     angle, strength = generator.uniform(0, 2 * math.pi), generator.uniform(0, 30)
     rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    return colour + strength * (math.sin(angle) * rows + math.cos(angle) * columns)[..., None]
+    light: NDArray[np.float64] = (math.sin(angle) * rows + math.cos(angle) * columns)[..., None]
+    return colour + strength * light
 
 
 def _distinct_colour(ground: NDArray[np.float64], generator: np.random.RandomState) -> NDArray[np.float64]:

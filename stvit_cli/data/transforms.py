@@ -108,8 +108,9 @@ def bounded_aspect(image: Image.Image) -> Image.Image:
     return image.crop((left, top, min(width, left + longest), min(height, top + longest)))
 
 
-def _for_channels(transform: Compose, in_chans: int) -> Compose:
-    return transform if in_chans == 3 else Compose([Grayscale(1), *transform.transforms])
+def _for_channels(transform: Compose, in_chans: int) -> Transform:
+    adapted: Transform = transform if in_chans == 3 else Compose([Grayscale(1), *transform.transforms])
+    return adapted
 
 
 def _operations(transform: Compose) -> Iterator[Any]:

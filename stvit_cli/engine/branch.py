@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from stvit_cli.engine import checkpoint
-from stvit_cli.engine.checkpoint import Checkpoint, DamagedError
-from stvit_cli.engine.damage import check_alone
+from stvit_cli.engine.checkpoint import Checkpoint
+from stvit_cli.engine.damage import DamagedError, check_alone
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import fingerprint

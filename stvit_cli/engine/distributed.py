@@ -83,12 +83,12 @@ class World:
                 result = work()
             except UserError as error:
                 failure = error
-        result, failed = self.broadcast((result, failure is not None))
+        answer: tuple[Result, bool] = self.broadcast((result, failure is not None))
         if failure is not None:
             raise failure
-        if failed:
+        if answer[1]:
             raise SystemExit(2)
-        return result
+        return answer[0]
 
 
 def pick_device(key: str, local_rank: int = 0) -> torch.device:

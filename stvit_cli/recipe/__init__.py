@@ -1,5 +1,7 @@
 """Recipes: the schema of every setting, reading and writing, validation and its messages. Imports no torch."""
 
+from stvit_cli.recipe.base import Section
+from stvit_cli.recipe.dense_tasks import DetectionSection, SegmentationSection, ShapesSection
 from stvit_cli.recipe.schema import (
     FREE_ON_RESUME,
     IMAGENET_MEAN,
@@ -8,16 +10,12 @@ from stvit_cli.recipe.schema import (
     AugmentSection,
     CheckpointSection,
     DataSection,
-    DetectionSection,
     EvalSection,
     FinetuneSection,
     ModelSection,
     OptimSection,
     Recipe,
     ScheduleSection,
-    Section,
-    SegmentationSection,
-    ShapesSection,
     TrainSection,
 )
 

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import FREE_ON_RESUME, PATH_KEYS, Recipe, Section
 from stvit_cli.recipe.error_messages import dotted_keys, expected, problems
-from stvit_cli.recipe.files import find, read
+from stvit_cli.recipe.files import find as find
 from stvit_cli.recipe.files import list_recipes as list_recipes
+from stvit_cli.recipe.files import read
 from stvit_cli.recipe.inheritance import Layer, apply_overrides, merge, read_layers
 from stvit_cli.recipe.renamed_keys import RENAMED as RENAMED
 from stvit_cli.recipe.renamed_keys import RENAMED_VALUES as RENAMED_VALUES

@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs forget it
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise _refused(event.start_mark, "anchors and aliases (& and *) are not read: write the value out, or in quotes")
         if getattr(event, "tag", None) is not None:

@@ -100,7 +100,8 @@ class LayerMaps:
 
     def confidence(self) -> Floats:
         """Return each token's share in its strongest super token, (H, W)."""
-        return self._inside_association().max(-1)
+        strongest: Floats = self._inside_association().max(-1)
+        return strongest
 
     def label_map(self, size: Size | None = None) -> Ints:
         """Return the super token of every pixel of the image, at its own size (height, width) or at ``size``."""
@@ -108,13 +109,14 @@ class LayerMaps:
 
     def association_with(self, super_token: int) -> Floats:
         """Return every token's share in one super token, (H, W): a column of Q."""
-        return (self.association() * (self.neighbour_index() == super_token)).sum(-1)
+        weights: Floats = (self.association() * (self.neighbour_index() == super_token)).sum(-1)
+        return weights
 
     def attention(self, rows: Sequence[int] | Tensor | None = None) -> Tensor:
         """Return the attention among super tokens, (heads, p q, p q): all of it, or these rows."""
         chosen = slice(None) if rows is None else rows
         queries = self.queries[:, chosen]
-        logits = queries * queries.shape[-1] ** -0.5 @ self.keys.transpose(-1, -2)
+        logits: Tensor = queries * queries.shape[-1] ** -0.5 @ self.keys.transpose(-1, -2)
         return (logits if self.bias is None else logits + self.bias[:, chosen]).softmax(-1)
 
     @torch.no_grad()

@@ -91,7 +91,8 @@ class Look:
     @cached_property
     def grey(self) -> NDArray[np.float32]:
         """The canvas in grey, (height, width), 0 to 1."""
-        return self.canvas.mean(-1, dtype=np.float32) / 255
+        grey: NDArray[np.float32] = self.canvas.mean(-1, dtype=np.float32) / np.float32(255)
+        return grey
 
     @cached_property
     def small_grey(self) -> NDArray[np.float32]:
@@ -171,7 +172,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def in_left_half(look: Look, place: Point) -> bool:
-    return place[0] < look.maps.image.shape[1] / 2
+    return bool(place[0] < look.maps.image.shape[1] / 2)
 
 
 def reference(look: Look, layer: LayerMaps, points: Sequence[Point]) -> tuple[int, Point]:
@@ -246,7 +247,7 @@ def overlay(layer: LayerMaps, values: NDArray[np.float32], grey: NDArray[np.floa
 def blend(heat: NDArray[np.float32], grey: NDArray[np.float32] | float) -> NDArray[np.float32]:
     """Lay heat (height, width) in 0..1 over grey (height, width, 1) in 0..1: the hotter, the less of the grey is seen."""
     heat = heat.clip(0, 1)
-    colour = COLOURS(0.2 + 0.75 * heat)[..., :3].astype(np.float32)
+    colour: NDArray[np.float32] = COLOURS(0.2 + 0.75 * heat)[..., :3].astype(np.float32)
     cover = 0.1 + 0.8 * heat[..., None]
     return (0.06 + 0.54 * grey) * (1 - cover) + colour * cover
 

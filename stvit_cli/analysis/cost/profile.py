@@ -42,7 +42,8 @@ def build(name: str) -> nn.Module:
         return create_model(name)
     theirs = torchvision.models.list_models(module=torchvision.models)
     if name in theirs:
-        return torchvision.models.get_model(name, weights=None)
+        net: nn.Module = torchvision.models.get_model(name, weights=None)
+        return net
     if name in timm.list_models():
         return timm.create_model(name)
     guess = did_you_mean(name, list_models()) or did_you_mean(name, [*theirs, *timm.list_models()])

@@ -224,4 +224,5 @@ def _peak_memory(step: Callable[[], None], device: str) -> int:
     assert recorded.profiler.kineto_results is not None
     changes = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in changes), initial=0))
+    peak: int = max(accumulate((event.nbytes() for event in changes), initial=0))
+    return peak
