@@ -22,11 +22,12 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     Close is: the same but for case and separators, a typo for each five letters (one at least), the same file under another
     ending, or one name the beginning of the other. A far suggestion is worse than none, and ``name`` itself is no suggestion.
     """
-    best, least = "", math.inf
+    best, least = "", (math.inf, False)
     for choice in choices:
         distance = _distance(name, choice)
-        if distance is not None and distance < least:
-            best, least = choice, distance
+        # Of two at the same distance, the one that ``name`` begins: a name is rather cut short than misspelt.
+        if distance is not None and (distance, not choice.startswith(name)) < least:
+            best, least = choice, (distance, not choice.startswith(name))
     return f" Did you mean '{best}'?" if best else ""
 
 

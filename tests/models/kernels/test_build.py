@@ -231,7 +231,12 @@ def test_ctrl_c_does_not_reach_the_compiler_of_a_run(compiler: Compiler, tmp_pat
     assert int((tmp_path / "group").read_text()) != os.getpgrp()
 
 
-def test_where_ctrl_c_ends_the_command_it_ends_the_compiler(compiler: Compiler, tmp_path: Path) -> None:
+def test_where_ctrl_c_ends_the_command_it_ends_the_compiler(
+    compiler: Compiler, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # A shell starts what runs in its background with SIGINT ignored, and so do some CI runners.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     folder = compiler(f'echo $$ > "{tmp_path}/pid"; exec sleep 30')
 
     def interrupt() -> None:

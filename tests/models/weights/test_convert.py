@@ -42,7 +42,7 @@ def test_published_file(tmp_path: Path, stvit: Stvit) -> None:
     assert len(info.class_names) == 1000
 
 
-def test_the_image_size_is_assumed_aloud_or_given(tmp_path: Path, stvit: Stvit) -> None:
+def test_an_unknown_image_size_is_guessed_aloud_or_given(tmp_path: Path, stvit: Stvit) -> None:
     small_published_file(tmp_path / "a.pth")
     ended = stvit("convert", tmp_path / "a.pth", tmp_path / "a.safetensors")
     assert ended.code == 0
