@@ -1,7 +1,7 @@
 """Recipes: the schema of every setting, reading and writing, validation and its messages. Imports no torch."""
 
-from stvit_cli.recipe.base import Section
 from stvit_cli.recipe.dense_tasks import DetectionSection, SegmentationSection, ShapesSection
+from stvit_cli.recipe.field_types import Section
 from stvit_cli.recipe.schema import (
     FREE_ON_RESUME,
     IMAGENET_MEAN,
