@@ -138,7 +138,7 @@ class DetectionTrainSet(Dataset[dict[str, Any]]):
     """Items ``{"image": 3 H W in 0..1, "targets": see CocoImages.targets, "index": int}``, a function of the seed and the key.
 
     Attributes:
-        aspect_ratios: width by height of every image; those of a step that are alike share a micro-batch, which saves padding.
+        aspect_ratios: width / height of every image; images of a step with similar ones share a micro-batch, which saves padding.
     """
 
     def __init__(self, images: CocoImages, hflip: float, seed: int, unreadable: Literal["stop", "skip"]) -> None:

@@ -73,8 +73,8 @@ class TrainBatches:
     n-th sample from the k-th on, as DeiT's sampler deals them out to n processes, so that the views of one image fall into
     different micro-batches. Process ``rank`` takes the micro-batches k = m * world_size + rank.
 
-    With ``aspect_ratios``, a figure for each sample of the data set, a step's samples are sorted by it instead, and a micro-batch
-    takes neighbours: images of like shape need less padding. Which samples a step has is the same.
+    With ``aspect_ratios``, one for each sample of the data set, a step's samples are sorted by them instead, and a micro-batch
+    takes neighbours: images of similar shape need less padding. Which samples a step has is the same.
 
     Raises:
         UserError: the data set holds less than one step.

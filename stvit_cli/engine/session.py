@@ -19,9 +19,8 @@ from stvit_cli.engine.freezing import freeze, set_training_mode
 from stvit_cli.engine.optim import build_optimizer
 from stvit_cli.engine.schedule import Timeline, build_timeline
 from stvit_cli.errors import UserError
-from stvit_cli.models.kernels import KernelsUnavailable, takes, use_kernels
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.base import Task, move
+from stvit_cli.tasks.base import Preparation, Task, move
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Share of the GPU's memory that a probed batch may fill: the rest is for fragmentation and the communication buffers.
@@ -42,13 +41,7 @@ class Session:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
-    kernels: bool  # whether parts of the model run by our own
-
-    @property
-    def trains_by_kernels(self) -> bool:
-        """Whether the kernels serve in a training step: those of a CPU do in evaluations alone where it trains in bf16."""
-        dtype = AUTOCAST[self.recipe.train.precision]
-        return self.kernels and takes(self.world.device.type, dtype or torch.float32)
+    preparation: Preparation
 
     def autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.recipe.train.precision]
@@ -68,12 +61,12 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
     if train.sync_bn and world.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.model)  # in place: the model itself is no batch norm
     set_training_mode(task, recipe.finetune)
-    kernels = use_kernels(task.model, device.type, train.kernels)
+    preparation = _prepare(task, recipe, device)
     plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
     optimizer = build_optimizer(task, recipe.optim)
     ema = ModelEmaV3(task.model, decay=train.ema_decay) if train.ema_decay is not None else None
     if train.compile:
-        task.model.compile_blocks()  # type: ignore[operator]
+        task.compile()
     return Session(
         task=task,
         recipe=recipe,
@@ -85,7 +78,7 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=train.precision == "fp16"),
         ema=ema,
-        kernels=kernels,
+        preparation=preparation,
     )
 
 
@@ -102,7 +95,7 @@ def training_batches(session: Session, start_step: int) -> Loader:
         world_size=world.size,
         start_step=start_step,
         num_steps=session.timeline.num_steps,
-        aspect_ratios=getattr(task.train_set, "aspect_ratios", None),
+        aspect_ratios=task.aspect_ratios,
     )
     on_gpu = world.device.type == "cuda"
     return build_train_loader(task.train_set, batches, task.collate, recipe.data.num_workers, pin_memory=on_gpu)
@@ -124,16 +117,14 @@ def _lay_out(task: Task, recipe: Recipe, world: World) -> Timeline:
         raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
     if train.tensorboard and find_spec("tensorboard") is None:
         raise UserError("train.tensorboard needs the package tensorboard: pip install 'stvit[tensorboard]'")
-    try:  # those of a CPU are compiled here, so that the other processes find them
-        served = use_kernels(task.model, world.device.type, train.kernels)
-    except KernelsUnavailable as error:
-        raise UserError(f"train.kernels is true, but they cannot be had: {error}. Use train.kernels=auto.") from error
-    if train.kernels is True and not served:
-        raise UserError(f"train.kernels: {type(task.model).__name__} has no part that they serve. Use train.kernels=auto.")
-    if train.compile and not hasattr(task.model, "compile_blocks"):
-        name = type(task.model).__name__
-        raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")
+    _prepare(task, recipe, world.device)  # here alone at first: kernels for a CPU are compiled by one process
     return timeline
+
+
+def _prepare(task: Task, recipe: Recipe, device: torch.device) -> Preparation:
+    train = recipe.train
+    dtype = AUTOCAST[train.precision] or torch.float32
+    return task.prepare(device.type, dtype, kernels=train.kernels, compile_blocks=train.compile)
 
 
 def _probe(task: Task, recipe: Recipe, world: World) -> Callable[[int], bool]:

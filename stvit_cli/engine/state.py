@@ -61,7 +61,7 @@ def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict
         "scaler": session.scaler.state_dict(),
         "metrics_bytes": metrics_bytes,
         "micro_batch_size": session.plan.micro_batch_size,
-        "kernels": session.kernels,
+        "kernels": session.preparation.kernels,
         "fingerprint": fingerprint(session),
     }
     return groups, content
@@ -94,17 +94,22 @@ def restore(
     return RunState(**{key: value for key, value in content["run"].items() if key in known})
 
 
-def changes_of_form(session: Session, content: dict[str, Any]) -> list[str]:
-    """Return a warning for each thing that keeps a run resumed from a checkpoint's state from the bits of the unbroken one."""
-    found = []
-    size, now = content["micro_batch_size"], session.plan.micro_batch_size
-    if size != now:
-        found.append(f"{now} images per forward pass where there were {size}. The global batch is the same, but")
-    before = content.get("kernels", False)  # runs of before there were any
-    if before != session.kernels:
-        forms = ("in the plain form", "by our own kernels")
-        found.append(f"the model runs {forms[session.kernels]}, where it ran {forms[before]}. The function is the same, but")
-    return [f"Warning: {same} the run will not be the unbroken one bit by bit." for same in found]
+def inexact_changes(session: Session, content: dict[str, Any]) -> list[str]:
+    """Return a warning for each setting that keeps the resumed run from being bit-identical to an uninterrupted one.
+
+    Args:
+        session: the run that is resumed.
+        content: the state of the checkpoint that it is resumed from.
+    """
+    changes = []
+    before, now = content["micro_batch_size"], session.plan.micro_batch_size
+    if before != now:
+        changes.append(f"{now} images per forward pass, before it was {before}")
+    names = {False: "eager operators", True: "custom kernels"}
+    used, uses = content.get("kernels", False), session.preparation.kernels  # checkpoints from before the kernels lack the key
+    if used != uses:
+        changes.append(f"the model runs with {names[uses]}, before it was {names[used]}")
+    return [f"Warning: {change}; results will not be bit-identical to an uninterrupted run." for change in changes]
 
 
 def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.run_lock import RunLock
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.signals import StopRequest, stop_request
-from stvit_cli.engine.state import RunState, capture, changes_of_form, restore
+from stvit_cli.engine.state import RunState, capture, inexact_changes, restore
 from stvit_cli.engine.step import Outcome, TrainStep
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.weights.file import save_weights
@@ -93,7 +93,7 @@ class Trainer:
 
     def _begin(self, started_from: dict[str, object] | None = None) -> None:
         self.save()
-        device, size, kernels = str(self.world.device), self.world.size, self.session.kernels
+        device, size, kernels = str(self.world.device), self.world.size, self.session.preparation.kernels
         self.world.on_main(lambda: self.places.begin(self.recipe, device, size, kernels, started_from))
 
     def branch_off(self, branch: Branch) -> None:
@@ -115,7 +115,7 @@ class Trainer:
         self._lock(self.places.clear)
         self.world.on_main(lambda: branch.copy_metrics(self.places.metrics, content["metrics_bytes"], is_kept))
         self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")
-        self.notes += changes_of_form(self.session, content)
+        self.notes += inexact_changes(self.session, content)
         self._begin({"run": str(branch.run_dir.resolve()), "step": branch.step})
 
     def take_up(self) -> None:
@@ -136,7 +136,7 @@ class Trainer:
         self.state = restore(self.session, newest)
         self.saved_step = self.state.step
         self.notes.append(f"Resumed after step {self.state.step}.")
-        self.notes += changes_of_form(self.session, content)
+        self.notes += inexact_changes(self.session, content)
         self.world.on_main(self._require_finite_weights)
         self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
 
@@ -200,13 +200,13 @@ class Trainer:
 
     def _greet(self) -> None:
         plan, timeline = self.session.plan, self.timeline
-        by_kernels = " by our own kernels" if self.session.trains_by_kernels else ""
+        with_kernels = " with custom kernels" if self.session.preparation.kernels_in_training else ""
         trained = sum(p.numel() for p in self.session.model.parameters() if p.requires_grad)
         self.progress.say(
-            f"{self.recipe.name}: {trained / 1e6:.2f} M trained parameters on {self.world.device}{by_kernels}, batch {plan}, "
+            f"{self.recipe.name}: {trained / 1e6:.2f} M trained parameters on {self.world.device}{with_kernels}, batch {plan}, "
             f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {self.places.path}"
         )
-        if self.recipe.train.kernels is True and not by_kernels:
+        if self.recipe.train.kernels is True and not with_kernels:
             precision = self.recipe.train.precision
             self.notes.append(
                 f"Note: on a CPU the kernels are for float32: with train.precision={precision} only evaluations use them."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -87,13 +89,36 @@ class Evaluation(Protocol):
         ...
 
 
+@runtime_checkable
+class HasCompilableBlocks(Protocol):
+    """A model whose blocks can be compiled one by one."""
+
+    def compile_blocks(self) -> None:
+        """Compile every block in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a model runs on a device.
+
+    Attributes:
+        kernels: custom kernels run parts of the model.
+        kernels_in_training: they do so in training steps too, not in evaluations alone.
+    """
+
+    kernels: bool
+    kernels_in_training: bool
+
+
 class Task(Evaluation, Protocol):
     """A model, its data, its loss and its metrics.
 
     Attributes:
         model: on the CPU, initialised (or loaded); the engine moves and wraps it.
-        train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone. It may have
-            ``aspect_ratios``, see `data.sampling.TrainBatches`.
+        train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone.
+        aspect_ratios: width / height of each training image, where images of similar shape are to share a micro-batch, which
+            saves padding; otherwise None. See `data.sampling.TrainBatches`.
         main_metric: the name of the metric that decides which weights are best; higher is better.
         batch_multiple: a micro-batch must hold a multiple of so many samples (2 where images are mixed in pairs).
     """
@@ -101,12 +126,33 @@ class Task(Evaluation, Protocol):
     model: nn.Module
     main_metric: str
     batch_multiple: int
+    aspect_ratios: NDArray | None
 
     @property
     def train_set(self) -> Dataset[Any]: ...
 
     def collate(self, samples: list[Any]) -> Batch:
         """Make a batch of training samples."""
+        ...
+
+    def prepare(
+        self, device_type: str, dtype: torch.dtype, *, kernels: bool | Literal["auto"], compile_blocks: bool
+    ) -> Preparation:
+        """Choose how ``model`` runs. Called on the main process first, then on all; `tasks.preparation` has an implementation.
+
+        Args:
+            device_type: ``cpu`` or ``cuda``.
+            dtype: what a training step computes in: float32, or that of autocast.
+            kernels: whether custom kernels run the parts of the model that have one; ``auto``: where they are faster.
+            compile_blocks: whether `compile` will be called.
+
+        Raises:
+            UserError: kernels or compilation are asked for, and the model or the machine has none.
+        """
+        ...
+
+    def compile(self) -> None:
+        """Compile the blocks of ``model`` in place."""
         ...
 
     def training_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -130,23 +130,23 @@ def test_fp16_keeps_its_scale(tmp_path: Path) -> None:
     assert json.loads((newest / "state.json").read_text())["state"]["scaler"]["scale"] > 1
 
 
-def test_a_run_taken_up_in_the_other_form_says_so(
+def test_resuming_without_the_kernels_warns_that_results_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kernels in (True, False):
-        monkeypatch.setattr("stvit_cli.engine.session.use_kernels", lambda *_, kernels=kernels: kernels)
+        monkeypatch.setattr("stvit_cli.tasks.preparation.use_kernels", lambda *_, kernels=kernels: kernels)
         toy.train(tmp_path, resume=not kernels)
     began, resumed = capsys.readouterr().err.split("Resumed after step 20.")
-    assert "parameters on cpu by our own kernels, batch" in began
+    assert "parameters on cpu with custom kernels, batch" in began
     assert "Warning" not in began
-    assert "runs in the plain form, where it ran by our own kernels" in " ".join(resumed.split())
+    assert "runs with eager operators, before it was custom kernels" in " ".join(resumed.split())
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["kernels"] is True
 
 
-def test_a_run_in_bf16_does_not_say_that_the_kernels_serve_it(
+def test_in_bf16_on_a_cpu_the_run_does_not_claim_to_train_with_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stvit_cli.engine.session.use_kernels", lambda *_: True)
+    monkeypatch.setattr("stvit_cli.tasks.preparation.use_kernels", lambda *_: True)
     toy.train(tmp_path, "train.precision=bf16", "train.kernels=true", "schedule.epochs=2")
     said = " ".join(capsys.readouterr().err.split())
     assert "parameters on cpu, batch" in said

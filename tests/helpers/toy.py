@@ -30,6 +30,7 @@ from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.classification.task import ClassificationEvaluator
+from stvit_cli.tasks.preparation import PreparedModel
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 41, 37, 7
 # Where a process has failed, the others are killed after this time, as torchrun would: one that is still joining waits for long.
@@ -84,7 +85,7 @@ class ValPoints(Dataset[dict[str, Any]]):
         return {"image": point, "target": target, "index": index}
 
 
-class ToyTask:
+class ToyTask(PreparedModel):
     """``on_loss`` is called with the number of the call before every training loss and may change it."""
 
     name = "classification"

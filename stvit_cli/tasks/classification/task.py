@@ -29,6 +29,7 @@ from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.param_groups import decay_layer_scale
+from stvit_cli.tasks.preparation import PreparedModel
 
 # So many images of each set are opened in the search for problems.
 NUM_OPENED = 500
@@ -62,7 +63,7 @@ class ClassificationEvaluation:
         return list(self.val_set.images.notes)  # an evaluation opens every image itself
 
 
-class ClassificationTask(ClassificationEvaluation):
+class ClassificationTask(PreparedModel, ClassificationEvaluation):
     """See `tasks.base.Task`; training batches are as those of the evaluation."""
 
     main_metric = "top1"

@@ -22,6 +22,7 @@ from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.detection.detector import Detector, create_detector, paste_masks
 from stvit_cli.tasks.detection.metrics import as_result, coco_metrics, write_results
 from stvit_cli.tasks.param_groups import without_decay_on_norms
+from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.utils.environment import is_main_process
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class DetectionEvaluation:
         return []  # an evaluation opens every image itself
 
 
-class DetectionTask(DetectionEvaluation):
+class DetectionTask(PreparedModel, DetectionEvaluation):
     """See `tasks.base.Task`. A training batch also has ``"targets"`` and ``"skipped"`` (paths)."""
 
     main_metric = "box_ap"
@@ -65,6 +66,7 @@ class DetectionTask(DetectionEvaluation):
         self.recipe, self.data, self._notes = recipe, data, notes
         self.model: nn.Module = model
         self.train_set = data.train_set
+        self.aspect_ratios = data.train_set.aspect_ratios
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in ("image", "targets", "index")}

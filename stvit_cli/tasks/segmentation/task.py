@@ -27,6 +27,7 @@ from stvit_cli.recipe import Recipe, SegmentationSection
 from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.base import NonFiniteOutputs
 from stvit_cli.tasks.param_groups import without_decay_on_norms
+from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.segmentation.label_maps import label_map
 from stvit_cli.tasks.segmentation.metrics import confusion, figures
 from stvit_cli.tasks.segmentation.upernet import UPerNet, create_segmenter
@@ -66,7 +67,7 @@ class SegmentationEvaluation:
         return [*images.notes, *check_labels("validation", images, to_train=False, open_images=False)]
 
 
-class SegmentationTask(SegmentationEvaluation):
+class SegmentationTask(PreparedModel, SegmentationEvaluation):
     """See `tasks.base.Task`. A training batch is ``{"image": B 3 S S, "target": B S S, "index": B, "skipped": [path]}``."""
 
     main_metric = "miou"

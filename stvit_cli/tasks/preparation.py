@@ -1,0 +1,40 @@
+"""How the model of a task runs on a device: with custom kernels, with compiled blocks, or eager."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from stvit_cli.errors import UserError
+from stvit_cli.models.kernels import KernelsUnavailable, takes, use_kernels
+from stvit_cli.tasks.base import HasCompilableBlocks, Preparation
+
+
+class PreparedModel:
+    """The part of `tasks.base.Task` that chooses how ``model`` runs; each task inherits it."""
+
+    model: nn.Module
+    aspect_ratios: NDArray | None = None
+
+    def prepare(
+        self, device_type: str, dtype: torch.dtype, *, kernels: bool | Literal["auto"], compile_blocks: bool
+    ) -> Preparation:
+        """See `tasks.base.Task.prepare`."""
+        name = type(self.model).__name__
+        try:
+            uses_kernels = use_kernels(self.model, device_type, kernels)
+        except KernelsUnavailable as error:
+            raise UserError(f"train.kernels is true, but they cannot be had: {error}. Use train.kernels=auto.") from error
+        if kernels is True and not uses_kernels:
+            raise UserError(f"train.kernels: {name} has no part that they serve. Use train.kernels=auto.")
+        if compile_blocks and not isinstance(self.model, HasCompilableBlocks):
+            raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")
+        return Preparation(uses_kernels, uses_kernels and takes(device_type, dtype))
+
+    def compile(self) -> None:
+        """See `tasks.base.Task.compile`."""
+        assert isinstance(self.model, HasCompilableBlocks), "prepare has refused it"
+        self.model.compile_blocks()
