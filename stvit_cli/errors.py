@@ -15,7 +15,7 @@ class WriteError(UserError):
     """A file cannot be written: a full disk, a read-only folder."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  # no error, as KeyboardInterrupt is none
     """A signal asked the run to end and its state is saved. The command line exits with 130 (Ctrl-C) or 143 (any other)."""
 
     def __init__(self, signal_number: int) -> None:

@@ -56,8 +56,37 @@ def test_scalars_follow_yaml_1_2(written: str, value: object) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["on", "5e-4", "010", "", "null", "~", "a\nb", "true", "x: y", "# c", "@a", "é", "-", "1:30", " a ", "\u2028", "😀", "a,b"]
-    + ["'", '"', 1e-6, 5e-4, 1.0, 1e22, 3, None, True, [1, 2.5], {"stvit-s": 0.1}],
+    [
+        "on",
+        "5e-4",
+        "010",
+        "",
+        "null",
+        "~",
+        "a\nb",
+        "true",
+        "x: y",
+        "# c",
+        "@a",
+        "é",
+        "-",
+        "1:30",
+        " a ",
+        "\u2028",
+        "😀",
+        "a,b",
+        "'",
+        '"',
+        1e-06,
+        0.0005,
+        1.0,
+        1e22,
+        3,
+        None,
+        True,
+        [1, 2.5],
+        {"stvit-s": 0.1},
+    ],
 )
 def test_what_is_written_reads_back_the_same(value: object) -> None:
     data, _ = parse(f"key: {flow(value)}", "mine.yaml")

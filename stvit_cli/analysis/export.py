@@ -15,7 +15,7 @@ from stvit_cli import __version__
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.weights.file import WeightsInfo, save_weights
-from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.loading import Trained
 from stvit_cli.utils.files import replacing, writing
@@ -97,7 +97,7 @@ def _require_finite_outputs(trained: Trained) -> None:
     images = torch.randn(1, trained.info.in_chans, *CHECKED_SIZES[0][1:], generator=torch.Generator().manual_seed(0))
     try:
         require_finite(trained.model(images))
-    except NonFiniteOutputs as error:
+    except NonFiniteOutputsError as error:
         raise UserError(f"{trained.path}: {error}; take other weights. Nothing was written.") from None
 
 

@@ -111,9 +111,10 @@ def _expand_home(word: str) -> str:
     Otherwise a folder of the name ``~`` would be made. Keys such as ``data.dir=~/x`` are expanded where a recipe is used.
     """
     option, equals, value = word.partition("=")
+    # Not Path.expanduser, which raises where there is no such user and drops a slash at the end.
     if word.startswith("--") and equals and value.startswith("~"):
-        return f"{option}={os.path.expanduser(value)}"
-    return os.path.expanduser(word) if word.startswith("~") else word
+        return f"{option}={os.path.expanduser(value)}"  # noqa: PTH111
+    return os.path.expanduser(word) if word.startswith("~") else word  # noqa: PTH111
 
 
 def _complain(message: str, words: Sequence[str]) -> int:

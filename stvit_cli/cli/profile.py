@@ -113,13 +113,13 @@ def _profile_in_recipe(recipe: str, names: list[str], words: list[str], size: tu
 
 
 def _require_kernels(device: str, precision: str) -> None:
-    from stvit_cli.models.kernels import KernelsUnavailable, load
+    from stvit_cli.models.kernels import KernelsUnavailableError, load
 
     if device == "cpu" and precision != "fp32":
         raise UserError(f"--kernels: on a CPU they are for float32, not for --precision {precision}. Leave one of the two out.")
     try:
         load(device)
-    except KernelsUnavailable as error:
+    except KernelsUnavailableError as error:
         raise UserError(f"--kernels: they cannot be had here: {error}. Leave it out.") from error
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 from torch.utils.data import Dataset
 
-from stvit_cli.data.images import UnreadableImage
+from stvit_cli.data.images import UnreadableImageError
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.sampling import SampleKey, derive_seed
 from stvit_cli.data.transforms import Transform
@@ -97,7 +97,7 @@ def open_or_replace(
     while True:
         try:
             return index, images.open(index), skipped
-        except UnreadableImage as error:
+        except UnreadableImageError as error:
             if unreadable == "stop":
                 raise UserError(f"{error}\ndata.unreadable=skip trains without such images.") from None
             skipped.append(images.path(index))

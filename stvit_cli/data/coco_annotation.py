@@ -22,7 +22,7 @@ _NUMBERS = frozenset((int, float))
 _MAX_RUN_CHARACTERS = 7  # of 5 bits each: more than 2**32 pixels
 
 
-class InvalidAnnotation(Exception):
+class InvalidAnnotationError(Exception):
     """An annotation that contradicts itself, its image or the format.
 
     Attributes:
@@ -37,13 +37,13 @@ class InvalidAnnotation(Exception):
         self.reason = reason
 
 
-class UnknownReference(InvalidAnnotation):
+class UnknownReferenceError(InvalidAnnotationError):
     """An annotation of an image or a category that is not in the file."""
 
     joint = " "
 
 
-class UnusableBox(InvalidAnnotation):
+class UnusableBoxError(InvalidAnnotationError):
     """A box that is no box. Such annotations count for nothing, in training and in evaluation, but do not end the reading."""
 
 
@@ -55,15 +55,17 @@ def normalized(annotation: Mapping[str, Any], height: int, width: int) -> dict[s
         height: of its image, as ``width`` is.
 
     Raises:
-        InvalidAnnotation: it cannot be used.
+        InvalidAnnotationError: it cannot be used.
     """
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4):
-        raise InvalidAnnotation("with a malformed bbox", f"bbox is {shown(box)}, expected [left, top, width, height] in pixels.")
+        raise InvalidAnnotationError(
+            "with a malformed bbox", f"bbox is {shown(box)}, expected [left, top, width, height] in pixels."
+        )
     for position, side in enumerate(box):
         if type(side) not in _NUMBERS:
             text = f"bbox[{position}] is {shown(side)}, expected a number of pixels: [left, top, width, height]."
-            raise InvalidAnnotation("with a malformed bbox", text)
+            raise InvalidAnnotationError("with a malformed bbox", text)
     found: dict[str, Any] = {"box": box, "segmentation": _segmentation(annotation.get("segmentation"), height, width)}
     crowd, area = annotation.get("iscrowd"), annotation.get("area")
     if crowd is not None and crowd != 0:
@@ -71,7 +73,7 @@ def normalized(annotation: Mapping[str, Any], height: int, width: int) -> dict[s
     if area is not None:
         if type(area) not in _NUMBERS or not 0 <= area <= 1e15:
             text = f"area is {shown(area)}, expected a number of pixels; without one, or with null, that of the mask is taken."
-            raise InvalidAnnotation("with a malformed area", text)
+            raise InvalidAnnotationError("with a malformed area", text)
         found["area"] = area
     _require_box(box, height, width, is_crowd="crowd" in found)
     return found
@@ -88,20 +90,20 @@ def box_within(box: Sequence[float], height: int, width: int) -> list[float] | N
 
 def _crowd(crowd: Any) -> int:
     if type(crowd) not in (int, float, bool) or crowd != 1:
-        raise InvalidAnnotation("with a malformed iscrowd", f"iscrowd is {shown(crowd)}, expected the number 0 or 1.")
+        raise InvalidAnnotationError("with a malformed iscrowd", f"iscrowd is {shown(crowd)}, expected the number 0 or 1.")
     return 1
 
 
 def _require_box(box: Sequence[float], height: int, width: int, *, is_crowd: bool) -> None:
     left, top, across, down = box
     if not all(abs(side) < 1e15 for side in box):  # of NaN every comparison is false
-        raise UnusableBox("with NaN or Infinity in the box", f"bbox is {shown(box)}, expected finite numbers.")
+        raise UnusableBoxError("with NaN or Infinity in the box", f"bbox is {shown(box)}, expected finite numbers.")
     if across < 0 or down < 0:
-        raise UnusableBox("with a box of negative size", f"bbox is {shown(box)}, expected a width and a height of 0 or more.")
+        raise UnusableBoxError("with a box of negative size", f"bbox is {shown(box)}, expected width and height of 0 or more.")
     has_area = across > 0 and down > 0
     if has_area and not is_crowd and (left >= width or top >= height or left + across <= 0 or top + down <= 0):
         size = f"which is {width} wide and {height} high"
-        raise InvalidAnnotation("outside of the image", f"the box {box} is outside of its image, {size}.")
+        raise InvalidAnnotationError("outside of the image", f"the box {box} is outside of its image, {size}.")
 
 
 def _segmentation(segmentation: Any, height: int, width: int) -> Any:
@@ -109,7 +111,7 @@ def _segmentation(segmentation: Any, height: int, width: int) -> Any:
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, height, width)
     if not isinstance(segmentation, list) or not segmentation or not all(map(_is_polygon, segmentation)):
-        raise InvalidAnnotation(
+        raise InvalidAnnotationError(
             "without a usable mask",
             f"segmentation is {shown(segmentation)}, expected polygons [[x, y, x, y, x, y, ...], ...] "
             "or a run-length code {size, counts}.",
@@ -121,7 +123,7 @@ def _segmentation(segmentation: Any, height: int, width: int) -> Any:
         or max(max(part[1::2]) for part in segmentation) <= 0
     ):
         size = f"which is {width} wide and {height} high"
-        raise InvalidAnnotation("outside of the image", f"its mask is outside of its image, {size}.")
+        raise InvalidAnnotationError("outside of the image", f"its mask is outside of its image, {size}.")
     for part in segmentation:
         _require_near(part, height, width)
     return segmentation
@@ -140,7 +142,7 @@ def _require_near(polygon: list[float], height: int, width: int) -> None:
         far = next(
             (x for i, x in enumerate(polygon) if not -reach <= x <= (height if i % 2 else width) + reach), "not a finite number"
         )
-        raise InvalidAnnotation(
+        raise InvalidAnnotationError(
             "without a usable mask",
             f"its polygon has the coordinate {str(far)[:40]}, expected finite ones within or near its image, which is {width} "
             f"wide and {height} high.",
@@ -151,7 +153,7 @@ def _require_near(polygon: list[float], height: int, width: int) -> None:
             for i in range(len(xs))
         )
         if length > MAX_OUTLINE:
-            raise InvalidAnnotation(
+            raise InvalidAnnotationError(
                 "without a usable mask",
                 f"its polygon of {len(xs)} points is {length:.0f} pixels long, expected at most {MAX_OUTLINE}.",
             )
@@ -161,14 +163,14 @@ def _run_lengths(segmentation: Mapping[str, Any], height: int, width: int) -> di
     """Return a run-length code whose runs fill the image."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width] or not isinstance(counts, (str, list)):
-        raise InvalidAnnotation(
+        raise InvalidAnnotationError(
             "without a usable mask",
             f"its mask has size {size if isinstance(size, list) and len(size) < 9 else shown(size)}, expected the image's "
             f"{[height, width]}, and counts.",
         )
     runs = _decoded(counts) if isinstance(counts, str) else [_count(run) for run in counts] or [-1]
     if sum(runs) != height * width or min(runs) < 0:
-        raise InvalidAnnotation(
+        raise InvalidAnnotationError(
             "without a usable mask", f"the runs of its mask come to {sum(runs)} pixels, expected {height * width}."
         )
     return {"size": [height, width], "counts": counts if isinstance(counts, str) else runs}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stvit_cli.data.coco_annotation import InvalidAnnotation, UnknownReference, UnusableBox, box_within, normalized
+from stvit_cli.data.coco_annotation import InvalidAnnotationError, UnknownReferenceError, UnusableBoxError, box_within, normalized
 from stvit_cli.data.coco_file import Category, ImageEntry, comparable_id, read_categories, read_images, read_json, shown
 from stvit_cli.errors import UserError
 
@@ -161,9 +161,9 @@ class _Reader:
         try:
             index, label = self._image_of(annotation), self._label_of(annotation)
             found = normalized(annotation, *self.sizes[index])
-        except InvalidAnnotation as fault:
+        except InvalidAnnotationError as fault:
             self.of_both[fault.reason] += 1
-            if not isinstance(fault, UnusableBox) and self.first_fault is None:
+            if not isinstance(fault, UnusableBoxError) and self.first_fault is None:
                 self.first_fault = f"{self.path}: {_name(annotation, position)}{fault.joint}{fault}"
             return
         number = annotation.get("id")
@@ -187,7 +187,7 @@ class _Reader:
         index = self.positions.get(comparable_id(given))
         if index is None:
             text = f"is of image {_id(given)}, which is not in the file{_for_example(given, self.first_ids[0])}."
-            raise UnknownReference("of an image that is not in the file", text)
+            raise UnknownReferenceError("of an image that is not in the file", text)
         return index
 
     def _label_of(self, annotation: Mapping[str, Any]) -> int:
@@ -199,7 +199,7 @@ class _Reader:
                 f"is of category {_id(given)}, which is not in the file{_for_example(given, self.first_ids[1])}.\n"
                 f"Categories: {known}{', ...' if len(self.categories) > 20 else ''}"
             )
-            raise UnknownReference("of a category that is not in the file", text)
+            raise UnknownReferenceError("of a category that is not in the file", text)
         return label
 
     def _count(self, index: int, found: Mapping[str, Any]) -> None:

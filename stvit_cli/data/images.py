@@ -61,7 +61,7 @@ _NOT_FILES = (
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-class UnreadableImage(UserError):
+class UnreadableImageError(UserError):
     """The file is there and can be read, but what it holds cannot be decoded as an image."""
 
 
@@ -72,12 +72,12 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     several frames the first is taken.
 
     Raises:
-        UnreadableImage: what the file holds cannot be decoded.
+        UnreadableImageError: what the file holds cannot be decoded.
         UserError: the file itself cannot be read (missing, a folder, no permission, a failing disk).
     """
     name, content = printable(str(path)), _read(Path(path))
     if not content:
-        raise UnreadableImage(f"{name}: not an image: the file is empty (0 bytes).")
+        raise UnreadableImageError(f"{name}: not an image: the file is empty (0 bytes).")
     try:
         return _decode(content)
     except Image.UnidentifiedImageError:
@@ -88,7 +88,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise
     except Exception as error:  # decoders fail on damaged files with nearly every type there is
         reason = f"the image is damaged or of an unsupported kind: {str(error).strip() or type(error).__name__}"
-    raise UnreadableImage(f"{name}: {printable(reason.rstrip('.'))}.") from None
+    raise UnreadableImageError(f"{name}: {printable(reason.rstrip('.'))}.") from None
 
 
 def explain_failure(path: str | os.PathLike[str], error: Exception) -> str:

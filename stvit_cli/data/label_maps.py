@@ -49,7 +49,7 @@ def open_label_map(path: Path) -> NDArray[np.int32]:
 
 
 def _unidentified(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         start = file.read(4)
     for first, what in _LOSSY.items():
         if start.startswith(first):

@@ -12,7 +12,7 @@ from torch import nn
 from stvit_cli.data.loader import build_eval_loader
 from stvit_cli.engine.distributed import World, joined_world
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.base import NOT_FINITE, Evaluation, NonFiniteOutputs, move
+from stvit_cli.tasks.base import NOT_FINITE, Evaluation, NonFiniteOutputsError, move
 from stvit_cli.utils.text import first_few
 
 ENOUGH = 50
@@ -21,7 +21,7 @@ NUM_NAMED = 4
 """Of such images, so many are named."""
 
 
-class NonFiniteEvaluation(UserError):
+class NonFiniteEvaluationError(UserError):
     """A model's outputs for images of the validation set are infinite or not a number."""
 
 
@@ -33,7 +33,7 @@ def evaluate(
     The model is moved to the device and left in evaluation mode.
 
     Raises:
-        NonFiniteEvaluation: see `evaluate_models`.
+        NonFiniteEvaluationError: see `evaluate_models`.
     """
     with joined_world(torch.device(device).type) as world:
         model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -62,7 +62,7 @@ def evaluate_models(
         The metrics of each model, the same on every process; None where the evaluation was given up.
 
     Raises:
-        NonFiniteEvaluation: on rank 0, where outputs are not finite: how many images have such, and some of their names. The
+        NonFiniteEvaluationError: on rank 0, where outputs are not finite: how many images have such, and some of their names. The
             other processes then end without a word, with code 2.
     """
     loader = build_eval_loader(task.val_set, task.collate_eval, batch_size, num_workers, world.rank, world.size)
@@ -78,7 +78,7 @@ def evaluate_models(
             for name, model in models.items():
                 try:
                     evaluators[name].update(model, batch)
-                except NonFiniteOutputs as error:
+                except NonFiniteOutputsError as error:
                     bad[name].add(error.finite, task.describe_eval(batch))
             advance(done, len(loader))
             if stopped():
@@ -118,7 +118,7 @@ def _require_finite(model: str, parts: Sequence[Bad], world: World) -> None:
     at_least = "at least " if any(part.count >= ENOUGH for part in parts) else ""
     whose = "moving average" if model else "model"
     shown = first_few(names, NUM_NAMED) if count <= NUM_NAMED else f"{', '.join(names[:NUM_NAMED])} and others"
-    raise NonFiniteEvaluation(
+    raise NonFiniteEvaluationError(
         f"The {whose}'s outputs are {NOT_FINITE} for {at_least}{count} images of the validation set, so there are no metrics.\n"
         f"Images: {shown}.\n"
         "Finite weights can overflow in the model: train with a lower optim.lr, or evaluate other weights."

@@ -21,20 +21,20 @@ class History:
         self.path = path
 
     def append(self, row: dict[str, Any]) -> None:
-        with writing(self.path), open(self.path, "ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(strict_json.dumps(row).encode() + b"\n")
 
     def size(self) -> int:
         """Wait until every line is on the disk, and return how many bytes that is; a checkpoint remembers it."""
         if not self.path.exists():
             return 0
-        with writing(self.path), open(self.path, "ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 
     def cut(self, size: int) -> bool:
         """Drop what was written after the first ``size`` bytes; return whether all of those are there."""
-        with writing(self.path), open(self.path, "ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             whole = file.tell() >= size
             if whole:
                 file.truncate(size)

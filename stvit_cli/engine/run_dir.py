@@ -93,7 +93,7 @@ class RunDir:
 
 def require_free(path: Path) -> None:
     """Raise UserError where a new run cannot begin in ``path``: a file, a directory that holds something or cannot be written."""
-    if os.path.exists(path) and not path.is_dir():
+    if os.path.exists(path) and not path.is_dir():  # noqa: PTH110  # Path.exists raises for a name that is too long
         raise UserError(f"{path} is a file; expected a directory for the run, new or empty.")
     names, saved = _names(path), _names(path / "checkpoints")
     if not (names <= BEFORE_RECIPE and saved <= FIRST_CHECKPOINT):
@@ -117,7 +117,7 @@ def make_new(path: Path) -> Path:
 
 
 def _names(path: Path) -> set[str]:
-    return {entry.name for entry in path.iterdir()} if os.path.isdir(path) else set()
+    return {entry.name for entry in path.iterdir()} if os.path.isdir(path) else set()  # noqa: PTH112
 
 
 def environment(device: str, world_size: int, kernels: bool) -> dict[str, object]:

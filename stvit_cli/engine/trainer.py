@@ -14,7 +14,7 @@ from stvit_cli.engine.branch import Branch, adapted
 from stvit_cli.engine.curves import draw_curves
 from stvit_cli.engine.damage import check_content
 from stvit_cli.engine.distributed import joined_world, was_restarted
-from stvit_cli.engine.evaluation import NonFiniteEvaluation, evaluate_models
+from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
@@ -298,7 +298,7 @@ class Trainer:
                 stopped=lambda: self.stop.number != 0,
                 advance=self.progress.evaluating,
             )
-        except NonFiniteEvaluation as error:
+        except NonFiniteEvaluationError as error:
             raise UserError(f"After step {state.step}: {error}\n{still_good(state, self.places)}") from error
         if results is None:
             self._stop(max(self.world.gather(self.stop.number)))

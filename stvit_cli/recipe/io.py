@@ -111,7 +111,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         section, _, leaf = key.partition(".")
         value = getattr(getattr(recipe, section), leaf)
         if value is not None:
-            changed = getattr(recipe, section).model_copy(update={leaf: str(Path(os.path.expanduser(value)).resolve())})
+            expanded = os.path.expanduser(value)  # noqa: PTH111  # Path.expanduser raises where there is no such user
+            changed = getattr(recipe, section).model_copy(update={leaf: str(Path(expanded).resolve())})
             recipe = recipe.model_copy(update={section: changed})
     return recipe
 

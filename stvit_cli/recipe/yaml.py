@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from copy import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -37,7 +37,7 @@ _MISPLACED = re.compile(rf"\A-?({_SPACE})|({_SPACE})\Z|:({_SPACE})|({_SPACE})#")
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the resolvers below; refuses anchors, aliases and tags."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs forget it
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes what ``_Loader`` would take for something other than text."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

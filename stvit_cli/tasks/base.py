@@ -24,7 +24,7 @@ NOT_FINITE = "not finite (NaN or infinite)"
 """What a message says of such outputs."""
 
 
-class NonFiniteOutputs(UserError):
+class NonFiniteOutputsError(UserError):
     """Outputs of a model are infinite or not a number.
 
     Attributes:
@@ -53,7 +53,7 @@ class Evaluator(Protocol):
         """Evaluate ``model`` on a batch.
 
         Raises:
-            NonFiniteOutputs: the model's outputs are infinite or not a number; see `tasks.finite`. The evaluation then fails.
+            NonFiniteOutputsError: the model's outputs are infinite or NaN; see `tasks.finite`. The evaluation then fails.
         """
         ...
 

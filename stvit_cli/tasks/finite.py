@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.base import NonFiniteOutputsError
 
 
 def require_finite(*outputs: Tensor, counts: Sequence[int] | None = None) -> None:
@@ -21,7 +21,7 @@ def require_finite(*outputs: Tensor, counts: Sequence[int] | None = None) -> Non
         counts: rows of each image.
 
     Raises:
-        NonFiniteOutputs: they are infinite or not a number.
+        NonFiniteOutputsError: they are infinite or not a number.
     """
     # A sum is finite only where all of its terms are. It is forty times as fast as asking each of them (150 x 512 x 683 values
     # on a CPU: 15 ms and 585 ms), which is left to the sums of large values that overflow by themselves.
@@ -30,4 +30,4 @@ def require_finite(*outputs: Tensor, counts: Sequence[int] | None = None) -> Non
     rows = torch.stack([output.isfinite().flatten(1).all(1) for output in outputs]).all(0)
     finite = [bool(part.all()) for part in rows.split(list(counts) if counts is not None else 1)]
     if not all(finite):
-        raise NonFiniteOutputs(finite)
+        raise NonFiniteOutputsError(finite)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.kernels import KernelsUnavailable, takes, use_kernels
+from stvit_cli.models.kernels import KernelsUnavailableError, takes, use_kernels
 from stvit_cli.tasks.base import HasCompilableBlocks, Preparation
 
 
@@ -26,7 +26,7 @@ class PreparedModel:
         name = type(self.model).__name__
         try:
             uses_kernels = use_kernels(self.model, device_type, kernels)
-        except KernelsUnavailable as error:
+        except KernelsUnavailableError as error:
             raise UserError(f"train.kernels is true, but they cannot be had: {error}. Use train.kernels=auto.") from error
         if kernels is True and not uses_kernels:
             raise UserError(f"train.kernels: {name} has no part that they serve. Use train.kernels=auto.")

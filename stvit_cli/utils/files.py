@@ -122,7 +122,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         aside.open("xb").close()
         yield aside
-        with open(aside, "rb") as file:
+        with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     finally:
@@ -138,7 +138,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write a new file and wait until it is on the disk."""
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from stvit_cli.data.images import UnreadableImage
+from stvit_cli.data.images import UnreadableImageError
 from stvit_cli.tasks.detection import predict as predict_detection
 from stvit_cli.tasks.segmentation import predict as predict_segmentation
 
@@ -52,7 +52,7 @@ def predict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_bad_images_are_named_and_the_others_answered(predict: Callable[..., list[Any]]) -> None:
     no_memory = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
-    found = predict(UnreadableImage("0.png: damaged."), MemoryError(), no_memory, None)
+    found = predict(UnreadableImageError("0.png: damaged."), MemoryError(), no_memory, None)
     assert [str(result.path) for result in found] == ["0.png", "1.png", "2.png", "3.png"]
     assert found[0].error == "0.png: damaged."
     assert found[3].error is None

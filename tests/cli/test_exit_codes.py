@@ -57,11 +57,12 @@ def test_what_is_raised_becomes_a_code(stvit, monkeypatch: pytest.MonkeyPatch, r
         raise raised
 
     monkeypatch.setattr("stvit_cli.recipe.io.list_recipes", fail)
-    try:
-        ended = stvit("recipes", "list")
-    except SystemExit as exit_:
-        assert exit_.code == code
+    if isinstance(raised, SystemExit):
+        with pytest.raises(SystemExit) as ended_at_once:
+            stvit("recipes", "list")
+        assert ended_at_once.value.code == code
         return
+    ended = stvit("recipes", "list")
     assert ended.code == code
     assert ended.err == ("stvit: the key\nis wrong\n" if code == 2 else "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,9 @@ def test_images_of_like_shape_share_a_micro_batch() -> None:
         return [[[key.index for key in batch] for batch in batches[s * count : (s + 1) * count]] for s in range(5)]
 
     plain, alike = steps(2, 1, None), steps(2, 1, aspect_ratios)
-    assert [sorted(sum(step, [])) for step in plain] == [sorted(sum(step, [])) for step in alike]
+    assert [sorted(chain(*step)) for step in plain] == [sorted(chain(*step)) for step in alike]
     for step in alike:
-        figures = aspect_ratios[sum(step, [])]
+        figures = aspect_ratios[list(chain(*step))]
         assert (np.diff(figures) >= 0).all()
     assert steps(2, 2, aspect_ratios) == alike
 

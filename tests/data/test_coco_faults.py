@@ -399,7 +399,7 @@ def test_a_file_without_annotations_is_answered_with_results_and_no_figures(tmp_
     figures = dict(DetectionEvaluator(val_set, str(results)).compute([(2, [entry])]))
     assert figures == {"num_images": 2, "num_detections": 1}
     assert json.loads((tmp_path / "found.bbox.json").read_text())[0]["image_id"] == 80
-    with pytest.raises(UserError, match="no list of objects 'annotations'|it has no annotations"):
+    with pytest.raises(UserError, match=r"no list of objects 'annotations'|it has no annotations"):
         build_detection(*_sections(tmp_path, results_json=str(results)), 0.5, 0)
 
 

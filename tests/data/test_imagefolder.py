@@ -138,9 +138,9 @@ def test_folders_that_cannot_be_used(tmp_path: Path, names: list[str], directory
 
 
 def test_no_folder_and_nothing_held_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.dir is not set.*--data"):
+    with pytest.raises(UserError, match=r"data.dir is not set.*--data"):
         find_images(DataSection())
-    with pytest.raises(UserError, match="data.val_fraction is 0"):
+    with pytest.raises(UserError, match=r"data.val_fraction is 0"):
         find_images(section(write(tmp_path, "a/1.png", "b/1.png"), val_fraction=0.0))
     with pytest.raises(UserError, match="no val/ to evaluate on"):
         find_eval_images(section(write(tmp_path / "x", "train/a/1.png")), None, whole=True)

@@ -161,7 +161,7 @@ def test_in_evaluation_nothing_is_skipped(tmp_path: Path) -> None:
     data = image_folder(tmp_path).model_copy(update={"unreadable": "skip"})
     (tmp_path / "val" / "class0" / "0.png").write_bytes(b"")
     val_set = build_classification(data, AugmentSection(), EvalSection(), seed=0).val_set
-    with pytest.raises(UserError, match="0.png.*empty"):
+    with pytest.raises(UserError, match=r"0.png.*empty"):
         list(build_eval_loader(val_set, default_collate, 4, 0))
 
 
@@ -169,7 +169,7 @@ def test_missing_files_stop_even_where_unreadable_images_are_skipped(tmp_path: P
     data = image_folder(tmp_path).model_copy(update={"unreadable": "skip"})
     train_set = build_classification(data, AugmentSection(), EvalSection(), seed=0).train_set
     (tmp_path / "train" / "class0" / "0.png").unlink()
-    with pytest.raises(UserError, match="0.png: there is no such file"):
+    with pytest.raises(UserError, match=r"0.png: there is no such file"):
         list(build_train_loader(train_set, train_batches(12, num_steps=6), default_collate, 0, pin_memory=False))
 
 

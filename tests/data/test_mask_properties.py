@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from stvit_cli.data.coco import decode_mask, encode_mask
-from stvit_cli.data.coco_annotation import InvalidAnnotation, normalized
+from stvit_cli.data.coco_annotation import InvalidAnnotationError, normalized
 
 MASKS = hnp.arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 
@@ -49,7 +49,7 @@ def test_damaged_counts_are_refused_or_fill_the_image(mask: NDArray[np.bool_], d
     counts = data.draw(st.text(st.characters(min_codepoint=40, max_codepoint=130), max_size=12) | shortened(encode_mask(mask)))
     try:
         segmentation = checked({"size": list(mask.shape), "counts": counts}, *mask.shape)
-    except InvalidAnnotation:
+    except InvalidAnnotationError:
         return
     decoded = decode_mask(segmentation, *mask.shape)
     assert set(np.unique(decoded)) <= {0, 1}

@@ -30,10 +30,13 @@ def recipe(root: Path | None, *words: str) -> Recipe:
 
 
 def complaint(root: Path | None, *words: str, read: bool = False) -> str:
-    with pytest.raises(UserError) as caught:
+    def build() -> None:
         data = build_segmentation(recipe(root, *words))
         if read:
             data.train_set[SampleKey(0, 0, 0)]
+
+    with pytest.raises(UserError) as caught:
+        build()
     assert len(str(caught.value).splitlines()) <= 6
     return str(caught.value)
 

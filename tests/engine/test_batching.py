@@ -54,7 +54,7 @@ def test_processes_that_cannot_share_list_what_could() -> None:
 def test_pairs_stay_together() -> None:
     with pytest.raises(UserError, match="2 images at a time"):
         plan_batches(section("auto", 6), 2, multiple=2)
-    with pytest.raises(UserError, match="Sizes that do: 6 .*, 2 "):
+    with pytest.raises(UserError, match=r"Sizes that do: 6 .*, 2 "):
         plan_batches(section(3, 6), 1, multiple=2)
 
 

@@ -111,7 +111,7 @@ def test_metrics_that_cannot_be_written_end_it_too(tmp_path: Path) -> None:
         (tmp_path / "run" / "metrics.jsonl").mkdir()
         return loss
 
-    with pytest.raises(UserError, match="metrics.jsonl cannot be written: Is a directory"):
+    with pytest.raises(UserError, match=r"metrics.jsonl cannot be written: Is a directory"):
         fit(tmp_path, "checkpoint.every_steps=null", at=2, then=take_away)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from stvit_cli import engine
 from stvit_cli.engine import checkpoint, step
-from stvit_cli.engine.evaluation import ENOUGH, NonFiniteEvaluation
+from stvit_cli.engine.evaluation import ENOUGH, NonFiniteEvaluationError
 from stvit_cli.engine.finite_weights import non_finite
 from stvit_cli.engine.metrics_log import History
 from stvit_cli.errors import UserError
@@ -60,7 +60,7 @@ def test_a_last_update_that_overflows_ends_the_run_and_keeps_the_best(
 
 def test_a_checkpoint_without_an_evaluation_is_not_written_either(tmp_path: Path, last_rate: dict[str, float]) -> None:
     last_rate["lr"] = 1e39
-    with pytest.raises(UserError, match="by step 10.*(\n.*)*step_00000008"):
+    with pytest.raises(UserError, match=r"by step 10.*(\n.*)*step_00000008"):
         toy.train(tmp_path, "schedule.epochs=4")
     assert checkpoint.load_newest(tmp_path / "run" / "checkpoints").step == 8
 
@@ -106,7 +106,7 @@ def test_an_evaluation_without_any_finite_output_ends_early(monkeypatch: pytest.
     seen = []
     model = Overflowing(above=-1e9)
     model.register_forward_hook(lambda *_: seen.append(1))
-    with pytest.raises(NonFiniteEvaluation, match="for at least 8 images"):
+    with pytest.raises(NonFiniteEvaluationError, match="for at least 8 images"):
         engine.evaluate(toy.ToyTask(), model, batch_size=4)
     assert len(seen) == 2
     assert ENOUGH >= 8

@@ -116,6 +116,6 @@ def test_durations_are_for_people() -> None:
 
 def test_training_needs_a_module_with_blocks_to_compile_them(tmp_path: Path) -> None:
     assert isinstance(toy.ToyTask().model, nn.Sequential)
-    with pytest.raises(UserError, match="train.compile: Sequential has no blocks"):
+    with pytest.raises(UserError, match=r"train.compile: Sequential has no blocks"):
         engine.fit(toy.ToyTask(), toy.recipe("train.compile=true"), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

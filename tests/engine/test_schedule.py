@@ -74,7 +74,7 @@ def test_the_timeline_counts_whole_batches() -> None:
 
 def test_a_batch_larger_than_the_data_is_the_users_error() -> None:
     recipe = recipe_io.from_text("name: x", ["train.global_batch_size=64"])
-    with pytest.raises(UserError, match="only 37 images.*\n.*train.global_batch_size=32"):
+    with pytest.raises(UserError, match=r"only 37 images.*\n.*train.global_batch_size=32"):
         build_timeline(recipe, num_samples=37)
 
 

@@ -55,7 +55,7 @@ def test_what_is_printed_to_a_missing_stream_is_dropped(
 
 
 def test_characters_that_an_encoding_lacks_are_escaped(tmp_path: Path) -> None:
-    with open(tmp_path / "log", "w", encoding="ascii") as file:
+    with (tmp_path / "log").open("w", encoding="ascii") as file:
         Lasting(file).write("größer\n")
     assert (tmp_path / "log").read_text() == "gr\\xf6\\xdfer\n"
 

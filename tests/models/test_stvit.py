@@ -153,5 +153,5 @@ def test_drop_path_grows_over_all_blocks() -> None:
 
 def test_unknown_model_names_the_nearest() -> None:
     assert "stvit-nano" in list_models()
-    with pytest.raises(UserError, match="no model 'stvit-nanp'. Did you mean 'stvit-nano'?"):
+    with pytest.raises(UserError, match=r"no model 'stvit-nanp'. Did you mean 'stvit-nano'?"):
         create_model("stvit-nanp")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from stvit_cli import engine, tasks
-from stvit_cli.engine.evaluation import NonFiniteEvaluation
+from stvit_cli.engine.evaluation import NonFiniteEvaluationError
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DetectionSection, SegmentationSection
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.classification.task import ClassificationEvaluator
 from stvit_cli.tasks.detection.detector import create_detector
 from stvit_cli.tasks.finite import require_finite
@@ -36,7 +36,7 @@ class Given(nn.Module):
 def test_a_logit_that_is_not_finite_is_no_right_answer(value: float) -> None:
     logits = torch.tensor([[1.0, 0, 0], [value, 0, 0], [0, 0, value]])
     evaluator = ClassificationEvaluator()
-    with pytest.raises(NonFiniteOutputs, match="for 2 of 3 images") as caught:
+    with pytest.raises(NonFiniteOutputsError, match="for 2 of 3 images") as caught:
         evaluator.update(Given(), {"image": logits, "target": torch.zeros(3, dtype=torch.long)})
     assert caught.value.finite == [True, False, False]
     assert evaluator.state()[1:3] == (0, 0)
@@ -47,7 +47,7 @@ def test_values_whose_sum_overflows_are_finite() -> None:
     require_finite(torch.full((2, 4), 6e4, dtype=torch.float16))
     require_finite(torch.full((2, 4), 1e300, dtype=torch.float64))
     require_finite(torch.zeros(0, 4), counts=[0, 0])
-    with pytest.raises(NonFiniteOutputs) as caught:
+    with pytest.raises(NonFiniteOutputsError) as caught:
         require_finite(torch.tensor([1.0, 2, float("nan")])[:, None], counts=[0, 2, 1, 0])
     assert caught.value.finite == [True, True, False, True]
 
@@ -67,18 +67,18 @@ def test_values_whose_sum_overflows_are_finite() -> None:
 def test_a_detector_never_drops_what_is_not_a_number(head: str, layer: str, value: float) -> None:
     """Non-maximum suppression and the least score would: no object in the images, it would seem."""
     detector = create_detector("stvit-nano", 2, SMALL.model_copy(update={"head": head})).eval()
-    parameters = [p for name, p in detector.named_parameters() if name.endswith(layer) and "rpn" not in name or name == layer]
+    parameters = [p for name, p in detector.named_parameters() if (name.endswith(layer) and "rpn" not in name) or name == layer]
     assert len(parameters) == (3 if "cascade" in head and "." not in layer.removesuffix(".bias") else 1)
     with torch.no_grad():
         parameters[-1][-1] = value
-        with pytest.raises(NonFiniteOutputs) as caught:
+        with pytest.raises(NonFiniteOutputsError) as caught:
             detector([torch.rand(3, 64, 64), torch.rand(3, 40, 90)])
     assert caught.value.finite == [False, False]
 
 
 def test_one_image_of_a_detector_s_batch_is_told_from_the_others() -> None:
     detector = create_detector("stvit-nano", 2, SMALL).eval()
-    with torch.no_grad(), pytest.raises(NonFiniteOutputs) as caught:
+    with torch.no_grad(), pytest.raises(NonFiniteOutputsError) as caught:
         detector([torch.rand(3, 64, 64), torch.full((3, 64, 64), float("inf"))])
     assert caught.value.finite == [True, False]
 
@@ -99,7 +99,7 @@ def test_one_pixel_that_is_not_finite_is_no_label_map(section: SegmentationSecti
     image = torch.rand(1, 3, 40, 40)
     assert label_map(Given(), [image], (40, 40), section).shape == (40, 40)
     image[0, 1, 20, 20] = float("-inf")  # in no pixel the largest
-    with pytest.raises(NonFiniteOutputs):
+    with pytest.raises(NonFiniteOutputsError):
         label_map(Given(), [image], (40, 40), section)
 
 
@@ -118,7 +118,7 @@ def test_an_evaluation_of_the_dense_tasks_names_the_images(
     task = tasks.build(recipe_io.load(recipe, [*WORDS[recipe], *small, "model.name=stvit-nano", "model.drop_path_rate=0.0"]))
     with torch.no_grad():
         next(task.model.parameters())[0] = 1e38  # finite
-    with pytest.raises(NonFiniteEvaluation) as caught:
+    with pytest.raises(NonFiniteEvaluationError) as caught:
         engine.evaluate(task, task.model, batch_size=2)
     first, second, *_ = str(caught.value).splitlines()
     assert "for 3 images of the validation set" in first

@@ -206,7 +206,7 @@ def _start(run: Run, place: Place) -> subprocess.Popen[bytes]:
         replace_file(recipe_file, recipe_io.dump(run.recipe).encode())
     again = RunDir(run.path).recipe.is_file()
     words = ["--resume", str(run.path)] if again else ["--recipe", str(recipe_file), "--output", str(run.path)]
-    with writing(_log(run)), open(_log(run), "ab") as log:
+    with writing(_log(run)), _log(run).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "stvit_cli", "train", *words],
             env=os.environ | place.environment | {"STVIT_ABLATION": str(run.path.parent)},  # see engine.signals

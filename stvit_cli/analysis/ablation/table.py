@@ -31,7 +31,7 @@ LABELS = {
     name: "Swin†" if row.global_stage is not None else "Swin" if row.attention == "swin" else "STViT"
     for name, row in ROWS.items()
 }
-NUMBERS = {number: name for number, name in enumerate(ROWS, start=1)}
+NUMBERS = dict(enumerate(ROWS, start=1))
 PAIRS = ((1, 2), (3, 5), (4, 5), (6, 7))  # a row of Swin, and the row of STViT with its widths, depths and encoding
 
 # How near our counts must come to the paper's rounded figures.

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from stvit_cli.utils.environment import local_rank
 
 _loaded: set[str] = set()
-_unavailable: dict[str, KernelsUnavailable] = {}
+_unavailable: dict[str, KernelsUnavailableError] = {}
 
 
-class KernelsUnavailable(RuntimeError):
+class KernelsUnavailableError(RuntimeError):
     """There are no kernels for this device on this machine; the message says why, in a line."""
 
 
-class UnsupportedDevice(KernelsUnavailable):
+class UnsupportedDeviceError(KernelsUnavailableError):
     """Nothing on this machine could make them available, so that nothing needs to be said."""
 
 
@@ -32,7 +32,7 @@ def load(device_type: str) -> None:
     """Make the kernels of ``cpu`` or ``cuda`` ready. The first time on a machine those of a CPU are compiled, in seconds.
 
     Raises:
-        KernelsUnavailable: no compiler, no Triton, or another device. It is not tried twice in a process.
+        KernelsUnavailableError: no compiler, no Triton, or another device. It is not tried twice in a process.
     """
     if device_type in _unavailable:
         raise _unavailable[device_type]
@@ -40,7 +40,7 @@ def load(device_type: str) -> None:
         return
     try:
         _load(device_type)
-    except KernelsUnavailable as error:
+    except KernelsUnavailableError as error:
         _unavailable[device_type] = error
         raise
     _loaded.add(device_type)
@@ -54,14 +54,14 @@ def _load(device_type: str) -> None:
         try:
             torch.ops.load_library(str(path))
         except OSError as error:
-            raise KernelsUnavailable(f"{path} cannot be loaded ({error.__cause__ or error})") from error
+            raise KernelsUnavailableError(f"{path} cannot be loaded ({error.__cause__ or error})") from error
     elif device_type == "cuda":
         try:
             from stvit_cli.models.kernels.triton import library as gpu  # noqa: F401
         except ImportError as error:
-            raise KernelsUnavailable(f"the package {error.name} is missing") from error
+            raise KernelsUnavailableError(f"the package {error.name} is missing") from error
     else:
-        raise UnsupportedDevice(f"there are kernels for cpu and cuda, not for {device_type}")
+        raise UnsupportedDeviceError(f"there are kernels for cpu and cuda, not for {device_type}")
 
 
 def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto"] = True) -> bool:
@@ -71,7 +71,7 @@ def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto
         wanted: with ``auto``, on a CPU where they can be had; not on a GPU, where how fast they are was not measured.
 
     Raises:
-        KernelsUnavailable: they are wanted and cannot be had; see `load`.
+        KernelsUnavailableError: they are wanted and cannot be had; see `load`.
     """
     parts = [module for module in model.modules() if hasattr(module, "kernels")]
     if wanted == "auto":
@@ -88,8 +88,8 @@ def is_available(device_type: str) -> bool:
     known = device_type in _unavailable
     try:
         load(device_type)
-    except KernelsUnavailable as error:
-        if not known and not isinstance(error, UnsupportedDevice) and local_rank() == 0:
+    except KernelsUnavailableError as error:
+        if not known and not isinstance(error, UnsupportedDeviceError) and local_rank() == 0:
             print(f"Warning: {error}. The plain form runs instead, slower.", file=sys.stderr)
         return False
     return True

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from stvit_cli.models.kernels import KernelsUnavailable, UnsupportedDevice, cache
+from stvit_cli.models.kernels import KernelsUnavailableError, UnsupportedDeviceError, cache
 from stvit_cli.utils.text import printable
 
 SOURCES = Path(__file__).with_name("cpu")
@@ -30,10 +30,10 @@ def library() -> Path:
     """Return the compiled library, after compiling it where this source, torch and processor have no undamaged one.
 
     Raises:
-        KernelsUnavailable: not on Linux, no compiler, it ends with an error, or the cache cannot be used.
+        KernelsUnavailableError: not on Linux, no compiler, it ends with an error, or the cache cannot be used.
     """
     if sys.platform != "linux":
-        raise UnsupportedDevice("those of a CPU are for Linux")
+        raise UnsupportedDeviceError("those of a CPU are for Linux")
     compiler = _compiler()
     folder = cache.folder()
     cache.require_executable(folder)
@@ -53,10 +53,10 @@ def _compiler() -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise KernelsUnavailable(f"CXX is {printable(command)!r}, which is no command ({error})") from error
+        raise KernelsUnavailableError(f"CXX is {printable(command)!r}, which is no command ({error})") from error
     program = shutil.which(words[0]) if words else None
     if program is None:
-        raise KernelsUnavailable(f"no C++ compiler here ({printable(command)})")
+        raise KernelsUnavailableError(f"no C++ compiler here ({printable(command)})")
     return [program, *words[1:]]
 
 
@@ -94,7 +94,7 @@ def _compile(compiler: list[str], built: Path) -> None:
         end = f"it ended with status {status}" if status > 0 else f"it was ended by signal {-status}"
         lines = said.splitlines() or [end]
         first = next((line for line in lines if "error" in line), lines[-1])
-        raise KernelsUnavailable(f"{' '.join(compiler)} failed: {printable(first.strip())}")
+        raise KernelsUnavailableError(f"{' '.join(compiler)} failed: {printable(first.strip())}")
 
 
 def _run(words: list[str]) -> tuple[int, str]:
@@ -116,7 +116,7 @@ def _run(words: list[str]) -> tuple[int, str]:
             start_new_session=True,
         )
     except OSError as error:
-        raise KernelsUnavailable(f"{words[0]} cannot be run ({error.strerror})") from error
+        raise KernelsUnavailableError(f"{words[0]} cannot be run ({error.strerror})") from error
     with process:
         try:
             said = process.communicate()[1]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stvit_cli.models.kernels import KernelsUnavailable
+from stvit_cli.models.kernels import KernelsUnavailableError
 from stvit_cli.utils.files import cache_dir, replace_file, replacing
 
 STALE_S = 3600
@@ -25,7 +25,7 @@ def folder() -> Path:
     """Return the folder of the compiled libraries, after creating it where there is none.
 
     Raises:
-        KernelsUnavailable: it cannot be had, or others may write to it.
+        KernelsUnavailableError: it cannot be had, or others may write to it.
     """
     try:
         path = cache_dir() / "kernels"
@@ -37,7 +37,7 @@ def folder() -> Path:
     for checked in (path.parent, path):
         reason = untrusted(checked, group_may_write=checked != path)
         if reason is not None:
-            raise KernelsUnavailable(f"{checked} {reason}")
+            raise KernelsUnavailableError(f"{checked} {reason}")
     return path
 
 
@@ -74,7 +74,7 @@ def storing(library: Path) -> Iterator[Path]:
     """Yield the path of a file to compile into. On success it is flushed and moved to ``library``, with its checksum beside it.
 
     Raises:
-        KernelsUnavailable: the folder cannot be written.
+        KernelsUnavailableError: the folder cannot be written.
     """
     try:
         _remove_stale(library.parent)
@@ -88,15 +88,15 @@ def storing(library: Path) -> Iterator[Path]:
 
 
 def require_executable(path: Path) -> None:
-    """Raise KernelsUnavailable where no library of a folder can be loaded, as its file system is mounted with noexec."""
+    """Raise KernelsUnavailableError where no library of a folder can be loaded, as its file system is mounted with noexec."""
     if sys.platform == "linux" and os.statvfs(path).f_flag & os.ST_NOEXEC:
-        raise KernelsUnavailable(
+        raise KernelsUnavailableError(
             f"{path} is on a file system that runs no programs (noexec); set XDG_CACHE_HOME to a folder on another one"
         )
 
 
-def _not_writable(error: OSError) -> KernelsUnavailable:
-    return KernelsUnavailable(f"{error.filename or 'the cache'} cannot be written ({error.strerror or error})")
+def _not_writable(error: OSError) -> KernelsUnavailableError:
+    return KernelsUnavailableError(f"{error.filename or 'the cache'} cannot be written ({error.strerror or error})")
 
 
 def _checksum_file(library: Path) -> Path:
@@ -104,7 +104,7 @@ def _checksum_file(library: Path) -> Path:
 
 
 def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 

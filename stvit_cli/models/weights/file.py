@@ -267,7 +267,7 @@ def _require_file(path: Path) -> None:
 
 def _is_safetensors(path: Path) -> bool:
     """Tell by the content: the length of the header in eight bytes, then a JSON object. By the ending where that is no help."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"PK"))
 

@@ -17,7 +17,13 @@ from stvit_cli.utils.text import first_few, shortened
 
 logger = logging.getLogger(__name__)
 
-DETECTOR_KEYS = ("head", "short_sides", "long_side", "channels", "fc_dim", "anchor_scale") + (
+DETECTOR_KEYS = (
+    "head",
+    "short_sides",
+    "long_side",
+    "channels",
+    "fc_dim",
+    "anchor_scale",
     "score_threshold",
     "nms_threshold",
     "max_detections",

@@ -80,7 +80,7 @@ def read_checkpoint(path: Path, container: str | None = None) -> Checkpoint:
 
 def _check_beginning(path: Path) -> bool:
     """Return whether the file is an archive, as checkpoints are since 2020, and not a bare pickle; refuse all else."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         head = file.read(16)
     if head.startswith(b"PK"):
         if not zipfile.is_zipfile(path):

@@ -19,7 +19,7 @@ from stvit_cli.data.file_listing import left_out_note, list_files
 from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.inference import for_inference
-from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.loading import Trained
 from stvit_cli.utils.text import did_you_mean
 
@@ -174,7 +174,7 @@ def _predict_batch(
             continue
         *likeliest, is_finite = next(rows)
         if not is_finite:
-            predictions.append(Prediction(path, error=NonFiniteOutputs.of(path)))
+            predictions.append(Prediction(path, error=NonFiniteOutputsError.of(path)))
             continue
         guesses = (Guess(names[index], index, probability) for probability, index in zip(*likeliest, strict=True))
         predictions.append(Prediction(path, tuple(guesses)))

@@ -90,7 +90,7 @@ class CascadeHeads(nn.Module):
         """Return the detections (empty in training) and the losses (empty otherwise).
 
         Raises:
-            NonFiniteOutputs: in evaluation, where logits or boxes are infinite or not a number.
+            NonFiniteOutputsError: in evaluation, where logits or boxes are infinite or not a number.
         """
         if self.training:
             assert targets is not None

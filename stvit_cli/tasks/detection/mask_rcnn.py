@@ -68,7 +68,7 @@ class MaskRCNNHeads(RoIHeads):
         """Return the detections (empty in training) and the losses (empty otherwise).
 
         Raises:
-            NonFiniteOutputs: in evaluation, where logits or boxes are infinite or not a number.
+            NonFiniteOutputsError: in evaluation, where logits or boxes are infinite or not a number.
         """
         if self.training:
             assert targets is not None

@@ -17,7 +17,13 @@ from stvit_cli.data.coco_index import CocoIndex
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import replace_file
 
-FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large") + (
+FIGURES = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
     "ar_1",
     "ar_10",
     "ar_100",

@@ -18,7 +18,7 @@ from stvit_cli.data.coco import decode_mask, encode_mask
 from stvit_cli.data.drawing import font_for, save_png, write_text
 from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.models.optimize.inference import for_inference
-from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.detection.detector import paste_masks
 from stvit_cli.tasks.loading import Trained
 from stvit_cli.utils.text import printable
@@ -103,8 +103,8 @@ def predict(
     for path in images:
         try:
             result = _predict_one(trained, model, path, score_threshold, device)
-        except NonFiniteOutputs:
-            result = DetectionPrediction(path, error=NonFiniteOutputs.of(path))
+        except NonFiniteOutputsError:
+            result = DetectionPrediction(path, error=NonFiniteOutputsError.of(path))
         except Exception as error:
             result = DetectionPrediction(path, error=explain_failure(path, error))
         yield result

@@ -38,7 +38,7 @@ class AnchorMatcher(Matcher):
 
 
 class CheckedHead(RPNHead):
-    """torchvision's, which in evaluation raises `NonFiniteOutputs`: what is not a number would be left out as a small box is."""
+    """torchvision's, which in evaluation raises `NonFiniteOutputsError`: NaN would be left out as a small box is."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return logits and deltas of each level's maps (B, C, H, W)."""

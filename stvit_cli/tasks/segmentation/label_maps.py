@@ -23,7 +23,7 @@ def label_map(model: nn.Module, images: Sequence[Tensor], size: tuple[int, int],
         size: H and W.
 
     Raises:
-        NonFiniteOutputs: the logits are infinite or not a number.
+        NonFiniteOutputsError: the logits are infinite or not a number.
     """
     views = [(image, mirrored) for image in images for mirrored in ([False, True] if section.eval_flip else [False])]
     if len(views) == 1:  # the largest logit is the largest probability

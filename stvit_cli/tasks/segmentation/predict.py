@@ -18,7 +18,7 @@ from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.recipe import SegmentationSection
-from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.loading import Trained
 from stvit_cli.tasks.segmentation.label_maps import label_map
 from stvit_cli.tasks.segmentation.task import section_of
@@ -92,8 +92,8 @@ def predict(trained: Trained, images: Sequence[Path], *, device: torch.device) -
     for path in images:
         try:
             result = _predict_one(trained, model, path, transform, section, device)
-        except NonFiniteOutputs:
-            result = SegmentationPrediction(path, error=NonFiniteOutputs.of(path))
+        except NonFiniteOutputsError:
+            result = SegmentationPrediction(path, error=NonFiniteOutputsError.of(path))
         except Exception as error:
             result = SegmentationPrediction(path, error=explain_failure(path, error))
         yield result

@@ -25,7 +25,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import Recipe, SegmentationSection
 from stvit_cli.recipe.io import recipe_hash
-from stvit_cli.tasks.base import NonFiniteOutputs
+from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.segmentation.label_maps import label_map
@@ -179,14 +179,14 @@ class SegmentationEvaluator:
         for images, target in zip(batch["images"], batch["target"], strict=True):
             try:
                 predicted = label_map(model, images, tuple(target.shape), self.section)
-            except NonFiniteOutputs:
+            except NonFiniteOutputsError:
                 finite.append(False)
                 continue
             finite.append(True)
             self.matrix += confusion(predicted, target, len(self.matrix)).cpu()
             self.num_images += 1
         if not all(finite):
-            raise NonFiniteOutputs(finite)
+            raise NonFiniteOutputsError(finite)
 
     def state(self) -> tuple[int, Tensor]:
         return self.num_images, self.matrix

@@ -98,7 +98,7 @@ def test_what_is_no_label_map(tmp_path: Path) -> None:
         read_labels(tmp_path / "labels.png", (21, 40))
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photograph.png")
-    with pytest.raises(UserError, match="6399 different values|6400 different values"):
+    with pytest.raises(UserError, match=r"6399 different values|6400 different values"):
         read_labels(tmp_path / "photograph.png", (80, 80))
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match="is not an image"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from stvit_cli.models import kernels
-from stvit_cli.models.kernels import KernelsUnavailable, build, cache
+from stvit_cli.models.kernels import KernelsUnavailableError, build, cache
 from stvit_cli.models.layers import ConvFFN
 
 Compiler = Callable[[str], Path]
@@ -60,7 +60,7 @@ def test_another_torch_has_another_library(compiler: Compiler, monkeypatch: pyte
 
 def test_a_failed_compilation_says_the_first_error_and_leaves_nothing(compiler: Compiler) -> None:
     folder = compiler('echo "x.h:3: error: no such thing" >&2; exit 1')
-    with pytest.raises(KernelsUnavailable, match=r"compiler failed: x.h:3: error: no such thing"):
+    with pytest.raises(KernelsUnavailableError, match=r"compiler failed: x.h:3: error: no such thing"):
         build.library()
     assert list(folder.iterdir()) == []
 
@@ -68,13 +68,13 @@ def test_a_failed_compilation_says_the_first_error_and_leaves_nothing(compiler: 
 def test_no_compiler_and_no_place(compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler(COPY)
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(KernelsUnavailable, match="cannot be written"):
+    with pytest.raises(KernelsUnavailableError, match="cannot be written"):
         build.library()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(KernelsUnavailable, match="no C.. compiler here .no-such-compiler"):
+    with pytest.raises(KernelsUnavailableError, match=r"no C.. compiler here .no-such-compiler"):
         build.library()
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(KernelsUnavailable, match="Linux"):
+    with pytest.raises(KernelsUnavailableError, match="Linux"):
         build.library()
 
 
@@ -135,7 +135,7 @@ def test_a_folder_that_others_can_write_is_not_used(compiler: Compiler, tmp_path
     folder = compiler(COPY)
     build.library()
     (folder.parent / name).chmod(0o777)
-    with pytest.raises(KernelsUnavailable, match="can be written by other users, .*; run: chmod go-w '/"):
+    with pytest.raises(KernelsUnavailableError, match=r"can be written by other users, .*; run: chmod go-w '/"):
         build.library()
     (folder.parent / name).chmod(0o755)
     build.library()
@@ -152,7 +152,7 @@ def test_what_belongs_to_another_user_is_not_used(compiler: Compiler, monkeypatc
         return os.stat_result(fields)
 
     monkeypatch.setattr(Path, "stat", of_another)
-    with pytest.raises(KernelsUnavailable, match="belongs to another user"):
+    with pytest.raises(KernelsUnavailableError, match="belongs to another user"):
         build.library()
 
 
@@ -169,7 +169,7 @@ def test_a_cache_that_cannot_be_written_announces_nothing(
         return opened(path, mode, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(KernelsUnavailable, match="cannot be written .Read-only file system"):
+    with pytest.raises(KernelsUnavailableError, match=r"cannot be written .Read-only file system"):
         build.library()
     assert capsys.readouterr().err == ""
 
@@ -181,7 +181,7 @@ def test_no_home_and_no_execution(
     real = os.statvfs
     with monkeypatch.context() as patch:
         patch.setattr(os, "statvfs", lambda path: type("Status", (), {"f_flag": real(path).f_flag | os.ST_NOEXEC}))
-        with pytest.raises(KernelsUnavailable, match="noexec.; set XDG_CACHE_HOME"):
+        with pytest.raises(KernelsUnavailableError, match=r"noexec.; set XDG_CACHE_HOME"):
             build.library()
 
     def no_home() -> Path:
@@ -189,7 +189,7 @@ def test_no_home_and_no_execution(
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(KernelsUnavailable, match="no home directory; set XDG_CACHE_HOME"):
+    with pytest.raises(KernelsUnavailableError, match="no home directory; set XDG_CACHE_HOME"):
         build.library()
     assert capsys.readouterr().err == ""
 
@@ -216,7 +216,7 @@ def test_a_compiler_of_several_words(compiler: Compiler, tmp_path: Path, monkeyp
     build.library()
     assert (tmp_path / "first").read_text() == "g++\n"
     monkeypatch.setenv("CXX", "g++ 'unclosed")
-    with pytest.raises(KernelsUnavailable, match="which is no command"):
+    with pytest.raises(KernelsUnavailableError, match="which is no command"):
         build.library()
 
 
@@ -297,8 +297,8 @@ def test_where_they_cannot_be_had_the_plain_form_runs(monkeypatch: pytest.Monkey
     part = ConvFFN(16)
     assert not kernels.use_kernels(part, "cpu", "auto")
     assert not part.kernels
-    with pytest.raises(KernelsUnavailable):
+    with pytest.raises(KernelsUnavailableError):
         kernels.use_kernels(part, "cpu")
-    with pytest.raises(KernelsUnavailable, match="not for mps"):
+    with pytest.raises(KernelsUnavailableError, match="not for mps"):
         kernels.load("mps")
     assert part(torch.randn(1, 16, 4, 4)).shape == (1, 16, 4, 4)

@@ -195,7 +195,7 @@ def test_they_serve_only_what_they_can() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert not kernels.serve(x)
         for wrong in (x[:, :20], x.double(), x[:0], x[0]):  # whoever calls the operators directly
-            with pytest.raises(RuntimeError, match="expected tokens .B, C, H, W. in float32"):
+            with pytest.raises(RuntimeError, match=r"expected tokens .B, C, H, W. in float32"):
                 ops.conv_pos_enc(wrong, torch.randn(32, 1, 3, 3), torch.randn(32), True)
         odd = ConvFFN(16, ratio=2.5)  # 40 channels between its products
         x16 = torch.randn(1, 16, 5, 5)

@@ -116,7 +116,7 @@ def test_model_before_model_ema(golden: dict[str, Any], tmp_path: Path) -> None:
     taken, asked_for = read_weights(tmp_path / "x.pth"), read_weights(tmp_path / "x.pth", "model_ema")
     assert (taken.container, taken.others) == ("model", ("model_ema",))
     assert torch.equal(taken.state_dict["head.bias"] + 1, asked_for.state_dict["head.bias"])
-    with pytest.raises(UserError, match="no weights under 'state_dict'. There are: model, model_ema"):
+    with pytest.raises(UserError, match=r"no weights under 'state_dict'. There are: model, model_ema"):
         read_weights(tmp_path / "x.pth", "state_dict")
 
 
@@ -169,11 +169,11 @@ def test_others_may_read_the_file(nano: tuple[nn.Module, Path]) -> None:
 def test_a_failed_write_leaves_the_older_file(nano: tuple[nn.Module, Path]) -> None:
     _, path = nano
     before = path.read_bytes()
-    with pytest.raises(Exception, match="shared|memory"):
-        shared = torch.ones(4)
+    shared = torch.ones(4)
+    with pytest.raises(Exception, match=r"shared|memory"):
         save_weights(path, {"a": shared, "b": shared}, WeightsInfo("stvit-nano"))
     assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_other_classes_and_channels(nano: tuple[nn.Module, Path], tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_other_classes_and_channels(nano: tuple[nn.Module, Path], tmp_path: Path
     kernel = read_state_dict(tmp_path / "rgb.safetensors")["stem.0.conv.weight"]
     torch.testing.assert_close(model.stem[0].conv.weight, kernel.sum(1, keepdim=True))
     # A backbone of another task has no classifier at all.
-    body = {name: tensor for name, tensor in create_model("stvit-nano", 0).state_dict().items()}
+    body = dict(create_model("stvit-nano", 0).state_dict())
     save_weights(tmp_path / "body.safetensors", body, WeightsInfo("stvit-nano", num_classes=0))
     assert load_weights(create_model("stvit-nano", 3), tmp_path / "body.safetensors", new_head=True).reset == [
         "head.weight",

@@ -122,5 +122,5 @@ def test_nothing_found_is_nothing_right(tree: Path) -> None:
 
 def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="detection.results_json"):
+    with pytest.raises(UserError, match=r"detection.results_json"):
         write_results(tmp_path / "file" / "x.json", [])

@@ -36,9 +36,19 @@ SMALL = DetectionSection(
     short_sides=(64,), long_side=96, channels=16, fc_dim=16, anchor_scale=4.0, num_samples=16, freeze_batch_norm=False
 )
 WORDS = (
-    ("detection.short_sides=[64]", "detection.long_side=96", "detection.channels=16", "detection.fc_dim=16")
-    + ("data.image_size=64", "data.num_workers=0", "shapes.num_train=8", "shapes.num_val=3", "train.device=cpu")
-    + ("train.global_batch_size=4", "train.batch_size_per_device=2", "schedule.epochs=2", "schedule.warmup_steps=1")
+    "detection.short_sides=[64]",
+    "detection.long_side=96",
+    "detection.channels=16",
+    "detection.fc_dim=16",
+    "data.image_size=64",
+    "data.num_workers=0",
+    "shapes.num_train=8",
+    "shapes.num_val=3",
+    "train.device=cpu",
+    "train.global_batch_size=4",
+    "train.batch_size_per_device=2",
+    "schedule.epochs=2",
+    "schedule.warmup_steps=1",
 )
 
 

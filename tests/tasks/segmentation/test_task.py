@@ -197,8 +197,8 @@ def test_a_segmenters_weights_come_back_and_tell_how_to_build_it(build: Build, s
     assert torch.equal(other.model.decoder.fusion_block[0].weight, task.model.decoder.fusion_block[0].weight)
     assert not torch.equal(other.model.classifier.weight, task.model.classifier.weight)
     assert "the classifiers are new" in other.notes()[1]
+    words = ("segmentation.class_names=[background, circle, square, triangle, flower]",)
     with pytest.raises(UserError, match="'flower' is none of them"):
-        words = ("segmentation.class_names=[background, circle, square, triangle, flower]",)
         tasks.build_evaluation(recipe(scenes, *words), info)
 
 
@@ -237,7 +237,7 @@ def test_settings_that_do_not_go_together(scenes: Path, word: str, said: str) ->
 
 
 def test_a_stride_beyond_the_window(scenes: Path) -> None:
-    with pytest.raises(UserError, match="segmentation.window_stride: found 41, expected no more than the window"):
+    with pytest.raises(UserError, match=r"segmentation.window_stride: found 41, expected no more than the window"):
         recipe(scenes, "segmentation.window=40", "segmentation.window_stride=41")
 
 
