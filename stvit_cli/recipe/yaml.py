@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from copy import copy
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -37,7 +37,7 @@ _MISPLACED = re.compile(rf"\A-?({_SPACE})|({_SPACE})\Z|:({_SPACE})|({_SPACE})#")
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the resolvers below; refuses anchors, aliases and tags."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # an attribute of instances in PyYAML's stubs
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs forget it
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes what ``_Loader`` would take for something other than text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # an attribute of instances in PyYAML's stubs
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ class Task(Evaluation, Protocol):
     model: nn.Module
     main_metric: str
     batch_multiple: int
-    aspect_ratios: NDArray | None
+    aspect_ratios: NDArray[np.float64] | None
 
     @property
     def train_set(self) -> Dataset[Any]: ...

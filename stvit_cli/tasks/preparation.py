@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -17,7 +18,7 @@ class PreparedModel:
     """The part of `tasks.base.Task` that chooses how ``model`` runs; each task inherits it."""
 
     model: nn.Module
-    aspect_ratios: NDArray | None = None
+    aspect_ratios: NDArray[np.float64] | None = None
 
     def prepare(
         self, device_type: str, dtype: torch.dtype, *, kernels: bool | Literal["auto"], compile_blocks: bool
