@@ -14,7 +14,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_writable_file, require_writable_folder
 
 if TYPE_CHECKING:
-    from stvit_cli.analysis.associations.superpixels import Cut
+    from stvit_cli.analysis.associations.superpixels import Segmentation
 
 
 @app.command()
@@ -61,25 +61,25 @@ def visualize_associations(
     if arrays is not None:
         require_writable_file(arrays)
     with reporting(json_file) as report:
-        from stvit_cli.analysis.associations.report import Wishes, open_viewed, visualize
+        from stvit_cli.analysis.associations.report import VisualizationOptions, open_model, visualize
         from stvit_cli.data.images import explain_failure
 
-        viewed = open_viewed(weights, model)
-        if not viewed.trained:
+        shown = open_model(weights, model)
+        if not shown.trained:
             echo(
-                f"{viewed.info.model} is UNTRAINED: super tokens of random weights. Give --weights FILE for a trained model's.",
+                f"{shown.info.model} is UNTRAINED: super tokens of random weights. Give --weights FILE to use a trained model.",
                 err=True,
             )
-        wishes = Wishes(names, points, image_size, keep_size, html, arrays, labels)
+        options = VisualizationOptions(names, points, image_size, keep_size, html, arrays, labels)
         written, failed = [], []
         for image, folder in zip(images, _folders(images, output), strict=True):
             try:
-                for item in visualize(viewed, image, folder, wishes):
+                for item in visualize(shown, image, folder, options):
                     written.append(item)
                     echo(f"{item.file}")
                     if item.notice:
                         echo(item.notice, err=True)
-                    _print_cuts(item.cuts)
+                    _print_segmentations(item.segmentations)
             except Exception as error:  # one bad image does not end the others
                 failed.append(explain_failure(image, error))
         report([item.to_json() for item in written])
@@ -107,10 +107,16 @@ def _folders(images: list[Path], output: Path) -> list[Path]:
     return [output / name for name in names]
 
 
-def _print_cuts(cuts: tuple[Cut, ...]) -> None:
-    if cuts:
+def _print_segmentations(segmentations: tuple[Segmentation, ...]) -> None:
+    if segmentations:
         rows = [
-            [cut.name, str(cut.num_segments), f"{cut.boundary_share:.3f}", f"{cut.boundary_recall:.3f}", f"{cut.accuracy:.3f}"]
-            for cut in cuts
+            [
+                item.name,
+                str(item.num_segments),
+                f"{item.boundary_share:.3f}",
+                f"{item.boundary_recall:.3f}",
+                f"{item.accuracy:.3f}",
+            ]
+            for item in segmentations
         ]
-        print_table(["cut", "segments", "share of boundary pixels", "boundary recall", "achievable accuracy"], rows)
+        print_table(["segmentation", "segments", "boundary pixels", "boundary recall", "achievable accuracy"], rows)

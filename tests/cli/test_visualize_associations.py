@@ -1,4 +1,4 @@
-"""``stvit visualize-associations`` on every kind of image that people have, and on what is none."""
+"""``stvit visualize-associations`` on images of every kind, and on files that are no images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def images_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_everything_that_is_written_of_a_photograph(stvit, tmp_path: Path) -> None:
+def test_photograph_with_every_output(stvit, tmp_path: Path) -> None:
     labels = np.zeros((320, 480), dtype=np.uint8)
     labels[100:, 200:] = 5
     Image.fromarray(labels).save(tmp_path / "labels.png")
@@ -49,7 +49,7 @@ def test_everything_that_is_written_of_a_photograph(stvit, tmp_path: Path) -> No
         assert arrays["points"].tolist() == [[240, 160], [0, 319]]
 
 
-def test_weights_say_which_model_and_size_they_are_for(stvit, tmp_path: Path) -> None:
+def test_model_and_size_come_from_the_weights_file(stvit, tmp_path: Path) -> None:
     model = stvit_cli.create_model("stvit-nano", num_classes=3)
     save_weights(tmp_path / "best.safetensors", model, WeightsInfo("stvit-nano", num_classes=3, image_size=48))
     command = ("visualize-associations", PHOTOGRAPH, "--layers", "stage2.block2", "--output", tmp_path / "out")
@@ -64,7 +64,7 @@ def test_weights_say_which_model_and_size_they_are_for(stvit, tmp_path: Path) ->
     assert "stvit-nano" in ended.err
 
 
-def test_every_kind_of_image(stvit, tmp_path: Path) -> None:
+def test_images_of_every_mode_and_shape(stvit, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 90, 4), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
@@ -84,7 +84,7 @@ def test_every_kind_of_image(stvit, tmp_path: Path) -> None:
             assert arrays["stage1.block1.label_map"].shape == size, name
 
 
-def test_a_large_photograph_turned_by_its_camera(stvit, tmp_path: Path) -> None:
+def test_large_photograph_with_exif_orientation(stvit, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     with Image.open(PHOTOGRAPH) as image:
@@ -104,13 +104,13 @@ def test_a_large_photograph_turned_by_its_camera(stvit, tmp_path: Path) -> None:
         (("--weights", "no-such-file.safetensors"), "no-such-file.safetensors"),
         (("--model", "stvit-x"), "stvit-x"),
         (("--labels", "no-such-map.png"), "there is no such file"),
-        (("--labels", str(PHOTOGRAPH)), "not an image that keeps its values"),
-        (("--layers", "stage3", "--labels", "MAP"), "no super tokens to measure"),
+        (("--labels", str(PHOTOGRAPH)), "not an image in a lossless format"),
+        (("--layers", "stage3", "--labels", "MAP"), "no super tokens to compare"),
         ((str(PHOTOGRAPH), "--arrays", "out.npz"), "is for one image, 2 were given"),
         (("--arrays", str(PHOTOGRAPH / "out.npz")), "cannot be written"),
     ],
 )
-def test_wrong_words(stvit, tmp_path: Path, words: tuple[str, ...], expected: str) -> None:
+def test_wrong_arguments_are_refused(stvit, tmp_path: Path, words: tuple[str, ...], expected: str) -> None:
     Image.new("L", (480, 320)).save(tmp_path / "map.png")
     given = [str(tmp_path / "map.png") if word == "MAP" else word for word in words]
     model = () if {"--model", "--weights"} & set(words) else ("--model", "stvit-nano")
@@ -122,11 +122,11 @@ def test_wrong_words(stvit, tmp_path: Path, words: tuple[str, ...], expected: st
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_image_is_named_and_the_others_are_shown(stvit, tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_the_others_visualized(stvit, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("this is no image")
     (tmp_path / "empty.png").touch()
-    (tmp_path / "cut.jpg").write_bytes(PHOTOGRAPH.read_bytes()[:9000])
-    names = ("text.jpg", "empty.png", "cut.jpg", "missing.jpg")
+    (tmp_path / "truncated.jpg").write_bytes(PHOTOGRAPH.read_bytes()[:9000])
+    names = ("text.jpg", "empty.png", "truncated.jpg", "missing.jpg")
     ended = stvit(
         "visualize-associations", *(tmp_path / name for name in names), PHOTOGRAPH, *QUICK, "--output", tmp_path / "out"
     )
@@ -136,7 +136,7 @@ def test_what_is_no_image_is_named_and_the_others_are_shown(stvit, tmp_path: Pat
     assert images_of(tmp_path / "out") == {"coffee"}
 
 
-def test_images_of_one_name_get_folders_of_their_own(stvit, tmp_path: Path) -> None:
+def test_images_of_the_same_name_get_separate_folders(stvit, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (40, 40), folder and "teal").save(tmp_path / folder / "same.png")
@@ -147,14 +147,14 @@ def test_images_of_one_name_get_folders_of_their_own(stvit, tmp_path: Path) -> N
     assert images_of(tmp_path / "out") == {"same", "same-2"}
 
 
-def test_a_folder_that_cannot_be_written(stvit, tmp_path: Path) -> None:
+def test_unwritable_folder_is_refused(stvit, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = stvit("visualize-associations", PHOTOGRAPH, *QUICK, "--output", tmp_path / "file")
     assert ended.code == 2
     assert "cannot be written" in ended.err
 
 
-def test_without_scikit_image_the_comparison_goes_without_slic(stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparison_without_scikit_image_skips_slic(stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "skimage", None)
     Image.fromarray(np.eye(320, 480, dtype=np.uint8)).save(tmp_path / "map.png")
     ended = stvit(
@@ -166,7 +166,7 @@ def test_without_scikit_image_the_comparison_goes_without_slic(stvit, tmp_path: 
     assert {cut["name"] for cut in cuts} == {"stage1.block1", "regular grid"}
 
 
-def test_random_weights_are_the_same_each_time(stvit, tmp_path: Path) -> None:
+def test_random_weights_are_reproducible(stvit, tmp_path: Path) -> None:
     found = []
     for number in range(2):
         stvit("visualize-associations", PHOTOGRAPH, *QUICK, "--output", tmp_path, "--arrays", tmp_path / f"{number}.npz")

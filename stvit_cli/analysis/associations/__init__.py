@@ -1,5 +1,5 @@
-"""Super tokens made visible: association maps, attention among super tokens, figures and a page to open."""
+"""Visualize super tokens: association maps, attention between super tokens, plots and an interactive HTML page."""
 
-from stvit_cli.analysis.associations.maps import associations
+from stvit_cli.analysis.associations.maps import Associations, LayerMaps, associations
 
-__all__ = ["associations"]
+__all__ = ["Associations", "LayerMaps", "associations"]

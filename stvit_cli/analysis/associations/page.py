@@ -1,7 +1,7 @@
-"""One self-contained page for an image, on which a click shows that place's super token and attention.
+"""A self-contained HTML page for an image: a click shows the super token and the attention of a pixel.
 
-`page.html` does the arithmetic of `LayerMaps` again, from what is packed here: associations in 16 bits, the strongest
-super tokens, attention in 8 bits with the largest value of each row, the sums that the aggregation divides by.
+The script of `page.html` repeats the computations of `LayerMaps` on the data packed here: association weights in 16 bits, the
+strongest super tokens, attention in 8 bits with the maximum of each row, and the column sums of the association.
 """
 
 from __future__ import annotations
@@ -18,48 +18,56 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stvit_cli.analysis.associations.maps import LayerMaps
-from stvit_cli.analysis.associations.panels import COLOURS, Look, Point
+from stvit_cli.analysis.associations.panels import COLOURS, PlotContext, Point
 from stvit_cli.errors import UserError
 
-MOST_BYTES = 40 << 20  # of attention in a page; a browser takes a moment for more
+MAX_ATTENTION_BYTES = 40 << 20  # in a page; browsers are slow to load more
 
 
-def association_page(look: Look, point: Point, *, trained: bool) -> str:
-    """Return the page as HTML; ``point`` is where it starts.
+def association_page(context: PlotContext, point: Point, *, trained: bool) -> str:
+    """Build the page.
+
+    Args:
+        context: the image and its maps.
+        point: the pixel (x, y) that is selected at first.
+        trained: False shows a warning that the weights are random.
+
+    Returns:
+        HTML.
 
     Raises:
         UserError: the image has too many super tokens for a page.
     """
-    layers = list(look.maps.layers.values())
+    layers = list(context.maps.layers.values())
     pairs = [layer.keys.shape[1] ** 2 for layer in layers]
-    per_head = sum(layer.num_heads * count for layer, count in zip(layers, pairs, strict=True)) <= MOST_BYTES
-    if sum(pairs) > MOST_BYTES:
-        h, w = look.maps.input_size
+    per_head = sum(layer.num_heads * count for layer, count in zip(layers, pairs, strict=True)) <= MAX_ATTENTION_BYTES
+    if sum(pairs) > MAX_ATTENTION_BYTES:
+        h, w = context.maps.input_size
         raise UserError(
-            f"--html: at {w} x {h} the page would hold {sum(pairs) >> 20} MiB of attention; {MOST_BYTES >> 20} are the most.\n"
-            "Give a smaller --image-size, or fewer --layers."
+            f"The HTML page would hold {sum(pairs) >> 20} MiB of attention at {w} x {h} pixels; "
+            f"the limit is {MAX_ATTENTION_BYTES >> 20} MiB.\nReduce image_size, or select fewer layers."
         )
-    height, width = look.maps.image.shape[:2]
+    height, width = context.maps.image.shape[:2]
     data = {
-        "name": look.name,
-        "about": look.subtitle,
+        "name": context.name,
+        "about": context.subtitle,
         "trained": trained,
         "width": width,
         "height": height,
-        "input": look.maps.input_size,
+        "input": context.maps.input_size,
         "point": point,
         "perHead": per_head,
-        "certain": look.certain.high,
+        "maxConfidence": context.confidence_scale.high,
         "colours": _base64(np.rint(COLOURS(0.2 + 0.75 * np.arange(256) / 255)[:, :3] * 255).astype(np.uint8)),
-        "image": "data:image/png;base64," + base64.b64encode(_png(look.canvas)).decode(),
-        "layers": [_packed(layer, per_head) for layer in layers],
+        "image": "data:image/png;base64," + base64.b64encode(_png(context.canvas)).decode(),
+        "layers": [_pack(layer, per_head) for layer in layers],
     }
     page = resources.files("stvit_cli.analysis.associations").joinpath("page.html").read_text(encoding="utf-8")
-    # In a script element only "<" could end the data early.
+    # Inside a script element only "<" could end the data early.
     return page.replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
 
 
-def _packed(layer: LayerMaps, per_head: bool) -> dict[str, Any]:
+def _pack(layer: LayerMaps, per_head: bool) -> dict[str, Any]:
     attention = layer.attention()
     if not per_head:
         attention = attention.mean(0, keepdim=True)
@@ -78,7 +86,7 @@ def _packed(layer: LayerMaps, per_head: bool) -> dict[str, Any]:
     if not layer.is_global:
         packed["association"] = _base64(np.rint(layer.association() * 65535).astype(np.uint16))
         packed["labels"] = _base64(layer.token_labels().astype(np.uint16))
-        packed["sums"] = _base64(layer.sums())
+        packed["columnSums"] = _base64(layer.column_sums())
     return packed
 
 

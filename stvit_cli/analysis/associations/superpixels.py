@@ -1,6 +1,6 @@
-"""An image cut into segments: how well the cut follows a label map, and what other cuts of as many segments do.
+"""Superpixel metrics: how well a segmentation follows a label map, and two baselines (regular grid, SLIC) to compare with.
 
-A cut and a label map are integers (height, width); neither needs to be counted without gaps, nor to be connected.
+Segmentations and label maps are integer arrays (height, width). Their labels need not be consecutive, nor segments connected.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from PIL import Image
 from stvit_cli.errors import UserError
 
 Labels = NDArray[np.integer[Any]]
-TOLERANCE = 2  # pixels, as is usual for boundary recall
-MOST_LABELS = 4096  # more different values than that are a photograph, or a label map saved as JPEG
+TOLERANCE = 2  # pixels, the usual value for boundary recall
+MAX_LABELS = 4096  # more distinct values mean a photograph, or a label map saved as JPEG
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A cut of the image and how it does.
+class Segmentation:
+    """A segmentation of the image and its metrics.
 
     Attributes:
         name: the layer, ``regular grid`` or ``SLIC``.
         labels: (height, width).
-        num_segments: different values in ``labels``.
-        boundary_share: boundary pixels by all; a ragged cut has more, and so an easier recall.
-        boundary_recall, accuracy: see the functions; 0 to 1, more is better.
+        num_segments: number of distinct values in ``labels``.
+        boundary_share: fraction of pixels on a segment boundary; a ragged segmentation has more, and so a higher recall.
+        boundary_recall: see `boundary_recall`; 0 to 1, higher is better.
+        accuracy: see `achievable_accuracy`; 0 to 1, higher is better.
     """
 
     name: str
@@ -42,14 +43,15 @@ class Cut:
     accuracy: float
 
 
-def measure(name: str, labels: Labels, truth: Labels) -> Cut:
-    """Compare a cut with the label map ``truth``."""
+def measure(name: str, labels: Labels, truth: Labels) -> Segmentation:
+    """Compute the metrics of the segmentation ``labels`` against the label map ``truth``, both (height, width)."""
     share = float(boundaries(labels).mean())
-    return Cut(name, labels, len(np.unique(labels)), share, boundary_recall(labels, truth), achievable_accuracy(labels, truth))
+    recall, accuracy = boundary_recall(labels, truth), achievable_accuracy(labels, truth)
+    return Segmentation(name, labels, len(np.unique(labels)), share, recall, accuracy)
 
 
 def boundaries(labels: Labels) -> NDArray[np.bool_]:
-    """Return the pixels whose right or lower neighbour has another label, (height, width)."""
+    """Mark the pixels whose right or lower neighbour has another label, (height, width)."""
     result = np.zeros(labels.shape, dtype=bool)
     result[:-1] |= labels[:-1] != labels[1:]
     result[:, :-1] |= labels[:, :-1] != labels[:, 1:]
@@ -57,20 +59,20 @@ def boundaries(labels: Labels) -> NDArray[np.bool_]:
 
 
 def boundary_recall(labels: Labels, truth: Labels, tolerance: int = TOLERANCE) -> float:
-    """Return the share of the boundary pixels of ``truth`` with one of ``labels`` at most ``tolerance`` rows and columns away.
+    """Return the fraction of boundary pixels of ``truth`` with a boundary pixel of ``labels`` within ``tolerance`` pixels.
 
-    It is 1 where ``truth`` has no boundary.
+    The distance is the larger one of rows and columns. The recall is 1 if ``truth`` has no boundary.
     """
-    wanted = boundaries(truth)
-    if not wanted.any():
+    expected = boundaries(truth)
+    if not expected.any():
         return 1.0
     found = torch.from_numpy(boundaries(labels)).float()[None]
     near = F.max_pool2d(found, 2 * tolerance + 1, stride=1, padding=tolerance)[0].numpy() > 0
-    return float((near & wanted).sum() / wanted.sum())
+    return float((near & expected).sum() / expected.sum())
 
 
 def achievable_accuracy(labels: Labels, truth: Labels) -> float:
-    """Return the share of pixels that are right where every segment takes the one label that suits it best."""
+    """Return the achievable segmentation accuracy: pixel accuracy when each segment gets the majority class of its pixels."""
     segments = np.unique(labels, return_inverse=True)[1].ravel()
     kinds, classes = np.unique(truth, return_inverse=True)
     pairs, counts = np.unique(segments * len(kinds) + classes.ravel(), return_counts=True)
@@ -80,7 +82,7 @@ def achievable_accuracy(labels: Labels, truth: Labels) -> float:
 
 
 def paint(image: NDArray[np.uint8], labels: Labels) -> NDArray[np.uint8]:
-    """Return the image (height, width, 3) with every segment in its mean colour."""
+    """Return the image (height, width, 3) with each segment filled with its mean colour."""
     segments = np.unique(labels, return_inverse=True)[1].ravel()
     sizes = np.bincount(segments)
     means = [np.bincount(segments, image[..., channel].ravel()) / sizes for channel in range(3)]
@@ -88,14 +90,14 @@ def paint(image: NDArray[np.uint8], labels: Labels) -> NDArray[np.uint8]:
 
 
 def regular_grid(size: tuple[int, int], grid: tuple[int, int]) -> Labels:
-    """Return the cut of (height, width) into ``grid`` = (rows, columns) rectangles."""
+    """Segment (height, width) pixels into ``grid`` = (rows, columns) rectangles."""
     rows = np.arange(size[0]) * grid[0] // size[0]
     columns = np.arange(size[1]) * grid[1] // size[1]
     return rows[:, None] * grid[1] + columns
 
 
 def slic(image: NDArray[np.uint8], num_segments: int) -> Labels:
-    """Return the cut by SLIC (scikit-image's, compactness 10) into about ``num_segments`` segments.
+    """Segment an image (height, width, 3) into about ``num_segments`` superpixels by scikit-image's SLIC, compactness 10.
 
     Raises:
         UserError: scikit-image is not installed.
@@ -109,24 +111,28 @@ def slic(image: NDArray[np.uint8], num_segments: int) -> Labels:
 
 
 def read_labels(path: Path, size: tuple[int, int]) -> Labels:
-    """Read a label map for an image of ``size`` (height, width): grey, palette or 16-bit values, or a colour for each label.
+    """Read the label map of an image: grey, palette or 16-bit values, or one colour per label.
+
+    Args:
+        path: PNG, TIFF, BMP, GIF or PPM.
+        size: height and width of the image in pixels.
 
     Raises:
-        UserError: missing, no image, of another size, or with too many different values to be a label map.
+        UserError: the file is missing, is no image, has another size, or has too many distinct values for a label map.
     """
     try:
         with Image.open(path, formats=("PNG", "TIFF", "BMP", "GIF", "PPM")) as image:
             values = np.asarray(image if image.mode in ("1", "L", "P") or image.mode.startswith("I") else image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        problem = (
-            "is not an image that keeps its values (PNG, TIFF, BMP, GIF, PPM)" if path.is_file() else "there is no such file"
-        )
-        raise UserError(f"--labels {path}: {problem}.") from None
+        problem = "is not an image in a lossless format (PNG, TIFF, BMP, GIF, PPM)" if path.is_file() else "there is no such file"
+        raise UserError(f"label map {path}: {problem}.") from None
     if values.ndim == 3:
         values = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     if values.shape != size:
-        raise UserError(f"--labels {path}: {values.shape[1]} x {values.shape[0]} pixels, the image has {size[1]} x {size[0]}.")
+        raise UserError(
+            f"label map {path}: {values.shape[1]} x {values.shape[0]} pixels, but the image has {size[1]} x {size[0]}."
+        )
     found = len(np.unique(values))
-    if found > MOST_LABELS:
-        raise UserError(f"--labels {path}: {found} different values; a label map has at most {MOST_LABELS}. Is it a photograph?")
+    if found > MAX_LABELS:
+        raise UserError(f"label map {path}: {found} distinct values, expected at most {MAX_LABELS}. Is it a photograph?")
     return values.astype(np.int64)

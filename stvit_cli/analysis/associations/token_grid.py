@@ -1,9 +1,9 @@
-"""Where the tokens of a layer lie in the image: sizes, positions, and maps over tokens stretched over pixels.
+"""The positions of a layer's tokens in the image, and resampling of token maps to pixels.
 
-H W are tokens of a layer, (height, width) pixels. Three frames are spoken of: the image's own pixels, those of the input that
-the image is resized to (never cropped), and tokens. Token i is centred on input pixel ``offset + i * stride``, which follows
-from the convolutions before the layer: after the stem and patch merging (3 x 3, padded by one) it is ``i * stride``, so that a
-token stands for the pixels around it, not for those to its right.
+Shapes: H W tokens of a layer; height, width pixels. There are three coordinate systems: pixels of the image, pixels of the
+model's input (the image resized, never cropped), and tokens. Token i is centred on input pixel ``offset + i * stride``, which
+follows from the convolutions before the layer. After the stem and patch merging (3 x 3, padding 1) the offset is 0, so a token
+stands for the pixels around its centre, not for those to its right.
 """
 
 from __future__ import annotations
@@ -15,15 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 Size = tuple[int, int]
-MIN_SIDE = 32  # the smallest input of the models
-MAX_ASPECT = 3.0  # a longer image is made smaller still: its cost grows with its long side
+MIN_SIDE = 32  # pixels; the smallest input of the models
+MAX_ASPECT = 3.0  # a longer image is reduced further, as the cost grows with its long side
 
 
-def fit(image_hw: Size, image_size: int) -> Size:
-    """Return the input size (height, width) for an image: its short side becomes ``image_size``, as in evaluation; no crop.
+def fit_input_size(image_hw: Size, image_size: int) -> Size:
+    """Return the model's input size for an image: the short side is resized to ``image_size`` as in evaluation, without a crop.
 
-    The long side is held to three times that, and no side falls below 32. Only images longer than about 3 * image_size / 32
-    to 1 change their proportions.
+    The long side is at most three times ``image_size``, and no side is below 32 pixels. The aspect ratio changes only for
+    images longer than about 3 * image_size / 32 to 1.
+
+    Args:
+        image_hw: height and width of the image in pixels.
+        image_size: short side of the input in pixels.
+
+    Returns:
+        Height and width of the input in pixels.
+
+    Example:
+        >>> fit_input_size((400, 600), 224)
+        (224, 336)
     """
     short, long = min(image_hw), max(image_hw)
     scale = min(image_size / short, MAX_ASPECT * image_size / long)
@@ -33,14 +44,14 @@ def fit(image_hw: Size, image_size: int) -> Size:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The tokens of a layer in the image.
+    """The positions of a layer's tokens in the image.
 
     Attributes:
         tokens: H and W.
-        stride: input pixels from token to token.
+        stride: distance of neighbouring tokens in input pixels.
         offset: input pixel at the centre of token 0.
-        input_size: height and width of the input.
-        image_hw: height and width of the image itself.
+        input_size: height and width of the model's input.
+        image_hw: height and width of the image.
     """
 
     tokens: Size
@@ -50,38 +61,38 @@ class TokenGrid:
     image_hw: Size
 
     def positions(self, axis: int, num_samples: int) -> NDArray[np.float64]:
-        """Return the centres, in tokens, of ``num_samples`` equal parts of the image's height (axis 0) or width (1)."""
+        """Divide an axis of the image (0: height, 1: width) into ``num_samples`` parts and return their centres in tokens."""
         pixels = (np.arange(num_samples) + 0.5) / num_samples * self.input_size[axis] - 0.5
         return (pixels - self.offset) / self.stride
 
     def nearest(self, axis: int, num_samples: int) -> NDArray[np.int64]:
-        """Return the token nearest to each of these places."""
+        """Return the index of the token nearest to each of `positions`."""
         tokens = np.floor(self.positions(axis, num_samples) + 0.5).astype(np.int64)
         return tokens.clip(0, self.tokens[axis] - 1)
 
-    def borders(self, axis: int) -> NDArray[np.float64]:
-        """Return where the tokens begin and end in the image's own pixels (0 is the image's edge): H + 1 or W + 1 values."""
+    def edges(self, axis: int) -> NDArray[np.float64]:
+        """Return the edges of the tokens along an axis in pixels of the image: H + 1 or W + 1 values, the first is 0."""
         count, pixels = self.tokens[axis], self.image_hw[axis]
         inner = (self.offset + (np.arange(1, count) - 0.5) * self.stride + 0.5) * pixels / self.input_size[axis]
         return np.concatenate([[0.0], inner, [float(pixels)]])
 
     def token_at(self, x: int, y: int) -> Size:
-        """Return the row and column of the token nearest to the image's own pixel (x, y)."""
+        """Return row and column of the token nearest to the pixel (x, y) of the image."""
         return int(self.nearest(0, self.image_hw[0])[y]), int(self.nearest(1, self.image_hw[1])[x])
 
-    def spread(self, values: NDArray[Any], size: Size | None = None) -> NDArray[Any]:
-        """Stretch a map (H, W) over the whole image at ``size`` (or its own); every pixel takes its nearest token's value."""
+    def resize_nearest(self, values: NDArray[Any], size: Size | None = None) -> NDArray[Any]:
+        """Resize a token map (H, W) to the image (or to ``size`` pixels) by nearest neighbour."""
         height, width = size or self.image_hw
         return values[self.nearest(0, height)][:, self.nearest(1, width)]
 
-    def smooth(self, values: NDArray[Any], size: Size | None = None) -> NDArray[np.float32]:
-        """Stretch a map (H, W) over the whole image at ``size`` (or its own), linearly between the tokens' centres."""
+    def resize_linear(self, values: NDArray[Any], size: Size | None = None) -> NDArray[np.float32]:
+        """Resize a token map (H, W) to the image (or to ``size`` pixels), bilinearly between the centres of the tokens."""
         result = values.astype(np.float32)
         for axis, samples in enumerate(size or self.image_hw):
-            places = self.positions(axis, samples).clip(0, self.tokens[axis] - 1)
-            low = np.floor(places).astype(np.int64)
+            positions = self.positions(axis, samples).clip(0, self.tokens[axis] - 1)
+            low = np.floor(positions).astype(np.int64)
             high = np.minimum(low + 1, self.tokens[axis] - 1)
-            share = (places - low).astype(np.float32)
-            share = share[:, None] if axis == 0 else share
-            result = result.take(low, axis) * (1 - share) + result.take(high, axis) * share
+            weight = (positions - low).astype(np.float32)
+            weight = weight[:, None] if axis == 0 else weight
+            result = result.take(low, axis) * (1 - weight) + result.take(high, axis) * weight
         return result

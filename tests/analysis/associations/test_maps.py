@@ -1,4 +1,4 @@
-"""The maps are the model's own: they rebuild its output, follow what the image shows, and lie where the tokens lie."""
+"""Association maps reproduce the layer's output, follow the colours of the image, and are aligned with its pixels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def colour_model() -> nn.Module:
     return model
 
 
-def test_outlines_follow_the_colours() -> None:
+def test_label_map_follows_the_colours_of_the_image() -> None:
     pixels, truth = quadrants(92, 118, y=37, x=53)
     # Values of 0 to 10: large enough for GELU to leave them as they are.
     info = WeightsInfo("stvit-nano", mean=(0.0,) * 3, std=(0.1,) * 3)
@@ -76,11 +76,11 @@ def test_outlines_follow_the_colours() -> None:
     assert achievable_accuracy(grid, truth) < achievable_accuracy(labels, truth)
 
 
-def test_painting_the_regular_grid_is_average_pooling() -> None:
+def test_painting_one_super_token_per_cell_is_average_pooling() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     p, q, size = 3, 5, 8
     one_hot = torch.zeros(1, p, q, size * size, 9)
-    one_hot[..., 4] = 1  # all to the super token of the own cell
+    one_hot[..., 4] = 1  # each token belongs to the super token of its own cell
     grid = TokenGrid((24, 40), stride=1, offset=0.0, input_size=(24, 40), image_hw=(24, 40))
     layer = LayerMaps("stage1.block1", grid, (size, size), (p, q), one_hot, torch.zeros(1, 15, 4), torch.zeros(1, 15, 4))
     pooled = torch.nn.functional.avg_pool2d(torch.from_numpy(pixels).permute(2, 0, 1).float(), size)
@@ -103,13 +103,13 @@ def test_associations_and_attention_sum_to_one(maps: Associations) -> None:
         np.testing.assert_allclose(layer.attention().sum(-1), 1, rtol=1e-5)
 
 
-def test_the_strongest_super_token_is_in_the_image(maps: Associations) -> None:
+def test_strongest_super_token_lies_inside_the_image(maps: Associations) -> None:
     for layer in maps.super_token_layers:
         labels, association, index = layer.token_labels(), layer.association(), layer.neighbour_index()
         assert labels.min() >= 0
-        shares = np.stack([layer.association_with(number) for number in range(index.max() + 1)], -1)
-        np.testing.assert_array_equal(np.take_along_axis(shares, labels[..., None], -1)[..., 0], shares.max(-1))
-        np.testing.assert_allclose(layer.confidence(), shares.max(-1))
+        weights = np.stack([layer.association_with(number) for number in range(index.max() + 1)], -1)
+        np.testing.assert_array_equal(np.take_along_axis(weights, labels[..., None], -1)[..., 0], weights.max(-1))
+        np.testing.assert_allclose(layer.confidence(), weights.max(-1))
         assert (layer.confidence() <= association.max(-1)).all()
 
 
@@ -123,7 +123,7 @@ def test_the_strongest_super_token_is_in_the_image(maps: Associations) -> None:
         ("isotropic-mini-swin-20-global", "stage3.block2"),
     ],
 )
-def test_place_attention_rebuilds_the_output_of_the_layer(image: Image.Image, model_name: str, name: str) -> None:
+def test_token_attention_rebuilds_the_output_of_the_layer(image: Image.Image, model_name: str, name: str) -> None:
     torch.manual_seed(1)
     model = stvit_cli.create_model(model_name)
     attn = model.get_submodule(f"stages.{int(name[5]) - 1}.blocks.{int(name[-1]) - 1}.attn")
@@ -139,7 +139,7 @@ def test_place_attention_rebuilds_the_output_of_the_layer(image: Image.Image, mo
         rows, columns = layer.grid.tokens
         for token in ((0, 0), (rows - 1, columns - 1), (rows // 2, columns // 3), (0, columns // 2)):
             inside = 1.0 if layer.is_global else (layer.association() * (layer.neighbour_index() >= 0)).sum(-1)[token]
-            mixed = torch.einsum("ht,htd->hd", torch.from_numpy(layer.place_attention(token)).flatten(1), values)
+            mixed = torch.einsum("ht,htd->hd", torch.from_numpy(layer.token_attention(token)).flatten(1), values)
             expected = attn.proj.weight[:, :, 0, 0] @ (mixed + inside * bias[:, 0]).flatten() + inside * attn.proj.bias
             torch.testing.assert_close(y[0, :, token[0], token[1]], expected, rtol=1e-4, atol=1e-5)
 
@@ -156,8 +156,8 @@ def test_label_map_has_the_size_of_the_image(model: nn.Module, image: Image.Imag
             assert labels[y, x] == layer.token_labels()[layer.grid.token_at(x, y)]
 
 
-def test_tokens_are_centred_where_the_grid_says(model: nn.Module) -> None:
-    """The input pixels on which a token of stage 1 depends lie evenly around its centre."""
+def test_receptive_field_is_centred_on_the_token(model: nn.Module) -> None:
+    """The input pixels on which a token of stage 1 depends are symmetric about its centre."""
     x = torch.randn(1, 3, 80, 80, requires_grad=True)
     tokens = model.stem(x)
     grid = associations(model, Image.new("RGB", (80, 80)), NANO, keep_size=True).layers["stage1.block1"].grid
@@ -182,7 +182,7 @@ def test_strides_and_centres_follow_from_the_convolutions(name: str, expected: l
     assert all(grid.tokens == (-(-80 // grid.stride), -(-96 // grid.stride)) for grid in grids.values())
 
 
-def test_the_model_is_left_as_it_was(model: nn.Module, image: Image.Image) -> None:
+def test_model_is_unchanged_afterwards(model: nn.Module, image: Image.Image) -> None:
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     maps = associations(model, image, NANO)
@@ -195,14 +195,14 @@ def test_the_model_is_left_as_it_was(model: nn.Module, image: Image.Image) -> No
         assert torch.equal(layer.queries, again.layers[name].queries)
 
 
-def test_a_grey_model_takes_a_coloured_image(image: Image.Image) -> None:
+def test_grey_model_accepts_colour_image(image: Image.Image) -> None:
     model = stvit_cli.create_model("stvit-nano", in_chans=1)
     maps = associations(model, image, WeightsInfo("stvit-nano", in_chans=1, image_size=64, mean=(0.5,), std=(0.5,)))
     assert maps.image.shape == (*ODD, 3)
     assert len(maps.layers) == 7
 
 
-def test_a_segmenter_and_a_detector_show_their_backbone(maps: Associations, model: nn.Module, image: Image.Image) -> None:
+def test_maps_of_a_wrapped_model_are_those_of_its_backbone(maps: Associations, model: nn.Module, image: Image.Image) -> None:
     wrapped = nn.ModuleDict({"backbone": nn.ModuleDict({"body": model}), "head": nn.Conv2d(128, 4, 1)})
     found = associations(wrapped, image, NANO, keep_size=True)
     assert list(found.layers) == list(maps.layers)
@@ -210,13 +210,13 @@ def test_a_segmenter_and_a_detector_show_their_backbone(maps: Associations, mode
         assert torch.equal(layer.keys, maps.layers[name].keys)
 
 
-def test_layers_are_chosen_by_name_and_by_stage(maps: Associations) -> None:
-    assert list(maps.chosen(["stage2", "stage4.block1"]).layers) == ["stage2.block1", "stage2.block2", "stage4.block1"]
+def test_layers_are_selected_by_name_and_by_stage(maps: Associations) -> None:
+    assert list(maps.select(["stage2", "stage4.block1"]).layers) == ["stage2.block1", "stage2.block2", "stage4.block1"]
     with pytest.raises(UserError, match=r"no layer 'stage1.blok1'.*'stage1.block1'"):
-        maps.chosen(["stage1.blok1"])
+        maps.select(["stage1.blok1"])
 
 
-def test_too_small_a_image_and_a_model_without_super_tokens(model: nn.Module) -> None:
+def test_too_small_image_and_model_without_super_tokens_are_refused(model: nn.Module) -> None:
     with pytest.raises(UserError, match="20 x 90"):
         associations(model, Image.new("RGB", (20, 90)), NANO, keep_size=True)
     pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
@@ -229,7 +229,7 @@ def test_global_layers_have_no_association(maps: Associations) -> None:
         maps.layers["stage3.block1"].association()
 
 
-def test_arrays_are_what_their_table_says(maps: Associations) -> None:
+def test_arrays_have_the_documented_shapes_and_types(maps: Associations) -> None:
     found, left_out = arrays(maps, [(3, 4), (100, 70)])
     assert left_out == []
     rows, columns = found["stage2.block1.tokens"]
@@ -251,15 +251,15 @@ def test_arrays_are_what_their_table_says(maps: Associations) -> None:
     assert tuple(found["image_hw"]) == ODD
 
 
-def test_attention_too_large_to_save_is_named(maps: Associations, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stvit_cli.analysis.associations.arrays.MOST_ATTENTION", 2000)
+def test_attention_too_large_to_save_is_reported(maps: Associations, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stvit_cli.analysis.associations.arrays.MAX_ATTENTION_VALUES", 2000)
     found, left_out = arrays(maps, [])
     assert left_out == ["stage2.block1", "stage2.block2", "stage3.block1", "stage3.block2", "stage3.block3"]
     assert "stage3.block1.attention" not in found
     assert "stage4.block1.attention" in found
 
 
-def test_attention_by_rows_is_the_whole(maps: Associations) -> None:
+def test_attention_of_selected_rows_equals_the_full_matrix(maps: Associations) -> None:
     layer = maps.layers["stage2.block1"]
     torch.testing.assert_close(layer.attention([3, 7]), layer.attention()[:, [3, 7]])
     sharper = replace(layer, queries=layer.queries * 50)

@@ -1,4 +1,4 @@
-"""The page holds everything it needs, and its arithmetic is that of `LayerMaps`."""
+"""The HTML page is self-contained, and its script computes what `LayerMaps` computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 import stvit_cli
 from stvit_cli.analysis.associations.maps import associations
 from stvit_cli.analysis.associations.page import association_page
-from stvit_cli.analysis.associations.panels import Look, look
+from stvit_cli.analysis.associations.panels import PlotContext, plot_context
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo
 
@@ -24,12 +24,14 @@ POINTS = ((0, 0), (61, 40), (106, 74))
 
 
 @pytest.fixture(scope="module")
-def shown() -> Look:
+def shown() -> PlotContext:
     torch.manual_seed(0)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize((107, 75), Image.Resampling.BICUBIC)
     model = stvit_cli.create_model("stvit-nano")
-    return look(associations(model, image, WeightsInfo("stvit-nano", image_size=64)), "a </script> name.png", "stvit-nano")
+    return plot_context(
+        associations(model, image, WeightsInfo("stvit-nano", image_size=64)), "a </script> name.png", "stvit-nano"
+    )
 
 
 def data_of(page: str) -> str:
@@ -37,7 +39,7 @@ def data_of(page: str) -> str:
     return str(found)
 
 
-def test_the_page_needs_nothing_else(shown: Look) -> None:
+def test_page_is_self_contained(shown: PlotContext) -> None:
     page = association_page(shown, (3, 4), trained=False)
     assert not re.search(r"https?:|@import|url\(|<link|<img|src=", page)
     data = json.loads(data_of(page))
@@ -48,52 +50,72 @@ def test_the_page_needs_nothing_else(shown: Look) -> None:
     assert [layer["heads"] for layer in data["layers"]] == [layer.num_heads for layer in shown.maps.layers.values()]
 
 
-def test_control_characters_in_a_name_are_shown_and_not_obeyed(shown: Look) -> None:
-    hostile = look(shown.maps, "a\x1b[2J\n\0.png", "weights \x9b.safetensors")
+def test_control_characters_in_a_name_are_escaped(shown: PlotContext) -> None:
+    hostile = plot_context(shown.maps, "a\x1b[2J\n\0.png", "weights \x9b.safetensors")
     data = json.loads(data_of(association_page(hostile, (3, 4), trained=True)))
     assert data["name"] == hostile.name == r"a\x1b[2J\n\x00.png"
     assert data["about"].startswith(r"weights \x9b.safetensors.")
 
 
-def test_a_large_image_keeps_the_mean_of_the_heads_or_is_refused(shown: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_image_keeps_the_mean_over_heads_or_is_refused(shown: PlotContext, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [layer.keys.shape[1] ** 2 for layer in shown.maps.layers.values()]
-    monkeypatch.setattr("stvit_cli.analysis.associations.page.MOST_BYTES", sum(pairs))
+    monkeypatch.setattr("stvit_cli.analysis.associations.page.MAX_ATTENTION_BYTES", sum(pairs))
     data = json.loads(data_of(association_page(shown, (3, 4), trained=True)))
     assert {layer["heads"] for layer in data["layers"]} == {1}
-    monkeypatch.setattr("stvit_cli.analysis.associations.page.MOST_BYTES", sum(pairs) - 1)
-    with pytest.raises(UserError, match="--image-size"):
+    monkeypatch.setattr("stvit_cli.analysis.associations.page.MAX_ATTENTION_BYTES", sum(pairs) - 1)
+    with pytest.raises(UserError, match="Reduce image_size"):
         association_page(shown, (3, 4), trained=True)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
-def test_the_arithmetic_of_the_page(shown: Look, tmp_path: Path) -> None:
+def test_script_computes_the_same_maps(shown: PlotContext, tmp_path: Path) -> None:
     page = association_page(shown, (3, 4), trained=True)
     arithmetic = page.split("// ---- arithmetic")[1].split("// ---- drawing")[0]
     (tmp_path / "page.js").write_text(
         f"const page = {data_of(page)};\n// {arithmetic}\n"
         f"const result = page.layers.map(unpack).map(layer => {json.dumps(POINTS)}.map(point => {{\n"
         "  const token = tokenAt(layer, point), heads = [...Array(layer.heads).keys(), -1];\n"
-        "  const mine = layer.labels && layer.labels[token[0] * layer.tokens[1] + token[1]];\n"
-        "  return { token, mine, attention: heads.map(head => [...attention(layer, ...token, head)]),\n"
-        "    column: layer.labels && [...column(layer, mine)], confidence: layer.labels && [...confidence(layer)],\n"
-        "    smooth: [...smooth(layer, attention(layer, ...token, 0), 30, 43)] };\n"
+        "  const superToken = layer.labels && layer.labels[token[0] * layer.tokens[1] + token[1]];\n"
+        "  return { token, superToken, attention: heads.map(head => [...attention(layer, ...token, head)]),\n"
+        "    column: layer.labels && [...column(layer, superToken)], confidence: layer.labels && [...confidence(layer)],\n"
+        "    resized: [...resizeLinear(layer, attention(layer, ...token, 0), 30, 43)] };\n"
         "}));\nconsole.log(JSON.stringify(result));\n"
     )
     ended = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, timeout=60, check=True)
-    for layer, places in zip(shown.maps.layers.values(), json.loads(ended.stdout), strict=True):
-        for (x, y), found in zip(POINTS, places, strict=True):
+    for layer, points in zip(shown.maps.layers.values(), json.loads(ended.stdout), strict=True):
+        for (x, y), found in zip(POINTS, points, strict=True):
             token = layer.grid.token_at(x, y)
             assert tuple(found["token"]) == token
-            expected = layer.place_attention(token)
+            expected = layer.token_attention(token)
             attention = np.array(found["attention"]).reshape(-1, *layer.grid.tokens)
             np.testing.assert_allclose(attention[:-1], expected, atol=expected.max() / 200)
             np.testing.assert_allclose(attention[-1], expected.mean(0), atol=expected.max() / 200)
             np.testing.assert_allclose(
-                np.array(found["smooth"]).reshape(30, 43), layer.grid.smooth(expected[0], (30, 43)), atol=expected.max() / 200
+                np.array(found["resized"]).reshape(30, 43),
+                layer.grid.resize_linear(expected[0], (30, 43)),
+                atol=expected.max() / 200,
             )
             if not layer.is_global:
-                assert found["mine"] == layer.token_labels()[token]
+                assert found["superToken"] == layer.token_labels()[token]
                 column = np.array(found["column"]).reshape(layer.grid.tokens)
-                np.testing.assert_allclose(column, layer.association_with(found["mine"]), atol=1e-4)
+                np.testing.assert_allclose(column, layer.association_with(found["superToken"]), atol=1e-4)
                 confidence = np.array(found["confidence"]).reshape(layer.grid.tokens)
                 np.testing.assert_allclose(confidence, layer.confidence(), atol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
+def test_script_draws_every_view(shown: PlotContext, tmp_path: Path) -> None:
+    """On a canvas of zeros, heat maps and mean colours are drawn without an error and change the pixels."""
+    page = association_page(shown, (3, 4), trained=True)
+    functions = page.split("// ---- arithmetic")[1].split("// ---- the page")[0]
+    (tmp_path / "page.js").write_text(
+        f"const page = {data_of(page)}, image = {{}};\n// {functions}\n"
+        "const colours = bytes(page.colours), layer = unpack(page.layers[0]);\n"
+        "const drawn = [], context = { drawImage() {}, putImageData(frame) { drawn.push(Math.max(...frame.data)); },\n"
+        "  getImageData(x, y, width, height) { return { data: new Uint8ClampedArray(4 * width * height) }; } };\n"
+        "const canvas = { width: 20, height: 15, getContext: () => context };\n"
+        "paintHeat(canvas, layer, confidence(layer), 0, 1, true);\n"
+        "paintMeans(canvas, layer);\nconsole.log(JSON.stringify(drawn));\n"
+    )
+    ended = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(ended.stdout) == [255, 0]

@@ -1,4 +1,4 @@
-"""The figures by which a cut of an image is judged."""
+"""Superpixel metrics on segmentations whose values are known, and the label maps that are read."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def test_achievable_accuracy() -> None:
     assert achievable_accuracy(1000 * truth - 3, 7 * truth) == 1  # labels need not be counted
 
 
-def test_the_grid_has_its_rows_and_columns() -> None:
-    cut = measure("regular grid", regular_grid((21, 41), (3, 5)), halves(20)[:1].repeat(21, 0)[:, [*range(40), 39]])
-    assert cut.num_segments == 15
-    sizes = np.bincount(cut.labels.ravel())
+def test_regular_grid_has_its_rows_and_columns() -> None:
+    grid = measure("regular grid", regular_grid((21, 41), (3, 5)), halves(20)[:1].repeat(21, 0)[:, [*range(40), 39]])
+    assert grid.num_segments == 15
+    sizes = np.bincount(grid.labels.ravel())
     assert sizes.max() <= 7 * 9
-    assert 0 < cut.boundary_share < 0.5
+    assert 0 < grid.boundary_share < 0.5
 
 
-def test_painting_gives_each_segment_its_mean_colour() -> None:
+def test_paint_fills_each_segment_with_its_mean_colour() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
     painted = paint(pixels, halves(13))
     assert (painted[:, :13] == np.rint(pixels[:, :13].mean((0, 1)))).all()
     assert (painted[:, 13:] == np.rint(pixels[:, 13:].mean((0, 1)))).all()
 
 
-def test_slic_follows_what_the_grid_does_not() -> None:
+def test_slic_follows_the_image_better_than_the_grid() -> None:
     pytest.importorskip("skimage")
     ys, xs = np.mgrid[:60, :80]
     truth = ((ys - 31) ** 2 + (xs - 37) ** 2 < 400).astype(int)
@@ -67,13 +67,13 @@ def test_slic_follows_what_the_grid_does_not() -> None:
     assert found.boundary_recall > grid.boundary_recall
 
 
-def test_slic_without_scikit_image_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slic_without_scikit_image_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(UserError, match=r"pip install 'stvit\[superpixels\]'"):
         slic(np.zeros((8, 8, 3), dtype=np.uint8), 4)
 
 
-def test_label_maps_of_every_kind(tmp_path: Path) -> None:
+def test_label_maps_are_read_in_every_mode(tmp_path: Path) -> None:
     labels = halves(11) * 3
     palette = Image.fromarray(labels.astype(np.uint8), "L").convert("P")
     palette.putdata(labels.ravel().tolist())
@@ -92,13 +92,13 @@ def test_label_maps_of_every_kind(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "palette.png", (20, 40)).max() == 3
 
 
-def test_what_is_no_label_map(tmp_path: Path) -> None:
+def test_unusable_label_maps_are_refused(tmp_path: Path) -> None:
     Image.fromarray(halves(11).astype(np.uint8)).save(tmp_path / "labels.png")
-    with pytest.raises(UserError, match="40 x 20 pixels, the image has 40 x 21"):
+    with pytest.raises(UserError, match="40 x 20 pixels, but the image has 40 x 21"):
         read_labels(tmp_path / "labels.png", (21, 40))
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photograph.png")
-    with pytest.raises(UserError, match=r"6399 different values|6400 different values"):
+    with pytest.raises(UserError, match=r"6399 distinct values|6400 distinct values"):
         read_labels(tmp_path / "photograph.png", (80, 80))
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match="is not an image"):
