@@ -64,17 +64,17 @@ def visualize_associations(
         from stvit_cli.analysis.associations.report import VisualizationOptions, open_model, visualize
         from stvit_cli.data.images import explain_failure
 
-        shown = open_model(weights, model)
-        if not shown.trained:
+        visualized = open_model(weights, model)
+        if not visualized.trained:
             echo(
-                f"{shown.info.model} is UNTRAINED: super tokens of random weights. Give --weights FILE to use a trained model.",
+                f"{visualized.info.model} is UNTRAINED: its weights are random. For a trained model, give --weights FILE.",
                 err=True,
             )
         options = VisualizationOptions(names, points, image_size, keep_size, html, arrays, labels)
         written, failed = [], []
         for image, folder in zip(images, _folders(images, output), strict=True):
             try:
-                for item in visualize(shown, image, folder, options):
+                for item in visualize(visualized, image, folder, options):
                     written.append(item)
                     echo(f"{item.file}")
                     if item.notice:

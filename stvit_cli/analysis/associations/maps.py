@@ -9,8 +9,8 @@
     layer.token_attention(layer.grid.token_at(320, 200))   # (heads, H, W): attention of the token at a pixel to every token
 
 Shapes: H W tokens of a layer; height, width pixels of the image; h w tokens of a cell (the grid size), n = h * w; p q super
-tokens; 9 neighbours (the 3 x 3 super tokens around a cell, row-major); d channels of a head. Super tokens are numbered row-major, 0 to
-p * q - 1.
+tokens, numbered row-major from 0 to p * q - 1; 9 neighbours (the 3 x 3 super tokens around a cell, row-major); d channels of a
+head.
 
 Nothing is reimplemented: hooks record the input of each `SuperTokenAttention`, and the maps are computed by the functions that
 the module itself calls.

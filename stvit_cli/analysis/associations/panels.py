@@ -1,8 +1,8 @@
 """Building blocks of the association plots: a sheet laid out in inches, and the panels on it.
 
 Heat maps are blended over the greyscale image, from transparent to the colour map inferno, whose lightness rises monotonically,
-so that it is safe for colour-blind readers. Outlines and markers are white on black, visible on light and dark images. Matplotlib is
-used without pyplot, which would keep every figure in memory until it is closed.
+so that it is safe for colour-blind readers. Outlines and markers are white on black, visible on light and dark images.
+Matplotlib is used without pyplot, which would keep every figure in memory until it is closed.
 """
 
 from __future__ import annotations
