@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def room(module: str) -> str:
 def imports(path: Path, *, at_module_level: bool = False) -> Iterator[str]:
     """Yield the full name of everything a file imports; ``from a import b`` as a.b."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in _at_module_level(tree) if at_module_level else ast.walk(tree):
+    for node in _at_runtime(tree, inside_functions=False) if at_module_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -44,13 +45,13 @@ def imports(path: Path, *, at_module_level: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _at_module_level(tree: ast.AST) -> Iterator[ast.AST]:
+def _at_runtime(tree: ast.AST, *, inside_functions: bool = True) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(tree):
         is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if isinstance(node, ast.FunctionDef) or is_for_types:
+        if is_for_types or (isinstance(node, ast.FunctionDef) and not inside_functions):
             continue
         yield node
-        yield from _at_module_level(node)
+        yield from _at_runtime(node, inside_functions=inside_functions)
 
 
 def upward(importer: str, imported: str) -> bool:
@@ -81,6 +82,58 @@ def test_what_answers_at_once_imports_nothing_heavy(path: Path) -> None:
     assert [name for name in modules if name.split(".")[0] in HEAVY] == []
     rooms = {room(name.removeprefix("stvit_cli.")) for name in modules if name.startswith("stvit_cli.")}
     assert rooms <= {"cli", "recipe", "utils", "errors", "__version__"}
+
+
+def graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Return the modules that each module imports, late imports included, but those for types only left out."""
+    return {
+        module: {found for name in imported(source) if (found := owner(name, sources)) and found != module}
+        for module, source in sources.items()
+    }
+
+
+def imported(source: str) -> Iterator[str]:
+    for node in _at_runtime(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def owner(name: str, modules: Iterable[str]) -> str:
+    """Return the module that a full name is, or is in."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def circle(modules: dict[str, set[str]]) -> tuple[str, ...]:
+    """Return a circle of imports, empty if there is none."""
+    try:
+        TopologicalSorter(modules).prepare()
+    except CycleError as error:
+        return tuple(error.args[1])
+    return ()
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    root = PACKAGE.parent
+    names = {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    modules = graph({name: path.read_text(encoding="utf-8") for name, path in names.items()})
+    assert modules["stvit_cli.models.kernels"] >= {"stvit_cli.models.kernels.build", "stvit_cli.models.kernels.triton.library"}
+    assert circle(modules) == ()
+
+
+def test_a_late_import_that_closes_a_circle_is_found() -> None:
+    late = "def f():\n    from a.b import X\n"
+    assert circle(graph({"a": "", "a.b": "from a import c", "a.c": late})) == ("a.b", "a.c", "a.b")
+    only_for_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.b import X\n"
+    assert circle(graph({"a": "", "a.b": "from a import c", "a.c": only_for_types})) == ()
+
+
+def test_super_token_imports_no_kernel() -> None:
+    modules = set(imports(PACKAGE / "models" / "super_token.py"))
+    assert not {name for name in modules if name.startswith("stvit_cli.models.kernels")}
 
 
 def test_nothing_imports_click() -> None:

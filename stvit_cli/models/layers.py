@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvit_cli.models import kernels
-from stvit_cli.models.kernels import operators
+from stvit_cli.models.accelerated import Accelerated
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -83,10 +82,8 @@ class PatchMerging(nn.Module):
         return self.norm(self.conv(x))
 
 
-class ConvPosEnc(nn.Module):
+class ConvPosEnc(Accelerated):
     """Conditional position encoding: x + depth-wise 3 x 3 of x."""
-
-    kernels = False  # set by `kernels.use_kernels`
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -94,15 +91,13 @@ class ConvPosEnc(nn.Module):
         self.residual = True  # not in a fused copy, where x is in the convolution's kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernels and kernels.serve(x):
-            return operators.ops.conv_pos_enc(x, self.conv.weight, self.conv.bias, self.residual)
+        if self.kernels is not None and self.kernels.supports(x):
+            return self.kernels.conv_pos_enc(x, self.conv, self.residual)
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
-class ConvFFN(nn.Module):
+class ConvFFN(Accelerated):
     """1 x 1 to ``ratio`` times the width -> GELU -> h + depth-wise 3 x 3 of h -> 1 x 1 back."""
-
-    kernels = False  # set by `kernels.use_kernels`
 
     def __init__(self, dim: int, ratio: float = 4.0) -> None:
         super().__init__()
@@ -112,12 +107,8 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Conv2d(hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernels and kernels.serve(x, self.conv.conv.in_channels):
-            return self.fc2(self._middle_by_kernel(x))
+        if self.kernels is not None and self.kernels.supports(x, self.conv.conv.in_channels):
+            fc1 = self.fc1  # without its bias, which the kernel adds
+            u = F.conv2d(x, fc1.weight) if isinstance(fc1, nn.Conv2d) else fc1.multiply(x, None)  # `mkldnn.PackedConv`
+            return self.fc2(self.kernels.gelu_conv_pos_enc(u, fc1.bias, self.conv.conv, self.conv.residual))
         return self.fc2(self.conv(gelu(self.fc1(x))))
-
-    def _middle_by_kernel(self, x: Tensor) -> Tensor:
-        """All but the last product. The bias of the first one is added in the kernel."""
-        fc1, dw = self.fc1, self.conv.conv
-        u = F.conv2d(x, fc1.weight) if isinstance(fc1, nn.Conv2d) else fc1.multiply(x, None)  # `packed.PackedConv`
-        return operators.ops.gelu_conv_pos_enc(u, fc1.bias, dw.weight, dw.bias, self.conv.residual)

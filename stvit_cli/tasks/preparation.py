@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.kernels import KernelsUnavailableError, takes, use_kernels
+from stvit_cli.models.kernels import KernelsUnavailableError, supports_dtype, use_kernels
 from stvit_cli.tasks.base import HasCompilableBlocks, Preparation
 
 
@@ -33,7 +33,7 @@ class PreparedModel:
             raise UserError(f"train.kernels: {name} has no part that they serve. Use train.kernels=auto.")
         if compile_blocks and not isinstance(self.model, HasCompilableBlocks):
             raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")
-        return Preparation(uses_kernels, uses_kernels and takes(device_type, dtype))
+        return Preparation(uses_kernels, uses_kernels and supports_dtype(device_type, dtype))
 
     def compile(self) -> None:
         """See `tasks.base.Task.compile`."""

@@ -116,7 +116,7 @@ def test_kernels_that_are_asked_for_and_cannot_be_had_are_said_before_anything_i
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("stvit_cli.models.kernels._loaded", set())
     monkeypatch.setattr("stvit_cli.models.kernels._unavailable", {})
-    monkeypatch.setattr(nn.Sequential, "kernels", False, raising=False)  # as if the model were a part that kernels serve
+    monkeypatch.setattr("stvit_cli.models.kernels.Accelerated", nn.Sequential)  # as if the model were a layer with kernels
     with pytest.raises(UserError, match=r"cannot be had: no C\+\+ compiler here \(no-such-compiler\). Use train.kernels=auto."):
         toy.train(tmp_path, "train.kernels=true")
     assert list(tmp_path.iterdir()) == []

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from stvit_cli.models import create_model
 from stvit_cli.models.kernels import use_kernels
+from stvit_cli.models.neighbours import neighbours, sum_neighbours
 from stvit_cli.models.super_token import (
     SuperTokenAttention,
     aggregate,
     associate,
     from_cells,
-    neighbours,
     sample,
-    sum_neighbours,
     to_cells,
     upsample,
 )

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stvit_cli.models.super_token import SuperTokenAttention, from_cells, neighbours, sum_neighbours, to_cells
+from stvit_cli.models.neighbours import neighbours, sum_neighbours
+from stvit_cli.models.super_token import SuperTokenAttention, from_cells, to_cells
 
 SIDES = st.integers(1, 23)
 GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))

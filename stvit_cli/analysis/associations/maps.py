@@ -34,17 +34,9 @@ from torch import Tensor, nn
 from stvit_cli.analysis.associations.token_grid import MIN_SIDE, Size, TokenGrid, fit_input_size
 from stvit_cli.errors import UserError
 from stvit_cli.models.isotropic import Isotropic, TableSuperTokenAttention, position_bias
+from stvit_cli.models.neighbours import EPS, neighbours, sum_neighbours
 from stvit_cli.models.stvit import STViT
-from stvit_cli.models.super_token import (
-    EPS,
-    SuperTokenAttention,
-    from_cells,
-    neighbours,
-    sample,
-    sum_neighbours,
-    to_cells,
-    upsample,
-)
+from stvit_cli.models.super_token import SuperTokenAttention, from_cells, sample, to_cells, upsample
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.utils.text import did_you_mean

@@ -1,9 +1,15 @@
-"""Our own kernels: the memory-bound steps of STViT, each with one read of its tokens, where PyTorch takes many.
+"""Custom kernels for the memory-bound steps of STViT: each reads its tokens once, where PyTorch reads them many times.
 
-Three steps have one: super token sampling and upsampling (`super_token`), the position encoding x + depth-wise 3 x 3 of x, and
-the middle of ConvFFN, GELU with that encoding after it (`layers`). `operators` says what they take and give, and their gradients;
-on a CPU they are C++ that is compiled on first use (`cpu/`, `build`), on a GPU Triton (`gpu`). The modules hold the plain form
-too, which runs wherever no kernel serves and is what the tests hold the kernels against.
+| step | layer | on |
+|---|---|---|
+| super token sampling and upsampling | `super_token.SuperTokenAttention` | CPU, CUDA |
+| multi-head self-attention | `super_token.SuperTokenAttention` | CPU |
+| position encoding, x + depth-wise 3 x 3 of x | `layers.ConvPosEnc` | CPU, CUDA |
+| GELU, then position encoding, inside ConvFFN | `layers.ConvFFN` | CPU, CUDA |
+
+`operators` defines their arguments, results and gradients. On a CPU they are C++, compiled at first use (`cpu/`, `build`); on a
+GPU, Triton (`triton/`). The layers keep their eager form, which runs where no kernel supports the input and is the reference of
+the tests.
 """
 
 from __future__ import annotations
@@ -14,25 +20,34 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stvit_cli.models.accelerated import Accelerated
+from stvit_cli.models.kernels import operators
+from stvit_cli.models.kernels.errors import KernelsUnavailableError, UnsupportedDeviceError
 from stvit_cli.utils.environment import local_rank
+
+__all__ = [
+    "KERNELS",
+    "KernelsUnavailableError",
+    "UnsupportedDeviceError",
+    "is_available",
+    "load",
+    "supports",
+    "supports_dtype",
+    "use_kernels",
+]
 
 _loaded: set[str] = set()
 _unavailable: dict[str, KernelsUnavailableError] = {}
 
 
-class KernelsUnavailableError(RuntimeError):
-    """There are no kernels for this device on this machine; the message says why, in a line."""
-
-
-class UnsupportedDeviceError(KernelsUnavailableError):
-    """Nothing on this machine could make them available, so that nothing needs to be said."""
-
-
 def load(device_type: str) -> None:
-    """Make the kernels of ``cpu`` or ``cuda`` ready. The first time on a machine those of a CPU are compiled, in seconds.
+    """Load the kernels. The first time on a machine those of a CPU are compiled, which takes seconds.
+
+    Args:
+        device_type: ``cpu`` or ``cuda``.
 
     Raises:
-        KernelsUnavailableError: no compiler, no Triton, or another device. It is not tried twice in a process.
+        KernelsUnavailableError: no compiler, no Triton, or another device type. A failure is not retried within a process.
     """
     if device_type in _unavailable:
         raise _unavailable[device_type]
@@ -48,7 +63,7 @@ def load(device_type: str) -> None:
 
 def _load(device_type: str) -> None:
     if device_type == "cpu":
-        from stvit_cli.models.kernels import build, operators  # noqa: F401
+        from stvit_cli.models.kernels import build
 
         path = build.library()
         try:
@@ -57,58 +72,104 @@ def _load(device_type: str) -> None:
             raise KernelsUnavailableError(f"{path} cannot be loaded ({error.__cause__ or error})") from error
     elif device_type == "cuda":
         try:
-            from stvit_cli.models.kernels.triton import library as gpu  # noqa: F401
+            from stvit_cli.models.kernels.triton import library  # noqa: F401 (registers the operators)
         except ImportError as error:
             raise KernelsUnavailableError(f"the package {error.name} is missing") from error
     else:
         raise UnsupportedDeviceError(f"there are kernels for cpu and cuda, not for {device_type}")
 
 
-def use_kernels(model: nn.Module, device_type: str, wanted: bool | Literal["auto"] = True) -> bool:
-    """Let every part of ``model`` that has a kernel run it on devices of this type, and say whether there is such a part.
+def use_kernels(model: nn.Module, device_type: str, enable: bool | Literal["auto"] = True) -> bool:
+    """Attach the custom kernels to every layer of ``model`` that has one, or detach them.
 
     Args:
-        wanted: with ``auto``, on a CPU where they can be had; not on a GPU, where how fast they are was not measured.
+        model: any model with STViT layers, changed in place.
+        device_type: ``cpu`` or ``cuda``, where the model will run.
+        enable: ``auto`` attaches them on a CPU if they are available, and not on a GPU, where their speed was not measured.
+
+    Returns:
+        Whether the model now has a layer with kernels.
 
     Raises:
-        KernelsUnavailableError: they are wanted and cannot be had; see `load`.
+        KernelsUnavailableError: ``enable`` is true and they are not available; see `load`.
+
+    Example:
+        >>> from stvit_cli import create_model
+        >>> model = create_model("stvit-nano")
+        >>> use_kernels(model, "cpu", enable=False)
+        False
     """
-    parts = [module for module in model.modules() if hasattr(module, "kernels")]
-    if wanted == "auto":
-        wanted = device_type == "cpu" and bool(parts) and is_available(device_type)
-    elif wanted and parts:
+    layers = [module for module in model.modules() if isinstance(module, Accelerated)]
+    if enable == "auto":
+        enable = device_type == "cpu" and bool(layers) and is_available(device_type)
+    elif enable and layers:
         load(device_type)
-    for module in parts:
-        module.kernels = wanted  # type: ignore[assignment]
-    return wanted and bool(parts)
+    for layer in layers:
+        layer.kernels = KERNELS if enable else None
+    return enable and bool(layers)
 
 
 def is_available(device_type: str) -> bool:
-    """Whether `load` succeeds. Says on standard error, once, why it does not, where something could be done about it."""
+    """Return whether `load` succeeds. If it fails for a reason that can be mended, warn once on standard error."""
     known = device_type in _unavailable
     try:
         load(device_type)
     except KernelsUnavailableError as error:
         if not known and not isinstance(error, UnsupportedDeviceError) and local_rank() == 0:
-            print(f"Warning: {error}. The plain form runs instead, slower.", file=sys.stderr)
+            print(f"Warning: {error}. The eager form runs instead, slower.", file=sys.stderr)
         return False
     return True
 
 
-def serve(x: Tensor, width: int | None = None) -> bool:
-    """Whether the kernels take tokens (B, C, H, W) such as these, worked on so many channels at a time, or all.
+def supports(x: Tensor, channels: int | None = None) -> bool:
+    """Return whether loaded kernels run on a tensor.
 
-    They do not in an exported graph and where FLOPs are counted, nor, on a CPU, in half precision or for a width that is no
-    multiple of 16.
+    They do not in an exported or traced graph (as FLOPs are counted), nor, on a CPU, in another precision than float32 or for
+    a number of channels that is no multiple of 16.
+
+    Args:
+        x: tokens (B, C, H, W).
+        channels: the number of channels that the kernel works on; default C.
     """
     device_type = x.device.type
     if device_type not in _loaded or not x.numel() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    if not takes(device_type, x.dtype, autocast=device_type == "cpu" and torch.is_autocast_enabled("cpu")):
+    if not supports_dtype(device_type, x.dtype, autocast=device_type == "cpu" and torch.is_autocast_enabled("cpu")):
         return False
-    return device_type != "cpu" or (width or x.shape[1]) % 16 == 0
+    return device_type != "cpu" or (channels or x.shape[1]) % 16 == 0
 
 
-def takes(device_type: str, dtype: torch.dtype, *, autocast: bool = False) -> bool:
-    """Whether the kernels of this device type are for this precision: all of them on a GPU, float32 alone on a CPU."""
+def supports_dtype(device_type: str, dtype: torch.dtype, *, autocast: bool = False) -> bool:
+    """Return whether the kernels of a device type run in a precision: any on a GPU, only float32 on a CPU."""
     return device_type != "cpu" or (dtype == torch.float32 and not autocast)
+
+
+class _CustomKernels:
+    """The interface `accelerated.Kernels`, implemented by the operators ``stvit::...``."""
+
+    def supports(self, x: Tensor, channels: int | None = None) -> bool:
+        return supports(x, channels)
+
+    def supports_self_attention(self, x: Tensor, head_dim: int) -> bool:
+        return x.device.type == "cpu" and supports(x, head_dim)  # on a GPU, PyTorch's is fused already
+
+    def sample(self, x: Tensor, grid_size: tuple[int, int], num_iters: int) -> tuple[Tensor, Tensor]:
+        return operators.sample(x, grid_size, num_iters)
+
+    def upsample(self, association: Tensor, super_tokens: Tensor, grid_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        return operators.ops.upsample(association, super_tokens, *grid_size, *size)
+
+    def self_attention(self, qkv: Tensor, num_heads: int) -> Tensor:
+        return operators.ops.self_attention(qkv, num_heads)[0]
+
+    def conv_pos_enc(self, x: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
+        return operators.ops.conv_pos_enc(x, conv.weight, conv.bias, residual)
+
+    def gelu_conv_pos_enc(self, u: Tensor, shift: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
+        return operators.ops.gelu_conv_pos_enc(u, shift, conv.weight, conv.bias, residual)
+
+    def __reduce__(self) -> str:
+        return "KERNELS"  # one object, also in copies of a model: equal blocks share their compiled code
+
+
+KERNELS = _CustomKernels()

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from stvit_cli.models.kernels import KernelsUnavailableError, UnsupportedDeviceError, cache
+from stvit_cli.models.kernels import cache
+from stvit_cli.models.kernels.errors import KernelsUnavailableError, UnsupportedDeviceError
 from stvit_cli.utils.text import printable
 
 SOURCES = Path(__file__).with_name("cpu")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stvit_cli.models.kernels import KernelsUnavailableError
+from stvit_cli.models.kernels.errors import KernelsUnavailableError
 from stvit_cli.utils.files import cache_dir, replace_file, replacing
 
 STALE_S = 3600
@@ -104,7 +104,7 @@ def _checksum_file(library: Path) -> Path:
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stvit_cli.models.super_token import EPS, sum_neighbours
+from stvit_cli.models.neighbours import EPS, sum_neighbours
 
 NEAR = tl.constexpr(16)  # nine neighbours, filled up to the least side of a matrix product
 

@@ -1,0 +1,42 @@
+"""The interface between the layers and the custom kernels.
+
+A layer derives from `Accelerated` and knows only this interface; `stvit_cli.models.kernels` implements it, and its `use_kernels`
+attaches it. So the layers import no kernel. Shapes as in `super_token`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Kernels(Protocol):
+    """The steps of STViT that have a custom kernel. The operators are described in `stvit_cli.models.kernels.operators`."""
+
+    def supports(self, x: Tensor, channels: int | None = None) -> bool:
+        """Return whether the kernels run on (B, C, H, W) ``x``, ``channels`` (default: C) of them at a time."""
+
+    def supports_self_attention(self, x: Tensor, head_dim: int) -> bool:
+        """Return whether `self_attention` runs on ``x`` with heads of this width, and is faster than PyTorch's."""
+
+    def sample(self, x: Tensor, grid_size: tuple[int, int], num_iters: int) -> tuple[Tensor, Tensor]:
+        """Super token sampling: super tokens (B, p, q, C) and the association Q (B, p, q, 9, n) of (B, C, H, W)."""
+
+    def upsample(self, association: Tensor, super_tokens: Tensor, grid_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Token upsampling: (B, C, H, W) of super tokens (B, p, q, C) by Q (B, p, q, 9, n)."""
+
+    def self_attention(self, qkv: Tensor, num_heads: int) -> Tensor:
+        """Multi-head self-attention: (B, C, H, W) of (B, 3 C, H, W), which holds q, k and v of each head in turn."""
+
+    def conv_pos_enc(self, x: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
+        """Depth-wise 3 x 3 convolution of (B, C, H, W), plus ``x`` if ``residual``."""
+
+    def gelu_conv_pos_enc(self, u: Tensor, shift: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
+        """`conv_pos_enc` of GELU(u + shift) with one ``shift`` (C) for each channel."""
+
+
+class Accelerated(nn.Module):
+    """A module that runs by custom kernels where they are attached and support the input, else in its eager form."""
+
+    kernels: Kernels | None = None
