@@ -108,7 +108,8 @@ class ConvFFN(Accelerated):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernels is not None and self.kernels.supports(x, self.conv.conv.in_channels):
-            fc1 = self.fc1  # without its bias, which the kernel adds
+            fc1 = self.fc1
+            assert fc1.bias is not None  # the kernel adds it
             u = F.conv2d(x, fc1.weight) if isinstance(fc1, nn.Conv2d) else fc1.multiply(x, None)  # `mkldnn.PackedConv`
             return self.fc2(self.kernels.gelu_conv_pos_enc(u, fc1.bias, self.conv.conv, self.conv.residual))
         return self.fc2(self.conv(gelu(self.fc1(x))))

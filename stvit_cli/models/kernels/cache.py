@@ -104,7 +104,7 @@ def _checksum_file(library: Path) -> Path:
 
 
 def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
