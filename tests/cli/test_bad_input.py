@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import bad_files
 from PIL import Image
 
 from stvit_cli.data import images
@@ -43,51 +44,56 @@ def images_in(folder: Path, count: int = 4) -> None:
         Image.fromarray(np.full((32, 32, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
 
 
-def test_recipes_that_are_not_there_or_are_none(refused: Callable[..., str]) -> None:
-    Path("list.yaml").write_text("- quickstart\n")
-    Path("empty.yaml").write_text("")
-    Path("typed.yaml").write_text("schedule:\n  epochs: many\n")
-    Path("unknown.yaml").write_text("schedule:\n  epoch: 3\n")
-    Path("doubled.yaml").write_text("schedule:\n  epochs: 3\n  epochs: 4\n")
-    Path("folder.yaml").mkdir()
-    assert "There is no recipe named 'quikstart'. Did you mean 'quickstart'?" in refused("train", "--recipe", "quikstart")
-    assert "There is no recipe file ours.yaml" in refused("train", "--recipe", "ours.yaml")
-    assert "found a list, expected a recipe" in refused("train", "--recipe", "list.yaml")
-    assert "found nothing, expected a recipe" in refused("train", "--recipe", "empty.yaml")
-    assert "line 2, schedule.epochs: found many (text), expected a whole number" in refused("train", "--recipe", "typed.yaml")
-    assert "schedule.epoch: there is no such key. Did you mean 'schedule.epochs'?" in refused("train", "--recipe", "unknown.yaml")
-    assert "line 3, column 3: the key schedule.epochs is there twice" in refused("train", "--recipe", "doubled.yaml")
-    assert "is a folder" in refused("train", "--recipe", "folder.yaml")
-    assert "Which recipe? Give --recipe NAME" in refused("train")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Which recipe? Give --recipe NAME"),
+        (["--recipe", "quikstart"], "There is no recipe named 'quikstart'. Did you mean 'quickstart'?"),
+        (["--recipe", "ours.yaml"], "There is no recipe file ours.yaml"),
+        (["--recipe", "list.yaml"], "found a list, expected a recipe"),
+        (["--recipe", "empty.yaml"], "found nothing, expected a recipe"),
+        (["--recipe", "typed.yaml"], "line 2, schedule.epochs: found many (text), expected a whole number"),
+        (["--recipe", "unknown.yaml"], "schedule.epoch: there is no such key. Did you mean 'schedule.epochs'?"),
+        (["--recipe", "doubled.yaml"], "line 3, column 3: the key schedule.epochs is there twice"),
+        (["--recipe", "folder.yaml"], "is a folder"),
+    ],
+)
+def test_unusable_recipe_is_refused(refused: Callable[..., str], words: list[str], said: str) -> None:
+    bad_files.write_recipes()
+    assert said in refused("train", *words)
 
 
-def test_words_beside_the_recipe(refused: Callable[..., str]) -> None:
-    assert "there is no key 'optim.lrr'" in refused("train", "--recipe", "quickstart", "optim.lrr=1").lower()
-    assert "optim.lr: found fast (text)" in refused("train", "--recipe", "quickstart", "optim.lr=fast")
-    assert "no model 'stvit-x'" in refused("train", "--recipe", "quickstart", "--model", "stvit-x")
-    assert "data.dir is given twice" in refused("train", "--recipe", "quickstart", "--data", "a", "data.dir=b")
-    assert "data.kind is digits, which needs no folder" in refused("train", "--recipe", "quickstart", "--data", "a")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optim.lrr=1"], "There is no key 'optim.lrr'"),
+        (["optim.lr=fast"], "optim.lr: found fast (text)"),
+        (["--model", "stvit-x"], "no model 'stvit-x'"),
+        (["--data", "a", "data.dir=b"], "data.dir is given twice"),
+        (["--data", "a"], "data.kind is digits, which needs no folder"),
+    ],
+)
+def test_wrong_override_is_refused(refused: Callable[..., str], words: list[str], said: str) -> None:
+    assert said in refused("train", "--recipe", "quickstart", *words)
 
 
-def test_data_that_are_not_there_or_are_none(refused: Callable[..., str]) -> None:
-    train = ["train", "--recipe", "quickstart", "data.kind=imagefolder"]
-    Path("empty").mkdir()
-    Path("file").write_text("")
-    images_in(Path("hollow/train/cat"))
-    images_in(Path("hollow/val/cat"))
-    Path("hollow/train/dog").mkdir()
-    Path("hollow/val/dog").mkdir()
-    for name in ("train/cat", "train/dog", "val/cat", "val/dgo"):
-        images_in(Path("differing") / name)
-    assert "data.dir is not set" in refused(*train)
-    assert "nowhere" in refused(*train, "--data", "nowhere")
-    assert "empty" in refused(*train, "--data", "empty")
-    assert "file" in refused(*train, "--data", "file")
-    assert "dog" in refused(*train, "--data", "hollow")
-    assert "dgo" in refused(*train, "--data", "differing")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "data.dir is not set"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--data", "empty"], "empty"),
+        (["--data", "file"], "file"),
+        (["--data", "hollow"], "dog"),
+        (["--data", "differing"], "dgo"),
+    ],
+)
+def test_unusable_image_folder_is_refused(refused: Callable[..., str], words: list[str], said: str) -> None:
+    bad_files.write_image_folders()
+    assert said in refused("train", "--recipe", "quickstart", "data.kind=imagefolder", *words)
 
 
-def test_output_directories(refused: Callable[..., str], short_run: Path) -> None:
+def test_unusable_output_directory_is_refused(refused: Callable[..., str], short_run: Path) -> None:
     train = ["train", "--recipe", "quickstart", "--output"]
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
@@ -108,23 +114,29 @@ def test_output_cannot_be_left_to_chance_with_several_processes(
     assert "must be named" in refused("train", "--recipe", "quickstart")
 
 
-def test_runs_that_are_none(refused: Callable[..., str], short_run: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval", "nowhere"], "there is no such directory"),
+        (["eval", "bare"], "it holds no recipe.yaml"),
+        (["train", "--resume", "nowhere"], "there is no such directory"),
+        (["train", "--resume", "bare"], "it holds no recipe.yaml"),
+        (["train", "--resume", "RUN", "--output", "x"], "leave --output out"),
+        (["eval", "broken"], "a folder without weights"),
+        (["eval"], "Give either the directory of a run"),
+        (["eval", "RUN", "--weights", "x"], "Give either the directory of a run"),
+        (["eval", "--weights", "RUN/best.safetensors"], "--data DIR"),
+    ],
+)
+def test_unusable_run_is_refused(refused: Callable[..., str], short_run: Path, words: list[str], said: str) -> None:
     Path("bare").mkdir()
     shutil.copytree(short_run, "broken")
     for path in Path("broken").glob("*.safetensors"):
         path.unlink()
-    assert "there is no such directory" in refused("eval", "nowhere")
-    assert "it holds no recipe.yaml" in refused("eval", "bare")
-    assert "there is no such directory" in refused("train", "--resume", "nowhere")
-    assert "it holds no recipe.yaml" in refused("train", "--resume", "bare")
-    assert "leave --output out" in refused("train", "--resume", short_run, "--output", "x")
-    assert "a folder without weights" in refused("eval", "broken")
-    assert "Give either the directory of a run" in refused("eval")
-    assert "Give either the directory of a run" in refused("eval", short_run, "--weights", "x")
-    assert "--data DIR" in refused("eval", "--weights", short_run / "best.safetensors")
+    assert said in refused(*(word.replace("RUN", str(short_run)) for word in words))
 
 
-def test_weights_that_are_none(refused: Callable[..., str], short_run: Path, image_folder: Path) -> None:
+def test_unusable_weights_are_refused(refused: Callable[..., str], short_run: Path, image_folder: Path) -> None:
     image = image_folder / "val" / "red" / "0.png"
     good = (short_run / "best.safetensors").read_bytes()
     Path("cut.safetensors").write_bytes(good[: len(good) // 2])
@@ -142,13 +154,13 @@ def test_weights_that_are_none(refused: Callable[..., str], short_run: Path, ima
     assert "no weights of this model" in refused(*finetune, short_run, "--model", "stvit-s")
 
 
-def test_classes_that_the_model_does_not_know(refused: Callable[..., str], short_run: Path) -> None:
+def test_unknown_classes_are_refused(refused: Callable[..., str], short_run: Path) -> None:
     images_in(Path("other/red"))
     images_in(Path("other/green"))
     assert "green" in refused("eval", short_run, "--data", "other")
 
 
-def test_images_that_are_none(refused: Callable[..., str], stvit, short_run: Path) -> None:
+def test_unreadable_images_are_named(refused: Callable[..., str], stvit, short_run: Path) -> None:
     images_in(Path("good"), count=1)
     content = Path("good/0.png").read_bytes()
     Path("text.jpg").write_text("this is text")
@@ -201,7 +213,7 @@ def test_one_bad_image_never_ends_the_others(stvit, short_run: Path, tmp_path: P
     assert [path.name for path in Path("drawn").iterdir()] == ["00003-thin.png"]
 
 
-def test_unusual_images_work(stvit, short_run: Path) -> None:
+def test_unusual_image_modes_are_read(stvit, short_run: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.convert("CMYK").save("cmyk.jpg")

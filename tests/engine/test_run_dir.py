@@ -100,7 +100,7 @@ def test_plain_lines_without_a_terminal_and_none_on_other_ranks(capfd: pytest.Ca
             assert first == "epoch 1/4  step 5/20  loss 0.5000  lr 1.00e-03    - left"
             assert second.startswith("epoch 2/4  step 7/20  loss 0.2500  lr 1.00e-03  ")
             assert second.endswith(" left")
-            assert third == "epoch 2: top1 50.0000  (best so far)"
+            assert third == "epoch 2: top1 50  (best so far)"
 
 
 def test_the_time_left_counts_steps_and_evaluations() -> None:

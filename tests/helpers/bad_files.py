@@ -39,20 +39,22 @@ RECIPES = {
 
 def write_all() -> None:
     """Write every file that the commands name."""
-    for name, text in RECIPES.items():
-        Path(f"{name}.yaml").write_text(text, encoding="utf-8")
-    Path("latin.yaml").write_bytes(b"description: caf\xe9\n")
-    Path("folder.yaml").mkdir()
-    Path("file").write_text("mine")
+    write_recipes()
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
-    Path("empty").mkdir()
     _images()
-    _image_folders()
+    write_image_folders()
     _weights()
     _runs()
     _coco()
     _label_maps()
+
+
+def write_recipes() -> None:
+    for name, text in RECIPES.items():
+        Path(f"{name}.yaml").write_text(text, encoding="utf-8")
+    Path("latin.yaml").write_bytes(b"description: caf\xe9\n")
+    Path("folder.yaml").mkdir()
 
 
 def _noise(path: Path, height: int = 32, width: int = 32) -> None:
@@ -70,7 +72,9 @@ def _images() -> None:
     Image.new("L", (1, 20_000)).save("thin.png")
 
 
-def _image_folders() -> None:
+def write_image_folders() -> None:
+    Path("file").write_text("mine")
+    Path("empty").mkdir()
     for name in ("train/cat", "train/dog", "val/cat", "val/dgo"):
         for number in range(2):
             _noise(Path("differing") / name / f"{number}.png")
