@@ -41,17 +41,17 @@ def evaluate(
 
 def recipe_for(trained: Trained, words: list[str]) -> Recipe:
     """Return a recipe that prepares images of a folder as the weights file says, with the ``key=value`` words over it."""
-    info = trained.info
+    info, spec = trained.info, tasks.registry.get(trained.info.task)
     known: dict[str, Any] = {
         "name": trained.path.stem,
         "task": info.task,
         "model": {"name": info.model, "in_chans": info.in_chans, "grid_sizes": info.grid_sizes},
-        "data": {"kind": FOLDERS[info.task], "image_size": info.image_size, "mean": info.mean, "std": info.std},
+        "data": {"kind": spec.folder_kind, "image_size": info.image_size, "mean": info.mean, "std": info.std},
         "augment": {"interpolation": info.interpolation},
         "eval": {"crop_pct": info.crop_pct},
     }
-    if info.task == "detection":
-        known["eval"]["batch_size"] = 1  # otherwise an image's padding depends on its neighbours
+    if spec.eval_batch_size is not None:
+        known["eval"]["batch_size"] = spec.eval_batch_size
     if info.settings:
         known[info.task] = json.loads(info.settings)
     return recipe_io.from_text(flow(known), words, source=str(trained.path))

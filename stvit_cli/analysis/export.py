@@ -15,6 +15,7 @@ from stvit_cli import __version__
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.weights.file import WeightsInfo, save_weights
+from stvit_cli.tasks import registry
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.loading import Trained
@@ -42,7 +43,7 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"ONNX needs {', '.join(missing)}, which are not installed. Get them with: pip install 'stvit[onnx]'")
-    if trained.info.task != "classification":
+    if not registry.get(trained.info.task).exports_onnx:
         raise UserError(f"{trained.path} holds a model for {trained.info.task}; only classifiers can be written as ONNX.")
     _require_finite_outputs(trained)
     example = torch.zeros(2, trained.info.in_chans, 96, 160)

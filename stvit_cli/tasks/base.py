@@ -43,6 +43,33 @@ class NonFiniteOutputsError(UserError):
         return f"{printable(str(path))}: the model's outputs for it are {NOT_FINITE}; take other weights."
 
 
+class ImagePrediction(Protocol):
+    """The prediction of a model for one image, whatever its task is.
+
+    Attributes:
+        path: the image's file.
+        error: why the image could not be read or predicted; None where it was.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    def summary(self) -> str:
+        """Return the prediction as one line of text."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the prediction as `stvit predict --json` writes it."""
+        ...
+
+    def draw(self, target: Path) -> None:
+        """Write the image with the prediction drawn on it, as PNG. Raises UserError where it cannot be written."""
+        ...
+
+
 class Evaluator(Protocol):
     """Collects what is needed for the metrics of one evaluation.
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, load_weights, match_weights, read_weights
 from stvit_cli.models.weights.info import missing_parts
-from stvit_cli.tasks import create_from
+from stvit_cli.tasks import registry
+from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import shortened
 
+__all__ = ["Trained", "open_trained", "weights_file"]
+
 _IN_A_RUN = ("best.safetensors", "last.safetensors")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model in eval mode on the CPU, what its weights file says of it, and that file."""
-
-    model: nn.Module
-    info: WeightsInfo
-    path: Path
 
 
 def weights_file(path: Path) -> Path:
@@ -52,7 +44,7 @@ def open_trained(path: str | Path, model: str | None = None) -> Trained:
     if not info.num_classes:
         raise UserError(f"{file.path} holds a backbone without a classifier; `stvit finetune` trains one.")
     _require_fit(file, info)
-    net = create_from(info)
+    net = registry.get(info.task).create_model(info)
     load_weights(net, file)
     return Trained(net.eval(), info, file.path)
 
@@ -61,9 +53,10 @@ def _require_fit(file: WeightsFile, info: WeightsInfo) -> None:
     """Hold the description against the tensors before a model is built: by the meta device, whatever sizes it speaks of."""
     for problem in missing_parts(info):
         raise UserError(f"{file.path}: its description is not complete: {problem}.")
+    spec = registry.get(info.task)  # outside of the context below: modules that are imported within get meta tensors
     try:
         with torch.device("meta"):
-            model = create_from(info)
+            model = spec.create_model(info)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from None
     except (RuntimeError, ValueError, OverflowError) as error:

@@ -20,7 +20,7 @@ from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.tasks.base import NonFiniteOutputsError
-from stvit_cli.tasks.loading import Trained
+from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import did_you_mean
 
 MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
@@ -102,13 +102,8 @@ def predict(
 
     Args:
         top: how many classes to name; all, where there are fewer.
-
-    Raises:
-        UserError: the model is not a classifier.
     """
     info = trained.info
-    if info.task != "classification":
-        raise UserError(f"{trained.path} holds a model for {info.task}; expected one for classification.")
     names = class_names(trained)
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(images) >= _WORKERS_FROM else 0

@@ -238,7 +238,7 @@ def build_classification_task(recipe: Recipe, weights: Path | None) -> Classific
     return ClassificationTask(recipe, data, model, notes)
 
 
-def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, whole: bool) -> ClassificationEvaluation:
+def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool) -> ClassificationEvaluation:
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
     val_set = build_eval_set(
         recipe.data,

@@ -20,7 +20,7 @@ from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.detection.detector import paste_masks
-from stvit_cli.tasks.loading import Trained
+from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import printable
 
 Box = tuple[float, float, float, float]

@@ -202,7 +202,7 @@ def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
     return DetectionTask(recipe, data, model, notes)
 
 
-def build_detection_evaluation(recipe: Recipe, info: WeightsInfo) -> DetectionEvaluation:
+def build_detection_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) -> DetectionEvaluation:
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
     val_set = build_detection_eval_set(recipe.data, recipe.detection, recipe.shapes, info.class_names)
     if is_main_process():

@@ -19,9 +19,9 @@ from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.base import NonFiniteOutputsError
-from stvit_cli.tasks.loading import Trained
 from stvit_cli.tasks.segmentation.label_maps import label_map
 from stvit_cli.tasks.segmentation.task import section_of
+from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import printable
 
 NUM_SAID = 5

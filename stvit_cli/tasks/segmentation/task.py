@@ -212,7 +212,7 @@ def build_segmentation_task(recipe: Recipe, weights: Path | None) -> Segmentatio
     return SegmentationTask(recipe, data, model, notes)
 
 
-def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo) -> SegmentationEvaluation:
+def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) -> SegmentationEvaluation:
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
     names = recipe.segmentation.class_names
     if names != info.class_names:

@@ -1,0 +1,41 @@
+"""Detection's entry in the registry of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.base import ImagePrediction
+from stvit_cli.tasks.detection import predict
+from stvit_cli.tasks.detection.cost import CountedDetector
+from stvit_cli.tasks.detection.detector import create_detector
+from stvit_cli.tasks.detection.task import build_detection_evaluation, build_detection_task, create_from
+from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
+
+COCO_CLASSES = 80
+
+
+def _create_cost_model(recipe: Recipe) -> CountedDetector:
+    return CountedDetector(create_detector(recipe.model.name, COCO_CLASSES, recipe.detection, grid_sizes=recipe.model.grid_sizes))
+
+
+def _predict(
+    trained: Trained, images: Sequence[Path], options: PredictOptions, device: torch.device
+) -> Iterator[ImagePrediction]:
+    return predict.predict(trained, images, score_threshold=options.score_threshold, device=device)
+
+
+SPEC = TaskSpec(
+    name="detection",
+    build=build_detection_task,
+    build_evaluation=build_detection_evaluation,
+    create_model=create_from,
+    predict=_predict,
+    create_cost_model=_create_cost_model,
+    folder_kind="coco",
+    published_size=(800, 1280),
+    eval_batch_size=1,  # in a larger batch the padding of an image depends on the other images
+)

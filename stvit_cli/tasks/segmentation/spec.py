@@ -1,0 +1,38 @@
+"""Segmentation's entry in the registry of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.base import ImagePrediction
+from stvit_cli.tasks.segmentation import predict
+from stvit_cli.tasks.segmentation.task import build_segmentation_evaluation, build_segmentation_task, create_from
+from stvit_cli.tasks.segmentation.upernet import UPerNet, create_segmenter
+from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
+
+
+def _create_cost_model(recipe: Recipe) -> UPerNet:
+    section = recipe.segmentation
+    return create_segmenter(recipe.model.name, len(section.class_names), section, grid_sizes=recipe.model.grid_sizes)
+
+
+def _predict(
+    trained: Trained, images: Sequence[Path], options: PredictOptions, device: torch.device
+) -> Iterator[ImagePrediction]:
+    return predict.predict(trained, images, device=device)
+
+
+SPEC = TaskSpec(
+    name="segmentation",
+    build=build_segmentation_task,
+    build_evaluation=build_segmentation_evaluation,
+    create_model=create_from,
+    predict=_predict,
+    create_cost_model=_create_cost_model,
+    folder_kind="ade20k",
+    published_size=(512, 2048),
+)

@@ -1,0 +1,90 @@
+"""What the rest of the toolkit needs to know of a task: a `TaskSpec`, which `tasks.registry` finds by the task's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from stvit_cli.models.weights.file import WeightsInfo
+from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, ready for inference.
+
+    Attributes:
+        model: the model in evaluation mode, on the CPU.
+        info: the metadata of its weights file.
+        path: the weights file.
+    """
+
+    model: nn.Module
+    info: WeightsInfo
+    path: Path
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of a prediction. Each task reads those that apply to it.
+
+    Attributes:
+        top: classification: the number of classes to return.
+        score_threshold: detection: objects with a lower score are left out.
+        batch_size: classification: images in a batch.
+        num_workers: classification: processes that decode images.
+    """
+
+    top: int = 1
+    score_threshold: float = 0.5
+    batch_size: int = 32
+    num_workers: int = 8
+
+
+class Predict(Protocol):
+    """Yields the prediction for each image file, in order."""
+
+    def __call__(
+        self, trained: Trained, images: Sequence[Path], options: PredictOptions, device: torch.device
+    ) -> Iterator[ImagePrediction]: ...
+
+
+class BuildEvaluation(Protocol):
+    """Builds what evaluates a trained model; see `tasks.build_evaluation`."""
+
+    def __call__(self, recipe: Recipe, info: WeightsInfo, *, whole: bool) -> Evaluation: ...
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task: how to build, evaluate and use its models. Everything that differs between tasks outside their folders.
+
+    Attributes:
+        name: the recipe's ``task``.
+        build: builds the task of a recipe; the second argument is a weights file to start from.
+        build_evaluation: builds what evaluates a trained model.
+        create_model: creates the model that a weights file describes, freshly initialised.
+        predict: predicts images with a trained model.
+        create_cost_model: creates the model of a recipe in a form that takes (1, C, H, W) and can be traced, to count its cost.
+        folder_kind: the ``data.kind`` of a folder of the user's own data.
+        published_size: height and width for which costs are published; None: the recipe's ``data.image_size``.
+        eval_batch_size: the batch size of an evaluation without a run; None: the recipe's default.
+        exports_onnx: whether the models can be exported as ONNX.
+    """
+
+    name: str
+    build: Callable[[Recipe, Path | None], Task]
+    build_evaluation: BuildEvaluation
+    create_model: Callable[[WeightsInfo], nn.Module]
+    predict: Predict
+    create_cost_model: Callable[[Recipe], nn.Module]
+    folder_kind: str
+    published_size: tuple[int, int] | None = None
+    eval_batch_size: int | None = None
+    exports_onnx: bool = False
