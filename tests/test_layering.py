@@ -17,7 +17,7 @@ BELOW = {
     "utils": {"errors"},
     "recipe": {"utils", "errors"},
     "models": {"recipe", "utils", "errors"},
-    "data": {"recipe", "utils", "errors"},
+    "data": {"utils", "errors"},
     "engine": {"tasks.base", "models", "data", "recipe", "utils", "errors"},
     "tasks": {"models", "data", "recipe", "utils", "errors"},
     "analysis": {"tasks", "engine", "models", "data", "recipe", "utils", "errors"},

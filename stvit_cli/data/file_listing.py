@@ -16,7 +16,7 @@ from typing import Literal
 
 from stvit_cli.data.images import ENDINGS
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import first_few
+from stvit_cli.utils.text import did_you_mean, first_few
 
 OF_THE_SYSTEM = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -80,6 +80,30 @@ def kind_of(entry: os.DirEntry[str]) -> Literal["folder", "file", "nothing"]:
 def folders_in(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, links to folders too, sorted. Raises UserError as `entries` does."""
     return sorted(entry.name for entry in entries(folder) if kind_of(entry) == "folder")
+
+
+def require_folder(folder: str | Path | None, content: str, layout: str = "") -> Path:
+    """Return ``data.dir`` as a path.
+
+    Args:
+        folder: the value of ``data.dir``.
+        content: what the folder holds, for the message where ``folder`` is None.
+        layout: a last line for the message where ``folder`` is a file.
+
+    Raises:
+        UserError: ``folder`` is None, or it is no folder that can be listed.
+    """
+    if not folder:
+        raise UserError(f"data.dir is not set. Set it to the folder of the {content}: data.dir=DIR.")
+    root = Path(folder).expanduser()
+    if root.is_file():
+        raise UserError(f"data.dir is {root}: a file, where a folder is expected.{layout and chr(10)}{layout}")
+    if not root.is_dir():
+        siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
+        raise UserError(f"data.dir: there is no folder {root}.{did_you_mean(root.name, siblings)}")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(f"data.dir: the folder {root} cannot be listed: no permission.")
+    return root
 
 
 def list_files(root: Path, below: str = "", endings: Sequence[str] | None = ENDINGS) -> Listing:

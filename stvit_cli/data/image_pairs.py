@@ -1,4 +1,4 @@
-"""Images and their label maps, found in two folders or in one, paired by name, and read.
+"""Images and their label maps: found in two folders or in one, paired by name, and read.
 
 H W rows and columns of an image.
 """
@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,16 +20,18 @@ from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.label_maps import open_label_map
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import SegmentationSection
 from stvit_cli.utils.text import did_you_mean, first_few
 
 NUM_NAMED = 3
-"""Of many files with the same fault, so many are named."""
+"""Most files that a message names of those with the same problem."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images and their label maps, by number."""
+    """Images and their label maps, by index. Label maps hold numbers, `labels` are classes 0, 1, ...
+
+    See `find_pairs` for the attributes.
+    """
 
     image_dir: Path
     map_dir: Path
@@ -38,10 +41,8 @@ class LabelledImages:
     ignore_index: int
     reduce_zero_label: bool
     label_values: tuple[int, ...] | None
-    class_numbers: tuple[int, ...]
-    """The number of each class in the maps."""
     notes: tuple[str, ...] = ()
-    """What a person should know of what was found."""
+    """Remarks on the folders for the user, such as files that are left out."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -50,14 +51,15 @@ class LabelledImages:
         return str(self.images[index])
 
     def open(self, index: int) -> Image.Image:
-        """Return an image in mode RGB. Raises UserError as `open_image` does."""
+        """Return the image in mode RGB. Raises UserError as `open_image` does."""
         return open_image(self.images[index])
 
     def numbers(self, index: int, size: tuple[int, int] | None = None) -> Labels:
-        """Return the numbers of a map as they are in the file, (H, W).
+        """Return the numbers in a label map, (H, W).
 
         Args:
-            size: width and height of the image, where they are known.
+            index: of the image.
+            size: width and height of the image; None: the map's size is not checked.
 
         Raises:
             UserError: as `labels` does.
@@ -65,9 +67,10 @@ class LabelledImages:
         return self._read(index, size)[0]
 
     def labels(self, index: int, size: tuple[int, int]) -> Labels:
-        """Return the class of each pixel (H, W), -1 where it is ignored.
+        """Return the class of each pixel (H, W), `IGNORED` where it has none.
 
         Args:
+            index: of the image.
             size: width and height of the image.
 
         Raises:
@@ -76,7 +79,7 @@ class LabelledImages:
         return self._read(index, size)[1]
 
     def _read(self, index: int, size: tuple[int, int] | None) -> tuple[Labels, Labels]:
-        """Return the numbers of a map and its classes."""
+        """Return the numbers and the classes of a label map."""
         path = self.maps[index]
         numbers = open_label_map(path)
         if size is not None and numbers.shape != size[::-1]:
@@ -87,7 +90,7 @@ class LabelledImages:
         return numbers, self._classes(path, numbers)
 
     def fingerprint(self) -> str:
-        """Return a hash of the classes, the names of the images and their maps, and the order of all."""
+        """Return a hash of the class names and the paths of images and maps, in order."""
         total = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=16)
         for folder, paths in ((self.image_dir, self.images), (self.map_dir, self.maps)):
             start = len(os.path.join(folder, ""))
@@ -96,13 +99,18 @@ class LabelledImages:
         return total.hexdigest()
 
     @property
+    def class_numbers(self) -> tuple[int, ...]:
+        """The number of each class in the label maps."""
+        return class_numbers(len(self.class_names), self.reduce_zero_label, self.label_values)
+
+    @property
     def ignored_numbers(self) -> frozenset[int]:
-        """The numbers that stand for no class."""
+        """The numbers whose pixels are ignored."""
         ignored = frozenset({self.ignore_index, 0} if self.reduce_zero_label else {self.ignore_index})
         return ignored if self.label_values is None else ignored - set(self.label_values)
 
     def _classes(self, path: Path, numbers: Labels) -> Labels:
-        """Turn the numbers of a map into classes 0, 1, ..., and those that stand for none into -1."""
+        """Map the numbers of a label map to classes 0, 1, ..., and ignored numbers to `IGNORED`."""
         ignored = np.zeros(numbers.shape, dtype=np.bool_)
         for number in self.ignored_numbers:
             ignored |= numbers == number
@@ -115,7 +123,7 @@ class LabelledImages:
                 classes[numbers == number] = label
             wrong = (classes == IGNORED) & ~ignored
         if wrong.any():
-            row, column = (int(place) for place in np.argwhere(wrong)[0])
+            row, column = (int(position) for position in np.argwhere(wrong)[0])
             raise UserError(
                 f"{path}: the label map has {numbers[row, column]} in row {row}, column {column}; expected {self._expected()} "
                 f"for the {len(self.class_names)} names of segmentation.class_names, "
@@ -130,40 +138,73 @@ class LabelledImages:
         return f"{self.class_numbers[0]} to {self.class_numbers[-1]}"
 
     def _remedy(self, largest: int) -> str:
-        """Return the key that most likely mends numbers that are no class."""
+        """Return the recipe key that most likely fixes numbers that are no class."""
         if self.label_values is None and largest == len(self.class_names) and not self.reduce_zero_label:
-            return "Where the classes count from 1 and 0 stands for none: segmentation.reduce_zero_label=true"
+            return "If the classes count from 1 and 0 is to be ignored: segmentation.reduce_zero_label=true"
         if largest in (255, 65535):
-            return f"Where {largest} stands for no class: segmentation.ignore_index={largest}"
-        return "segmentation.class_names needs a name for each number, in their order."
+            return f"If {largest} is to be ignored: segmentation.ignore_index={largest}"
+        return "segmentation.class_names needs a name for each number, in the order of the numbers."
 
 
-def find_pairs(root: Path, images: str, maps: str, section: SegmentationSection) -> LabelledImages:
-    """Pair the images in and below ``root / images`` with the label maps at the same places below ``root / maps``.
+def class_numbers(num_classes: int, reduce_zero_label: bool, label_values: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the number of each class in label maps.
 
-    Where both are in one folder, what is the map of another image is no image. The ending of a map may be in capital
-    letters, and its name in another spelling of Unicode.
+    >>> class_numbers(3, reduce_zero_label=True, label_values=None)
+    (1, 2, 3)
+    """
+    first = int(reduce_zero_label)
+    return label_values or tuple(range(first, first + num_classes))
+
+
+def find_pairs(
+    root: Path,
+    images: str,
+    maps: str,
+    *,
+    class_names: tuple[str, ...],
+    image_suffix: str | None = None,
+    map_suffix: str = ".png",
+    reduce_zero_label: bool = False,
+    label_values: tuple[int, ...] | None = None,
+    ignore_index: int = 255,
+) -> LabelledImages:
+    """Pair the images in and below ``root / images`` with the label maps at the same relative paths below ``root / maps``.
+
+    Where both are the same folder, a file that is another image's map is no image. The extension of a map may be in capital
+    letters, and its name in another Unicode normalization.
+
+    Args:
+        root: ``data.dir``.
+        images: folder of the images, relative to ``root``.
+        maps: folder of the label maps, relative to ``root``.
+        class_names: in the order of their numbers.
+        image_suffix: end of an image's name that ``map_suffix`` replaces; None: the extension of any image.
+        map_suffix: end of a label map's name.
+        reduce_zero_label: 0 is ignored and the classes count from 1.
+        label_values: the number of each class; None: 0, 1, ..., or from 1 with ``reduce_zero_label``.
+        ignore_index: number that is ignored, unless it is in ``label_values``.
 
     Raises:
         UserError: a folder is missing, there is no image, an image has no map, or two have the same.
     """
     image_dir, map_dir = (_folder(root, name) for name in (images, maps))
-    endings = ENDINGS if section.image_suffix is None else (section.image_suffix.lower(),)
+    suffixes = _Suffixes(image_suffix, map_suffix)
+    endings = ENDINGS if image_suffix is None else (image_suffix.lower(),)
     listing, in_map_dir = list_files(image_dir, endings=endings), list_files(map_dir, endings=None)
     require_whole_links(image_dir, listing.broken_links)
-    known = {_key(path, section): path for path in sorted(in_map_dir.paths + in_map_dir.broken_links, reverse=True)}
+    known = {suffixes.key(path): path for path in sorted(in_map_dir.paths + in_map_dir.broken_links, reverse=True)}
     exact = set(in_map_dir.paths)
     pairs = {}
     for path in sorted(listing.paths, key=lambda path: path.split("/")):
-        expected = _map_name(path, section)
-        pairs[path] = expected if expected in exact else known.get(_key(expected, section))
+        expected = suffixes.map_name(path)
+        pairs[path] = expected if expected in exact else known.get(suffixes.key(expected))
     pairs = _without_maps(image_dir, map_dir, pairs)
     if not pairs:
-        expected = f"names that end in {section.image_suffix}" if section.image_suffix else "files such as *.jpg or *.png"
+        expected = f"names that end in {image_suffix}" if image_suffix else "files such as *.jpg or *.png"
         raise UserError(f"{image_dir}: no image in this folder; expected {expected}.")
     found = {image: label_map for image, label_map in pairs.items() if label_map is not None}
     if len(found) < len(pairs):
-        _refuse_missing(image_dir, map_dir, pairs, in_map_dir, section)
+        _refuse_missing(image_dir, map_dir, pairs, in_map_dir, suffixes)
     require_whole_links(map_dir, sorted(set(found.values()) & set(in_map_dir.broken_links)))
     _refuse_shared_maps(image_dir, found)
     return LabelledImages(
@@ -171,29 +212,34 @@ def find_pairs(root: Path, images: str, maps: str, section: SegmentationSection)
         map_dir=map_dir,
         images=tuple(image_dir / image for image in found),
         maps=tuple(map_dir / label_map for label_map in found.values()),
-        class_names=section.class_names,
-        ignore_index=section.ignore_index,
-        reduce_zero_label=section.reduce_zero_label,
-        label_values=section.label_values,
-        class_numbers=section.class_numbers,
-        notes=tuple(f"{image_dir}: {note}" for note in _left_out(listing, section)),
+        class_names=class_names,
+        ignore_index=ignore_index,
+        reduce_zero_label=reduce_zero_label,
+        label_values=label_values,
+        # Where image_suffix is given, files with other endings are left out on purpose.
+        notes=tuple(f"{image_dir}: {note}" for note in left_out_note(listing.other_endings) if image_suffix is None),
     )
 
 
-def _key(map_path: str, section: SegmentationSection) -> str:
-    """Return a map's path as all spellings of its name and ending have it."""
-    start = len(map_path) - len(section.map_suffix)
-    path, end = map_path[:start], map_path[start:]
-    return same_name(path + end.lower() if end.lower() == section.map_suffix.lower() else map_path)
+class _Suffixes(NamedTuple):
+    """How the name of a label map follows from that of its image."""
 
+    image: str | None
+    map: str
 
-def _map_name(image: str, section: SegmentationSection) -> str:
-    end = os.path.splitext(image)[1] if section.image_suffix is None else section.image_suffix
-    return image[: len(image) - len(end)] + section.map_suffix
+    def key(self, map_path: str) -> str:
+        """Return the path of a map with its suffix in small letters and its name normalized."""
+        start = len(map_path) - len(self.map)
+        path, end = map_path[:start], map_path[start:]
+        return same_name(path + end.lower() if end.lower() == self.map.lower() else map_path)
+
+    def map_name(self, image: str) -> str:
+        end = os.path.splitext(image)[1] if self.image is None else self.image
+        return image[: len(image) - len(end)] + self.map
 
 
 def _without_maps(image_dir: Path, map_dir: Path, pairs: dict[str, str | None]) -> dict[str, str | None]:
-    """Leave out images that are another image's map; an image that would be its own has none."""
+    """Remove images that are another image's map; an image that would be its own map has none."""
     own, of_maps = (str(folder.resolve()) for folder in (image_dir, map_dir))
     if not f"{of_maps}/".startswith(f"{own}/") and not f"{own}/".startswith(f"{of_maps}/"):
         return pairs
@@ -202,22 +248,17 @@ def _without_maps(image_dir: Path, map_dir: Path, pairs: dict[str, str | None]) 
     return {image: None if is_own[image] else label_map for image, label_map in pairs.items() if f"{own}/{image}" not in maps}
 
 
-def _left_out(listing: Listing, section: SegmentationSection) -> list[str]:
-    """Return the line about files with other endings; where the recipe names the ending, they were meant to be left out."""
-    return left_out_note(listing.other_endings) if section.image_suffix is None else []
-
-
 def _refuse_missing(
-    image_dir: Path, map_dir: Path, pairs: dict[str, str | None], in_map_dir: Listing, section: SegmentationSection
+    image_dir: Path, map_dir: Path, pairs: dict[str, str | None], in_map_dir: Listing, suffixes: _Suffixes
 ) -> None:
     missing = [image for image, label_map in pairs.items() if label_map is None]
-    names = [_map_name(image, section) for image in missing[:NUM_NAMED]]
+    names = [suffixes.map_name(image) for image in missing[:NUM_NAMED]]
     more = ", ..." if len(missing) > NUM_NAMED else ""
     there = [os.path.basename(path) for path in in_map_dir.paths[:1000]]
     raise UserError(
         f"{map_dir}: {len(missing)} of {len(pairs)} images have no label map here: expected {', '.join(names)}{more}\n"
         f"for {image_dir / missing[0]}.{did_you_mean(os.path.basename(names[0]), there)} "
-        "How names differ is said by segmentation.image_suffix and segmentation.map_suffix."
+        "Set segmentation.image_suffix and segmentation.map_suffix to how the names end."
     )
 
 
@@ -228,7 +269,7 @@ def _refuse_shared_maps(image_dir: Path, pairs: dict[str, str]) -> None:
         if other != image:
             raise UserError(
                 f"{image_dir}: {other} and {image} have the same label map, {label_map}.\n"
-                f"Remove one of them, or say how the images end: segmentation.image_suffix={os.path.splitext(other)[1]}"
+                f"Remove one of them, or set how the images' names end: segmentation.image_suffix={os.path.splitext(other)[1]}"
             )
 
 

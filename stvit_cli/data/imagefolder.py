@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stvit_cli.data.file_listing import entries, folders_in, left_out_note, list_files, same_name
+from stvit_cli.data.file_listing import entries, folders_in, left_out_note, list_files, require_folder, same_name
 from stvit_cli.data.folder_index import FolderIndex, index_folder
 from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.sampling import hold_out
 from stvit_cli.data.splits import LAYOUT, find_splits
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import DataSection
 from stvit_cli.utils.text import did_you_mean, first_few
 
 HASHED_AT_ONCE = 1 << 18
@@ -85,26 +84,30 @@ class FolderImages:
         return total.hexdigest()
 
 
-def find_images(data: DataSection) -> tuple[FolderImages, FolderImages]:
-    """Return the training and the validation images of ``data.dir``.
+def find_images(folder: str | Path | None, val_fraction: float = 0.2) -> tuple[FolderImages, FolderImages]:
+    """Return the training and the validation images of a folder.
 
-    Without ``train/`` and ``val/`` (see `splits` for their other names) the share ``data.val_fraction`` of each class is held
-    out: at least one image of a class that has two. Which ones depends on the names of the files alone, so every run and every
-    seed leaves out the same images.
+    Without ``train/`` and ``val/`` (see `splits` for their other names) a part of each class is held out for validation: at
+    least one image of each class that has two. The choice depends on the file names alone, so every run and every seed holds
+    out the same images.
+
+    Args:
+        folder: ``data.dir``.
+        val_fraction: fraction of each class that is held out where the folder is not split.
 
     Raises:
         UserError: no such folder, no classes, a class without images, classes of train and val that differ, or nothing to
             evaluate.
     """
-    root = _existing_folder(data.dir)
+    root = require_folder(folder, "images", LAYOUT)
     splits = find_splits(root)
     if splits.train is None and splits.val is None:
-        return _one_folder(root, data.val_fraction)
+        return _one_folder(root, val_fraction)
     if splits.train is None or splits.val is None:
         here, missing = splits.train or splits.val or "", "val" if splits.val is None else "train"
         others = [name for name in folders_in(root) if name != here]
         found = f" Beside it: {first_few(others)}." if others else ""
-        instead = f" To hold out a share of {here}/ instead: --data {root / here}" if here == splits.train else ""
+        instead = f" To hold out a part of {here}/ instead: data.dir={root / here}" if here == splits.train else ""
         raise UserError(f"{root} has {here}/ but no {missing}/.{found}{instead}\n{LAYOUT}")
     train, val = _index(root / splits.train), _index(root / splits.val, min_classes=1)
     _refuse_different_classes(root, (splits.train, train.class_names), (splits.val, val.class_names))
@@ -129,12 +132,21 @@ def _one_folder(root: Path, fraction: float) -> tuple[FolderImages, FolderImages
     return FolderImages(index, index.class_names, ~held_out, notes), FolderImages(index, index.class_names, held_out)
 
 
-def find_eval_images(data: DataSection, class_names: Sequence[str] | None, whole: bool) -> FolderImages:
-    """Return the images of ``data.dir`` to evaluate on: those of ``val/``, else the held-out share, or with ``whole`` all.
+def find_eval_images(
+    folder: str | Path | None, val_fraction: float = 0.2, *, class_names: Sequence[str] | None = None, all_images: bool = False
+) -> FolderImages:
+    """Return the images of a folder to evaluate on: those of ``val/`` or, where the folder is not split, the held-out part.
 
-    ``class_names`` are the model's classes: the folder may lack some of them, but must have no other.
+    Args:
+        folder: ``data.dir``.
+        val_fraction: as for `find_images`.
+        class_names: the model's classes: the folder may lack some of them, but must have no others. None: the folder's own.
+        all_images: of a folder that is not split, return all images in place of the held-out part.
+
+    Raises:
+        UserError: as `find_images`; also a class that the model does not have.
     """
-    root = _existing_folder(data.dir)
+    root = require_folder(folder, "images", LAYOUT)
     splits = find_splits(root, class_names or ())
     if splits.val is not None:
         index, chosen = _index(root / splits.val, min_classes=1, empty_too=True), None
@@ -142,7 +154,7 @@ def find_eval_images(data: DataSection, class_names: Sequence[str] | None, whole
         raise UserError(f"{root} has {splits.train}/ but no val/ to evaluate on.\n{LAYOUT}")
     else:
         index = _index(root, min_classes=1, empty_too=True)
-        chosen = None if whole else _held_out(index, data.val_fraction)
+        chosen = None if all_images else _held_out(index, val_fraction)
     notes = _notes(index.root, index)
     if class_names is None:
         return FolderImages(index, index.class_names, chosen, notes)
@@ -184,20 +196,6 @@ def _held_out(index: FolderIndex, fraction: float) -> NDArray[np.bool_]:
         chosen.append(hold_out(names[start : start + count], share))
         start += count
     return np.concatenate(chosen)
-
-
-def _existing_folder(name: str | None) -> Path:
-    if not name:
-        raise UserError("data.dir is not set: the folder of the images (on the command line: --data DIR).")
-    root = Path(name).expanduser()
-    if root.is_file():
-        raise UserError(f"data.dir is {root}: a file, where a folder is expected.\n{LAYOUT}")
-    if not root.is_dir():
-        siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
-        raise UserError(f"data.dir: there is no folder {root}.{did_you_mean(root.name, siblings)}")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise UserError(f"data.dir: the folder {root} cannot be listed: no permission.")
-    return root
 
 
 def _index(root: Path, min_classes: int = 2, empty_too: bool = False) -> FolderIndex:

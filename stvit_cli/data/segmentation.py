@@ -1,13 +1,12 @@
-"""Images with label maps, laid out as ADE20K's or in any two folders, as the sets of a training and an evaluation.
+"""Datasets for semantic segmentation: images with label maps, through the transforms.
 
-H W rows and columns of an image, C its channels.
+H W rows and columns of an image, h w at one scale of an evaluation, S side of a training crop, C channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,20 +15,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stvit_cli.data.classification import open_or_replace
-from stvit_cli.data.image_pairs import LabelledImages, find_pairs
+from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.sampling import SampleKey, derive_seed
-from stvit_cli.data.segmentation_transforms import TrainTransform, eval_transform
-from stvit_cli.data.shapes import shapes_tree
-from stvit_cli.errors import UserError
-from stvit_cli.recipe import Recipe
-from stvit_cli.utils.text import did_you_mean
+from stvit_cli.data.segmentation_transforms import TrainTransform
 
 
 class SegmentationTrainSet(Dataset[dict[str, Any]]):
-    """Items ``{"image": C H W, "target": H W, "index": int, "skipped": [path]}`` by ``SampleKey``.
+    """Training set, indexed by `SampleKey`.
 
-    An item is a function of the seed and the key alone; ``skipped`` are images that could not be decoded, in whose place it is.
+    Items are ``{"image": (C, S, S), "target": (S, S), "index": int, "skipped": [path]}``. An item depends on
+    the seed and the key alone. ``skipped`` are the undecodable images that it replaces.
+
+    Args:
+        images: with their label maps.
+        transform: the random transform.
+        seed: of the run.
+        unreadable: what to do about an image that cannot be decoded; see `open_or_replace`.
     """
 
     def __init__(self, images: LabelledImages, transform: TrainTransform, seed: int, unreadable: Literal["stop", "skip"]) -> None:
@@ -47,7 +49,12 @@ class SegmentationTrainSet(Dataset[dict[str, Any]]):
 
 
 class SegmentationEvalSet(Dataset[dict[str, Any]]):
-    """Items ``{"images": [1 C h w, one for each scale], "target": H W at the original size, "index": int}``."""
+    """Validation set. Items are ``{"images": [(1, C, h, w) per scale], "target": (H, W) at the original size, "index": int}``.
+
+    Args:
+        images: with their label maps.
+        transform: from an image to one tensor per scale.
+    """
 
     def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], list[Tensor]]) -> None:
         self.images, self.transform = images, transform
@@ -63,41 +70,7 @@ class SegmentationEvalSet(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class SegmentationData:
+    """The training and the validation set of a run."""
+
     train_set: SegmentationTrainSet
     val_set: SegmentationEvalSet
-
-
-def build_segmentation(recipe: Recipe) -> SegmentationData:
-    """Build the training and the validation set of a recipe.
-
-    Raises:
-        UserError: a folder is missing or empty, or images have no label maps.
-    """
-    section = recipe.segmentation
-    root = _root(recipe)
-    images = find_pairs(root, section.train_images, section.train_maps, section)
-    transform = TrainTransform(section, recipe.augment, recipe.data)
-    train_set = SegmentationTrainSet(images, transform, recipe.train.seed, recipe.data.unreadable)
-    return SegmentationData(train_set, build_segmentation_eval(recipe))
-
-
-def build_segmentation_eval(recipe: Recipe) -> SegmentationEvalSet:
-    """Build the validation set alone. Raises UserError as `build_segmentation` does."""
-    section = recipe.segmentation
-    images = find_pairs(_root(recipe), section.val_images, section.val_maps, section)
-    scales = eval_transform(section, recipe.augment.interpolation, recipe.data.mean, recipe.data.std)
-    return SegmentationEvalSet(images, scales)
-
-
-def _root(recipe: Recipe) -> Path:
-    if recipe.data.kind == "shapes":
-        shapes = recipe.shapes
-        counts = (shapes.num_train, shapes.num_val)
-        return shapes_tree("ade20k", counts, recipe.data.image_size, shapes.seed, recipe.data.dir)
-    if recipe.data.dir is None:
-        raise UserError("data.dir is not set: the folder of images and label maps (on the command line: --data DIR).")
-    root = Path(recipe.data.dir).expanduser()
-    if not root.is_dir():
-        siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
-        raise UserError(f"data.dir: there is no folder {root}.{did_you_mean(root.name, siblings)}")
-    return root

@@ -1,8 +1,9 @@
-"""From an image and its labels to what a segmenter learns from, and to the scales of an evaluation.
+"""Transforms for semantic segmentation: of an image and its labels for training, to several scales for evaluation.
 
-The order and the figures are those published for UperNet on ADE20K: resize by a random factor, crop, flip, distort the colours,
-normalise, pad. One difference: images that shrink are filtered (Pillow), which the published runs did not do.
-H W rows and columns, C channels.
+Order and values are those published for UperNet on ADE20K: resize by a random factor, crop, flip, photometric distortion,
+normalize, pad. One difference: downscaling is antialiased (Pillow), which it is not in the published runs.
+
+H W rows and columns, C channels, S side of a training crop, h w rows and columns at one scale of an evaluation.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stvit_cli.recipe import AugmentSection, DataSection, SegmentationSection
-
 Labels = NDArray[np.int32]
 """The class of each pixel, (H, W)."""
 
 IGNORED = -1
-"""In `Labels`: a pixel that is neither learned nor evaluated."""
+"""In `Labels`: a pixel that counts in neither the loss nor the metrics."""
 
 CROP_TRIES = 10
 
@@ -35,62 +34,125 @@ _FILTERS = {
 
 
 class TrainTransform:
-    """An image and its labels -> (C, S, S) and (S, S), S being data.image_size. Draws from `random`; see ``loader.seeded``."""
+    """Map an image and its labels (H, W) to tensors (C, S, S) and (S, S). Draws from `random`; see `loader.seeded`.
 
-    def __init__(self, section: SegmentationSection, augment: AugmentSection, data: DataSection) -> None:
-        self.section, self.hflip, self.interpolation = section, augment.hflip, augment.interpolation
-        self.crop_size, self.mean, self.std = data.image_size, data.mean, data.std
+    Args:
+        crop_size: S, in pixels.
+        mean: subtracted from the channels, which are in 0..1; one value per channel.
+        std: the channels are then divided by it; one value per channel.
+        max_size: long and short side that the image is resized to fit into, before scaling, in pixels.
+        scale_range: smallest and largest factor on ``max_size``.
+        max_class_share: largest share of one class among a crop's labelled pixels; see `random_crop`.
+        photometric: distort brightness, contrast, saturation and hue.
+        hflip: probability of a horizontal flip.
+        interpolation: bicubic, bilinear or nearest; labels always use the nearest pixel.
+    """
+
+    def __init__(
+        self,
+        crop_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        max_size: tuple[int, int] = (2048, 512),
+        scale_range: tuple[float, float] = (0.5, 2.0),
+        max_class_share: float = 0.75,
+        photometric: bool = True,
+        hflip: float = 0.5,
+        interpolation: str = "bilinear",
+    ) -> None:
+        self.crop_size, self.mean, self.std = crop_size, mean, std
+        self.max_size, self.scale_range, self.max_class_share = max_size, scale_range, max_class_share
+        self.photometric, self.hflip, self.interpolation = photometric, hflip, interpolation
 
     def __call__(self, image: Image.Image, labels: Labels) -> tuple[Tensor, Tensor]:
-        size = fitted(image.size, self.section.max_size, random.uniform(*self.section.scale_range))
-        image, labels = resized(image, size, self.interpolation), resized_labels(labels, size)
-        top, left = random_crop(labels, self.crop_size, self.section.max_class_share)
+        size = fit_size(image.size, self.max_size, random.uniform(*self.scale_range))
+        image, labels = resize(image, size, self.interpolation), resize_labels(labels, size)
+        top, left = random_crop(labels, self.crop_size, self.max_class_share)
         window = (slice(top, top + self.crop_size), slice(left, left + self.crop_size))
         pixels, labels = np.asarray(image)[window], labels[window]
         if random.random() < self.hflip:
             pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-        if self.section.photometric:
-            pixels = distort_colours(pixels)
+        if self.photometric:
+            pixels = photometric_distortion(pixels)
         height, width = labels.shape
         beyond = (0, self.crop_size - width, 0, self.crop_size - height)  # right and bottom; 0 is the mean colour
         target = torch.from_numpy(np.array(labels, dtype=np.int64))
-        return F.pad(normalised(pixels, self.mean, self.std), beyond), F.pad(target, beyond, value=IGNORED)
+        return F.pad(normalize(pixels, self.mean, self.std), beyond), F.pad(target, beyond, value=IGNORED)
 
 
 def eval_transform(
-    section: SegmentationSection, interpolation: str, mean: Sequence[float], std: Sequence[float]
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    max_size: tuple[int, int] = (2048, 512),
+    scales: Sequence[float] = (1.0,),
+    interpolation: str = "bilinear",
 ) -> Callable[[Image.Image], list[Tensor]]:
-    """Return the function from an image to the tensors (1, C, h, w) that the model sees, one for each of ``eval_scales``."""
+    """Return the transform for evaluation, from an image to one tensor (1, C, h, w) per scale.
+
+    Args:
+        mean: subtracted from the channels, which are in 0..1; one value per channel.
+        std: the channels are then divided by it; one value per channel.
+        max_size: long and short side that the image is resized to fit into, in pixels.
+        scales: factors on ``max_size``.
+        interpolation: bicubic, bilinear or nearest.
+
+    >>> transform = eval_transform((0.5,) * 3, (0.5,) * 3, max_size=(80, 40), scales=(1.0, 0.5))
+    >>> [tuple(image.shape) for image in transform(Image.new("RGB", (60, 60)))]
+    [(1, 3, 40, 40), (1, 3, 20, 20)]
+    """
 
     def transform(image: Image.Image) -> list[Tensor]:
-        sizes = [fitted(image.size, section.max_size, scale) for scale in section.eval_scales]
-        return [normalised(np.asarray(resized(image, size, interpolation)), mean, std)[None] for size in sizes]
+        sizes = [fit_size(image.size, max_size, scale) for scale in scales]
+        return [normalize(np.asarray(resize(image, size, interpolation)), mean, std)[None] for size in sizes]
 
     return transform
 
 
-def fitted(size: tuple[int, int], max_size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """Return (width, height) resized, keeping its shape, to fit into the long and short side ``max_size`` times ``factor``."""
+def fit_size(size: tuple[int, int], max_size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """Return the size of an image resized to fit into ``max_size`` times ``factor``, keeping its aspect ratio.
+
+    Args:
+        size: width and height.
+        max_size: largest long and short side.
+        factor: on ``max_size``.
+
+    Returns:
+        Width and height.
+
+    >>> fit_size((1000, 500), (2048, 512), 1.0)
+    (1024, 512)
+    """
     long, short = (int(side * factor) for side in max_size)
     scale = min(long / max(size), short / min(size))
     width, height = (max(1, int(side * scale + 0.5)) for side in size)
     return width, height
 
 
-def resized(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
     """Resize an image to (width, height)."""
     return image if image.size == size else image.resize(size, _FILTERS[interpolation])
 
 
-def resized_labels(labels: Labels, size: tuple[int, int]) -> Labels:
-    """Resize labels (H, W) to (width, height) by the nearest pixel: a mean of two classes is no class."""
+def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
+    """Resize labels (H, W) to (width, height) by the nearest pixel: classes cannot be interpolated."""
     return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
 
 
 def random_crop(labels: Labels, crop_size: int, max_class_share: float) -> tuple[int, int]:
-    """Draw the top and left of a crop; again, up to ten times, where one class has more than its share of the labelled pixels.
+    """Draw the top-left corner of a crop, up to `CROP_TRIES` times until no class exceeds ``max_class_share``.
 
-    A crop without any label, or of one class alone, is drawn again too; the last one stands.
+    The share is of the crop's labelled pixels. Crops without labels, or with one class only, are drawn again too. The last
+    draw is used whatever it holds.
+
+    Args:
+        labels: (H, W).
+        crop_size: side of the crop, in pixels.
+        max_class_share: 1 accepts the first draw.
+
+    Returns:
+        Top row and left column.
     """
     height, width = labels.shape
     for _ in range(CROP_TRIES):
@@ -102,11 +164,11 @@ def random_crop(labels: Labels, crop_size: int, max_class_share: float) -> tuple
     return top, left
 
 
-def distort_colours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Distort (H, W, 3) as SSD does, each with a chance of a half.
+def photometric_distortion(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Apply SSD's photometric distortion to pixels (H, W, 3), each part with probability 0.5.
 
-    Brightness by up to 32 of 255; contrast by a factor of 0.5 to 1.5, before or after what follows; saturation by such a factor;
-    hue by up to 18 of 180.
+    Brightness by up to 32 of 255, contrast by a factor of 0.5 to 1.5 (before or after saturation and hue), saturation by a
+    factor of 0.5 to 1.5, hue by up to 18 of 180.
     """
     if random.random() < 0.5:
         pixels = _clipped(pixels + random.uniform(-32, 32))
@@ -129,7 +191,7 @@ def _clipped(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     return clipped
 
 
-def normalised(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn (H, W, C) in 0..255 into (C, H, W) around zero."""
+def normalize(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalize pixels (H, W, C) in 0..255 to a tensor (C, H, W)."""
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
     return (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

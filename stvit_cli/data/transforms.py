@@ -1,4 +1,7 @@
-"""From an image to the tensor that the model sees: timm's transforms, with DeiT's settings of what a recipe leaves open."""
+"""Transforms for classification: those of timm, with DeiT's values for what is not an argument here.
+
+C channels, S side of the square input in pixels.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,21 @@ from torch import Tensor
 from torchvision.transforms import Compose, Grayscale
 
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import AugmentSection
 
 Transform = Callable[[Image.Image], Tensor]
-"""From an image in mode RGB to a float tensor C H W, normalised."""
-
+"""From an image in mode RGB to a normalised float tensor (C, S, S)."""
 
 MAX_ASPECT = 16.0
-"""A longer image is cropped to this before its short side is resized: of 1 x 20000 pixels would become 256 x 5 million."""
+"""Images of a larger aspect ratio are center-cropped to it first: resizing 1 x 20000 pixels to a short side of 256 would make
+256 x 5 million."""
 
 
 def default_crop_pct(image_size: int) -> float:
-    """Return the side of the centre crop by the resized side: 224/256 at 224 and below, above the whole (DeiT, STViT)."""
+    """Return the ratio of the center crop to the resized short side: 224/256 up to 224 pixels, 1 above (DeiT, STViT).
+
+    >>> default_crop_pct(224), default_crop_pct(384)
+    (0.875, 1.0)
+    """
     return 224 / 256 if image_size <= 224 else 1.0
 
 
@@ -34,10 +40,21 @@ def eval_transform(
     interpolation: str = "bicubic",
     in_chans: int = 3,
 ) -> Transform:
-    """Return the transform for evaluation: the shorter side resized, then the centre cropped to image_size x image_size.
+    """Return the transform for evaluation: resize the short side, crop the center, normalize.
 
-    ``crop_pct`` none is ``default_crop_pct``. ``in_chans`` 1 makes the image grey. What lies beyond `MAX_ASPECT` is cropped
-    first: the centre crop would leave it out anyway.
+    Args:
+        image_size: S, side of the square input, in pixels.
+        mean: subtracted from the channels, which are in 0..1; one value per channel.
+        std: the channels are then divided by it; one value per channel.
+        crop_pct: S divided by the resized short side; None: `default_crop_pct`.
+        interpolation: bicubic, bilinear or nearest.
+        in_chans: 3 for RGB, 1 to convert the image to grey.
+
+    Raises:
+        UserError: ``in_chans`` is neither 1 nor 3, or ``mean`` and ``std`` do not fit it.
+
+    >>> eval_transform(32, (0.5,) * 3, (0.5,) * 3)(Image.new("RGB", (60, 40))).shape
+    torch.Size([3, 32, 32])
     """
     _check_channels(mean, std, in_chans)
     transform = create_transform(
@@ -52,34 +69,61 @@ def eval_transform(
 
 
 def train_transform(
-    augment: AugmentSection, image_size: int, mean: tuple[float, ...], std: tuple[float, ...], in_chans: int = 3
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: str = "bicubic",
+    hflip: float = 0.5,
+    auto_augment: str | None = None,
+    random_erasing: float = 0.0,
+    random_erasing_mode: str = "pixel",
+    in_chans: int = 3,
 ) -> Transform:
-    """Return the random transform of a training sample: crop, flip, ``auto_augment``, erasing. Colour jitter is never on.
+    """Return the random transform for training: random resized crop, flip, auto-augment, normalize, random erasing.
 
-    It draws from random, numpy.random and torch's CPU generator; see ``loader.seeded``.
+    Color jitter is always off. Draws from random, numpy.random and torch's CPU generator; see `loader.seeded`.
+
+    Args:
+        image_size: S, side of the square input, in pixels.
+        mean: subtracted from the channels, which are in 0..1; one value per channel.
+        std: the channels are then divided by it; one value per channel.
+        crop_scale: smallest and largest area of the crop, as a fraction of the image's area.
+        crop_ratio: smallest and largest aspect ratio (width / height) of the crop.
+        interpolation: bicubic, bilinear or nearest.
+        hflip: probability of a horizontal flip.
+        auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; None: off.
+        random_erasing: probability of erasing a rectangle.
+        random_erasing_mode: fill of the rectangle: pixel (noise per pixel), const (zeros) or rand (one random color).
+        in_chans: 3 for RGB, 1 to convert the image to grey.
 
     Raises:
-        UserError: ``auto_augment`` is no policy of timm's; a number of channels that images do not have.
+        UserError: timm does not know the policy, ``in_chans`` is neither 1 nor 3, or ``mean`` and ``std`` do not fit it.
+
+    >>> train_transform(32, (0.5,) * 3, (0.5,) * 3, hflip=0.0)(Image.new("RGB", (60, 40))).shape
+    torch.Size([3, 32, 32])
     """
     _check_channels(mean, std, in_chans)
     try:
         transform = create_transform(
             (in_chans, image_size, image_size),
             is_training=True,
-            scale=augment.crop_scale,
-            ratio=augment.crop_ratio,
-            hflip=augment.hflip,
-            color_jitter=None,  # type: ignore[arg-type]  # timm's way to say none; its annotation forgets it
-            auto_augment=augment.auto_augment,
-            interpolation=augment.interpolation,
+            scale=crop_scale,
+            ratio=crop_ratio,
+            hflip=hflip,
+            color_jitter=None,  # type: ignore[arg-type]  # None turns it off; timm's annotation lacks it
+            auto_augment=auto_augment,
+            interpolation=interpolation,
             mean=mean,
             std=std,
-            re_prob=augment.random_erasing,
-            re_mode=augment.random_erasing_mode,
+            re_prob=random_erasing,
+            re_mode=random_erasing_mode,
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
-            f"augment.auto_augment is '{augment.auto_augment}', which timm does not know ({error}).\n"
+            f"augment.auto_augment is '{auto_augment}', which timm does not know ({error}).\n"
             "Expected e.g. rand-m9-mstd0.5-inc1 (DeiT), rand-m7-n3, augmix-m5, original, v0 or 3a."
         ) from None
     for operation in _operations(transform):
@@ -90,16 +134,16 @@ def train_transform(
 
 def _check_channels(mean: tuple[float, ...], std: tuple[float, ...], in_chans: int) -> None:
     if in_chans not in (1, 3):
-        raise UserError(f"model.in_chans is {in_chans}; images have 1 (grey) or 3 (colour).")
+        raise UserError(f"model.in_chans is {in_chans}; expected 1 (grey) or 3 (RGB).")
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != in_chans:
-            raise UserError(f"data.{key} has {len(values)} values and model.in_chans is {in_chans}; expected one a channel.")
+            raise UserError(f"data.{key} has {len(values)} values; expected {in_chans}, one per channel (model.in_chans).")
     if not all(value > 0 for value in std):
         raise UserError(f"data.std is {list(std)}; expected values above 0.")
 
 
 def bounded_aspect(image: Image.Image) -> Image.Image:
-    """Return the middle of an image whose sides are as 1 to `MAX_ASPECT` at most, or the image itself where they are."""
+    """Crop the center of an image to an aspect ratio of at most `MAX_ASPECT`; return other images as they are."""
     width, height = image.size
     longest = round(min(width, height) * MAX_ASPECT)
     if max(width, height) <= longest:
@@ -122,7 +166,7 @@ def _operations(transform: Compose) -> Iterator[Any]:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the highest bits. At its largest magnitudes timm asks for 0 of them: a black image, which Pillow 13 refuses."""
+    """Keep the highest ``bits``. At its largest magnitude timm passes 0, a black image, which Pillow 13 refuses."""
     if bits <= 0:
         return Image.new(image.mode, image.size)
     return ImageOps.posterize(image, bits) if bits < 8 else image

@@ -119,9 +119,3 @@ class SegmentationSection(Section):
     """Evaluate at these multiples of max_size and average the probabilities."""
     eval_flip: bool = False
     """Average with the mirrored image too."""
-
-    @property
-    def class_numbers(self) -> tuple[int, ...]:
-        """The number of each class in label maps."""
-        first = int(self.reduce_zero_label)
-        return self.label_values or tuple(range(first, first + len(self.class_names)))

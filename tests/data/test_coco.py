@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from stvit_cli.data.coco import CocoImages, DetectionTrainSet, build_detection, decode_mask, encode_mask, flip, ground_truth
+from stvit_cli.data.coco import CocoImages, DetectionTrainSet, decode_mask, encode_mask, flip, ground_truth
 from stvit_cli.data.coco_index import read_coco
 from stvit_cli.data.sampling import SampleKey, TrainBatches
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
+from stvit_cli.tasks.detection.data import build_detection
 
 Content = dict[str, Any]
 SQUARE = [[10, 5, 20, 5, 20, 15, 10, 15]]

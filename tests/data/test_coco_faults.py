@@ -15,10 +15,11 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stvit_cli.data.coco import CocoImages, build_detection, build_detection_eval_set, ground_truth
+from stvit_cli.data.coco import CocoImages, ground_truth
 from stvit_cli.data.coco_index import CocoIndex, read_coco
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
+from stvit_cli.tasks.detection.data import build_detection, build_detection_eval_set
 from stvit_cli.tasks.detection.metrics import FIGURES, as_result, coco_metrics
 from stvit_cli.tasks.detection.task import DetectionEvaluator
 

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from stvit_cli.data import build_classification, build_eval_set, imagefolder
+from stvit_cli.data import imagefolder
 from stvit_cli.data.imagefolder import FolderImages, find_eval_images, find_images
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.sampling import SampleKey, derive_seed
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
+from stvit_cli.tasks.classification.data import build_classification, build_eval_set
 
 
 def write(root: Path, *names: str) -> Path:
@@ -50,7 +51,7 @@ def test_train_and_val_in_the_order_of_torchvision_nested_and_linked_hidden_left
     (tmp_path / "train/b/link.png").symlink_to(tmp_path / "elsewhere/x.png")
     (tmp_path / "train/b/linked").symlink_to(tmp_path / "more")
     (tmp_path / "train/b/loop").symlink_to(tmp_path / "train/b")
-    train, val = find_images(section(tmp_path))
+    train, val = find_images(tmp_path)
     assert train.class_names == val.class_names == ("a", "b", "ä c")
     found = [(train.path(index), train.target(index)) for index in range(len(train))]
     (tmp_path / "train/b/loop").unlink()  # torchvision has no end with it
@@ -79,35 +80,35 @@ def test_items_are_those_of_torchvisions_folder_with_the_same_transform_and_draw
 
 def test_one_folder_is_split_by_class_the_same_way_wherever_it_lies(tmp_path: Path) -> None:
     names = numbered("cat", range(50)) + numbered("dog", range(10)) + numbered("emu", range(2)) + numbered("fox", range(1))
-    train, val = find_images(section(write(tmp_path / "one", *names)))
+    train, val = find_images(write(tmp_path / "one", *names))
     assert named(train) | named(val) == set(names)
     assert not named(train) & named(val)
     assert np.bincount([val.target(index) for index in range(len(val))], minlength=4).tolist() == [10, 2, 1, 0]
     shuffled = random.Random(0).sample(names, len(names))
-    assert named(find_images(section(write(tmp_path / "two", *shuffled)))[1]) == named(val)
+    assert named(find_images(write(tmp_path / "two", *shuffled))[1]) == named(val)
     more = write(tmp_path / "one", *numbered("cat", range(50, 55)))
-    assert len(named(find_images(section(more))[1]) & named(val)) >= len(val) - 2
-    assert len(find_images(section(tmp_path / "two", val_fraction=0.9))[0]) == 5 + 1 + 1 + 1
+    assert len(named(find_images(more)[1]) & named(val)) >= len(val) - 2
+    assert len(find_images(tmp_path / "two", 0.9)[0]) == 5 + 1 + 1 + 1
 
 
 def test_an_evaluation_takes_val_or_the_held_out_share_or_all(tmp_path: Path) -> None:
     names = numbered("a", range(10)) + numbered("b", range(10))
     flat = write(tmp_path / "flat", *names)
     both = write(tmp_path / "both", *[f"train/{name}" for name in names], "val/a/x.png", "val/b/y.png")
-    held_out = find_images(section(flat))[1]
-    assert named(find_eval_images(section(flat), None, whole=False)) == named(held_out)
-    assert named(find_eval_images(section(flat), None, whole=True)) == set(names)
-    assert named(find_eval_images(section(both), None, whole=True)) == {"a/x.png", "b/y.png"}
-    assert len(build_eval_set(section(flat), EvalSection(), whole=True)) == 20
+    held_out = find_images(flat)[1]
+    assert named(find_eval_images(flat, all_images=False)) == named(held_out)
+    assert named(find_eval_images(flat, all_images=True)) == set(names)
+    assert named(find_eval_images(both, all_images=True)) == {"a/x.png", "b/y.png"}
+    assert len(build_eval_set(section(flat), EvalSection(), all_images=True)) == 20
     assert len(build_eval_set(DataSection(kind="digits"), EvalSection())) == 360
 
 
 def test_targets_of_an_evaluation_are_the_models(tmp_path: Path) -> None:
     write(tmp_path, "b/1.png", "d/1.png")
-    images = find_eval_images(section(tmp_path), ("d", "c", "b", "a"), whole=True)
+    images = find_eval_images(tmp_path, class_names=("d", "c", "b", "a"), all_images=True)
     assert [(images.relative_path(index), images.target(index)) for index in range(2)] == [("b/1.png", 2), ("d/1.png", 0)]
     with pytest.raises(UserError, match=r"(?s)model does not know: d.*4 classes.*Did you mean 'dd'"):
-        find_eval_images(section(tmp_path), ("a", "b", "c", "dd"), whole=True)
+        find_eval_images(tmp_path, class_names=("a", "b", "c", "dd"), all_images=True)
 
 
 BOTH = ["train/a/1.png", "train/b/1.png", "val/a/1.png"]
@@ -132,18 +133,18 @@ BOTH = ["train/a/1.png", "train/b/1.png", "val/a/1.png"]
 def test_folders_that_cannot_be_used(tmp_path: Path, names: list[str], directory: str, message: str) -> None:
     write(tmp_path, *names)
     with pytest.raises(UserError, match=f"(?s){message}") as caught:
-        find_images(section(tmp_path / directory))
+        find_images(tmp_path / directory)
     assert re.search(re.escape(str(tmp_path)), str(caught.value))
     assert len(str(caught.value).splitlines()) <= 6
 
 
 def test_no_folder_and_nothing_held_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.dir is not set.*--data"):
-        find_images(DataSection())
+    with pytest.raises(UserError, match=r"data.dir is not set.*data.dir=DIR"):
+        find_images(None)
     with pytest.raises(UserError, match=r"data.val_fraction is 0"):
-        find_images(section(write(tmp_path, "a/1.png", "b/1.png"), val_fraction=0.0))
+        find_images(write(tmp_path, "a/1.png", "b/1.png"), 0.0)
     with pytest.raises(UserError, match="no val/ to evaluate on"):
-        find_eval_images(section(write(tmp_path / "x", "train/a/1.png")), None, whole=True)
+        find_eval_images(write(tmp_path / "x", "train/a/1.png"), all_images=True)
 
 
 @pytest.mark.parametrize(
@@ -159,16 +160,16 @@ def test_no_folder_and_nothing_held_out(tmp_path: Path) -> None:
 )
 def test_splits_are_found_by_their_usual_names(tmp_path: Path, train: str, val: str) -> None:
     write(tmp_path, *[f"{split}/{name}/{split}.png" for split in (train, val) for name in ("a", "b")])
-    found = find_images(section(tmp_path))
+    found = find_images(tmp_path)
     assert [named(images) for images in found] == [{f"{name}/{split}.png" for name in "ab"} for split in (train, val)]
     assert found[0].class_names == ("a", "b")
-    evaluated = find_eval_images(section(tmp_path), ("a", "b"), whole=True)
+    evaluated = find_eval_images(tmp_path, class_names=("a", "b"), all_images=True)
     assert named(evaluated) == {f"a/{val}.png", f"b/{val}.png"}
 
 
 def test_test_is_not_evaluated_on_where_there_is_val(tmp_path: Path) -> None:
     write(tmp_path, *[f"{split}/{name}/{split}.png" for split in ("train", "valid", "test") for name in ("a", "b")])
-    train, val = find_images(section(tmp_path))
+    train, val = find_images(tmp_path)
     assert named(val) == {"a/valid.png", "b/valid.png"}
     assert "test/ is left out: the evaluation is on valid/." in train.notes
 
@@ -183,7 +184,7 @@ def test_test_is_not_evaluated_on_where_there_is_val(tmp_path: Path) -> None:
         (["train2017/cat/1.png", "val2017/cat/1.png", "x/1.png"], r"train2017, val2017: they look like splits"),
         (
             ["train/a/1.png", "train/b/1.png", "dev/a/1.png"],
-            r"has train/ but no val/\. Beside it: dev\. To hold out .*--data .*train",
+            r"has train/ but no val/\. Beside it: dev\. To hold out .*data.dir=.*train",
         ),
         (["train/a/1.png", "train/b/1.png", "test/1.png"], r"test has images \(1.png\) but no class folders"),
         (["train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dgo/1.png"], r"only in val/: dgo\. Did you mean 'dog'\?"),
@@ -193,18 +194,18 @@ def test_test_is_not_evaluated_on_where_there_is_val(tmp_path: Path) -> None:
 def test_what_looks_like_a_split_and_cannot_be_one_is_named(tmp_path: Path, names: list[str], said: str) -> None:
     write(tmp_path, *names)
     with pytest.raises(UserError, match=said) as caught:
-        find_images(section(tmp_path))
+        find_images(tmp_path)
     assert len(str(caught.value).splitlines()) <= 6
 
 
 def test_a_class_of_the_model_is_no_split_whatever_its_name(tmp_path: Path) -> None:
     write(tmp_path, "bus/1.png", "train/1.png")
-    assert named(find_eval_images(section(tmp_path), ("bus", "train"), whole=True)) == {"bus/1.png", "train/1.png"}
+    assert named(find_eval_images(tmp_path, class_names=("bus", "train"), all_images=True)) == {"bus/1.png", "train/1.png"}
 
 
 def test_a_single_image_of_a_class_is_said(tmp_path: Path) -> None:
     write(tmp_path, *numbered("cat", range(4)), "fox/1.png")
-    train, val = find_images(section(tmp_path))
+    train, val = find_images(tmp_path)
     assert (len(train), len(val)) == (4, 1)
     assert any("Of fox there is only one image" in note for note in train.notes)
 
@@ -213,7 +214,7 @@ def test_what_archives_and_systems_leave_behind_is_no_class(tmp_path: Path) -> N
     write(tmp_path, "a/1.png", "a/2.png", "b/1.png", "b/2.png", "__MACOSX/a/1.png", "a/__MACOSX/._1.png", "b/._2.png")
     write(tmp_path, ".git/x.png", "@eaDir/1.png")
     (tmp_path / "b" / "Thumbs.db").touch()
-    train, val = find_images(section(tmp_path))
+    train, val = find_images(tmp_path)
     assert train.class_names == ("a", "b")
     assert len(train) + len(val) == 4
     assert train.notes == ()
@@ -221,24 +222,24 @@ def test_what_archives_and_systems_leave_behind_is_no_class(tmp_path: Path) -> N
 
 def test_files_left_out_for_their_ending_are_counted(tmp_path: Path) -> None:
     write(tmp_path, "a/1.png", "a/2.png", "b/1.png", "b/2.png", "a/3.heic", "a/4.HEIC", "b/5.avif", "b/none", "flat.png")
-    notes = find_images(section(tmp_path))[0].notes
+    notes = find_images(tmp_path)[0].notes
     assert any(
         "4 files were left out for the ending: 2 .heic, 1 without an ending, 1 .avif. Images end in .jpg" in n for n in notes
     )
     assert any("flat.png lies beside the class folders" in note for note in notes)
-    notes = find_eval_images(section(tmp_path), ("a", "b"), whole=True).notes
+    notes = find_eval_images(tmp_path, class_names=("a", "b"), all_images=True).notes
     assert any("4 files were left out" in note for note in notes)
 
 
 def test_a_broken_link_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a/1.png", "a/2.png", "b/1.png", "b/2.png")
     (tmp_path / "a" / "notes.txt").symlink_to(tmp_path / "nowhere.txt")
-    find_images(section(tmp_path))  # no image, no folder: nothing is lost
+    find_images(tmp_path)  # no image, no folder: nothing is lost
     for name, target in (("a/3.png", "/gone/3.png"), ("a/more", "/gone/more"), ("c", "/gone/c"), ("b/loop.png", "loop.png")):
         link = tmp_path / name
         link.symlink_to(target)
         with pytest.raises(UserError, match=f"a link leads nowhere: {link} -> {target}"):
-            find_images(section(tmp_path))
+            find_images(tmp_path)
         link.unlink()
 
 
@@ -252,30 +253,30 @@ def test_names_in_two_spellings_of_unicode_are_one_class(tmp_path: Path) -> None
         f"val/{decomposed}/1.png",
         "val/tea/1.png",
     )
-    train, val = find_images(section(tmp_path))
+    train, val = find_images(tmp_path)
     assert len(train.class_names) == 2
     assert [train.target(index) for index in range(3)] == [0, 0, 1]
     assert {Path(train.path(index)).exists() for index in range(3)} == {True}
     assert [val.target(index) for index in range(2)] == [0, 1]
     for spelling in (composed, decomposed):
-        assert len(find_eval_images(section(tmp_path), (spelling, "tea"), whole=True)) == 2
+        assert len(find_eval_images(tmp_path, class_names=(spelling, "tea"), all_images=True)) == 2
 
 
 def test_an_empty_class_folder_at_an_evaluation_is_said_and_left_out(tmp_path: Path) -> None:
     write(tmp_path, "a/1.png", "b/1.png")
     for empty in ("c", "unknown"):
         (tmp_path / empty).mkdir()
-    images = find_eval_images(section(tmp_path), ("c", "a", "b"), whole=True)
+    images = find_eval_images(tmp_path, class_names=("c", "a", "b"), all_images=True)
     assert [images.target(index) for index in range(2)] == [1, 2]
     assert any("no images of c, unknown" in note for note in images.notes)
     for name in ("a", "b"):
         (tmp_path / name / "1.png").unlink()
     with pytest.raises(UserError, match="without images: a, b, c"):
-        find_eval_images(section(tmp_path), ("c", "a", "b"), whole=True)
+        find_eval_images(tmp_path, class_names=("c", "a", "b"), all_images=True)
 
 
 def fingerprint_of(root: Path) -> str:
-    return find_images(section(root))[0].fingerprint()
+    return find_images(root)[0].fingerprint()
 
 
 def test_the_fingerprint_covers_names_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +296,7 @@ def test_the_fingerprint_covers_names_and_classes(tmp_path: Path, monkeypatch: p
 
 def test_the_fingerprint_of_a_part_is_that_of_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write(tmp_path, *numbered("a", range(7)), *numbered("bb", range(5)))
-    train, val = find_images(section(root))
+    train, val = find_images(root)
     whole = [images.fingerprint() for images in (train, val)]
     assert whole[0] != whole[1]
     total = hashlib.blake2b(b'["a", "bb"]', digest_size=16)

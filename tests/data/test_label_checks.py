@@ -11,9 +11,9 @@ from PIL import Image
 from stvit_cli.data import label_checks
 from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.label_checks import check_labels
-from stvit_cli.data.segmentation import build_segmentation
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks.segmentation.data import build_segmentation
 
 
 def maps(root: Path, *rows: list[int], names: str = "[background, object]", words: tuple[str, ...] = ()) -> LabelledImages:
@@ -65,7 +65,7 @@ def test_maps_from_1_that_are_read_from_0_are_refused(tmp_path: Path) -> None:
     message = refused(maps(tmp_path, [1, 2], [1, 1]))
     assert "1 of the 2 training images that were looked at before the first step cannot be used" in message
     assert "0.png: the label map has 2 in row 0, column 1; expected 0 to 1" in message
-    assert message.endswith("0 stands for none: segmentation.reduce_zero_label=true")
+    assert message.endswith("0 is to be ignored: segmentation.reduce_zero_label=true")
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from stvit_cli.data import build_classification
 from stvit_cli.data.loader import TrainBatches, build_eval_loader, build_train_loader, seeded, usable_workers
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
+from stvit_cli.tasks.classification.data import build_classification
 
 AUGMENT = AugmentSection(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, repeats=2)
 DIGITS = DataSection(kind="digits", image_size=32)

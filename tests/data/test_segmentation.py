@@ -13,11 +13,12 @@ from PIL import Image
 
 from stvit_cli.data.label_maps import open_label_map
 from stvit_cli.data.sampling import SampleKey
-from stvit_cli.data.segmentation import SegmentationData, build_segmentation, build_segmentation_eval
+from stvit_cli.data.segmentation import SegmentationData
 from stvit_cli.data.shapes import LABEL_NAMES, write_ade20k_tree
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks.segmentation.data import build_segmentation, build_segmentation_eval_set
 
 NAMES = "[background, circle, square, triangle, star]"
 
@@ -102,15 +103,15 @@ def test_a_training_item_is_a_function_of_its_key(scenes: Path) -> None:
 
 def test_zero_is_ignored_and_never_wraps_around(tree: Tree) -> None:
     root = tree(Image.fromarray(numbers((0, 0), (1, 5), (2, 255))))
-    target = build_segmentation_eval(recipe(root))[0]["target"]
+    target = build_segmentation_eval_set(recipe(root))[0]["target"]
     assert target[0, :4].tolist() == [-1, 4, -1, 0]
     kept = ("segmentation.reduce_zero_label=false", "segmentation.class_names=[a, b, c, d, e, f]")
-    assert build_segmentation_eval(recipe(root, *kept))[0]["target"][0, :4].tolist() == [0, 5, -1, 1]
+    assert build_segmentation_eval_set(recipe(root, *kept))[0]["target"][0, :4].tolist() == [0, 5, -1, 1]
 
 
 def test_another_number_can_be_the_ignored_one(tree: Tree) -> None:
     root = tree(Image.fromarray(numbers((0, 7))))
-    target = build_segmentation_eval(recipe(root, "segmentation.ignore_index=7"))[0]["target"]
+    target = build_segmentation_eval_set(recipe(root, "segmentation.ignore_index=7"))[0]["target"]
     assert target[0, :2].tolist() == [-1, 0]
 
 

@@ -12,14 +12,14 @@ from PIL import Image
 from stvit_cli.data.segmentation_transforms import (
     IGNORED,
     TrainTransform,
-    distort_colours,
     eval_transform,
-    fitted,
-    normalised,
+    fit_size,
+    normalize,
+    photometric_distortion,
     random_crop,
-    resized_labels,
+    resize_labels,
 )
-from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, AugmentSection, DataSection, SegmentationSection
+from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, AugmentSection, DataSe
     ],
 )
 def test_a_image_fits_into_both_sides(size: tuple[int, int], factor: float, expected: tuple[int, int]) -> None:
-    assert fitted(size, (2048, 512), factor) == expected
+    assert fit_size(size, (2048, 512), factor) == expected
 
 
 def test_labels_are_resized_by_the_nearest_pixel() -> None:
     labels = np.array([[0, 7], [IGNORED, 300]], dtype=np.int32)
-    larger = resized_labels(labels, (6, 4))
+    larger = resize_labels(labels, (6, 4))
     assert np.array_equal(larger, labels.repeat(2, 0).repeat(3, 1))
 
 
@@ -57,14 +57,15 @@ def test_a_crop_of_one_class_is_drawn_again() -> None:
 
 
 def test_a_small_image_is_padded_with_the_mean_and_ignored_labels() -> None:
-    section = SegmentationSection(max_size=(40, 30), scale_range=(1.0, 1.0), photometric=False)
-    transform = TrainTransform(section, AugmentSection(hflip=0.0), DataSection(image_size=64))
+    transform = TrainTransform(
+        64, IMAGENET_MEAN, IMAGENET_STD, max_size=(40, 30), scale_range=(1.0, 1.0), photometric=False, hflip=0.0
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     image, target = transform(Image.fromarray(pixels), np.full((30, 40), 3, dtype=np.int32))
     assert image.shape == (3, 64, 64)
     assert target.shape == (64, 64)
     assert target.dtype == torch.int64
-    assert torch.equal(image[:, :30, :40], normalised(pixels, IMAGENET_MEAN, IMAGENET_STD))
+    assert torch.equal(image[:, :30, :40], normalize(pixels, IMAGENET_MEAN, IMAGENET_STD))
     assert (image[:, 30:] == 0).all()
     assert (image[:, :, 40:] == 0).all()
     assert (target[:30, :40] == 3).all()
@@ -76,9 +77,7 @@ def test_a_image_and_its_labels_stay_together() -> None:
     """Labels drawn as grey values are found again in the image, whatever crop and flip was drawn."""
     labels = np.arange(48 * 64, dtype=np.int32).reshape(48, 64) // 16 % 200
     image = Image.fromarray(np.repeat(labels[..., None], 3, axis=2).astype(np.uint8))
-    section = SegmentationSection(max_size=(64, 48), scale_range=(0.5, 2.0), photometric=False)
-    augment = AugmentSection(interpolation="nearest")
-    transform = TrainTransform(section, augment, DataSection(image_size=40, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    transform = TrainTransform(40, (0.0,) * 3, (1.0,) * 3, max_size=(64, 48), photometric=False, interpolation="nearest")
     flips = set()
     for seed in range(12):
         random.seed(seed)
@@ -88,31 +87,29 @@ def test_a_image_and_its_labels_stay_together() -> None:
     assert flips == {True, False}
 
 
-def test_normalised_is_the_published_formula() -> None:
+def test_normalize_is_the_published_formula() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 3), dtype=np.uint8)
     expected = (pixels - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
-    assert np.allclose(normalised(pixels, IMAGENET_MEAN, IMAGENET_STD).permute(1, 2, 0), expected, atol=1e-5)
+    assert np.allclose(normalize(pixels, IMAGENET_MEAN, IMAGENET_STD).permute(1, 2, 0), expected, atol=1e-5)
 
 
 def test_colours_are_distorted_within_their_ranges() -> None:
     grey = np.full((4, 4, 3), 100, dtype=np.uint8)
     random.seed(0)
-    results = {int(distort_colours(grey)[0, 0, 0]) for _ in range(300)}
+    results = {int(photometric_distortion(grey)[0, 0, 0]) for _ in range(300)}
     assert len(results) > 50
     assert min(results) >= int((100 - 32) * 0.5)
     assert max(results) <= (100 + 32) * 1.5
     assert 100 in results  # every distortion is left out now and then
     red = np.zeros((1, 1, 3), dtype=np.uint8)
     red[..., 0] = 200
-    hues = {tuple(int(value > 0) for value in distort_colours(red)[0, 0]) for _ in range(200)}
+    hues = {tuple(int(value > 0) for value in photometric_distortion(red)[0, 0]) for _ in range(200)}
     assert {(1, 0, 0), (1, 1, 0), (1, 0, 1)} <= hues  # to both sides of red
-    assert distort_colours(np.zeros((3, 5, 3), dtype=np.uint8)[:, ::-1]).shape == (3, 5, 3)
+    assert photometric_distortion(np.zeros((3, 5, 3), dtype=np.uint8)[:, ::-1]).shape == (3, 5, 3)
 
 
 def test_an_evaluation_sees_every_scale() -> None:
-    transform = eval_transform(
-        SegmentationSection(max_size=(64, 48), eval_scales=(0.5, 1.0, 1.75)), "bilinear", (0,) * 3, (1,) * 3
-    )
+    transform = eval_transform((0.0,) * 3, (1.0,) * 3, max_size=(64, 48), scales=(0.5, 1.0, 1.75))
     assert [tuple(image.shape) for image in transform(Image.new("RGB", (80, 60)))] == [
         (1, 3, 24, 32),
         (1, 3, 48, 64),

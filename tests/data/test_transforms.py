@@ -14,10 +14,10 @@ from torchvision import transforms as tv
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.transforms import bounded_aspect, eval_transform, train_transform
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, AugmentSection
+from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD
 
-DEIT = AugmentSection(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
-PLAIN = AugmentSection(crop_scale=(1, 1), hflip=0)
+DEIT: dict[str, Any] = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25}
+PLAIN: dict[str, Any] = {"crop_scale": (1.0, 1.0), "hflip": 0.0}
 
 
 def photograph(width: int = 300, height: int = 200) -> Image.Image:
@@ -77,7 +77,7 @@ def test_training_is_timms_transform_for_the_same_draw() -> None:
         re_mode="pixel",
         re_count=1,
     )
-    ours = train_transform(DEIT, 224, IMAGENET_MEAN, IMAGENET_STD)
+    ours = train_transform(224, IMAGENET_MEAN, IMAGENET_STD, **DEIT)
     opened, compared = photograph(), 0
     for seed in range(60):
         try:
@@ -95,8 +95,8 @@ def test_training_is_timms_transform_for_the_same_draw() -> None:
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_no_draw_of_a_policy_fails(policy: str, in_chans: int) -> None:
     """At its top magnitude timm posterizes to 0 bits, which Pillow 13 refuses: a run would end after some thousand images."""
-    augment = DEIT.model_copy(update={"auto_augment": policy})
-    transform = train_transform(augment, 16, (0.5,) * in_chans, (0.5,) * in_chans, in_chans)
+    channels = (0.5,) * in_chans
+    transform = train_transform(16, channels, channels, in_chans=in_chans, **DEIT | {"auto_augment": policy})
     opened = photograph(24, 24)
     for seed in range(150):
         with seeded(seed):
@@ -106,7 +106,7 @@ def test_no_draw_of_a_policy_fails(policy: str, in_chans: int) -> None:
 
 
 def test_posterizing_to_no_bits_gives_black_as_older_pillows_did() -> None:
-    transform = train_transform(DEIT, 16, IMAGENET_MEAN, IMAGENET_STD)
+    transform = train_transform(16, IMAGENET_MEAN, IMAGENET_STD, **DEIT)
     randaugment = next(step for step in transform.transforms if hasattr(step, "ops"))
     posterize = next(op for op in randaugment.ops if op.name == "PosterizeIncreasing")
     opened = photograph(24, 24)
@@ -118,11 +118,13 @@ def test_posterizing_to_no_bits_gives_black_as_older_pillows_did() -> None:
 def test_without_augmentation_the_whole_image_is_resized() -> None:
     normalise = tv.Compose([tv.ToTensor(), tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     expected = normalise(photograph(96, 80).resize((64, 64), Image.Resampling.BICUBIC))
-    assert torch.equal(train_transform(PLAIN, 64, IMAGENET_MEAN, IMAGENET_STD)(photograph(96, 80)), expected)
+    assert torch.equal(train_transform(64, IMAGENET_MEAN, IMAGENET_STD, **PLAIN)(photograph(96, 80)), expected)
 
 
 def test_digits_are_not_flipped_where_the_recipe_says_so() -> None:
-    assert not any(isinstance(step, tv.RandomHorizontalFlip) for step in train_transform(PLAIN, 64, (0.5,), (0.5,), 1).transforms)
+    assert not any(
+        isinstance(step, tv.RandomHorizontalFlip) for step in train_transform(64, (0.5,), (0.5,), in_chans=1, **PLAIN).transforms
+    )
 
 
 def test_grey_models_see_grey() -> None:
@@ -136,13 +138,13 @@ def test_grey_models_see_grey() -> None:
 @pytest.mark.parametrize("policy", ["randaugment", "rand-x9", "rand_m9", "none"])
 def test_unknown_policies_are_refused_with_examples(policy: str) -> None:
     with pytest.raises(UserError, match=f"(?s)augment.auto_augment is '{policy}'.*rand-m9"):
-        train_transform(AugmentSection(auto_augment=policy), 64, IMAGENET_MEAN, IMAGENET_STD)
+        train_transform(64, IMAGENET_MEAN, IMAGENET_STD, auto_augment=policy)
 
 
 @pytest.mark.parametrize(
     ("mean", "std", "in_chans", "message"),
     [
-        (IMAGENET_MEAN, IMAGENET_STD, 1, "data.mean has 3 values and model.in_chans is 1"),
+        (IMAGENET_MEAN, IMAGENET_STD, 1, "data.mean has 3 values; expected 1, one per channel"),
         ((0.5,), (0.5, 0.5), 1, "data.std has 2 values"),
         ((0.5,) * 4, (0.5,) * 4, 4, "in_chans is 4"),
         ((0.5,), (0.0,), 1, "above 0"),

@@ -19,7 +19,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from stvit_cli.data import ClassificationData, EvalSet, build_classification, build_eval_set, derive_seed
+from stvit_cli.data import ClassificationData, EvalSet, derive_seed
 from stvit_cli.data.inspection import evenly_spaced, find_unusable, require_usable
 from stvit_cli.data.loader import seeded
 from stvit_cli.errors import UserError
@@ -27,6 +27,7 @@ from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.tasks.classification.data import build_classification, build_eval_set
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.param_groups import decay_layer_scale
 from stvit_cli.tasks.preparation import PreparedModel
@@ -244,7 +245,7 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
         recipe.data,
         recipe.eval,
         info.class_names or None,
-        whole=whole,
+        all_images=whole,
         interpolation=recipe.augment.interpolation,
         in_chans=info.in_chans,
     )

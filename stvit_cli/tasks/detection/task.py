@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stvit_cli.data.coco import DetectionData, DetectionEvalSet, build_detection, build_detection_eval_set, encode_mask
+from stvit_cli.data.coco import DetectionData, DetectionEvalSet, encode_mask
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import derive_seed, seeded
 from stvit_cli.errors import UserError
@@ -19,6 +19,7 @@ from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, is
 from stvit_cli.models.weights.info import DETECTOR_KEYS
 from stvit_cli.recipe import DetectionSection, Recipe
 from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.tasks.detection.data import build_detection, build_detection_eval_set
 from stvit_cli.tasks.detection.detector import Detector, create_detector, paste_masks
 from stvit_cli.tasks.detection.metrics import as_result, coco_metrics, write_results
 from stvit_cli.tasks.param_groups import without_decay_on_norms

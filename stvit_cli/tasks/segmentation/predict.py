@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from stvit_cli.data.drawing import save_png, write_text
+from stvit_cli.data.image_pairs import class_numbers
 from stvit_cli.data.images import explain_failure, open_image
 from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.models.optimize.inference import for_inference
@@ -87,7 +88,9 @@ def colour_of(number: int) -> tuple[int, int, int]:
 def predict(trained: Trained, images: Sequence[Path], *, device: torch.device) -> Iterator[SegmentationPrediction]:
     """Yield the label map of every image at its own size, in order, as the evaluation of the training makes it."""
     info, section = trained.info, section_of(trained.info)
-    transform = eval_transform(section, info.interpolation, info.mean, info.std)
+    transform = eval_transform(
+        info.mean, info.std, max_size=section.max_size, scales=section.eval_scales, interpolation=info.interpolation
+    )
     model = for_inference(trained.model, device)
     for path in images:
         try:
@@ -110,14 +113,14 @@ def _predict_one(
 ) -> SegmentationPrediction:
     info, image = trained.info, open_image(path)
     classes = label_map(model, [scale.to(device) for scale in transform(image)], (image.height, image.width), section)
-    class_numbers = section.class_numbers
+    numbers_of_classes = class_numbers(len(section.class_names), section.reduce_zero_label, section.label_values)
     pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()
     shares = [
-        Share(name, class_numbers[index], count, count / classes.numel())
+        Share(name, numbers_of_classes[index], count, count / classes.numel())
         for index, (name, count) in enumerate(zip(info.class_names, pixels, strict=True))
         if count
     ]
-    numbers = np.array(class_numbers, dtype=np.uint16)[classes.cpu().numpy()]
+    numbers = np.array(numbers_of_classes, dtype=np.uint16)[classes.cpu().numpy()]
     return SegmentationPrediction(path, numbers, tuple(sorted(shares, key=lambda found: -found.pixels)))
 
 

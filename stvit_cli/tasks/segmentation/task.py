@@ -19,7 +19,7 @@ from torch.utils.data import default_collate
 from stvit_cli.data.inspection import evenly_spaced
 from stvit_cli.data.label_checks import check_labels, count_numbers, suspicions
 from stvit_cli.data.loader import derive_seed, seeded
-from stvit_cli.data.segmentation import SegmentationData, SegmentationEvalSet, build_segmentation, build_segmentation_eval
+from stvit_cli.data.segmentation import SegmentationData, SegmentationEvalSet
 from stvit_cli.data.segmentation_transforms import IGNORED
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
@@ -28,6 +28,7 @@ from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
+from stvit_cli.tasks.segmentation.data import build_segmentation, build_segmentation_eval_set
 from stvit_cli.tasks.segmentation.label_maps import label_map
 from stvit_cli.tasks.segmentation.metrics import confusion, figures
 from stvit_cli.tasks.segmentation.upernet import UPerNet, create_segmenter
@@ -222,7 +223,7 @@ def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: b
             f"segmentation.class_names has {len(names)} classes, the model {len(info.class_names)}{detail}.\n"
             "Evaluate on data with the model's own classes, or train it on these."
         )
-    return SegmentationEvaluation(build_segmentation_eval(recipe), recipe.segmentation)
+    return SegmentationEvaluation(build_segmentation_eval_set(recipe), recipe.segmentation)
 
 
 def create_from(info: WeightsInfo) -> UPerNet:

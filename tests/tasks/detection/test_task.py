@@ -340,7 +340,7 @@ def test_bad_input_is_answered_in_words(stvit: Any, coco_tree: Path, tmp_path: P
         return str(ended.err)
 
     assert "data.dir is not set" in refused()
-    assert "no such folder" in refused("--data", tmp_path / "nowhere")
+    assert "there is no folder" in refused("--data", tmp_path / "nowhere")
     tree = tmp_path / "tree"
     shutil.copytree(coco_tree, tree)
     path = tree / "annotations" / "instances_val2017.json"

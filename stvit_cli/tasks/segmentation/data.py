@@ -1,0 +1,71 @@
+"""The datasets of a recipe for semantic segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stvit_cli.data.file_listing import require_folder
+from stvit_cli.data.image_pairs import LabelledImages, find_pairs
+from stvit_cli.data.segmentation import SegmentationData, SegmentationEvalSet, SegmentationTrainSet
+from stvit_cli.data.segmentation_transforms import TrainTransform, eval_transform
+from stvit_cli.data.shapes import shapes_tree
+from stvit_cli.recipe import Recipe
+
+
+def build_segmentation(recipe: Recipe) -> SegmentationData:
+    """Build the training and the validation set.
+
+    Raises:
+        UserError: a folder is missing or empty, or images have no label maps.
+    """
+    section, augment = recipe.segmentation, recipe.augment
+    images = _find_images(recipe, section.train_images, section.train_maps)
+    transform = TrainTransform(
+        recipe.data.image_size,
+        recipe.data.mean,
+        recipe.data.std,
+        max_size=section.max_size,
+        scale_range=section.scale_range,
+        max_class_share=section.max_class_share,
+        photometric=section.photometric,
+        hflip=augment.hflip,
+        interpolation=augment.interpolation,
+    )
+    train_set = SegmentationTrainSet(images, transform, recipe.train.seed, recipe.data.unreadable)
+    return SegmentationData(train_set, build_segmentation_eval_set(recipe))
+
+
+def build_segmentation_eval_set(recipe: Recipe) -> SegmentationEvalSet:
+    """Build the validation set alone. Raises UserError as `build_segmentation` does."""
+    section = recipe.segmentation
+    images = _find_images(recipe, section.val_images, section.val_maps)
+    transform = eval_transform(
+        recipe.data.mean,
+        recipe.data.std,
+        max_size=section.max_size,
+        scales=section.eval_scales,
+        interpolation=recipe.augment.interpolation,
+    )
+    return SegmentationEvalSet(images, transform)
+
+
+def _find_images(recipe: Recipe, images: str, maps: str) -> LabelledImages:
+    section = recipe.segmentation
+    return find_pairs(
+        _root(recipe),
+        images,
+        maps,
+        class_names=section.class_names,
+        image_suffix=section.image_suffix,
+        map_suffix=section.map_suffix,
+        reduce_zero_label=section.reduce_zero_label,
+        label_values=section.label_values,
+        ignore_index=section.ignore_index,
+    )
+
+
+def _root(recipe: Recipe) -> Path:
+    if recipe.data.kind == "shapes":
+        shapes = recipe.shapes
+        return shapes_tree("ade20k", (shapes.num_train, shapes.num_val), recipe.data.image_size, shapes.seed, recipe.data.dir)
+    return require_folder(recipe.data.dir, "images and label maps")
