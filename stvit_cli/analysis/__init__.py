@@ -1,0 +1,1 @@
+"""Super tokens made visible, Table II, what a model costs, and export."""

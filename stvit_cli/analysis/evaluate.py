@@ -25,6 +25,8 @@ def evaluate(
     """Return the task's name and its metrics on the validation data of the recipe.
 
     Args:
+        trained: the model, with what its weights file says of it.
+        recipe: names the data.
         whole: where the data's folder is not divided, take all of it instead of the held-out share.
         say: is told what looks wrong with the data, a line at a time.
 

@@ -15,6 +15,8 @@ from stvit_cli.errors import UserError
 
 
 class Precision(StrEnum):
+    """Precision of the weights in an exported file."""
+
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"

@@ -81,6 +81,8 @@ class TrainSet(Dataset[dict[str, Any]]):
 
 
 class Openable(Protocol):
+    """A set whose images are opened by index."""
+
     def __len__(self) -> int: ...
 
     def path(self, index: int) -> str: ...
@@ -108,6 +110,8 @@ def open_or_replace(
 
 @dataclass(frozen=True)
 class ClassificationData:
+    """The sets of a classification run and the names of its classes."""
+
     train_set: TrainSet
     val_set: EvalSet
     class_names: tuple[str, ...]

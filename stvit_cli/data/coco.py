@@ -99,8 +99,11 @@ class CocoImages:
         return image
 
     def _oriented(self, index: int, upright: Image.Image, orientation: int) -> Image.Image:
-        """Return the image upright or as stored. Of the two, its size alone is no proof: there are tools that draw on the one
-        and export the size of the other, so that what is not plain is asked."""
+        """Return the image upright or as stored.
+
+        The size alone does not tell which: some tools draw on the one and export the size of the other. Where it is ambiguous,
+        the user is asked to set ``detection.exif_orientation``.
+        """
         height, width = self.size(index)
         stored = as_stored(upright)
         fits = {"apply": upright.size == (width, height), "ignore": stored.size == (width, height)}
@@ -175,6 +178,8 @@ class DetectionEvalSet(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class DetectionData:
+    """The sets of a detection run and the names of its classes."""
+
     train_set: DetectionTrainSet
     val_set: DetectionEvalSet
     class_names: tuple[str, ...]

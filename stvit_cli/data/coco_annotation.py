@@ -53,6 +53,7 @@ def normalized(annotation: Mapping[str, Any], height: int, width: int) -> dict[s
     Args:
         annotation: an entry of the file's list.
         height: of its image, as ``width`` is.
+        width: of its image, in pixels.
 
     Raises:
         InvalidAnnotationError: it cannot be used.

@@ -77,6 +77,7 @@ def read_json(path: Path, *, annotated: bool = True) -> dict[str, Any]:
     """Return the content of an annotation file, a mapping with lists of mappings ``images``, ``annotations``, ``categories``.
 
     Args:
+        path: the annotation file.
         annotated: whether there have to be annotations; where they need not, a missing list is taken as an empty one.
 
     Raises:
@@ -133,7 +134,9 @@ def read_images(path: Path, folder: Path | None, entries: Sequence[Mapping[str, 
     """Return the images by comparable id, in the order of the file.
 
     Args:
+        path: the annotation file, for messages.
         folder: where their files have to be; None: nobody looks.
+        entries: the file's list ``images``.
 
     Raises:
         UserError: an entry is not as it should be, a name leads out of the folder, or files are not there.

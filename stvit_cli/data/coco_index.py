@@ -109,6 +109,7 @@ def read_coco(path: Path, folder: Path | None, *, invalid: Literal["stop", "skip
     Crowds and boxes without area are no objects to train on, and boxes are cut off at the image's edge.
 
     Args:
+        path: the annotation file.
         folder: None: nobody looks for the images, and none can be opened.
         invalid: what an annotation does that cannot be used: end the reading, or be left out and counted.
         annotated: whether there have to be annotations.

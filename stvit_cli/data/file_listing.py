@@ -145,6 +145,7 @@ def is_link_of_interest(name: str, endings: Sequence[str] | None = ENDINGS) -> b
 
 
 def ending_of(name: str) -> str:
+    """Return the ending of a file name in lower case, with its point; empty without one."""
     return os.path.splitext(name)[1].lower()
 
 

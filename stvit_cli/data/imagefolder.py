@@ -37,7 +37,9 @@ class FolderImages:
         """Take the images where ``chosen`` is true (all without it).
 
         Args:
+            index: the images of the folder, by class.
             class_names: every class of the index that has images must be among them, in any spelling of Unicode.
+            chosen: a boolean for each image of the index.
             notes: what a person should know of what was found.
         """
         self.class_names, self.notes = tuple(class_names), tuple(notes)

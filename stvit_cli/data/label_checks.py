@@ -36,6 +36,7 @@ def check_labels(name: str, images: LabelledImages, *, to_train: bool, open_imag
 
     Args:
         name: of the set: training or validation.
+        images: the set.
         to_train: refuse what nothing can be learned from.
         open_images: open the images too.
 

@@ -73,6 +73,10 @@ def build_train_loader(
     """Return the loader of a training set: one item for each of ``batches``, in order, made by ``collate``.
 
     Args:
+        dataset: is indexed with the `SampleKey`s of a batch.
+        batches: the keys of each micro-batch of this process.
+        collate: turns the items of a micro-batch into a batch.
+        num_workers: worker processes, at most.
         pin_memory: the step runs on a GPU. Where it runs on a CPU, the workers get what its threads leave.
     """
     return Loader(dataset, batches, collate, num_workers, pin_memory, niceness=0 if pin_memory else BESIDE_THE_STEP)

@@ -136,8 +136,10 @@ def write_coco_tree(root: Path, counts: Sequence[int], image_size: int, seed: in
     """Write ``annotations/instances_{train,val}2017.json``, ``train2017/`` and ``val2017/``.
 
     Args:
+        root: the folder of the tree.
         counts: scenes to train on, scenes to evaluate.
         image_size: the longer side, in pixels.
+        seed: of the generator of the images.
     """
     (root / "annotations").mkdir(parents=True)
     categories = [{"id": number, "name": name} for number, name in zip(CATEGORY_IDS, SHAPE_NAMES, strict=True)]
@@ -212,6 +214,10 @@ def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, 
     A new one is written aside and renamed, so that it is whole or not there, and several processes may ask at the same time.
 
     Args:
+        layout: coco or ade20k.
+        counts: number of images to train on and to evaluate.
+        image_size: the longer side, in pixels.
+        seed: of the generator of the images.
         parent: the folder it is put in; the user's cache if none.
 
     Raises:

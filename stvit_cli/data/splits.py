@@ -37,6 +37,7 @@ def find_splits(root: Path, classes: Sequence[str] = ()) -> Splits:
     """Find the splits among the folders in ``root``.
 
     Args:
+        root: the folder of the data set.
         classes: folders of these names are classes, whatever else they look like.
 
     Raises:

@@ -72,6 +72,8 @@ def calmer_start(recipe: Recipe, run_dir: Path | None, last_step: int) -> list[s
     """Return, in two or three lines, how a run that has diverged is started again from one of its checkpoints; none without one.
 
     Args:
+        recipe: of the run that has diverged.
+        run_dir: its directory; None where nothing is saved.
         last_step: checkpoints of later steps are not to be used.
     """
     steps = [] if run_dir is None else [step for step in saved_steps(run_dir) if step <= last_step]

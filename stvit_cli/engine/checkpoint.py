@@ -94,6 +94,7 @@ def load_newest(folder: Path, check: Callable[[Checkpoint], None] | None = None)
     """Read the newest whole checkpoint.
 
     Args:
+        folder: the checkpoints of a run.
         check: raises DamagedError where the content is not what the run needs; then an older one is read.
 
     Raises:

@@ -87,6 +87,7 @@ def check_envelope(content: Any, step: int | None) -> None:
     """Check the content of ``state.json`` but for the run's state.
 
     Args:
+        content: the parsed JSON.
         step: that of the folder's name; none where it has another name.
 
     Raises:

@@ -55,6 +55,11 @@ def evaluate_models(
     """Evaluate several models in one pass over the data.
 
     Args:
+        task: computes the metrics.
+        models: by name, such as the weights and their moving average.
+        world: the processes that share the data.
+        batch_size: images in one forward pass of one process.
+        num_workers: loader workers of one process.
         stopped: asked between batches; where it says yes on any process, the evaluation is given up.
         advance: told how many batches are done, and of how many.
 

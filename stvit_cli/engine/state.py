@@ -73,6 +73,8 @@ def restore(
     """Put the session back to a checkpoint that rank 0 has read; the other ranks give None and receive it.
 
     Args:
+        session: is changed in place.
+        checkpoint: what rank 0 has read.
         check: called on rank 0 first, it returns the checkpoint's state; by default it refuses other data.
 
     Raises:

@@ -54,6 +54,8 @@ class Outcome:
 
 
 class TrainStep:
+    """One optimizer step: forward and backward passes of the micro-batches, gradient clipping, update, EMA."""
+
     def __init__(self, session: Session) -> None:
         self.session = session
         self.parameters = parameters_of(session.optimizer)
@@ -62,6 +64,8 @@ class TrainStep:
         """Take step ``step`` (from 0) with the next micro-batches of ``feed``.
 
         Args:
+            step: number of the step, from 0.
+            feed: yields the micro-batches of this process.
             asks: called before the update: the signal that this process has received (0 for none), whether it wants a checkpoint.
 
         Raises:

@@ -43,6 +43,9 @@ def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False, bran
     """Train ``task`` by ``recipe`` into ``run_dir``, alone or with the other processes that torchrun started.
 
     Args:
+        task: model, data, loss and metrics.
+        recipe: the run's settings.
+        run_dir: the run's directory.
         resume: go on with the run in ``run_dir`` from its newest whole checkpoint. Processes that torchrun has started again
             after one of them ended do so by themselves.
         branch: start the run from this checkpoint of another one, whose recipe may differ in all but the model and its classes.

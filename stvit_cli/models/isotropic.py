@@ -31,8 +31,11 @@ FourInts = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of Table II. The supplement does not give the heads: Swin has 32 channels in each, as published; STViT 64, or 32
-    where its widths are no multiples of 64."""
+    """A row of Table II.
+
+    The supplement does not give the heads: Swin has 32 channels in each, as published; STViT 64, or 32 where its widths are no
+    multiples of 64.
+    """
 
     attention: Literal["swin", "stvit"]
     embed_dims: FourInts
@@ -60,8 +63,10 @@ ROWS = {
 
 
 def miniature(row: Variant) -> Variant:
-    """The row at a quarter of its width for images of 64 pixels, 2/7 of 224: the window is 2, and 2 x 2 super tokens are where
-    there were 7 x 7, so that every part attends over the same share of the image."""
+    """Return the row at a quarter of its width, for images of 64 pixels (2/7 of 224).
+
+    The window is 2 and there are 2 x 2 super tokens instead of 7 x 7: every part attends over the same share of the image.
+    """
     a, b, c, d = row.embed_dims
     return replace(row, embed_dims=(a // 4, b // 4, c // 4, d // 4), window_size=2, image_size=64)
 
@@ -234,6 +239,7 @@ class Isotropic(Staged):
 
 
 def init_linear(module: nn.Module) -> None:
+    """Initialize a linear layer or a 1 x 1 convolution: truncated normal weights (std 0.02), zero bias."""
     if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -73,19 +73,23 @@ def _create(name: str, variant: str, pretrained: bool, **kwargs: Any) -> nn.Modu
 
 @register_model
 def stvit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """STViT-S of Table I."""
     return _create("stvit-s", "stvit_small", pretrained, **kwargs)
 
 
 @register_model
 def stvit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """STViT-B of Table I."""
     return _create("stvit-b", "stvit_base", pretrained, **kwargs)
 
 
 @register_model
 def stvit_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """STViT-L of Table I."""
     return _create("stvit-l", "stvit_large", pretrained, **kwargs)
 
 
 @register_model
 def stvit_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A small STViT for tests and small data; not in the paper."""
     return _create("stvit-nano", "stvit_nano", pretrained, **kwargs)

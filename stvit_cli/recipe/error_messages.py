@@ -81,8 +81,10 @@ def problems(error: ValidationError, data: Mapping[str, Any], places: Mapping[st
     """Turn a validation's errors into at most six lines.
 
     Args:
+        error: what pydantic found.
         data: the recipe as it was read, with the overrides in it.
         places: where a dotted key comes from: ``line 3, ``, or nothing for an override.
+        source: the recipe's file or name.
     """
     found: dict[str, str] = {}
     for item in error.errors(include_url=False):

@@ -28,4 +28,6 @@ Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
 
 class Section(BaseModel):
+    """A part of a recipe: frozen, strictly typed, unknown keys refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -45,6 +45,7 @@ def _meant(path: Path, shipped: Iterable[str]) -> str:
 
 
 def read(path: Path) -> str:
+    """Return the text of a recipe file. Raises UserError where it cannot be read."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"{path} is larger than a megabyte; expected the file of a recipe.")

@@ -39,6 +39,8 @@ def read_layers(text: str, source: str, path: Path | None) -> list[Layer]:
     """Read a recipe's text and the files it is based on.
 
     Args:
+        text: the YAML text.
+        source: the file's name, for messages.
         path: the text's own file; a base's relative path begins at its folder. Without one at the working directory.
 
     Returns:
@@ -179,6 +181,7 @@ def as_single_file(layers: Sequence[Layer], *, show_origins: bool = False) -> st
     """Return one file with the settings of all layers, under the head of the first.
 
     Args:
+        layers: as `read_layers` returns them.
         show_origins: put the file and the line that a value comes from behind it.
     """
     head = list(takewhile(lambda line: not line or line.startswith("#"), layers[0].text.lstrip("\ufeff").splitlines()))

@@ -30,6 +30,8 @@ from stvit_cli.recipe.yaml import flow
 
 
 class Resolved(NamedTuple):
+    """A recipe, with the files it is made of."""
+
     recipe: Recipe
     layers: list[Layer]
     """The file, then the file it is based on, and so on."""
@@ -88,6 +90,7 @@ def dump(recipe: Recipe, *, only_changes: bool = False, explain: bool = False) -
     """Return the recipe as YAML that ``from_text`` reads back to an equal one: the sections of its task.
 
     Args:
+        recipe: the recipe.
         only_changes: leave out what has its default.
         explain: put a key's meaning and what it accepts above it.
     """
@@ -118,6 +121,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 class Change(NamedTuple):
+    """A key whose value differs between two recipes."""
+
     key: str
     old: Any
     new: Any

@@ -20,6 +20,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ModelSection(Section):
+    """The backbone."""
+
     name: str = "stvit-s"
     """One of `stvit_cli.list_models()`."""
     in_chans: PositiveInt = 3
@@ -33,6 +35,8 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
+    """The data set and how its images are read."""
+
     kind: Literal["digits", "imagefolder", "coco", "ade20k", "shapes"] = "imagefolder"
     """digits: the embedded handwritten digits. imagefolder: images by class, `train/` and `val/` or one folder. coco: COCO's
     layout. ade20k: images and label maps in folders, as ADE20K has them. shapes: drawn scenes with exact boxes, masks and
@@ -107,6 +111,8 @@ class OptimSection(Section):
 
 
 class ScheduleSection(Section):
+    """Length of the run and the learning rate over it."""
+
     kind: Literal["cosine", "constant", "step", "poly"] = "cosine"
     """The rate's course after warm-up; step: a tenth at each of the milestones; poly: by the power of what is left of the run."""
     epochs: PositiveInt = 300
@@ -130,6 +136,8 @@ class ScheduleSection(Section):
 
 
 class TrainSection(Section):
+    """Batches, hardware, evaluation and logging of the run."""
+
     global_batch_size: PositiveInt = 1024
     """Images in one optimiser step, over all processes and accumulation."""
     batch_size_per_device: PositiveInt | Literal["auto"] = "auto"
@@ -159,6 +167,8 @@ class TrainSection(Section):
 
 
 class CheckpointSection(Section):
+    """When checkpoints are written and how many are kept."""
+
     every_steps: PositiveInt | None = None
     """Steps between checkpoints; none: only by the clock and after an evaluation."""
     every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
@@ -168,6 +178,8 @@ class CheckpointSection(Section):
 
 
 class FinetuneSection(Section):
+    """What stays frozen when training starts from weights."""
+
     freeze_norm: bool = False
     """Batch norms keep their statistics and drop path is off, as in the authors' fine-tuning."""
     freeze_backbone: bool = False
@@ -175,6 +187,8 @@ class FinetuneSection(Section):
 
 
 class EvalSection(Section):
+    """How images are evaluated."""
+
     batch_size: PositiveInt = 64
     """Images in one forward pass of one process."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -182,6 +196,8 @@ class EvalSection(Section):
 
 
 class Recipe(Section):
+    """Every setting of a run."""
+
     name: str = ""
     """The file's name without its ending; set on loading."""
     description: str = ""

@@ -32,6 +32,7 @@ def open_trained(path: str | Path, model: str | None = None) -> Trained:
     """Open a weights file, ours or a published one, or a run directory.
 
     Args:
+        path: a weights file, or the directory of a run.
         model: the architecture that is expected; any, where it is not given.
 
     Raises:

@@ -104,6 +104,7 @@ def describe(failure: MachineFailure, less: str = "") -> str:
     """Say what ran out and what to change, in two or three lines.
 
     Args:
+        failure: what ran out, and where.
         less: what makes this command need less memory, as in ``a lower --batch-size``.
     """
     use_less = f"Use {less}, or " if less else ""

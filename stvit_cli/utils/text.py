@@ -47,21 +47,22 @@ def first_few(names: Sequence[str], limit: int = 5) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return ``text`` with everything that could steer a terminal escaped: ``\\x1b``, ``\\n``, ``\\u202e``.
+    r"""Return ``text`` with everything that could steer a terminal escaped: ``\x1b``, ``\n``, ``\u202e``.
 
     Control and format characters, surrogates and line separators are escaped; letters of every script stay as they are.
 
     Args:
+        text: any text.
         keep: characters that stay although they are control characters, such as a newline.
     """
     return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def shell_command(*parts: str | Path) -> str:
-    """Return a command to paste into a shell, with what needs it quoted.
+    r"""Return a command to paste into a shell, with what needs it quoted.
 
     A path that begins with a dash becomes ``./-x``, as it would be taken for an option; control characters and bytes that are no
-    letters are written as bash and zsh read them, ``$'\\x1b'``.
+    letters are written as bash and zsh read them, ``$'\x1b'``.
 
     Args:
         parts: words; paths as `Path`.
@@ -97,6 +98,7 @@ def number_meant(text: str, *, whole: bool) -> str | None:
     """Return the number that was meant by text such as ``0,001``, ``1 000``, ``'5e-4'`` or a minus that is a dash, or None.
 
     Args:
+        text: as the user wrote it.
         whole: a whole number is expected, so that the comma of ``1,000`` parts the thousands.
     """
     text = re.sub(r"[\s_'\u2018\u2019\u201c\u201d\u200b\ufeff]", "", text).translate(_DASHES).rstrip(",;")

@@ -92,6 +92,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
+    """Return the rows as CSV, with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for number, row in enumerate(rows):
@@ -105,6 +106,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(report: Report) -> str:
+    """Return the report as a Markdown table with its notes."""
     lines = [f"# {report.title}", "", _line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, report.cells()), ""]
     return "\n".join([*lines, *(f"- {note}" for note in report.notes)]) + "\n"
 

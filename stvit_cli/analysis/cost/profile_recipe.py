@@ -14,6 +14,7 @@ def profile_recipe(recipe: Recipe, image_size: tuple[int, int] | None) -> dict[s
     """Return of a recipe's model what `profile_models` returns; of a detector with COCO's 80 classes.
 
     Args:
+        recipe: names the model, its heads and its image size.
         image_size: height and width; as published for the task, or the recipe's own, if none.
 
     Raises:

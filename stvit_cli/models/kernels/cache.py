@@ -45,6 +45,7 @@ def untrusted(path: Path, *, group_may_write: bool = False) -> str | None:
     """Return why what is in a file or folder is not to be run, with what mends it; None where it may be.
 
     Args:
+        path: the file or folder.
         group_may_write: only other users must not.
     """
     if not hasattr(os, "geteuid"):

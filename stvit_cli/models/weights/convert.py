@@ -18,6 +18,8 @@ def convert(source: Path, target: Path, container: str | None = None, image_size
     """Write ``source`` to ``target`` as safetensors and return what became of every key.
 
     Args:
+        source: a checkpoint, such as a published `.pth` file.
+        target: the new `.safetensors` file.
         container: which weights of the checkpoint to take, where it has several.
         image_size: the side of an image, where the file does not say it (or says it wrongly).
 

@@ -112,6 +112,7 @@ def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
     """Read a weights file: ours, or in the published layout as ``.pth`` or ``.safetensors``. Nothing in it is executed.
 
     Args:
+        path: the file.
         container: which weights of a checkpoint to take, where it has several; otherwise ``model`` before ``model_ema``.
 
     Raises:

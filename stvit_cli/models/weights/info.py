@@ -81,6 +81,7 @@ def parse(text: str, source: str = "weights") -> WeightsInfo:
     """Read what `WeightsInfo.to_json` wrote. Keys of a later version are ignored, with a line of warning.
 
     Args:
+        text: the JSON text.
         source: the file's name, for the warning.
 
     Raises:

@@ -48,6 +48,7 @@ def read_checkpoint(path: Path, container: str | None = None) -> Checkpoint:
     """Read a checkpoint, its tensors mapped from the file.
 
     Args:
+        path: the file.
         container: the key of the weights to take, where a file has several (``model_ema``).
 
     Raises:

@@ -29,6 +29,8 @@ _WORKERS_FROM = 64  # images; below it, starting workers takes longer than what 
 
 @dataclass(frozen=True)
 class Guess:
+    """A class and its probability."""
+
     name: str
     index: int
     probability: float
@@ -70,6 +72,7 @@ def list_images(paths: Sequence[Path], say: Callable[[str], None] = lambda line:
     """Return the files, and of folders all images in and below them, sorted; a link that leads nowhere too, to be named.
 
     Args:
+        paths: files and folders.
         say: is told how many files of a folder are left out for their ending.
 
     Raises:
@@ -101,7 +104,12 @@ def predict(
     """Yield the prediction of every image, in order; images are decoded by workers while the model computes.
 
     Args:
+        trained: the classifier.
+        images: paths of the image files.
         top: how many classes to name; all, where there are fewer.
+        device: where the model computes.
+        batch_size: images in one forward pass.
+        num_workers: loader workers, at most.
     """
     info = trained.info
     names = class_names(trained)

@@ -147,10 +147,12 @@ def box_loss(
     """Return ten times the GIoU loss between decoded and true boxes of the objects, over all regions.
 
     Args:
+        coder: decodes the regression into boxes.
         regression: (R, 4 K), class by class.
         boxes: the regions of each image.
         labels: (R,).
         matched: for each image, which object a region is.
+        targets: boxes and labels of the objects of each image.
     """
     positive = torch.where(labels > 0)[0]
     mine = regression.reshape(len(labels), -1, 4)[positive, labels[positive]]

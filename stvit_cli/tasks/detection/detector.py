@@ -120,8 +120,14 @@ def create_detector(
     """Build a detector on a model of `list_models`, freshly initialised.
 
     Args:
+        name: of the model, one of `list_models`.
         num_classes: kinds of objects.
         section: head, sizes, thresholds; Mask R-CNN on COCO if none.
+        drop_path_rate: largest rate of stochastic depth.
+        grid_sizes: super-token cell of each stage, in tokens; None: the model's own.
+        checkpointing: recompute activations in the backward pass, to save memory.
+        mean: of the channels, for images in 0..1.
+        std: of the channels, for images in 0..1.
 
     Raises:
         UserError: no such model, or one without four stages.

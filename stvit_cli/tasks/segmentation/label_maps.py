@@ -19,8 +19,10 @@ def label_map(model: nn.Module, images: Sequence[Tensor], size: tuple[int, int],
     """Return the class of every pixel, int64 (H, W).
 
     Args:
+        model: gives logits (1, K, h, w).
         images: the image at each scale, (1, 3, h, w).
         size: H and W.
+        section: how images are evaluated: window, stride, flip.
 
     Raises:
         NonFiniteOutputsError: the logits are infinite or not a number.

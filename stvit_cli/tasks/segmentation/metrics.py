@@ -14,6 +14,7 @@ def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     Args:
         predicted: classes 0 to K - 1, of any shape.
         target: the same shape; pixels with -1 are not counted.
+        num_classes: K.
     """
     counted = target >= 0
     pairs = target[counted] * num_classes + predicted[counted]

@@ -114,7 +114,12 @@ def create_segmenter(
     """Build UperNet on a model of `list_models`, freshly initialised.
 
     Args:
+        name: of the model, one of `list_models`.
+        num_classes: number of classes.
         section: widths and dropout; those of ADE20K if none.
+        drop_path_rate: largest rate of stochastic depth.
+        grid_sizes: super-token cell of each stage, in tokens; None: the model's own.
+        checkpointing: recompute activations in the backward pass, to save memory.
 
     Raises:
         UserError: no such model, or one without four stages.

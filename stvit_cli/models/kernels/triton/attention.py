@@ -126,6 +126,7 @@ def _gather(x: Tensor, super_tokens: Tensor | None, association: Tensor, grid_si
 
 
 def associate_and_aggregate(x: Tensor, super_tokens: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Equations 1 and 2; the contract is in `operators`."""
     association = x.new_empty(*super_tokens.shape[:3], 9, h * w)
     total, weight = _gather(x, super_tokens.contiguous(), association, (h, w))
     weight += EPS
@@ -133,10 +134,12 @@ def associate_and_aggregate(x: Tensor, super_tokens: Tensor, h: int, w: int) -> 
 
 
 def aggregate(association: Tensor, x: Tensor, h: int, w: int) -> Tensor:
+    """Equation 2; the contract is in `operators`."""
     return _gather(x, None, association, (h, w))[0]
 
 
 def upsample(association: Tensor, super_tokens: Tensor, h: int, w: int, height: int, width: int) -> Tensor:
+    """Token Upsampling; the contract is in `operators`."""
     b, p, q, channels = super_tokens.shape
     y = super_tokens.new_empty(b, height, width, channels)
     _spread_kernel[(b * p * q,)](

@@ -192,19 +192,23 @@ def _convolve_backward(
 
 
 def conv_pos_enc(x: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:
+    """The depthwise convolution of the positional encoding; the contract is in `operators`."""
     return _convolve(x, None, weight, bias, residual)
 
 
 def conv_pos_enc_backward(grad: Tensor, x: Tensor, weight: Tensor, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `conv_pos_enc`."""
     of_x, _, of_weight, of_bias = _convolve_backward(grad, x, None, weight, residual)
     return of_x, of_weight, of_bias
 
 
 def gelu_conv_pos_enc(u: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:
+    """GELU, then the depthwise convolution of the ConvFFN; the contract is in `operators`."""
     return _convolve(u, shift, weight, bias, residual)
 
 
 def gelu_conv_pos_enc_backward(
     grad: Tensor, u: Tensor, shift: Tensor, weight: Tensor, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `gelu_conv_pos_enc`."""
     return _convolve_backward(grad, u, shift, weight, residual)
