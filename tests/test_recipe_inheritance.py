@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from stvit_cli.cli.streams import log_to_stderr
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
@@ -145,12 +147,14 @@ def test_check_names_the_base(stvit) -> None:
 
 
 @pytest.fixture
-def _renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def _renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(recipe_io.RENAMED, "optim.rate", "optim.lr")
     monkeypatch.setitem(recipe_io.RENAMED, "learning.seed", "train.seed")
     monkeypatch.setitem(recipe_io.RENAMED, "about", "description")
     monkeypatch.setitem(recipe_io.RENAMED_VALUES, "data.kind", {"folder": "imagefolder"})
     recipe_io.warn_once.cache_clear()
+    with log_to_stderr():
+        yield
 
 
 OLD = "about: mine\noptim:\n  rate: 1e-2\nlearning: {seed: 3}\ndata: {kind: folder}\n"

@@ -21,7 +21,7 @@ import typer
 
 from stvit_cli import __version__
 from stvit_cli.cli.memory import keep_freed_memory
-from stvit_cli.cli.streams import GuardedOutput, guarded_output
+from stvit_cli.cli.streams import GuardedOutput, guarded_output, log_to_stderr
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.utils.files import reason_of
 from stvit_cli.utils.machine_failures import describe, machine_failure
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd but harmless files; what matters is said in our own words
     words = [_expand_home(str(word)) for word in (sys.argv[1:] if argv is None else argv)]
-    with lasting_output("stderr"), guarded_output() as output:  # a message that nobody reads decides nothing
+    with lasting_output("stderr"), guarded_output() as output, log_to_stderr():  # a message that nobody reads decides nothing
         code = _run(words, output)
         if output.failure is None:
             return code

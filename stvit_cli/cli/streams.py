@@ -1,4 +1,4 @@
-"""Standard output as a command finds it: closed, full, or with a reader that has gone; see `utils.streams` for standard error.
+"""What a command writes to: standard output, which may be closed, full or without a reader, and log records on standard error.
 
 What cannot be printed must not end the work. So the first error of writing is kept, and becomes the exit code once everything
 else is done. A reader that goes away does end the command, as in ``stvit recipes show deit300 | head``.
@@ -6,6 +6,7 @@ else is done. A reader that goes away does end the command, as in ``stvit recipe
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from stvit_cli.utils.streams import Nowhere
+from stvit_cli.utils.text import printable
 
 
 class GuardedOutput:
@@ -78,3 +80,25 @@ def guarded_output() -> Iterator[GuardedOutput]:
     finally:
         sys.stdout = before
         output.settle()
+
+
+class _StderrHandler(logging.Handler):
+    """Prints each record as one line to what is ``sys.stderr`` at that time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "Warning: " if record.levelno >= logging.WARNING else ""
+        print(printable(f"{prefix}{record.getMessage()}"), file=sys.stderr)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Within the block, print the package's log records of level INFO and above to standard error, a line each."""
+    logger, handler = logging.getLogger("stvit_cli"), _StderrHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

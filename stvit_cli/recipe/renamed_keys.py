@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from functools import cache
 from typing import Any
 
 from stvit_cli.errors import UserError
 from stvit_cli.recipe.yaml import flow
 from stvit_cli.utils.environment import is_main_process
-from stvit_cli.utils.text import printable
+
+logger = logging.getLogger(__name__)
 
 RENAMED: dict[str, str] = {}
 """The new dotted key of each old one, such as ``{"optim.rate": "optim.lr"}``."""
@@ -61,9 +62,9 @@ def rename_value(key: str, value: Any) -> tuple[Any, list[str]]:
 
 @cache
 def warn_once(sentence: str) -> None:
-    """Print a warning to standard error, once in a process, and of several processes by the first."""
+    """Log a warning once in a process; with several processes, in the main one only."""
     if is_main_process():
-        print(printable(f"Warning: {sentence}."), file=sys.stderr)
+        logger.warning("%s.", sentence)
 
 
 def _sentence(old: str, new: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from stvit_cli.cli.output import echo, print_table
-from stvit_cli.cli.streams import GuardedOutput
+from stvit_cli.cli.streams import GuardedOutput, log_to_stderr
 from stvit_cli.engine.progress import Progress
 from stvit_cli.engine.schedule import Timeline
 from stvit_cli.errors import UserError
@@ -76,6 +77,18 @@ def test_a_failing_stream_is_remembered_and_written_to_again() -> None:
     assert inner.getvalue() == "there"
     assert stream.failure is not None
     assert stream.failure.errno == 28
+
+
+def test_log_records_are_printed_as_single_lines_by_the_command_line_alone(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("stvit_cli.some.module")
+    with log_to_stderr():
+        logger.warning("%s is odd", "a\nname\x1b[2J")
+        logger.info("compiling")
+    logger.warning("from Python")
+    assert capsys.readouterr().err == "Warning: a\\nname\\x1b[2J is odd\ncompiling\n"
+    assert [record.getMessage() for record in caplog.records][-1] == "from Python"
 
 
 def test_commands_print_names_escaped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ the tests.
 
 from __future__ import annotations
 
-import sys
+import logging
 from typing import Literal
 
 import torch
@@ -35,6 +35,8 @@ __all__ = [
     "supports_dtype",
     "use_kernels",
 ]
+
+logger = logging.getLogger(__name__)
 
 _loaded: set[str] = set()
 _unavailable: dict[str, KernelsUnavailableError] = {}
@@ -110,13 +112,13 @@ def use_kernels(model: nn.Module, device_type: str, enable: bool | Literal["auto
 
 
 def is_available(device_type: str) -> bool:
-    """Return whether `load` succeeds. If it fails for a reason that can be mended, warn once on standard error."""
+    """Return whether `load` succeeds. If it fails for a reason that can be mended, log a warning once."""
     known = device_type in _unavailable
     try:
         load(device_type)
     except KernelsUnavailableError as error:
         if not known and not isinstance(error, UnsupportedDeviceError) and local_rank() == 0:
-            print(f"Warning: {error}. The eager form runs instead, slower.", file=sys.stderr)
+            logger.warning("%s. The eager form runs instead, slower.", error)
         return False
     return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -18,6 +19,8 @@ import torch
 from stvit_cli.models.kernels import cache
 from stvit_cli.models.kernels.errors import KernelsUnavailableError, UnsupportedDeviceError
 from stvit_cli.utils.text import printable
+
+logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("cpu")
 # OpenMP's library is the one that torch brings: it is loaded already, and there must be no second one.
@@ -43,7 +46,7 @@ def library() -> Path:
     if reason is not None or not target.exists():
         with cache.storing(target) as built:
             what = ", once on this machine" if reason is None else f" again, as {target} {reason}"
-            print(f"Compiling the CPU kernels{what}: some seconds", file=sys.stderr)
+            logger.info("Compiling the CPU kernels%s: some seconds", what)
             _compile(compiler, built)
     return target
 

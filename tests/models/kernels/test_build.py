@@ -8,12 +8,13 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from stvit_cli.cli.streams import log_to_stderr
 from stvit_cli.models import kernels
 from stvit_cli.models.kernels import KernelsUnavailableError, build, cache
 from stvit_cli.models.layers import ConvFFN
@@ -254,6 +255,13 @@ def test_where_ctrl_c_ends_the_command_it_ends_the_compiler(
     assert list(folder.iterdir()) == []
 
 
+@pytest.fixture(autouse=True)
+def _logged() -> Iterator[None]:
+    """What is logged, as the command line prints it."""
+    with log_to_stderr():
+        yield
+
+
 @pytest.fixture
 def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_loaded", set())
@@ -268,7 +276,7 @@ def test_a_failed_compilation_is_said_once_and_not_tried_again(compiler: Compile
     for _ in range(2):
         assert not kernels.use_kernels(ConvFFN(16), "cpu", "auto")
     said = capsys.readouterr().err
-    assert said.count("Compiling the CPU kernels") == said.count("x.h:3: error: no such thing. The plain form runs") == 1
+    assert said.count("Compiling the CPU kernels") == said.count("x.h:3: error: no such thing. The eager form runs") == 1
 
 
 @pytest.mark.usefixtures("nothing_loaded")
@@ -288,7 +296,7 @@ def test_the_reason_is_said_once(
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Compiling")]
     assert len(said) == 1
     assert reason in said[0]
-    assert said[0].endswith("The plain form runs instead, slower.")
+    assert said[0].endswith("The eager form runs instead, slower.")
 
 
 @pytest.mark.usefixtures("nothing_loaded")
