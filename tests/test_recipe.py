@@ -283,6 +283,12 @@ def test_overrides_that_are_wrong(overrides: list[str], said: str) -> None:
     assert said in complaint("{}", *overrides)
 
 
+@pytest.mark.parametrize(("task", "suggested"), [("classification", False), ("segmentation", True)])
+def test_no_key_of_another_task_is_suggested(task: str, suggested: bool) -> None:
+    for said in (complaint(f"task: {task}", "class_names=[a]"), complaint(f"task: {task}\nclass_names: [a]")):
+        assert ("Did you mean 'segmentation.class_names'?" in said) is suggested
+
+
 def test_overrides_are_read_as_the_file_is_and_stand_above_it() -> None:
     text = "optim: {lr: 1, eps: 1e-3}"
     recipe = recipe_io.from_text(text, ["optim.lr=5e-4", "data.dir=a b", "model.grid_sizes=[4,2,1,1]", "train.ema_decay="])

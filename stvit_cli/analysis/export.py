@@ -129,7 +129,17 @@ def export_weights(trained: Trained, path: Path, precision: str) -> dict[str, An
     state_dict = {name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in trained.model.state_dict().items()}
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
-            raise UserError(f"{trained.path}: {name} has values beyond the range of {precision}. Take --precision bf16.")
+            raise UserError(f"{trained.path}: {name} has values beyond the range of {precision}.{_wider(trained, precision)}")
     with writing(path, advice=""):
         save_weights(path, state_dict, trained.info)
     return {"format": "safetensors", "precision": precision}
+
+
+def _wider(trained: Trained, precision: str) -> str:
+    """Return what to say of the precisions that hold every weight; where none does, the weights themselves are not finite."""
+    wider = [name for name in ("bf16", "fp32") if name != precision and _fits(trained, PRECISIONS[name])]
+    return f" Take --precision {wider[0]}." if wider else " They are not finite; take other weights."
+
+
+def _fits(trained: Trained, dtype: torch.dtype) -> bool:
+    return all(bool(tensor.to(dtype).isfinite().all()) for tensor in trained.model.state_dict().values())

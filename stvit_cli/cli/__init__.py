@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from stvit_cli import __version__
-from stvit_cli.cli.memory import keep_freed_memory
+from stvit_cli.cli.memory import keep_freed_memory, last_memory
 from stvit_cli.cli.streams import GuardedOutput, guarded_output, log_to_stderr
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.utils.files import reason_of
@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if output.failure is None:
             return code
         complaint = f"standard output cannot be written: {reason_of(output.failure)}."
+        if words[0] in ("train", "finetune") and "--dry-run" not in words:
+            complaint += "\nThe run itself is complete, and saved as usual: `stvit eval RUN_DIR --json FILE` has its metrics."
         return _complain(complaint, words) if code == 0 else code
 
 
@@ -97,10 +99,12 @@ def _run(words: Sequence[str], output: GuardedOutput) -> int:
         output.give_up()
         return 141
     except Exception as error:
-        failure = machine_failure(error)
-        if failure is None:
-            raise
-        return _complain(describe(failure, _LESS_MEMORY.get(words[0] if words else "", "")), words)
+        with last_memory():
+            failure = machine_failure(error)
+            if failure is None:
+                raise
+            return _complain(describe(failure, _LESS_MEMORY.get(words[0] if words else "", "")), words)
+        return 2
     finally:
         sys.excepthook = _print_internal_error  # typer sets one of its own when it runs
 

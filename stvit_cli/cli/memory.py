@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
@@ -22,3 +25,24 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
+
+
+_OUT_OF_MEMORY = b"stvit: Out of memory.\nFree memory, or raise the limit of this process (ulimit -v, or the container's).\n"
+
+_reserve = bytearray(4 << 20)
+"""Of address space alone: its pages are never touched."""
+
+
+@contextmanager
+def last_memory() -> Iterator[None]:
+    """Give a message the memory that was kept for it; where that does not suffice either, say it without any and continue.
+
+    From then on nothing is said of a MemoryError that Python ignores: libraries such as torch's compiler tidy up at the end.
+    """
+    _reserve.clear()
+    former = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if issubclass(found.exc_type, MemoryError) else former(found)
+    try:
+        yield
+    except MemoryError:
+        os.write(2, _OUT_OF_MEMORY)

@@ -27,6 +27,9 @@ class Prediction(Protocol):
     @property
     def error(self) -> str | None: ...
 
+    @property
+    def is_unanswered(self) -> bool: ...
+
     def summary(self) -> str: ...
 
     def to_json(self) -> dict[str, Any]: ...
@@ -55,7 +58,6 @@ def predict(
     stvit predict some.jpg --weights runs/SEGMENTER --output drawn     (the label map too)
     """
     from stvit_cli.data.drawing import drawn_name
-    from stvit_cli.tasks.base import NOT_FINITE
     from stvit_cli.tasks.classification.predict import list_images
     from stvit_cli.tasks.loading import open_trained
 
@@ -71,7 +73,7 @@ def predict(
         for number, result in enumerate(_predictions(trained, images, top, score_threshold)):
             results.append(result)
             if result.error is not None:
-                (unanswered if NOT_FINITE in result.error else unread).append(result.error)
+                (unanswered if result.is_unanswered else unread).append(result.error)
                 continue
             echo(f"{result.path}  {result.summary()}")
             if output is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,7 +41,9 @@ def branched_run(
     require_group()
     branch = Branch(source, step)
     branch.require()
-    recipe = recipe_io.with_absolute_paths(recipe_io.load(recipe_name or RunDir(source).recipe, words))
+    own = RunDir(source).recipe
+    recipe = recipe_io.load(recipe_name or own, words)
+    recipe = recipe_io.with_absolute_paths(recipe if recipe.data.dir else _with_data_of(own, recipe, words))
     if dry_run:
         return Path(), _run(recipe, Path(), None, resume=False, dry_run=True)
     with new_directory(output, recipe.name) as run_dir:
@@ -68,11 +71,12 @@ def new_directory(output: Path | None, name: str) -> Iterator[Path]:
             require_free(output)
         yield output
         return
+    is_parent_new = not os.path.lexists("runs")
     run_dir = make_new(Path("runs") / f"{file_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         yield run_dir
     finally:
-        for folder in (run_dir, run_dir.parent):
+        for folder in (run_dir, run_dir.parent)[: 1 + is_parent_new]:
             with suppress(OSError):  # not empty: the run is in it
                 folder.rmdir()
 
@@ -87,9 +91,20 @@ def resumed_run(run_dir: Path, recipe_name: str | None, words: list[str], dry_ru
     place.require_run()
     if is_main_process() and not restart_count() and not dry_run:
         require_unlocked(run_dir)
-    recipe = recipe_io.load(recipe_name or place.recipe, words)
+    recipe = _with_data_of(place.recipe, recipe_io.load(recipe_name or place.recipe, words), words)
     place.check_resumable(recipe)
     return run_dir, _run(recipe, run_dir, None, resume=True, dry_run=dry_run)
+
+
+def _with_data_of(own: Path, recipe: Recipe, words: list[str]) -> Recipe:
+    """Return a recipe with the data's folder of a run's ``own``, unless another one is asked for by a word of the command line.
+
+    A shipped recipe names none, and a relative one of a file would be another folder here.
+    """
+    if any(word.partition("=")[0].strip() == "data.dir" for word in words):
+        return recipe
+    folder = recipe_io.load(own).data.dir
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": folder})})
 
 
 def say_what_next(run_dir: Path) -> None:

@@ -87,7 +87,7 @@ def read_json(path: Path, *, annotated: bool = True) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such annotation file.{printable(did_you_mean(path.name, siblings))}") from None
+        raise UserError(f"{path}: there is no such annotation file.{did_you_mean(path.name, siblings)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:

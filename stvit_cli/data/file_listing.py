@@ -16,7 +16,7 @@ from typing import Literal
 
 from stvit_cli.data.images import ENDINGS
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, first_few
+from stvit_cli.utils.text import did_you_mean, first_few, printable
 
 OF_THE_SYSTEM = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -156,7 +156,7 @@ def require_whole_links(root: Path, broken_links: Sequence[str]) -> None:
     first = min(broken_links)
     count = "a link leads" if len(broken_links) == 1 else f"{len(broken_links)} links lead"
     raise UserError(
-        f"{root}: {count} nowhere: {root / first} -> {os.readlink(root / first)}\n"
+        f"{root}: {count} nowhere: {printable(str(root / first))} -> {printable(os.readlink(root / first))}\n"
         "Is a disk not mounted, or was the target moved? Mend or remove such links."
     )
 

@@ -20,7 +20,7 @@ from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.label_maps import open_label_map
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, first_few
+from stvit_cli.utils.text import did_you_mean, first_few, printable
 
 NUM_NAMED = 3
 """Most files that a message names of those with the same problem."""
@@ -84,8 +84,8 @@ class LabelledImages:
         numbers = open_label_map(path)
         if size is not None and numbers.shape != size[::-1]:
             raise UserError(
-                f"{path}: the label map has {numbers.shape[1]} x {numbers.shape[0]} pixels, "
-                f"its image {self.images[index]} {size[0]} x {size[1]}."
+                f"{printable(str(path))}: the label map has {numbers.shape[1]} x {numbers.shape[0]} pixels, "
+                f"its image {printable(str(self.images[index]))} {size[0]} x {size[1]}."
             )
         return numbers, self._classes(path, numbers)
 
@@ -125,7 +125,8 @@ class LabelledImages:
         if wrong.any():
             row, column = (int(position) for position in np.argwhere(wrong)[0])
             raise UserError(
-                f"{path}: the label map has {numbers[row, column]} in row {row}, column {column}; expected {self._expected()} "
+                f"{printable(str(path))}: the label map has {numbers[row, column]} in row {row}, column {column}; "
+                f"expected {self._expected()} "
                 f"for the {len(self.class_names)} names of segmentation.class_names, "
                 f"or {' and '.join(map(str, sorted(self.ignored_numbers)))}, which are ignored."
                 f"\n{self._remedy(int(numbers[wrong].max()))}"
@@ -256,8 +257,8 @@ def _refuse_missing(
     more = ", ..." if len(missing) > NUM_NAMED else ""
     there = [os.path.basename(path) for path in in_map_dir.paths[:1000]]
     raise UserError(
-        f"{map_dir}: {len(missing)} of {len(pairs)} images have no label map here: expected {', '.join(names)}{more}\n"
-        f"for {image_dir / missing[0]}.{did_you_mean(os.path.basename(names[0]), there)} "
+        f"{map_dir}: {len(missing)} of {len(pairs)} images have no label map here: expected {first_few(names)}{more}\n"
+        f"for {printable(str(image_dir / missing[0]))}.{did_you_mean(os.path.basename(names[0]), there)} "
         "Set segmentation.image_suffix and segmentation.map_suffix to how the names end."
     )
 
@@ -268,7 +269,7 @@ def _refuse_shared_maps(image_dir: Path, pairs: dict[str, str]) -> None:
         other = images.setdefault(label_map, image)
         if other != image:
             raise UserError(
-                f"{image_dir}: {other} and {image} have the same label map, {label_map}.\n"
+                f"{image_dir}: {first_few([other])} and {first_few([image])} have the same label map, {first_few([label_map])}.\n"
                 f"Remove one of them, or set how the images' names end: segmentation.image_suffix={os.path.splitext(other)[1]}"
             )
 

@@ -18,7 +18,7 @@ from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.sampling import hold_out
 from stvit_cli.data.splits import LAYOUT, find_splits
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, first_few
+from stvit_cli.utils.text import did_you_mean, first_few, printable
 
 HASHED_AT_ONCE = 1 << 18
 """Paths: so many are put side by side at a time, so that the fingerprint of millions takes little memory."""
@@ -217,7 +217,7 @@ def _index(root: Path, min_classes: int = 2, empty_too: bool = False) -> FolderI
         only = root / index.class_names[0]
         inner = folders_in(only)
         hint = f" It holds the folders {first_few(inner)}: are these the classes? Then give {only}." if inner else ""
-        raise UserError(f"{root} has only one class folder, '{only.name}'; at least two classes are expected.{hint}")
+        raise UserError(f"{root} has only one class folder, '{printable(only.name)}'; at least two classes are expected.{hint}")
     return index
 
 

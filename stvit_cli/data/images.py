@@ -116,7 +116,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         linked = " (the link is broken)" if path.is_symlink() else ""
-        raise UserError(f"{name}: there is no such file{linked}.{printable(did_you_mean(path.name, siblings))}") from None
+        raise UserError(f"{name}: there is no such file{linked}.{did_you_mean(path.name, siblings)}") from None
     except UserError:
         raise
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.inspection import NUM_INSPECTED, evenly_spaced, refuse_unusable
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import first_few
+from stvit_cli.utils.text import first_few, printable
 
 TOO_MUCH_IGNORED = 0.5
 """Share of the pixels."""
@@ -76,8 +76,8 @@ def suspicions(images: LabelledImages, count: NumberCount) -> list[str]:
     absent = [label for index, label in enumerate(images.class_names) if index not in met]
     if absent:
         some = f"{len(absent)} of {len(images.class_names)} classes ({first_few(absent, 3)}) are"
-        classes = f"the class {absent[0]} is" if len(absent) == 1 else some
-        lines.append(f"{classes} in none of the {maps}.{_shift_remedy(images, count)}")
+        classes = f"the class {printable(absent[0])} is" if len(absent) == 1 else some
+        lines.append(f"{classes} in none of the {maps}.{_shift_remedy(images, count) or _unused_remedy(images, count)}")
     ignored = {number: count.pixels[number] for number in images.ignored_numbers if count.pixels[number]}
     share = sum(ignored.values()) / max(sum(count.pixels.values()), 1)
     if share > TOO_MUCH_IGNORED:
@@ -103,7 +103,11 @@ def _refuse_one_class(images: LabelledImages, count: NumberCount) -> None:
             if len(_classes_met(images, count)) > 1:
                 return
     met = _classes_met(images, count)
-    only = f"only the class {images.class_names[min(met)]} ({images.class_numbers[min(met)]})" if met else "no class at all"
+    only = (
+        f"only the class {printable(images.class_names[min(met)])} ({images.class_numbers[min(met)]})"
+        if met
+        else "no class at all"
+    )
     ignored = sorted(number for number in images.ignored_numbers if count.pixels[number])
     also = f", and {' and '.join(map(str, ignored))}, which is ignored" if ignored else ""
     remedy = _ignored_remedy(images, max(ignored, key=lambda number: count.pixels[number])) if ignored else ""
@@ -122,6 +126,13 @@ def _shift_remedy(images: LabelledImages, count: NumberCount) -> str:
     if not images.reduce_zero_label and not count.pixels[0]:
         return " No pixel is 0; where the classes count from 1: segmentation.reduce_zero_label=true"
     return ""
+
+
+def _unused_remedy(images: LabelledImages, count: NumberCount) -> str:
+    """Return the key to change where pixels that are ignored may be those of the missing one of two classes."""
+    ignored = [number for number in images.ignored_numbers if count.pixels[number]]
+    is_likely = len(images.class_names) == 2 and len(ignored) == 1
+    return f" {_ignored_remedy(images, ignored[0])}" if is_likely else ""
 
 
 def _ignored_remedy(images: LabelledImages, number: int) -> str:

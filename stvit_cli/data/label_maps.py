@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.text import printable
 
 GREY_OR_PALETTE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes with one number for each pixel."""
@@ -31,20 +32,20 @@ def open_label_map(path: Path) -> NDArray[np.int32]:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path}: the label map is not a file.")
+            raise UserError(f"{printable(str(path))}: the label map is not a file.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities that do no harm
             with Image.open(path, formats=FORMATS) as label_map:
                 mode = label_map.mode
                 numbers = np.array(label_map, dtype=np.int32)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such label map.") from None
+        raise UserError(f"{printable(str(path))}: there is no such label map.") from None
     except (MemoryError, UserError):
         raise
     except Exception as error:  # decoders fail on damaged files with nearly every type there is
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = _unidentified(path) if unknown else str(error).strip() or type(error).__name__
-        raise UserError(f"{path}: the label map cannot be read: {reason.rstrip('.')}.") from None
+        raise UserError(f"{printable(str(path))}: the label map cannot be read: {reason.rstrip('.')}.") from None
     return numbers if mode in GREY_OR_PALETTE else _one_channel(path, numbers, mode)
 
 
@@ -65,5 +66,7 @@ def _one_channel(path: Path, channels: NDArray[np.int32], mode: str) -> NDArray[
         if grey and (channels[..., -1] == 255).all():
             return np.ascontiguousarray(channels[..., 0])
         if grey:
-            raise UserError(f"{path}: the label map has transparent pixels ({mode}), which have no number; {expected}")
-    raise UserError(f"{path}: the label map is a colour image ({mode}); {expected}")
+            raise UserError(
+                f"{printable(str(path))}: the label map has transparent pixels ({mode}), which have no number; {expected}"
+            )
+    raise UserError(f"{printable(str(path))}: the label map is a colour image ({mode}); {expected}")

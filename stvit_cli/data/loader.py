@@ -26,6 +26,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import local_world_size
 
 __all__ = [
+    "DeadWorkerError",
     "Loader",
     "SampleKey",
     "TrainBatches",
@@ -45,6 +46,10 @@ halts all: on two cores of an AMD EPYC stvit-s trained at 0.94 of the bare step'
 
 GRACE_S = 60
 """How long a worker goes on after SIGTERM: the time its parent has to end the step and save."""
+
+
+class DeadWorkerError(UserError):
+    """A worker was ended from outside, as by a system that is out of memory."""
 
 
 @contextmanager
@@ -160,7 +165,7 @@ def usable_workers(num_workers: int) -> int:
     return min(num_workers, share)
 
 
-def explain_dead_worker(error: BaseException) -> UserError | None:
+def explain_dead_worker(error: BaseException) -> DeadWorkerError | None:
     """Return what to tell the user if the error is torch's about a dead worker, else none.
 
     Torch may raise it anywhere in the main thread, as it comes from a signal: whoever drives a loader asks this too.
@@ -172,7 +177,7 @@ def explain_dead_worker(error: BaseException) -> UserError | None:
         first = message.splitlines()[0].rstrip(". ")
     else:
         return None
-    return UserError(
+    return DeadWorkerError(
         f"{first}.\n"
         "A loader process was ended from outside, mostly because memory or shared memory (/dev/shm) ran out.\n"
         "Lower data.num_workers (0 loads in the main process) or train.batch_size_per_device, or free memory."

@@ -80,7 +80,7 @@ def save(folder: Path, step: int, groups: Mapping[str, Tensors], state: Mapping[
             raise
         sync_directory(folder)
         for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     return path
 
 
@@ -154,7 +154,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 def _content_of(folder: Path, name: str) -> bytes:
     """Return the content of a file of a checkpoint: one that lies in its folder, and that can be read without waiting."""
     path = folder / name
-    if path.exists() and (not path.is_file() or path.resolve().parent != folder.resolve()):
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise DamagedError(f"{name} is no file of this folder")
     return path.read_bytes()
 
@@ -162,8 +162,16 @@ def _content_of(folder: Path, name: str) -> bytes:
 def set_aside(path: Path) -> None:
     """Rename a damaged checkpoint, so that it neither counts among those kept nor is taken for one again."""
     target = path.with_name(path.name + ".damaged")
-    shutil.rmtree(target, ignore_errors=True)
+    _remove(target)
     path.rename(target)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; of one that is a link to another disk the link, as what is there was put there by somebody."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from stvit_cli.recipe import Recipe, Section
-from stvit_cli.recipe.validation import HALVED
+from stvit_cli.recipe.validation import HALVED, KINDS, other_tasks_sections
 from stvit_cli.recipe.yaml import flow
 from stvit_cli.utils.text import did_you_mean, number_meant
 
@@ -31,22 +31,29 @@ def dotted_keys() -> tuple[str, ...]:
     return tuple(keys)
 
 
-def nearest_key(wrong: str) -> str:
+def nearest_key(wrong: str, task: object = None) -> str:
     """Return `` Did you mean 'x'?`` for the dotted key that was probably meant, or an empty string.
 
     A key of the section that was named comes first, then a key of the very same name in another one; a key that is merely
     similar is suggested from another section only where no section, or none that there is, was named.
+
+    Args:
+        wrong: what was given.
+        task: keys that it does not have are not suggested; any, where it is no task.
     """
+    keys = _keys_of(task)
     section, dot, leaf = wrong.rpartition(".")
-    sections = {key.rpartition(".")[0]: None for key in dotted_keys()}
+    sections = {key.rpartition(".")[0]: None for key in keys}
     if not dot:
         near_section = _suggested(wrong, filter(None, sections))
         if near_section:
-            return _did_you_mean([next(key for key in dotted_keys() if key.startswith(f"{near_section}."))])
+            return _did_you_mean([next(key for key in keys if key.startswith(f"{near_section}."))])
     elif section not in sections:
         near_section = _suggested(section, filter(None, sections))
-        return nearest_key(f"{near_section}.{leaf}") or did_you_mean(wrong, dotted_keys()) if near_section else _same_name(leaf)
-    own = [key.rpartition(".")[2] for key in dotted_keys() if key.rpartition(".")[0] == section]
+        return (
+            nearest_key(f"{near_section}.{leaf}", task) or did_you_mean(wrong, keys) if near_section else _same_name(leaf, keys)
+        )
+    own = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section]
     if leaf in own:  # the section was misspelled
         return _did_you_mean([wrong])
     longer = [f"{section}.{key}" for key in own if "_" in leaf and set(leaf.split("_")) < set(key.split("_"))]
@@ -54,13 +61,20 @@ def nearest_key(wrong: str) -> str:
         return _did_you_mean(longer)
     if near := _suggested(leaf, own):
         return _did_you_mean([f"{section}.{near}" if section else near])
-    leaves = () if section else (key.rpartition(".")[2] for key in dotted_keys())
-    return _same_name(leaf) or _same_name(_suggested(leaf, leaves))
+    leaves = () if section else (key.rpartition(".")[2] for key in keys)
+    return _same_name(leaf, keys) or _same_name(_suggested(leaf, leaves), keys)
 
 
-def _same_name(leaf: str) -> str:
+def _keys_of(task: object) -> list[str]:
+    """Return the keys that recipes of a task have; all, where it is none."""
+    is_task = isinstance(task, str) and task in KINDS
+    others = other_tasks_sections(task) if is_task else []
+    return [key for key in dotted_keys() if key.partition(".")[0] not in others]
+
+
+def _same_name(leaf: str, keys: Sequence[str]) -> str:
     """Suggest the keys of this name, whatever their section."""
-    return _did_you_mean([key for key in dotted_keys() if key.rpartition(".")[2] == leaf.lower()])
+    return _did_you_mean([key for key in keys if key.rpartition(".")[2] == leaf.lower()])
 
 
 def _suggested(name: str, choices: Iterable[str]) -> str:
@@ -112,7 +126,7 @@ def _problem(kind: str, loc: tuple[int | str, ...], data: Mapping[str, Any]) -> 
         field = section.model_fields.get(str(part))
         if field is None:
             assert kind == "extra_forbidden", (kind, loc)
-            return key, f"there is no such key.{nearest_key(key)}"
+            return key, f"there is no such key.{nearest_key(key, data.get('task', 'classification'))}"
         value = value[part]
         if not isinstance(field.default, Section):
             return key, f"found {_show(value)}, expected {expected(field)}{_hint(value, field)}"

@@ -136,7 +136,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], places: dict
         if _is_section(key):
             raise UserError(f"{key} is a section; set a key of it, such as {next(k for k in known if k.startswith(key))}=...")
         if key not in known:
-            raise _unknown(key, text)
+            raise _unknown(key, text, data.get("task", "classification"))
         if key in seen:
             raise UserError(f"{key} is given twice{f' ({given} is its old name)' if sentence else ''}; keep one of them.")
         seen.add(key)
@@ -152,13 +152,13 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], places: dict
     return renamed
 
 
-def _unknown(key: str, text: str) -> UserError:
+def _unknown(key: str, text: str, task: object) -> UserError:
     """Say what is wrong with an override's key that is none of a recipe."""
     if key == BASE:
         return UserError(f"{BASE} is a key of recipe files and cannot be set by key=value; name another recipe instead.")
     if (plain := without_typography(key)) in dotted_keys():
         return UserError(f"{key!r}: curly quotes or odd spaces in a key; write {plain}={without_typography(text)}")
-    return UserError(f"There is no key {key!r} in a recipe.{nearest_key(key)}")
+    return UserError(f"There is no key {key!r} in a recipe.{nearest_key(key, task)}")
 
 
 def _find_base(base: Any, where: str, folder: Path | None) -> Path:

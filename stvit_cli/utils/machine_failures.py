@@ -57,11 +57,20 @@ SIGNS: dict[Kind, tuple[str, ...]] = {
         "could not create a scratchpad",
         "could not initialize a memory",
         "could not execute a primitive",
+        "operator torchvision::",  # its library was not loaded, which it passes over
+        "returned NULL without setting an exception",  # Python's SystemError of an extension that found no memory
+        "error return without exception set",
     ),
 }
 
 # Of a product that oneDNN does not have, and of one that it had no memory to set up.
-AMBIGUOUS = ("could not create a primitive descriptor", "could not execute a primitive")
+AMBIGUOUS = (
+    "could not create a primitive descriptor",
+    "could not execute a primitive",
+    "torchvision::",
+    "without setting an exception",
+    "without exception set",
+)
 NEARLY = 0.6
 """Share of the limit from which a process counts as near it: what was asked for last may be large."""
 
@@ -88,7 +97,9 @@ def machine_failure(error: BaseException | None) -> MachineFailure | None:
 def _failure_of(error: BaseException) -> MachineFailure | None:
     # By name: this room imports neither torch nor what else is native.
     is_native = type(error).__name__ == "SafetensorError" or type(error).__module__.startswith(("torch.", "onnxruntime."))
-    if not (is_native or isinstance(error, (MemoryError, OSError, RuntimeError, ImportError))) or isinstance(error, UserError):
+    if not (is_native or isinstance(error, (MemoryError, OSError, RuntimeError, ImportError, SystemError))) or isinstance(
+        error, UserError
+    ):
         return None
     lines = str(error).strip().splitlines()
     for kind, signs in SIGNS.items():

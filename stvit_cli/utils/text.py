@@ -28,7 +28,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
         # Of two at the same distance, the one that ``name`` begins: a name is rather cut short than misspelt.
         if distance is not None and (distance, not choice.startswith(name)) < least:
             best, least = choice, (distance, not choice.startswith(name))
-    return f" Did you mean '{best}'?" if best else ""
+    return f" Did you mean '{printable(best)}'?" if best else ""
 
 
 def metric_text(name: str, value: float, num_images: float) -> str:
@@ -41,9 +41,9 @@ def metric_text(name: str, value: float, num_images: float) -> str:
 
 
 def first_few(names: Sequence[str], limit: int = 5) -> str:
-    """Return the first ``limit`` names, separated by commas, and how many more there are."""
+    """Return the first ``limit`` names, printable and separated by commas, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(map(printable, names[:limit])) + more
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -117,6 +117,17 @@ def test_weights_beyond_half_precision(tmp_path: Path, stvit: Stvit) -> None:
     assert stvit("export", tmp_path / "large.safetensors", tmp_path / "half.safetensors", "--precision", "bf16").code == 0
 
 
+def test_weights_beyond_bf16_are_not_to_be_written_in_bf16(tmp_path: Path, stvit: Stvit) -> None:
+    model = create_model("stvit-nano", 3, 1)
+    torch.nn.init.constant_(model.get_classifier().weight, 3.4e38)
+    save_weights(tmp_path / "large.safetensors", model, INFO)
+    for precision in ("fp16", "bf16"):
+        ended = stvit("export", tmp_path / "large.safetensors", tmp_path / "half.safetensors", "--precision", precision)
+        assert ended.code == 2
+        assert ended.err.endswith("Take --precision fp32.\n")
+    assert stvit("export", tmp_path / "large.safetensors", tmp_path / "whole.safetensors").code == 0
+
+
 def test_bad_targets(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     for target, says in [
         (tmp_path / "x.pt", "expected a name ending in .onnx or .safetensors"),

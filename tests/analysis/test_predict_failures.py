@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from stvit_cli.data.images import UnreadableImageError
+from stvit_cli.tasks.classification import predict as predict_classification
 from stvit_cli.tasks.detection import predict as predict_detection
 from stvit_cli.tasks.segmentation import predict as predict_segmentation
 
 CPU = torch.device("cpu")
+CLASSIFIER: dict[str, Any] = {"task": "classification", "num_classes": 2, "class_names": ("a", "b"), "image_size": 4}
+CLASSIFIER |= {"mean": 0, "std": 1, "crop_pct": 1, "interpolation": "", "in_chans": 3}
 
 
 def detect(paths: list[Path]) -> Iterator[Any]:
@@ -63,3 +69,56 @@ def test_bad_images_are_named_and_the_others_answered(predict: Callable[..., lis
 def test_a_fault_of_the_program_is_raised(predict: Callable[..., list[Any]]) -> None:
     with pytest.raises(RuntimeError, match="a fault"):
         predict(RuntimeError("a fault"), None)
+
+
+def test_a_killed_worker_does_not_end_the_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(12)]
+    for path in paths:
+        Image.new("RGB", (4, 4)).save(path)
+    parent = os.getpid()
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(3, 4, 4)
+
+    monkeypatch.setattr(predict_classification, "eval_transform", lambda *_: transform)
+    monkeypatch.setattr(predict_classification, "for_inference", lambda model, device: model)
+    monkeypatch.setattr(predict_classification, "_WORKERS_FROM", 1)
+    info = SimpleNamespace(
+        task="classification",
+        num_classes=2,
+        class_names=("a", "b"),
+        image_size=4,
+        mean=0,
+        std=1,
+        crop_pct=1,
+        interpolation="",
+        in_chans=3,
+    )
+    trained: Any = SimpleNamespace(info=info, model=lambda images: torch.zeros(len(images), 2))
+    found = list(predict_classification.predict(trained, paths, top=1, device=CPU, batch_size=4, num_workers=2))
+    assert [result.path for result in found] == paths
+    assert all(result.error is None for result in found)
+
+
+def test_a_prediction_says_itself_whether_the_image_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named_so, good = tmp_path / "not finite (NaN or infinite).png", tmp_path / "good.png"
+    named_so.write_text("text")
+    Image.new("RGB", (4, 4)).save(good)
+    monkeypatch.setattr(predict_classification, "eval_transform", lambda *_: lambda image: torch.zeros(3, 4, 4))
+    monkeypatch.setattr(predict_classification, "for_inference", lambda model, device: model)
+    info = SimpleNamespace(
+        task="classification",
+        num_classes=2,
+        class_names=("a", "b"),
+        image_size=4,
+        mean=0,
+        std=1,
+        crop_pct=1,
+        interpolation="",
+        in_chans=3,
+    )
+    trained: Any = SimpleNamespace(info=info, model=lambda images: torch.full((len(images), 2), torch.nan))
+    found = list(predict_classification.predict(trained, [named_so, good], top=1, device=CPU))
+    assert [(result.error is not None, result.is_unanswered) for result in found] == [(True, False), (True, True)]

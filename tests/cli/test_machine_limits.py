@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any, NoReturn
 
 import pytest
@@ -49,6 +51,29 @@ def test_memory_that_runs_out_as_a_model_is_built_is_said(
     monkeypatch.setattr("stvit_cli.analysis.cost.profile.build", raiser(MemoryError()))
     assert main(["profile", "stvit-nano"]) == 2
     assert "Out of memory" in capsys.readouterr().err
+
+
+TIDIES_UP_WITHOUT_MEMORY = """
+import atexit, sys
+from stvit_cli import cli
+
+def fail(*args, **keys):
+    raise MemoryError
+
+atexit.register(fail)
+cli.app = fail
+if sys.argv[1] == "nothing left":
+    cli._complain = fail
+sys.exit(cli.main(["predict"]))
+"""
+
+
+@pytest.mark.parametrize("left", ["enough for a message", "nothing left"])
+def test_a_lack_of_memory_is_said_without_a_trace_of_what_follows_it(left: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", TIDIES_UP_WITHOUT_MEMORY, left], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("stvit: Out of memory")
+    assert len(ended.stderr.splitlines()) == 2
 
 
 def test_an_internal_error_is_still_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,3 +45,25 @@ def test_runs_without_output_that_start_in_one_second_have_directories_of_their_
     assert stvit("train", "--recipe", "quickstart").code == 0
     assert [path.name for path in seen] == [f"quickstart-20260101-000000{end}" for end in ("", "-2", "-3")]
     assert list(tmp_path.iterdir()) == []  # nothing was written into them, so nothing is left
+
+
+def test_a_failed_run_leaves_an_empty_runs_folder_that_was_there(stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr("stvit_cli.cli.training._run", lambda *_, **__: {})
+    assert stvit("train", "--recipe", "quickstart").code == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("word", "expected"), [([], "own"), (["--data", "other"], "other"), (["data.dir=other"], "other")])
+def test_a_resumed_run_keeps_its_data_whatever_the_recipe_names(
+    stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: list[str], expected: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("data:\n  dir: own\n")
+    (tmp_path / "mine.yaml").write_text("data:\n  dir: of the recipe\n")
+    seen: list[str | None] = []
+    monkeypatch.setattr("stvit_cli.cli.training._run", lambda recipe, *_, **__: seen.append(recipe.data.dir) or {})
+    ended = stvit("train", "--resume", tmp_path, "--recipe", tmp_path / "mine.yaml", *word)
+    assert ended.code == 0, ended.err
+    assert seen == [expected]

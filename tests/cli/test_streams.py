@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from stvit_cli.cli import main
 from stvit_cli.cli.output import echo, print_table
 from stvit_cli.cli.streams import GuardedOutput, log_to_stderr
 from stvit_cli.engine.progress import Progress
@@ -32,6 +33,15 @@ def test_a_full_standard_output_is_said() -> None:
     ended = shell("recipes show deit300", "> /dev/full")
     assert ended.returncode == 2
     assert ended.stderr == "stvit: standard output cannot be written: No space left on device.\n"
+
+
+def test_a_run_whose_metrics_cannot_be_printed_is_said_to_be_complete(capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr("stvit_cli.cli._run", lambda words, output: setattr(output, "failure", OSError(28, "No space left")) or 0)
+    for words, lines in ((["train", "--json", "-"], 2), (["train", "--dry-run", "--json", "-"], 1), (["eval", "--json", "-"], 1)):
+        assert main(words) == 2
+        said = capfd.readouterr().err
+        assert len(said.splitlines()) == lines
+        assert ("The run itself is complete, and saved as usual" in said) is (lines == 2)
 
 
 @pytest.mark.parametrize("redirected", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&-", "2> /dev/full"])

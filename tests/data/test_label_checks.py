@@ -77,6 +77,12 @@ def test_a_number_that_is_no_class_says_the_key(tmp_path: Path, number: int, key
         images.numbers(0)
 
 
+def test_an_evaluation_on_maps_of_black_and_white_names_the_key(tmp_path: Path) -> None:
+    (line,) = check(maps(tmp_path, [0, 0, 255]), to_train=False)
+    assert "the class object is in none of the 1 label maps. Where 255 is a class" in line
+    assert line.endswith("segmentation.label_values=[0, 255]")
+
+
 def test_a_class_that_is_in_no_map_is_said(tmp_path: Path) -> None:
     (line,) = check(maps(tmp_path, [0, 1], [0, 1], names="[a, b, c]"))
     assert line == "Warning: training: the class c is in none of the 2 label maps."

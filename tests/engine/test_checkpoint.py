@@ -105,3 +105,15 @@ def test_a_directory_that_turned_read_only_leaves_the_one_before(tmp_path: Path,
     with pytest.raises(UserError, match="cannot be written: Read-only file system"):
         save(tmp_path, 2, groups(2), STATE, keep=1)
     assert load_newest(tmp_path).step == 1
+
+
+def test_a_checkpoint_moved_to_another_disk_is_read_through_its_link_and_outlives_it(tmp_path: Path) -> None:
+    folder, disk = tmp_path / "checkpoints", tmp_path / "disk"
+    moved = save(folder, 10, groups(1), STATE, keep=2).rename(disk)
+    (folder / "step_00000010").symlink_to(moved)
+    assert load_newest(folder).step == 10
+    for step in (20, 30):
+        save(folder, step, groups(step), STATE, keep=2)
+    assert [path.name for path in checkpoint.checkpoints(folder)] == ["step_00000020", "step_00000030"]
+    assert not (folder / "step_00000010").is_symlink()
+    assert (moved / "state.json").is_file()

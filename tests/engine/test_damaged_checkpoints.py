@@ -100,6 +100,11 @@ def link_outside(content: Content, folder: Path) -> None:
     (folder / "model.safetensors").symlink_to(outside)
 
 
+def link_within(content: Content, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    (folder / "model.safetensors").symlink_to("other.safetensors")
+
+
 def pipe(content: Content, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
@@ -123,6 +128,7 @@ TAMPERED: dict[str, Change] = {
     "a file with an absolute name": named_outside("{outside}"),
     "a file whose name holds a NUL": named_outside("outside\0.safetensors"),
     "a file that is a link to elsewhere": link_outside,
+    "a file that is a link within its folder": link_within,
     "a file that is a pipe": pipe,
     "no state": drop("state"),
     "a state that is a list": put("state", value=[]),

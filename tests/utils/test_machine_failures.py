@@ -81,9 +81,20 @@ def test_internal_errors_stay_internal_errors(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("is_near", [True, False])
-def test_what_onednn_does_not_have_is_no_lack_of_memory(is_near: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("could not create a primitive descriptor for the inner product forward propagation primitive."),
+        RuntimeError("operator torchvision::nms does not exist"),
+        SystemError("<built-in function load_dynamic> returned NULL without setting an exception"),
+        SystemError("error return without exception set"),
+    ],
+    ids=str,
+)
+def test_what_a_library_does_not_have_is_a_lack_of_memory_only_near_the_limit(
+    error: Exception, is_near: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine_failures, "_near_memory_limit", lambda: is_near)
-    error = RuntimeError("could not create a primitive descriptor for the inner product forward propagation primitive.")
     assert (machine_failure(error) is not None) is is_near
 
 

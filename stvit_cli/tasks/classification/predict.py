@@ -17,6 +17,7 @@ from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.drawing import font_for, save_png, write_text
 from stvit_cli.data.file_listing import left_out_note, list_files
 from stvit_cli.data.images import explain_failure, open_image
+from stvit_cli.data.loader import DeadWorkerError, Loader, explain_dead_worker
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.tasks.base import NonFiniteOutputsError
@@ -43,6 +44,8 @@ class Prediction:
     path: Path
     guesses: tuple[Guess, ...] = ()
     error: str | None = None
+    is_unanswered: bool = False
+    """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
 
     def to_json(self) -> dict[str, Any]:
         figures: dict[str, Any] = {"file": str(self.path), "task": "classification"}
@@ -88,10 +91,8 @@ def list_images(paths: Sequence[Path], say: Callable[[str], None] = lambda line:
             if not found:
                 raise UserError(f"{path}: no image in this folder; expected files such as *.jpg or *.png.")
             images += [path / name for name in found]
-        elif path.exists():
+        elif path.exists() or path.is_symlink():  # a link that leads nowhere is named in its turn: the others are answered
             images.append(path)
-        elif path.is_symlink():
-            raise UserError(f"{path}: a link that leads nowhere: to {path.readlink()}.")
         else:
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"{path}: there is no such file or folder.{did_you_mean(path.name, siblings)}")
@@ -115,10 +116,26 @@ def predict(
     names = class_names(trained)
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(images) >= _WORKERS_FROM else 0
-    loader = build_eval_loader(_Images(images, transform), _collate, batch_size, workers, pin_memory=device.type == "cuda")
     model = for_inference(trained.model, device)
-    for batch in loader:
-        yield from _predict_batch(model, batch, names, min(top, info.num_classes), device)
+    num_answered = 0
+    while num_answered < len(images):
+        rest = _Images(images[num_answered:], transform)
+        loader = build_eval_loader(rest, _collate, batch_size, workers, pin_memory=device.type == "cuda")
+        for predictions in _until_a_worker_dies(loader, workers, model, names, min(top, info.num_classes), device):
+            num_answered += len(predictions)
+            yield from predictions
+        workers = 0  # where one has died, as of a lack of memory, the rest is decoded by this process
+
+
+def _until_a_worker_dies(loader: Loader, workers: int, *how: Any) -> Iterator[list[Prediction]]:
+    """Yield the predictions of each batch; end before the last one where a worker was ended from outside."""
+    try:
+        for batch in loader:
+            yield _predict_batch(batch, *how)
+    except (UserError, RuntimeError) as error:
+        is_dead_worker = isinstance(error, DeadWorkerError) or explain_dead_worker(error) is not None
+        if not (workers and is_dead_worker):
+            raise
 
 
 def class_names(trained: Trained) -> Sequence[str]:
@@ -161,7 +178,7 @@ def _collate(samples: list[tuple[Path, Tensor | str]]) -> Batch:
 
 @torch.inference_mode()
 def _predict_batch(
-    model: torch.nn.Module, batch: Batch, names: Sequence[str], top: int, device: torch.device
+    batch: Batch, model: torch.nn.Module, names: Sequence[str], top: int, device: torch.device
 ) -> list[Prediction]:
     paths, errors, images = batch
     rows: Iterator[tuple[list[float], list[int], bool]] = iter(())
@@ -177,7 +194,7 @@ def _predict_batch(
             continue
         *likeliest, is_finite = next(rows)
         if not is_finite:
-            predictions.append(Prediction(path, error=NonFiniteOutputsError.of(path)))
+            predictions.append(Prediction(path, error=NonFiniteOutputsError.of(path), is_unanswered=True))
             continue
         guesses = (Guess(names[index], index, probability) for probability, index in zip(*likeliest, strict=True))
         predictions.append(Prediction(path, tuple(guesses)))

@@ -13,6 +13,7 @@ from stvit_cli.data.file_listing import require_folder
 from stvit_cli.data.shapes import shapes_tree
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
+from stvit_cli.utils.text import first_few
 
 
 def build_detection(
@@ -27,7 +28,7 @@ def build_detection(
     train = read_coco(root / detection.train_json, root / detection.train_images, invalid=detection.invalid_annotations)
     val = read_coco(root / detection.val_json, root / detection.val_images, invalid=detection.invalid_annotations)
     if train.categories != val.categories:
-        ours, theirs = (", ".join(_names(index.categories)[:6]) for index in (train, val))
+        ours, theirs = (first_few(_names(index.categories), 6) for index in (train, val))
         raise UserError(f"{val.path}: its categories ({theirs}) are not those of {train.path} ({ours}), ids and names.")
     indices = np.arange(len(train)) if detection.keep_empty else np.flatnonzero(train.num_objects)
     if not train.num_objects.any():
@@ -65,7 +66,7 @@ def build_detection_eval_set(
     names = _names(index.categories)
     if names != tuple(class_names):
         raise UserError(
-            f"{index.path}: its categories are {', '.join(names[:6])}, the model's {', '.join(class_names[:6])} "
+            f"{index.path}: its categories are {first_few(names, 6)}, the model's {first_few(class_names, 6)} "
             f"({len(names)} and {len(class_names)})."
         )
     return DetectionEvalSet(CocoImages(index, exif_orientation=detection.exif_orientation))

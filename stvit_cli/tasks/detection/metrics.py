@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from stvit_cli.data.coco import ground_truth, image_numbers
 from stvit_cli.data.coco_index import CocoIndex
 from stvit_cli.errors import UserError
-from stvit_cli.utils.files import replace_file
+from stvit_cli.utils.files import replace_file, require_writable_file, require_writable_folder
 
 FIGURES = (
     "ap",
@@ -77,6 +77,22 @@ def _loaded(truth: COCO, results: Results) -> COCO:
     return empty
 
 
+def require_writable_results(path: Path) -> None:
+    """Find out, by trying, whether `write_results` can write: before the work, not after it. Raises UserError."""
+    try:
+        require_writable_folder(path.parent)
+        for target in results_files(path):
+            if target.exists():
+                require_writable_file(target)
+    except UserError as error:
+        raise UserError(f"detection.results_json: {error}") from None
+
+
+def results_files(path: Path) -> dict[Path, str]:
+    """Return the files of ``detection.results_json``, and the kind of results in each."""
+    return {path.with_name(f"{path.stem}.{kind}.json"): kind for kind in ("bbox", "segm")}
+
+
 def write_results(path: Path, results: Results) -> list[Path]:
     """Write the results as two files that pycocotools reads: for ``x.json``, ``x.bbox.json`` and ``x.segm.json``.
 
@@ -84,8 +100,7 @@ def write_results(path: Path, results: Results) -> list[Path]:
         UserError: they cannot be written.
     """
     written = []
-    for kind in ("bbox", "segm"):
-        target = path.with_name(f"{path.stem}.{kind}.json")
+    for target, kind in results_files(path).items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(target, json.dumps(only(kind, results)).encode())

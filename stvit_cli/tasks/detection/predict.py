@@ -46,6 +46,8 @@ class DetectionPrediction:
     height: int = 0
     objects: tuple[Found, ...] = ()
     error: str | None = None
+    is_unanswered: bool = False
+    """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
 
     def summary(self) -> str:
         """Say in a line what was found."""
@@ -104,7 +106,7 @@ def predict(
         try:
             result = _predict_one(trained, model, path, score_threshold, device)
         except NonFiniteOutputsError:
-            result = DetectionPrediction(path, error=NonFiniteOutputsError.of(path))
+            result = DetectionPrediction(path, error=NonFiniteOutputsError.of(path), is_unanswered=True)
         except Exception as error:
             result = DetectionPrediction(path, error=explain_failure(path, error))
         yield result

@@ -21,7 +21,7 @@ from stvit_cli.recipe import DetectionSection, Recipe
 from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.detection.data import build_detection, build_detection_eval_set
 from stvit_cli.tasks.detection.detector import Detector, create_detector, paste_masks
-from stvit_cli.tasks.detection.metrics import as_result, coco_metrics, write_results
+from stvit_cli.tasks.detection.metrics import as_result, coco_metrics, require_writable_results, write_results
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.utils.environment import is_main_process
@@ -183,6 +183,7 @@ class DetectionEvaluator:
 
 def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
     """Build data and model; the initial weights follow from the recipe's seed. Raises UserError as `tasks.build` does."""
+    _try_results(recipe.detection)
     data = build_detection(recipe.data, recipe.detection, recipe.shapes, recipe.augment.hflip, recipe.train.seed)
     with seeded(derive_seed(recipe.train.seed, "model")):
         model = create_detector(
@@ -205,11 +206,17 @@ def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
 
 def build_detection_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) -> DetectionEvaluation:
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
+    _try_results(recipe.detection)
     val_set = build_detection_eval_set(recipe.data, recipe.detection, recipe.shapes, info.class_names)
     if is_main_process():
         for note in val_set.images.index.notes(of_training=False):
             log.warning(note)
     return DetectionEvaluation(val_set, recipe.detection.results_json)
+
+
+def _try_results(section: DetectionSection) -> None:
+    if section.results_json is not None and is_main_process():
+        require_writable_results(Path(section.results_json).expanduser())
 
 
 def create_from(info: WeightsInfo) -> Detector:

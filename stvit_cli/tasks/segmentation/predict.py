@@ -47,6 +47,8 @@ class SegmentationPrediction:
     numbers: NDArray[np.uint16] | None = None
     shares: tuple[Share, ...] = ()
     error: str | None = None
+    is_unanswered: bool = False
+    """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
 
     def summary(self) -> str:
         """Say in a line what was found, the largest first."""
@@ -96,7 +98,7 @@ def predict(trained: Trained, images: Sequence[Path], *, device: torch.device) -
         try:
             result = _predict_one(trained, model, path, transform, section, device)
         except NonFiniteOutputsError:
-            result = SegmentationPrediction(path, error=NonFiniteOutputsError.of(path))
+            result = SegmentationPrediction(path, error=NonFiniteOutputsError.of(path), is_unanswered=True)
         except Exception as error:
             result = SegmentationPrediction(path, error=explain_failure(path, error))
         yield result

@@ -17,7 +17,7 @@ from stvit_cli.data.coco import CocoImages, DetectionEvalSet, decode_mask, encod
 from stvit_cli.data.coco_index import CocoIndex, read_coco
 from stvit_cli.data.shapes import write_coco_tree
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.detection.metrics import FIGURES, Results, as_result, coco_metrics, write_results
+from stvit_cli.tasks.detection.metrics import FIGURES, Results, as_result, coco_metrics, require_writable_results, write_results
 from stvit_cli.tasks.detection.task import DetectionEvaluator
 
 
@@ -124,3 +124,13 @@ def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"detection.results_json"):
         write_results(tmp_path / "file" / "x.json", [])
+
+
+def test_results_that_could_not_be_written_are_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken.segm.json").mkdir()
+    for name in ("file/x.json", "taken.json", f"{'x' * 300}.json"):
+        with pytest.raises(UserError, match=r"detection.results_json: .* cannot be written"):
+            require_writable_results(tmp_path / name)
+    require_writable_results(tmp_path / "new" / "x.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.segm.json"]
