@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if output.failure is None:
             return code
         complaint = f"standard output cannot be written: {reason_of(output.failure)}."
-        if words[0] in ("train", "finetune") and "--dry-run" not in words:
+        if words and words[0] in ("train", "finetune") and "--dry-run" not in words:
             complaint += "\nThe run itself is complete, and saved as usual: `stvit eval RUN_DIR --json FILE` has its metrics."
         return _complain(complaint, words) if code == 0 else code
 
