@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
 from collections.abc import Iterator
@@ -29,8 +30,8 @@ def keep_freed_memory() -> None:
 
 _OUT_OF_MEMORY = b"stvit: Out of memory.\nFree memory, or raise the limit of this process (ulimit -v, or the container's).\n"
 
-_reserve = bytearray(4 << 20)
-"""Of address space alone: its pages are never touched."""
+_reserve = mmap.mmap(-1, 4 << 20)
+"""Of address space alone: its pages are never touched. Not of malloc, whose ways are set above."""
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def last_memory() -> Iterator[None]:
 
     From then on nothing is said of a MemoryError that Python ignores: libraries such as torch's compiler tidy up at the end.
     """
-    _reserve.clear()
+    _reserve.close()
     former = sys.unraisablehook
     sys.unraisablehook = lambda found: None if issubclass(found.exc_type, MemoryError) else former(found)
     try:

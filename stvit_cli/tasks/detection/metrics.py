@@ -81,9 +81,8 @@ def require_writable_results(path: Path) -> None:
     """Find out, by trying, whether `write_results` can write: before the work, not after it. Raises UserError."""
     try:
         require_writable_folder(path.parent)
-        for target in results_files(path):
-            if target.exists():
-                require_writable_file(target)
+        for target in results_files(path) if path.parent.is_dir() else ():
+            require_writable_file(target)
     except UserError as error:
         raise UserError(f"detection.results_json: {error}") from None
 
