@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from stvit_cli.data.images import UnreadableImageError
+from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.classification import predict as predict_classification
 from stvit_cli.tasks.detection import predict as predict_detection
 from stvit_cli.tasks.segmentation import predict as predict_segmentation
@@ -29,7 +30,7 @@ def detect(paths: list[Path]) -> Iterator[Any]:
 
 
 def segment(paths: list[Path]) -> Iterator[Any]:
-    trained: Any = SimpleNamespace(model=None, info=SimpleNamespace(interpolation="", mean=(), std=()))
+    trained: Any = SimpleNamespace(model=None, info=SimpleNamespace(interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)))
     return predict_segmentation.predict(trained, paths, device=CPU)
 
 
@@ -38,7 +39,7 @@ def predict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Return a function that predicts, each image failing with what it is given."""
     module = predict_detection if request.param == "detection" else predict_segmentation
     monkeypatch.setattr(module, "for_inference", lambda model, device: model)
-    monkeypatch.setattr(predict_segmentation, "section_of", lambda info: None)
+    monkeypatch.setattr(predict_segmentation, "section_of", lambda info: SegmentationSection())
 
     def run(*errors: Exception | None) -> list[Any]:
         given = iter(errors)
