@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stvit_cli.engine.damage import DamagedError, check_envelope
 from stvit_cli.errors import UserError
-from stvit_cli.utils.files import sync_directory, write_synced, writing
+from stvit_cli.utils.files import remove_leftovers, sync_directory, write_synced, writing
 from stvit_cli.utils.machine_failures import machine_failure
 
 Tensors = Mapping[str, Tensor]
@@ -59,8 +59,7 @@ def save(folder: Path, step: int, groups: Mapping[str, Tensors], state: Mapping[
     path = folder / f"step_{step:08d}"
     aside = folder / f".{path.name}.writing"
     with writing(path):
-        for left in folder.glob(".step_*.writing"):  # of a run that was killed while it wrote
-            shutil.rmtree(left)
+        remove_leftovers(folder)
         try:
             aside.mkdir(parents=True)
             files = {}

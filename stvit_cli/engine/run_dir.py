@@ -20,13 +20,14 @@ from stvit_cli.engine.run_lock import LOCK, RunLock
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.utils.files import replace_file, require_writable_folder, writing
+from stvit_cli.utils.files import LEFTOVER, remove_leftovers, replace_file, require_writable_folder, writing
 from stvit_cli.utils.text import shell_command
 
 RECIPE = "recipe.yaml"
-# Written before recipe.yaml: alone they are the remains of a run that was killed before it had begun.
-BEFORE_RECIPE = frozenset({"checkpoints", "environment.json", LOCK})
-FIRST_CHECKPOINT = frozenset({"step_00000000", ".step_00000000.writing"})
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+# Written before recipe.yaml: a directory that holds nothing else is what a run leaves that was killed while it started.
+BEFORE_RECIPE = frozenset({"checkpoints", ENVIRONMENT, LOCK})
 VERSIONS_OF = ("stvit", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
 
@@ -37,7 +38,8 @@ class RunDir:
         self.path = path
         self.recipe = path / RECIPE
         self.checkpoints = path / "checkpoints"
-        self.metrics = path / "metrics.jsonl"
+        self.environment = path / ENVIRONMENT
+        self.metrics = path / METRICS
         self.best = path / "best.safetensors"
         self.last = path / "last.safetensors"
         self.last_ema = path / "last_ema.safetensors"
@@ -54,6 +56,9 @@ class RunDir:
         try:
             require_free(self.path)
             with writing(self.path):
+                remove_leftovers(self.path)
+                self.metrics.unlink(missing_ok=True)
+                self.environment.unlink(missing_ok=True)
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
                 self.checkpoints.mkdir()
         except BaseException:
@@ -61,17 +66,41 @@ class RunDir:
             raise
         return lock
 
-    def begin(
-        self, recipe: Recipe, device: str, world_size: int, kernels: bool, started_from: dict[str, object] | None = None
+    def write_environment(
+        self, device: str, world_size: int, kernels: bool, started_from: dict[str, object] | None = None
     ) -> None:
-        """Write what says that a run is here. The recipe comes last: with it the run can be resumed, before it never began."""
-        with writing(self.path):
-            content = environment(device, world_size, kernels)
-            if started_from is not None:
-                content["started_from"] = started_from
-            replace_file(self.path / "environment.json", json.dumps(content, indent=2).encode() + b"\n")
-            # What is relative to the present folder would name another data set elsewhere.
+        """Write ``environment.json``: the first file of a new run.
+
+        Args:
+            device: where the run trains.
+            world_size: number of processes.
+            kernels: whether custom kernels run parts of the model.
+            started_from: ``run`` and ``step`` of the checkpoint that the run starts from, if any.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        content = environment(device, world_size, kernels)
+        if started_from is not None:
+            content["started_from"] = started_from
+        with writing(self.environment):
+            replace_file(self.environment, json.dumps(content, indent=2).encode() + b"\n")
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write ``recipe.yaml``, after everything that a resumption needs: a directory with it holds a run.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        with writing(self.recipe):
+            # A path relative to the current folder would name another data set elsewhere.
             replace_file(self.recipe, recipe_io.dump(recipe_io.with_absolute_paths(recipe)).encode())
+
+    def remove_leftovers(self) -> None:
+        """Remove unfinished files that killed processes have left. Raises WriteError if that fails."""
+        with writing(self.path):
+            remove_leftovers(self.path)
+            remove_leftovers(self.checkpoints)
 
     def require_run(self) -> None:
         """Raises UserError where no run is here."""
@@ -95,8 +124,8 @@ def require_free(path: Path) -> None:
     """Raise UserError where a new run cannot begin in ``path``: a file, a directory that holds something or cannot be written."""
     if os.path.exists(path) and not path.is_dir():  # noqa: PTH110  # Path.exists raises for a name that is too long
         raise UserError(f"{path} is a file; expected a directory for the run, new or empty.")
-    names, saved = _names(path), _names(path / "checkpoints")
-    if not (names <= BEFORE_RECIPE and saved <= FIRST_CHECKPOINT):
+    names = _names(path)
+    if not _is_unstarted(path, names):
         hint = f" To go on with the run in it: {shell_command('--resume', path)}" if RECIPE in names else ""
         raise UserError(f"{path} is not empty; expected a new or empty directory for the run.{hint}")
     require_writable_folder(path)
@@ -116,8 +145,25 @@ def make_new(path: Path) -> Path:
                 return candidate
 
 
+def _is_unstarted(path: Path, names: set[str]) -> bool:
+    """Whether a directory with these names is empty, or holds only what runs leave that were killed while they started."""
+    step = _started_from_step(path / ENVIRONMENT)
+    may_exist = BEFORE_RECIPE if step is None else BEFORE_RECIPE | {METRICS}
+    return names <= may_exist and _names(path / "checkpoints") <= {f"step_{step or 0:08d}"}
+
+
+def _started_from_step(path: Path) -> int | None:
+    """Return the step of another run's checkpoint that a run started from, as its ``environment.json`` says; otherwise None."""
+    try:
+        return int(json.loads(path.read_bytes())["started_from"]["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _names(path: Path) -> set[str]:
-    return {entry.name for entry in path.iterdir()} if os.path.isdir(path) else set()  # noqa: PTH112
+    """Return the names in a directory, without the leftovers of atomic writes."""
+    entries = path.iterdir() if os.path.isdir(path) else ()  # noqa: PTH112  # Path.is_dir raises for a name that is too long
+    return {entry.name for entry in entries if not LEFTOVER.fullmatch(entry.name)}
 
 
 def environment(device: str, world_size: int, kernels: bool) -> dict[str, object]:

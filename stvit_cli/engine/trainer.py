@@ -92,12 +92,16 @@ class Trainer:
         """Start a run: the first checkpoint holds the initial weights, so that there is always one to go back to."""
         self.notes += self.world.on_main(self.session.task.check_data)
         self._lock(self.places.clear)
-        self._begin()
+        self._write_environment()
+        self._start()
 
-    def _begin(self, started_from: dict[str, object] | None = None) -> None:
+    def _start(self) -> None:
         self.save()
+        self.world.on_main(lambda: self.places.write_recipe(self.recipe))
+
+    def _write_environment(self, started_from: dict[str, object] | None = None) -> None:
         device, size, kernels = str(self.world.device), self.world.size, self.session.preparation.kernels
-        self.world.on_main(lambda: self.places.begin(self.recipe, device, size, kernels, started_from))
+        self.world.on_main(lambda: self.places.write_environment(device, size, kernels, started_from))
 
     def branch_off(self, branch: Branch) -> None:
         """Start a run from a checkpoint of another one: with the same recipe its continuation, bit by bit."""
@@ -116,15 +120,17 @@ class Trainer:
         self.world.on_main(self._require_finite_weights)
         self.notes += self.world.on_main(self.session.task.check_data)
         self._lock(self.places.clear)
+        self._write_environment({"run": str(branch.run_dir.resolve()), "step": branch.step})
         self.world.on_main(lambda: branch.copy_metrics(self.places.metrics, content["metrics_bytes"], is_kept))
         self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")
         self.notes += inexact_changes(self.session, content)
-        self._begin({"run": str(branch.run_dir.resolve()), "step": branch.step})
+        self._start()
 
     def take_up(self) -> None:
         """Go on with a run where its newest whole checkpoint left it."""
         self.world.on_main(self.places.require_run)
         self._lock(lambda: RunLock.acquire(self.places.path))
+        self.world.on_main(self.places.remove_leftovers)
         self.world.on_main(lambda: self.places.check_resumable(self.recipe))
         newest: checkpoint.Checkpoint | None = None
 

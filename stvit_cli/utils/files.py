@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +33,9 @@ def cache_dir() -> Path:
     except RuntimeError as error:  # no HOME, and no entry for this user in the system's database
         raise FileNotFoundError(2, "there is no home directory; set XDG_CACHE_HOME", "~") from error
 
+
+LEFTOVER = re.compile(r"\.(.+\.)?[0-9a-f]{8}\.part|\..+\.writing")
+"""Names of unfinished files (see `replacing`) and folders that a killed process has left."""
 
 INTACT = "What was saved before is intact. Make room, or make the directory writable."
 
@@ -134,6 +139,23 @@ def replace_file(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically. Raises OSError as `replacing` does."""
     with replacing(path) as aside:
         aside.write_bytes(data)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left in ``folder`` of atomic writes; no process may be writing there.
+
+    Args:
+        folder: the folder, not searched below; nothing happens if it does not exist.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if LEFTOVER.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from stvit_cli import engine
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.branch import Branch, saved_steps
+from stvit_cli.engine.run_dir import RunDir, require_free
 from stvit_cli.engine.trainer import fit
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
@@ -75,6 +76,23 @@ def test_killed_and_resumed_it_is_a_run_like_any_other(
     assert [ended.code for ended in toy.start(lambda: work(False), tmp_path)()] == [-9]
     assert [ended.code for ended in toy.start(lambda: work(True), tmp_path)()] == [0]
     toy.assert_same_outcome(tmp_path / "run", unbroken)
+
+
+def test_killed_before_its_recipe_is_written_it_leaves_a_directory_that_is_free(
+    diverged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        monkeypatch.setattr(RunDir, "write_recipe", lambda *_: toy.kill_self())
+        fit(toy.ToyTask(norm=True), toy.recipe(), tmp_path / "run", branch=Branch(diverged, 10))
+
+    assert [ended.code for ended in toy.start(work, tmp_path)()] == [-9]
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step_00000010"}
+    require_free(tmp_path / "run")
+    (ended,) = branch(diverged, 8, tmp_path)
+    assert ended.code == 0, ended.message
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match="is not empty"):
+        require_free(tmp_path / "run")
 
 
 def test_changed_settings_count_from_the_checkpoint_on(diverged: Path, unbroken: Path, tmp_path: Path) -> None:

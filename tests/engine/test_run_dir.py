@@ -74,6 +74,28 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
         require_free(tmp_path / "notes.txt" / "run")
 
 
+PART = ".best.safetensors.0123abcd.part"
+
+
+def test_leftovers_of_atomic_writes_neither_block_a_new_run_nor_stay(tmp_path: Path) -> None:
+    for name in (PART, "checkpoints/.state.json.89abcdef.part"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(b"half")
+    (tmp_path / "run" / "checkpoints" / ".step_00000040.writing").mkdir()
+    require_free(tmp_path / "run")
+    toy.train(tmp_path, "schedule.epochs=2")
+    assert [path.name for path in (tmp_path / "run").rglob(".*")] == []
+
+
+def test_resuming_removes_leftovers_of_atomic_writes(tmp_path: Path) -> None:
+    toy.train(tmp_path, "schedule.epochs=2")
+    (tmp_path / "run" / PART).write_bytes(b"half")
+    (tmp_path / "run" / ".notes.part").write_bytes(b"the user's")
+    (tmp_path / "run" / "checkpoints" / ".step_00000040.writing").mkdir()
+    toy.train(tmp_path, "schedule.epochs=2", resume=True)
+    assert [path.name for path in (tmp_path / "run").rglob(".*")] == [".notes.part"]
+
+
 def test_someone_elses_checkpoints_are_not_taken_for_an_unfinished_start(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_00000500").mkdir(parents=True)
     with pytest.raises(UserError, match="is not empty"):
