@@ -257,7 +257,7 @@ def test_many_problems_stay_within_six_lines() -> None:
         ("data.std=[0.2, 0, 0.2]", "data.std: found [0.2, 0.0, 0.2], expected numbers above 0"),
         ("augment.crop_scale=[0.5, 0.1]", "augment.crop_scale: found [0.5, 0.1]"),
         ("augment.crop_ratio=[0, 1]", "augment.crop_ratio: found [0.0, 1.0]"),
-        ("schedule.min_lr=1", "schedule.min_lr: found 1, expected at most the rate itself (0.001)"),
+        ("schedule.min_lr=1", "schedule.min_lr: found 1, expected at most the peak learning rate (0.001)"),
         ("model.drop_path_rate={stvit-b: 0.1}", "model.drop_path_rate: found rates for stvit-b, expected one for stvit-s"),
     ],
 )
@@ -376,7 +376,7 @@ def test_a_recipe_that_an_earlier_version_wrote_in_full_is_read() -> None:
 
 def test_every_key_is_explained() -> None:
     explained = recipe_io.dump(Recipe(), explain=True)
-    assert "  # The rate after warm-up. A number (above 0).\n  lr: 0.001\n" in explained
+    assert "  # Peak learning rate, after warmup. A number (above 0).\n  lr: 0.001\n" in explained
     unexplained = [
         f"{name}.{key}"
         for name, section in Recipe.model_fields.items()
@@ -438,3 +438,14 @@ def test_files_that_are_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError) as caught:
         recipe_io.load(name)
     assert said in str(caught.value)
+
+
+def test_channel_means_in_bytes_of_an_old_run_are_kept_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data: {mean: [123.0, 117.0, 104.0], std: [58.0, 57.0, 57.0]}\n")
+    with pytest.raises(UserError, match="on the scale of 0 to 255"):
+        recipe_io.load(file)
+    (tmp_path / "environment.json").write_text("{}")  # now it is the recipe of a run
+    assert recipe_io.load(file).data.mean == (123.0, 117.0, 104.0)
+    warning = f"Warning: {file}: data.mean: found [123.0, 117.0, 104.0], on the scale of 0 to 255; kept, as the model was trained"
+    assert warning in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_the_head_of_a_recipe_says_what_it_is(path: Path) -> None:
     assert f"--recipe {path.stem}" in head or "\n#\n#   stvit " in path.read_text()
     comments = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     assert "Cost:" in comments
-    assert "Paper's figure" in comments
+    assert "Paper's result" in comments
     assert recipe_io.load(path.stem).description
 
 

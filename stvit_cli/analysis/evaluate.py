@@ -56,7 +56,7 @@ def recipe_for(trained: Trained, words: list[str]) -> Recipe:
         known["eval"]["batch_size"] = spec.eval_batch_size
     if info.settings:
         known[info.task] = json.loads(info.settings)
-    return recipe_io.from_text(flow(known), words, source=str(trained.path))
+    return recipe_io.from_text(flow(known), words, source=str(trained.path), saved=True)
 
 
 def same_folder(one: str | None, other: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""The sections of a recipe for the tasks that say something of every place of an image."""
+"""The sections of a recipe that only detection and segmentation have."""
 
 from __future__ import annotations
 
@@ -12,110 +12,111 @@ _Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
 class ShapesSection(Section):
-    """The drawn scenes of data.kind shapes: data.image_size is their longer side, data.dir where they go, otherwise a cache."""
+    """Synthetic shapes (data.kind shapes), generated in data.dir or, where that is null, in the user's cache."""
 
     num_train: PositiveInt = 1000
-    """Scenes to train on."""
+    """Number of training images."""
     num_val: PositiveInt = 100
-    """Scenes to evaluate."""
+    """Number of validation images."""
     seed: int = 0
-    """All scenes follow from it."""
+    """Random seed of the images."""
 
 
 class DetectionSection(Section):
     """Detection and instance segmentation. The defaults are those of Mask R-CNN on COCO, as published with Swin."""
 
     head: Literal["mask-rcnn", "cascade-mask-rcnn"] = "mask-rcnn"
-    """mask-rcnn: one head for boxes and one for masks. cascade-mask-rcnn: three of each, one after the other."""
+    """mask-rcnn: one head for boxes and one for masks. cascade-mask-rcnn: three stages, each with both."""
     train_json: str = "annotations/instances_train2017.json"
-    """What is in the training images; below data.dir, as the next three."""
+    """COCO annotation file of the training images, relative to data.dir."""
     train_images: str = "train2017"
-    """The folder of the training images."""
+    """Folder of the training images, relative to data.dir."""
     val_json: str = "annotations/instances_val2017.json"
-    """What is in the images of the evaluation."""
+    """COCO annotation file of the validation images, relative to data.dir."""
     val_images: str = "val2017"
-    """The folder of the images of the evaluation."""
+    """Folder of the validation images, relative to data.dir."""
     keep_empty: bool = False
     """Train on images without objects too."""
     invalid_annotations: Literal["stop", "skip"] = "stop"
-    """What an annotation does that cannot be used, such as one without a mask: end the reading, or be left out of training and
-    evaluation, and counted."""
+    """What to do about an invalid annotation, such as one without a mask. stop: refuse the file. skip: leave it out of
+    training and evaluation, and count it."""
     exif_orientation: Literal["apply", "ignore"] | None = None
-    """Annotations were drawn on the images turned upright by their EXIF orientation (apply), or on the pixels as stored
-    (ignore). null: upright where their sizes in the file say so; an image whose size says otherwise, or nothing, is refused."""
+    """apply: annotations refer to the image rotated by its EXIF orientation. ignore: to the pixels as stored. null: apply
+    where the size in the annotation file confirms it; an image for which it does not is refused."""
     short_sides: Annotated[tuple[Side, ...], Field(min_length=1)] = (800,)
-    """Images are resized to a short side of one of these in training, and of the last of them in evaluation; in pixels."""
+    """Short side that images are resized to, in pixels: in training one of these at random, in evaluation the last."""
     long_side: Side = 1333
-    """But the long side is never above this, in pixels."""
+    """Maximum long side of resized images, in pixels."""
     freeze_batch_norm: bool = True
-    """Batch norms of the backbone keep the statistics of the weights it starts from: two images a GPU give none to rely on."""
+    """Freeze the batch norm statistics of the backbone: at two images per GPU, batch statistics are unreliable."""
     channels: Width = 256
-    """Width of the pyramid and of the heads' convolutions."""
+    """Number of channels of the FPN and of the convolutions in the heads."""
     fc_dim: Width = 1024
-    """Width of the heads' linear layers."""
+    """Number of features of the linear layers in the box heads."""
     anchor_scale: Annotated[float, Field(ge=0.01, le=1000)] = 8.0
-    """Side of an anchor by the stride of its level."""
+    """Side of an anchor divided by the stride of its FPN level."""
     num_proposals: PositiveInt = 1000
-    """Regions of an image that the proposals give to the heads in training."""
+    """Number of RPN proposals per image that are kept for training the heads."""
     num_samples: PositiveInt = 512
-    """Of these, the heads learn from so many, a quarter of them objects at most."""
+    """Number of proposals per image that are sampled to train the heads; at most a quarter are positive."""
     score_threshold: Fraction = 0.05
-    """Detections below it are dropped."""
+    """Minimum score of a detection."""
     nms_threshold: Fraction = 0.5
-    """Of two detections of a class that overlap by more, the lower one is dropped."""
+    """IoU threshold of non-maximum suppression, per class."""
     max_detections: Annotated[int, Field(gt=0, le=100_000)] = 100
-    """Detections of an image that are kept."""
+    """Maximum number of detections per image."""
     results_json: str | None = None
-    """Every evaluation also writes its detections to this file, in COCO's format with the original ids."""
+    """File that every evaluation writes its detections to, in COCO's results format. null: none."""
 
 
 class SegmentationSection(Section):
     """Semantic segmentation. The defaults are those of UperNet on ADE20K, as published with Swin."""
 
     class_names: tuple[str, ...] = ()
-    """The classes, in the order of their numbers in the label maps."""
+    """Class names, in the order of their numbers in the label maps."""
     train_images: str = "images/training"
-    """The folder of the training images; below data.dir, as the next three."""
+    """Folder of the training images, relative to data.dir."""
     train_maps: str = "annotations/training"
-    """Their label maps: a grey or palette PNG for each image."""
+    """Folder of their label maps, relative to data.dir: a grey or palette PNG per image."""
     val_images: str = "images/validation"
-    """The folder of the images of the evaluation."""
+    """Folder of the validation images, relative to data.dir."""
     val_maps: str = "annotations/validation"
-    """Their label maps."""
+    """Folder of their label maps, relative to data.dir."""
     image_suffix: str | None = None
-    """How the names of images end where a label map's name ends otherwise; null: the ending of any image, such as .jpg."""
+    """End of an image's file name that map_suffix replaces. null: the extension, such as .jpg."""
     map_suffix: str = ".png"
-    """What a label map's name has in its place."""
+    """End of a label map's file name, in place of the image's."""
     reduce_zero_label: bool = False
-    """Number 0 is no class but to be ignored, and the classes count from 1, as in ADE20K; so are the synthetic shapes."""
+    """Ignore the number 0 in label maps and count classes from 1, as in ADE20K and in the synthetic shapes."""
     label_values: tuple[Annotated[int, Field(ge=0, le=65535)], ...] | None = None
-    """The number of each class in the label maps, such as [0, 255] for masks in black and white; null: 0, 1, 2, ... or from 1."""
+    """Number of each class in the label maps, such as [0, 255] for black-and-white masks. null: 0, 1, 2, ..., or from 1 with
+    reduce_zero_label."""
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
-    """This number in a label map is ignored, in training and in evaluation, unless label_values has it."""
+    """Number in the label maps that training and evaluation ignore, unless it is in label_values."""
     max_size: tuple[_Side, _Side] = (2048, 512)
-    """An image is resized to fit into this long and this short side and touch one of them; in pixels."""
+    """Long and short side, in pixels, that images are resized to fit into, keeping the aspect ratio."""
     scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
-    """In training these sides are multiplied by a factor drawn from here, before a crop of data.image_size is taken."""
+    """Range of the random factor on max_size in training, before a crop of data.image_size."""
     max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """A crop of whose labelled pixels one class has a larger share than this is drawn again, up to ten times."""
+    """Maximum share of one class in a training crop's labelled pixels; other crops are drawn again, up to ten times."""
     photometric: bool = True
     """Distort brightness, contrast, saturation and hue in training."""
     channels: Width = 512
-    """Width of UperNet."""
+    """Number of channels of UPerNet."""
     aux_channels: Width = 256
-    """Width of the auxiliary head, which learns from the third stage and is left out at the end."""
+    """Number of channels of the auxiliary head, which is attached to the third stage and used in training only."""
     aux_weight: NonNegative = 0.4
-    """Weight of its loss."""
+    """Weight of the auxiliary head's loss."""
     dropout: Rate = 0.1
-    """Share of the channels dropped before both classifiers."""
+    """Dropout rate before both classifiers, by channel."""
     window: Side | None = None
-    """Evaluate by a sliding square window of this side, in pixels; null: the whole image at once."""
+    """Side of the square sliding window in evaluation, in pixels. null: the entire image at once."""
     window_stride: PositiveInt | None = None
-    """Pixels from one window to the next; null: two thirds of the window."""
+    """Stride of the sliding window, in pixels. null: two thirds of the window."""
     size_divisor: Annotated[int, Field(gt=0, le=1024)] = 1
-    """Evaluate with sides of a multiple of so many pixels: the last column and row are repeated, and left out of the answer. A
-    model that was trained on crops which its grid divides knows no cells that are cut short."""
+    """Pad images in evaluation to sides divisible by this number of pixels, repeating the last row and column; the output is
+    cropped. Useful where the training crops are divisible, so that no grid cell was partial."""
     eval_scales: Annotated[tuple[Annotated[float, Field(ge=0.05, le=20)], ...], Field(min_length=1)] = (1.0,)
-    """Evaluate at these multiples of max_size and average the probabilities."""
+    """Factors on max_size in evaluation; the probabilities of all scales are averaged."""
     eval_flip: bool = False
-    """Average with the mirrored image too."""
+    """Average with the prediction for the horizontally flipped image."""

@@ -1,4 +1,4 @@
-"""What the sections of a recipe are made of, and so the metadata of weights files: the limits are the same in both."""
+"""Base class and field types, with their limits, of recipes' sections and of the metadata in weights files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 MAX_SIDE = 16384
-"""The largest side of an image that a model is asked to see, in pixels."""
+"""Largest side of a model's input, in pixels."""
 MAX_GRID_SIZE = 256
 MIN_CROP_PCT = 0.1
 MIN_STD = 1e-6
 
-# Beyond these limits nothing is meant, but memory without end is taken: a value of 1e9 is a slip, or a file made up to do harm.
+# Values beyond these limits are typing errors, or files made to exhaust the memory.
 Side = Annotated[int, Field(ge=32, le=MAX_SIDE)]
 Width = Annotated[int, Field(gt=0, le=16384)]
 GridSize = Annotated[int, Field(gt=0, le=MAX_GRID_SIZE)]
@@ -28,6 +28,6 @@ Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, strictly typed, unknown keys refused."""
+    """Frozen and strict: unknown keys, other types and infinite numbers are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -13,7 +13,7 @@ from stvit_cli.recipe import Recipe, Section
 from stvit_cli.recipe.error_messages import dotted_keys, nearest_key
 from stvit_cli.recipe.files import find, list_recipes, read
 from stvit_cli.recipe.renamed_keys import rename_key, rename_keys, rename_value
-from stvit_cli.recipe.validation import SECTIONS, other_tasks_sections
+from stvit_cli.recipe.tasks import TASK_SECTIONS, other_tasks_sections
 from stvit_cli.recipe.yaml import flow, parse, without_typography
 
 BASE = "base"
@@ -78,7 +78,7 @@ def _drop_other_tasks(layers: Sequence[Layer]) -> None:
     """Leave out the other tasks' sections where a file has those of all tasks: earlier versions wrote recipes in full so."""
     task = next((layer.data["task"] for layer in layers if "task" in layer.data), "classification")
     for layer in layers:
-        if all(section in layer.data for section in SECTIONS):
+        if all(section in layer.data for section in TASK_SECTIONS):
             for section in other_tasks_sections(task):
                 del layer.data[section]
 

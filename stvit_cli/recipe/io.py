@@ -25,7 +25,8 @@ from stvit_cli.recipe.inheritance import Layer, apply_overrides, merge, read_lay
 from stvit_cli.recipe.renamed_keys import RENAMED as RENAMED
 from stvit_cli.recipe.renamed_keys import RENAMED_VALUES as RENAMED_VALUES
 from stvit_cli.recipe.renamed_keys import warn_once as warn_once
-from stvit_cli.recipe.validation import other_tasks_sections
+from stvit_cli.recipe.tasks import other_tasks_sections
+from stvit_cli.recipe.validation import byte_scale
 from stvit_cli.recipe.yaml import flow
 
 
@@ -55,15 +56,20 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def resolve(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
     """Read a recipe as ``load`` does, and say of which files it is made."""
     path = find(name_or_path)
-    return _resolve(read_layers(read(path), str(name_or_path), path), overrides, path.stem)
+    return _resolve(read_layers(read(path), str(name_or_path), path), overrides, path.stem, saved=_is_of_run(path))
 
 
-def from_text(text: str, overrides: Sequence[str] = (), *, source: str = "recipe", name: str = "") -> Recipe:
+def from_text(text: str, overrides: Sequence[str] = (), *, source: str = "recipe", name: str = "", saved: bool = False) -> Recipe:
     """Make a recipe of YAML text; ``name`` is used where the text gives none. Raises UserError as ``load`` does."""
-    return _resolve(read_layers(text, source, None), overrides, name).recipe
+    return _resolve(read_layers(text, source, None), overrides, name, saved=saved).recipe
 
 
-def _resolve(layers: list[Layer], overrides: Sequence[str], name: str) -> Resolved:
+def _is_of_run(path: Path) -> bool:
+    """Whether a recipe file was written by a run, beside its environment."""
+    return path.name == "recipe.yaml" and (path.parent / "environment.json").is_file()
+
+
+def _resolve(layers: list[Layer], overrides: Sequence[str], name: str, *, saved: bool) -> Resolved:
     data, places = merge(layers)
     data = {"name": name} | data
     renamed = [f"{layer.source}: {', '.join(layer.renamed)}" for layer in layers if layer.renamed]
@@ -73,9 +79,12 @@ def _resolve(layers: list[Layer], overrides: Sequence[str], name: str) -> Resolv
         warn_once(sentence)
     _count_shapes_from_1(data)
     try:
-        return Resolved(Recipe.model_validate(_tuples(data)), layers, renamed)
+        recipe = Recipe.model_validate(_tuples(data), context={"saved": saved})
     except ValidationError as error:
         raise UserError(problems(error, data, places, layers[0].source)) from None
+    for problem in byte_scale(recipe.data) if saved else ():
+        warn_once(f"{layers[0].source}: {problem.partition(';')[0]}; kept, as the model was trained with it")
+    return Resolved(recipe, layers, renamed)
 
 
 def _count_shapes_from_1(data: dict[str, Any]) -> None:

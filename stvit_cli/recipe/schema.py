@@ -1,15 +1,15 @@
-"""The schema of a recipe: every setting of a run, its default and its meaning, in one place. Imports no torch.
+"""The schema of a recipe: every setting of a run with its default and its meaning. Imports no torch.
 
-A recipe file holds only what differs from these defaults. Sections are frozen; unknown keys are refused, and so is a value of
-another type ("3" or true where a number belongs). `recipe.io` reads and writes recipes; what it says to the user about a key
-is made of the annotations here.
+A recipe file holds only what differs from these defaults. Sections are frozen; unknown keys and values of another type ("3" or
+true for a number) are refused. `recipe.io` reads and writes recipes; its messages, and ``stvit recipes show --full``, are made
+from the annotations and docstrings here. `recipe.tasks` says which sections belong to which task.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from stvit_cli.recipe.dense_tasks import DetectionSection, SegmentationSection, ShapesSection
 from stvit_cli.recipe.field_types import Fraction, Interpolation, NonNegative, PositiveInt, Rate, Section
@@ -23,187 +23,195 @@ class ModelSection(Section):
     """The backbone."""
 
     name: str = "stvit-s"
-    """One of `stvit_cli.list_models()`."""
+    """Model name, one of `stvit_cli.list_models()`."""
     in_chans: PositiveInt = 3
-    """Channels of an image."""
+    """Number of input channels: 3 for RGB, 1 for grey."""
     drop_path_rate: Rate | dict[str, Rate] = 0.0
-    """Largest rate of stochastic depth: one figure, or one for each model's name."""
+    """Stochastic depth rate of the last block; it grows linearly from 0 at the first. One number, or one for each model name."""
     grid_sizes: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = None
-    """Super-token cell of each stage, in tokens; none is the model's own (8 4 1 1)."""
+    """Side of a super token's grid cell in each of the four stages, in tokens. null: the model's own, [8, 4, 1, 1]."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Activation checkpointing: recompute activations in the backward pass. Saves memory, costs about a third more time."""
 
 
 class DataSection(Section):
     """The data set and how its images are read."""
 
     kind: Literal["digits", "imagefolder", "coco", "ade20k", "shapes"] = "imagefolder"
-    """digits: the embedded handwritten digits. imagefolder: images by class, `train/` and `val/` or one folder. coco: COCO's
-    layout. ade20k: images and label maps in folders, as ADE20K has them. shapes: drawn scenes with exact boxes, masks and
-    label maps."""
+    """Data set layout. digits: the handwritten digits in the package. imagefolder: a folder of images for each class, in
+    `train/` and `val/` or side by side. coco: COCO's annotation file and images. ade20k: images and label maps in folders, as
+    in ADE20K. shapes: synthetic shapes with exact boxes, masks and label maps."""
     dir: str | None = None
-    """The folder of the data set; `--data` sets it."""
+    """Folder of the data set; `--data` sets it."""
     image_size: Annotated[int, Field(ge=32)] = 224
-    """Side of the square image the model sees, in pixels."""
+    """Side of the square input, in pixels; for segmentation that of a training crop, for shapes an image's longer side."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Subtracted from the channels of an image in 0..1; a figure for each channel."""
+    """Channel means for normalization, of images in 0..1; one value per channel."""
     std: tuple[float, ...] = IMAGENET_STD
-    """What the channels are then divided by."""
+    """Channel standard deviations for normalization, of images in 0..1; one value per channel."""
     val_fraction: Rate = 0.2
-    """Share of each class held out where the folder has no `train/` and `val/`."""
+    """Fraction of each class held out for validation where the folder has no `train/` and `val/`."""
     num_workers: Annotated[int, Field(ge=0)] = 8
-    """Loader processes for each training process; never more than there are cores."""
+    """Number of data loader workers per training process; limited to the number of cores."""
     unreadable: Literal["stop", "skip"] = "stop"
-    """An image that cannot be decoded in training: stop and name it, or skip and count it. In evaluation always stop."""
+    """What to do about a training image that cannot be decoded. stop: end the run and name it. skip: train on another image
+    and count it. An evaluation always stops."""
 
 
 class AugmentSection(Section):
-    """Off by default; the values of DeiT are in the recipe deit300."""
+    """Data augmentation. Mostly off by default; DeiT's values are in the recipe deit300."""
 
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Share of the area that a random resized crop keeps; 1.0 1.0 keeps the whole image."""
+    """Smallest and largest area of the random resized crop, as a fraction of the image's area; [1.0, 1.0] keeps the entire
+    image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width by height of the crop, smallest and largest."""
+    """Smallest and largest aspect ratio (width / height) of the random resized crop."""
     interpolation: Interpolation = "bicubic"
-    """How images are resized, in training and in evaluation."""
+    """Interpolation for resizing images, in training and evaluation."""
     hflip: Fraction = 0.5
-    """Probability of mirroring left and right."""
+    """Probability of a horizontal flip."""
     auto_augment: str | None = None
-    """timm's policy string, e.g. rand-m9-mstd0.5-inc1."""
+    """timm's auto-augment policy, such as rand-m9-mstd0.5-inc1. null: off."""
     random_erasing: Fraction = 0.0
-    """Probability of erasing a rectangle."""
+    """Probability of random erasing."""
     random_erasing_mode: Literal["pixel", "const", "rand"] = "pixel"
-    """What the rectangle is filled with: noise for each pixel, zero, or one random colour."""
+    """Fill of the erased rectangle. pixel: noise per pixel. const: zeros. rand: one random color."""
     mixup: NonNegative = 0.0
-    """Alpha of the beta distribution; 0 is off."""
+    """Alpha of the beta distribution of mixup; 0: off."""
     cutmix: NonNegative = 0.0
-    """Alpha of the beta distribution; 0 is off."""
+    """Alpha of the beta distribution of CutMix; 0: off."""
     mix_prob: Fraction = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability that mixup or CutMix is applied to a batch."""
     mix_switch_prob: Fraction = 0.5
-    """Probability of CutMix where both are on."""
+    """Probability of CutMix rather than mixup where both are on."""
     label_smoothing: Fraction = 0.0
-    """Share of the target spread over all classes."""
+    """Label smoothing: part of the target probability that is spread evenly over all classes."""
     repeats: PositiveInt = 1
-    """Views of each image in one epoch (repeated augmentation); an epoch's length stays the data set's."""
+    """Repeated augmentation: number of views of an image in one epoch. The number of samples in an epoch stays the same."""
 
 
 class OptimSection(Section):
-    """AdamW."""
+    """The AdamW optimizer."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """The rate after warm-up."""
+    """Peak learning rate, after warmup."""
     scale_lr_from: PositiveInt | None = None
-    """Where set, the rate used is lr x global batch / this."""
+    """Batch size that lr is given for: the peak learning rate becomes lr x train.global_batch_size / this. null: lr as it is."""
     weight_decay: NonNegative = 0.05
-    """Not on biases and other one-dimensional weights."""
+    """Weight decay, not applied to biases and other one-dimensional weights."""
     decay_layer_scale: bool = False
-    """In classification, decay the gammas of layer scale too (stvit-b, stvit-l), as the authors' code does: they have four
-    dimensions there. Detection and segmentation decay all but norms in any case."""
+    """Apply weight decay to the layer scale of stvit-b and stvit-l too, in classification, as the authors' code does: theirs
+    has four dimensions. Detection and segmentation exempt normalization layers only."""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
-    """AdamW's decay of the first and second moment."""
+    """AdamW's decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's epsilon."""
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the whole gradient; none: not clipped."""
+    """Maximum norm of the gradient of all weights. null: no clipping."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Factor on the rate from each layer to the one before it."""
+    """Layer-wise learning rate decay: factor from each layer to the one before it. null: off."""
 
 
 class ScheduleSection(Section):
     """Length of the run and the learning rate over it."""
 
     kind: Literal["cosine", "constant", "step", "poly"] = "cosine"
-    """The rate's course after warm-up; step: a tenth at each of the milestones; poly: by the power of what is left of the run."""
+    """LR schedule after warmup. cosine: down to min_lr. constant: lr throughout. step: divided by 10 at each milestone. poly:
+    down to min_lr as (1 - progress) ** power."""
     epochs: PositiveInt = 300
-    """Passes over the training set, warm-up included."""
+    """Number of epochs, including warmup."""
     steps: PositiveInt | None = None
-    """The run's length in steps, in place of epochs."""
+    """Number of steps, including warmup, in place of epochs. null: use epochs."""
     milestones: tuple[PositiveInt, ...] = ()
-    """With kind step: the epochs after which the rate falls to a tenth."""
+    """Epochs after which kind step divides the learning rate by 10."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs in which the rate grows linearly from warmup_lr."""
+    """Number of epochs in which the learning rate grows linearly from warmup_lr."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """The same in steps, in place of warmup_epochs."""
+    """Number of warmup steps, in place of warmup_epochs."""
     warmup_lr: NonNegative = 1e-6
-    """The rate at the very start, where there is a warm-up."""
+    """Learning rate at the first step of warmup."""
     min_lr: NonNegative = 1e-5
-    """The rate at the end of cosine and poly."""
+    """Learning rate at the end of cosine and poly."""
     power: Annotated[float, Field(gt=0)] = 1.0
-    """With kind poly: the power; 1 is a straight line."""
+    """Exponent of poly; 1 is linear."""
     update: Literal["epoch", "step"] = "epoch"
-    """How often the rate is set."""
+    """Whether the learning rate changes every epoch or every step."""
 
 
 class TrainSection(Section):
     """Batches, hardware, evaluation and logging of the run."""
 
     global_batch_size: PositiveInt = 1024
-    """Images in one optimiser step, over all processes and accumulation."""
+    """Number of images in an optimizer step, over all processes and accumulated micro-batches."""
     batch_size_per_device: PositiveInt | Literal["auto"] = "auto"
-    """Images in one forward pass of one process; auto: the whole share on a CPU, as many as fit on a GPU."""
+    """Number of images in a forward pass of one process. auto: the process's entire part of the batch on a CPU, as many as fit
+    into memory on a GPU."""
     seed: int = 0
-    """All randomness follows from it."""
+    """Random seed: of the weights, the order of the samples and the augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
+    """Device to train on. auto: a GPU where there is one, otherwise the CPU."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 and fp16 by autocast; fp16 with a loss scaler."""
+    """fp32, or mixed precision by autocast: bf16, or fp16 with loss scaling."""
     compile: bool = False
-    """torch.compile, a block at a time."""
+    """Compile each block with torch.compile."""
     kernels: bool | Literal["auto"] = "auto"
-    """Our own kernels, C++ on a CPU and Triton on a GPU; auto: on a CPU, where there is a compiler."""
+    """Use custom fused kernels: C++ on a CPU, Triton on a GPU. auto: on a CPU that has a compiler."""
     sync_bn: bool = False
-    """Batch norms take their statistics over all processes."""
+    """Synchronize batch norm statistics over all processes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep an exponential moving average of the weights with this decay, evaluated beside them; none: do not."""
+    """Decay of an exponential moving average (EMA) of the weights, which is evaluated too. null: no EMA."""
     eval_every_epochs: PositiveInt = 1
-    """Epochs between evaluations; the end is always evaluated."""
+    """Number of epochs between evaluations; the last epoch is always evaluated."""
     eval_every_steps: PositiveInt | None = None
-    """The same in steps, in place of eval_every_epochs."""
+    """Number of steps between evaluations, in place of eval_every_epochs. null: use eval_every_epochs."""
     log_every_steps: PositiveInt = 10
-    """Steps between lines of metrics.jsonl."""
+    """Number of steps between lines of metrics.jsonl."""
     tensorboard: bool = False
-    """Also write TensorBoard events."""
+    """Write TensorBoard events too."""
 
 
 class CheckpointSection(Section):
     """When checkpoints are written and how many are kept."""
 
     every_steps: PositiveInt | None = None
-    """Steps between checkpoints; none: only by the clock and after an evaluation."""
+    """Number of steps between checkpoints. null: by every_minutes and after evaluations only."""
     every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
-    """A checkpoint is also written after every epoch that is evaluated, and at an interruption."""
+    """Minutes between checkpoints; one is also written after an evaluation and at an interruption. null: not by time."""
     keep: PositiveInt = 2
-    """Checkpoints kept; older ones are deleted."""
+    """Number of checkpoints to keep; older ones are deleted."""
 
 
 class FinetuneSection(Section):
     """What stays frozen when training starts from weights."""
 
     freeze_norm: bool = False
-    """Batch norms keep their statistics and drop path is off, as in the authors' fine-tuning."""
+    """Freeze batch norm statistics and turn drop path off, as in the authors' fine-tuning."""
     freeze_backbone: bool = False
-    """Linear probing: only the classifier trains."""
+    """Train the classifier only (linear probing)."""
 
 
 class EvalSection(Section):
     """How images are evaluated."""
 
     batch_size: PositiveInt = 64
-    """Images in one forward pass of one process."""
+    """Number of images in a forward pass of one process."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Side of the centre crop by the resized side; none: 224/256 at 224 and below, 1 above (DeiT)."""
+    """Side of the center crop divided by the resized short side. null: 224/256 up to 224 pixels, 1 above (DeiT)."""
 
 
 class Recipe(Section):
-    """Every setting of a run."""
+    """The settings of a run.
+
+    >>> Recipe(schedule=ScheduleSection(epochs=12)).schedule.epochs
+    12
+    """
 
     name: str = ""
-    """The file's name without its ending; set on loading."""
+    """Name of the recipe; the file's name without its extension if not set."""
     description: str = ""
-    """One line, for `stvit recipes list`."""
+    """One line for `stvit recipes list`."""
     task: Literal["classification", "detection", "segmentation"] = "classification"
-    """What is learned."""
+    """Task of the model."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
@@ -219,27 +227,27 @@ class Recipe(Section):
 
     @property
     def drop_path_rate(self) -> float:
-        """The largest rate of stochastic depth for this recipe's model."""
+        """The stochastic depth rate of this recipe's model."""
         rates = self.model.drop_path_rate
         return rates[self.model.name] if isinstance(rates, dict) else rates
 
     @property
     def peak_lr(self) -> float:
-        """The rate after warm-up, scaled to the global batch where the recipe asks for that."""
+        """The learning rate after warmup, scaled to the global batch size where ``optim.scale_lr_from`` is set."""
         if self.optim.scale_lr_from is None:
             return self.optim.lr
         return self.optim.lr * self.train.global_batch_size / self.optim.scale_lr_from
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
-        found = list(contradictions(self))
+    def _refuse_contradictions(self, info: ValidationInfo) -> Self:
+        found = list(contradictions(self, saved=bool(info.context and info.context["saved"])))
         if found:
             raise ValueError("\n".join(found))
         return self
 
 
 PATH_KEYS = ("data.dir", "detection.results_json")
-"""The keys that name a file or folder by itself; other paths are below one of these."""
+"""Keys that hold a path; other paths are relative to one of these."""
 
 FREE_ON_RESUME = frozenset(
     {
@@ -256,7 +264,7 @@ FREE_ON_RESUME = frozenset(
         "checkpoint.keep",
         "eval.batch_size",
         "detection.results_json",
-        "detection.exif_orientation",  # where it matters and is not set, no image could be opened
+        "detection.exif_orientation",  # without it, no image that needs it can be opened
     }
 )
-"""The keys that may differ when a run is resumed: they decide where and how fast it runs, not what is learned."""
+"""Keys that may change when a run is resumed: they decide where and how fast it runs, not what it learns."""

@@ -1,4 +1,4 @@
-"""What the values of a recipe, each right by itself, must not be together. Imports no torch."""
+"""Checks across keys: values of a recipe that are valid alone but contradict each other. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from stvit_cli.recipe.field_types import MAX_GRID_SIZE, MAX_SIDE, MIN_CROP_PCT, MIN_STD
+from stvit_cli.recipe.tasks import TASKS, other_tasks_sections, tasks_with
 from stvit_cli.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     from stvit_cli.recipe import DataSection, Recipe
 
-KINDS = {"classification": ("digits", "imagefolder"), "detection": ("coco", "shapes"), "segmentation": ("ade20k", "shapes")}
-"""The kinds of data that each task learns from."""
-
-SECTIONS = {"detection": ("detection",), "segmentation": ("segmentation",), "shapes": ("detection", "segmentation")}
-"""The sections that only some tasks have, with those tasks."""
-
 HALVED = "; decimals are written with a point (0.5)"
-"""For a list that is twice as long as expected: ``[0,5, 0,25]`` is four numbers."""
+"""Hint for a list twice as long as expected: ``[0,5, 0,25]`` is four numbers."""
 
 
-def contradictions(recipe: Recipe) -> Iterator[str]:
-    """Yield what does not go together, a line each, beginning with the key to change."""
+def contradictions(recipe: Recipe, *, saved: bool = False) -> Iterator[str]:
+    """Yield contradictions, one line each, starting with the key to change.
+
+    Args:
+        recipe: whose values are valid alone.
+        saved: the recipe was written by a run, or follows from a weights file: see `byte_scale`.
+    """
     model, data, augment, schedule = recipe.model, recipe.data, recipe.augment, recipe.schedule
-    yield from _normalisation(data, model.in_chans)
+    yield from _channels(data, model.in_chans)
+    if not saved:
+        yield from byte_scale(data)
     yield from _beyond_limits(recipe)
     if data.kind == "digits" and data.dir is not None:
         yield f"data.dir: found {data.dir}, but data.kind is digits, which needs no folder; set data.kind=imagefolder"
     low, high = augment.crop_scale
     if not 0 < low <= high:
-        yield f"augment.crop_scale: found {[low, high]}, expected a smaller and a larger share, above 0"
+        yield f"augment.crop_scale: found {[low, high]}, expected a smaller and a larger fraction, above 0"
     low, high = augment.crop_ratio
     if not 0 < low <= high:
         yield f"augment.crop_ratio: found {[low, high]}, expected a smaller and a larger ratio, above 0"
@@ -43,9 +45,9 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     if (schedule.kind == "step") != bool(schedule.milestones) or list(schedule.milestones) != sorted(set(schedule.milestones)):
         yield f"schedule.milestones: found {list(schedule.milestones)}, expected rising epochs with kind step, none with another"
     if schedule.kind in ("cosine", "poly") and schedule.min_lr > recipe.peak_lr:
-        yield f"schedule.min_lr: found {schedule.min_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
+        yield f"schedule.min_lr: found {schedule.min_lr:g}, expected at most the peak learning rate ({recipe.peak_lr:g})"
     if (schedule.warmup_epochs or schedule.warmup_steps) and schedule.warmup_lr > recipe.peak_lr:
-        yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the rate itself ({recipe.peak_lr:g})"
+        yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the peak learning rate ({recipe.peak_lr:g})"
     yield from _task_contradictions(recipe)
     rates = model.drop_path_rate
     if isinstance(rates, dict) and model.name not in rates:
@@ -53,22 +55,30 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"model.drop_path_rate: found rates for {', '.join(rates)}, expected one for {model.name} (model.name).{guess}"
 
 
-def _normalisation(data: DataSection, in_chans: int) -> Iterator[str]:
-    """Yield what is wrong with the mean and the deviation of the channels, which are of images in 0..1."""
-    mean_of_bytes = any(abs(value) > 1 for value in data.mean)
+def _channels(data: DataSection, in_chans: int) -> Iterator[str]:
+    """Yield what is wrong with the number of values in data.mean and data.std."""
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
         halved = HALVED if len(values) == 2 * in_chans else ""
         if len(values) != in_chans:
             yield f"{key}: found {len(values)} values, expected {in_chans} (model.in_chans){halved}"
         elif key == "data.std" and min(values) <= 0:
             yield f"{key}: found {list(values)}, expected numbers above 0"
-        elif any(abs(value) > 1 for value in values) or (mean_of_bytes and min(values) >= 1):
+
+
+def byte_scale(data: DataSection) -> Iterator[str]:
+    """Yield data.mean and data.std that are on the scale of 0 to 255.
+
+    Version 0.1.0 accepted them, so its runs have to be evaluated and resumed with them.
+    """
+    mean_in_bytes = any(abs(value) > 1 for value in data.mean)
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        if any(abs(value) > 1 for value in values) or (mean_in_bytes and min(values, default=0) >= 1):
             written = ", ".join(f"{value / 255:.4g}" for value in values)
             yield f"{key}: found {list(values)}, on the scale of 0 to 255; expected that of 0 to 1: write [{written}]"
 
 
 def _beyond_limits(recipe: Recipe) -> Iterator[str]:
-    """Yield what the metadata of a weights file would not take: the run would end in weights that nothing reads."""
+    """Yield what the metadata of a weights file refuses: the run would end with weights that cannot be read."""
     data, grid_sizes, crop_pct = recipe.data, recipe.model.grid_sizes or (), recipe.eval.crop_pct
     if data.image_size > MAX_SIDE:
         yield f"data.image_size: found {data.image_size}, expected at most {MAX_SIDE}"
@@ -80,21 +90,17 @@ def _beyond_limits(recipe: Recipe) -> Iterator[str]:
         yield f"data.std: found {list(data.std)}, expected {MIN_STD:g} or more"
 
 
-def other_tasks_sections(task: object) -> list[str]:
-    """Return the sections that a task does not have."""
-    return [section for section, tasks in SECTIONS.items() if task not in tasks]
-
-
 def _task_contradictions(recipe: Recipe) -> Iterator[str]:
-    """Yield what does not go together with the task."""
+    """Yield what contradicts the task."""
     for section in other_tasks_sections(recipe.task):
         mine, default = getattr(recipe, section), type(recipe).model_fields[section].default
         changed = [key for key in type(mine).model_fields if getattr(mine, key) != getattr(default, key)]
         if changed:
             more = f" (and {len(changed) - 1} more of {section})" if len(changed) > 1 else ""
-            yield f"{section}.{changed[0]}: belongs to task {' or '.join(SECTIONS[section])}, but task is {recipe.task}{more}"
-    if recipe.data.kind not in KINDS[recipe.task]:
-        yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(KINDS[recipe.task])} for task {recipe.task}"
+            yield f"{section}.{changed[0]}: belongs to task {' or '.join(tasks_with(section))}, but task is {recipe.task}{more}"
+    kinds = TASKS[recipe.task].data_kinds
+    if recipe.data.kind not in kinds:
+        yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(kinds)} for task {recipe.task}"
     if recipe.task != "classification":
         if recipe.model.in_chans != 3:
             yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task {recipe.task}"
@@ -118,7 +124,7 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
         if values is not None and (len(set(values)) < len(values) or len(values) != len(recipe.segmentation.class_names)):
             yield f"segmentation.label_values: found {list(values)}, expected a number of its own for each of the class_names"
         if values is not None and recipe.segmentation.reduce_zero_label:
-            yield "segmentation.reduce_zero_label: found true beside label_values, expected false: these say which number is none"
+            yield "segmentation.reduce_zero_label: found true beside label_values, expected false: label_values name the classes"
         window, stride = recipe.segmentation.window, recipe.segmentation.window_stride
         if window is not None and stride is not None and stride > window:
             yield f"segmentation.window_stride: found {stride}, expected no more than the window ({window})"

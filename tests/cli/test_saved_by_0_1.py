@@ -55,6 +55,19 @@ def test_old_run_evaluates_to_what_it_had_recorded(stvit, run_dir: Path) -> None
         assert figures[key] == pytest.approx(recorded["num_images" if key == "num_images" else f"ema_{key}"], rel=1e-4)
 
 
+def test_old_run_with_channel_means_in_bytes_evaluates(stvit, run_dir: Path) -> None:
+    """Version 0.1.0 accepted means on the scale of 0 to 255, which a new recipe may not have."""
+    file = run_dir / "recipe.yaml"
+    lines = [line for line in file.read_text().splitlines() if not line.strip().startswith(("mean:", "std:"))]
+    lines.insert(lines.index("data:") + 1, "  mean: [123.0, 117.0, 104.0]\n  std: [58.0, 57.0, 57.0]")
+    file.write_text("\n".join(lines) + "\n")
+    ended = stvit("eval", run_dir)
+    assert ended.code == 0, ended.err
+    refused = stvit("recipes", "check", file.rename(run_dir / "copy.yaml"))
+    assert refused.code == 2
+    assert "on the scale of 0 to 255" in refused.err
+
+
 def test_old_run_predicts(stvit, run_dir: Path) -> None:
     ended = stvit("predict", run_dir / "samples" / "digit-3.png", "--weights", run_dir, "--json", "-")
     assert ended.code == 0, ended.err

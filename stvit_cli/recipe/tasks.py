@@ -1,0 +1,36 @@
+"""What each task has in a recipe: the sections that not every task has, and the kinds of data. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class TaskKeys(NamedTuple):
+    sections: tuple[str, ...]
+    """Beside the shared ones."""
+    data_kinds: tuple[str, ...]
+    """Values of data.kind."""
+
+
+TASKS = {
+    "classification": TaskKeys(sections=(), data_kinds=("digits", "imagefolder")),
+    "detection": TaskKeys(sections=("detection", "shapes"), data_kinds=("coco", "shapes")),
+    "segmentation": TaskKeys(sections=("segmentation", "shapes"), data_kinds=("ade20k", "shapes")),
+}
+
+TASK_SECTIONS = tuple(dict.fromkeys(section for task in TASKS.values() for section in task.sections))
+"""Sections that only some tasks have."""
+
+
+def other_tasks_sections(task: object) -> list[str]:
+    """Return the sections that a task does not have.
+
+    >>> other_tasks_sections("detection")
+    ['segmentation']
+    """
+    return [section for section in TASK_SECTIONS if task not in tasks_with(section)]
+
+
+def tasks_with(section: str) -> list[str]:
+    """Return the tasks that have a section."""
+    return [task for task, keys in TASKS.items() if section in keys.sections]
