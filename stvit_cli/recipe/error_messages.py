@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from stvit_cli.recipe import Recipe, Section
-from stvit_cli.recipe.validation import HALVED, KINDS, other_tasks_sections
+from stvit_cli.recipe.tasks import TASKS, other_tasks_sections
+from stvit_cli.recipe.validation import HALVED
 from stvit_cli.recipe.yaml import flow
 from stvit_cli.utils.text import did_you_mean, number_meant
 
@@ -67,7 +68,7 @@ def nearest_key(wrong: str, task: object = None) -> str:
 
 def _keys_of(task: object) -> list[str]:
     """Return the keys that recipes of a task have; all, where it is none."""
-    is_task = isinstance(task, str) and task in KINDS
+    is_task = isinstance(task, str) and task in TASKS
     others = other_tasks_sections(task) if is_task else []
     return [key for key in dotted_keys() if key.partition(".")[0] not in others]
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 
 class TaskKeys(NamedTuple):
+    """The keys of one task."""
+
     sections: tuple[str, ...]
     """Beside the shared ones."""
     data_kinds: tuple[str, ...]
