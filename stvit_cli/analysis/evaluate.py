@@ -1,4 +1,4 @@
-"""A trained model evaluated anew: on the data of its run, or on another folder."""
+"""Evaluate a trained model on the data of its run or on another folder."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from stvit_cli.recipe.yaml import flow
 from stvit_cli.tasks.loading import Trained
 
 FOLDERS = {"classification": "imagefolder", "detection": "coco", "segmentation": "ade20k"}
-"""What data.kind calls a folder of a person's own data, for each task."""
+"""The ``data.kind`` of a user's own folder, by task."""
 
 
 def evaluate(
     trained: Trained, recipe: Recipe, *, whole: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Return the task's name and its metrics on the validation data of the recipe.
+    """Compute the metrics of a trained model on the validation data of a recipe.
 
     Args:
-        trained: the model, with what its weights file says of it.
-        recipe: names the data.
-        whole: where the data's folder is not divided, take all of it instead of the held-out share.
-        say: is told what looks wrong with the data, a line at a time.
+        trained: see `open_trained`.
+        recipe: the data, transforms, batch size and device.
+        whole: use all images of a folder without splits, instead of the held-out part.
+        say: called with each warning about the data.
+
+    Returns:
+        ``task``, its name, and the metrics by name.
 
     Raises:
-        UserError: the data are not there, or are of other classes than the model's.
+        UserError: the data are missing, or have other classes than the model.
     """
     evaluation = tasks.build_evaluation(recipe, trained.info, whole=whole)
     for line in evaluation.check_data():
@@ -41,8 +44,16 @@ def evaluate(
     return {"task": evaluation.name} | engine.evaluate(evaluation, for_inference(trained.model, device), device, **sizes)
 
 
-def recipe_for(trained: Trained, words: list[str]) -> Recipe:
-    """Return a recipe that prepares images of a folder as the weights file says, with the ``key=value`` words over it."""
+def recipe_for(trained: Trained, overrides: list[str]) -> Recipe:
+    """Build a recipe that evaluates a weights file on a folder, with the transforms recorded in the file.
+
+    Args:
+        trained: see `open_trained`.
+        overrides: ``key=value``, such as ``data.dir=FOLDER``.
+
+    Raises:
+        UserError: an override is invalid.
+    """
     info, spec = trained.info, tasks.registry.get(trained.info.task)
     known: dict[str, Any] = {
         "name": trained.path.stem,
@@ -56,9 +67,9 @@ def recipe_for(trained: Trained, words: list[str]) -> Recipe:
         known["eval"]["batch_size"] = spec.eval_batch_size
     if info.settings:
         known[info.task] = json.loads(info.settings)
-    return recipe_io.from_text(flow(known), words, source=str(trained.path), saved=True)
+    return recipe_io.from_text(flow(known), overrides, source=str(trained.path), saved=True)
 
 
 def same_folder(one: str | None, other: str | None) -> bool:
-    """Whether two folders of data, as recipes name them, are the same one."""
+    """Return whether two values of ``data.dir`` are the same folder."""
     return one is not None and other is not None and Path(one).expanduser().resolve() == Path(other).expanduser().resolve()

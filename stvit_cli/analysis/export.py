@@ -1,4 +1,7 @@
-"""A trained model for use elsewhere: ONNX for any size and batch, checked against onnxruntime, or weights in half precision."""
+"""Export trained models: ONNX for any image and batch size, verified with onnxruntime, or weights in half precision.
+
+Shapes: B batch, H W pixels.
+"""
 
 from __future__ import annotations
 
@@ -26,32 +29,45 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-CHECKED_SIZES = ((1, 65, 101), (2, 131, 70), (3, 97, 190))  # B H W, multiples of no grid
-TOLERANCE = 1e-4  # of the largest logit
+CHECKED_SIZES = ((1, 65, 101), (2, 131, 70), (3, 97, 190))  # B, H, W; not multiples of any grid size
+TOLERANCE = 1e-4  # relative to the largest logit
 
 
 def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
-    """Write a classifier as ONNX: normalised images (B, in_chans, H, W), H and W from 64 -> logits (B, num_classes).
+    """Export a classifier as ONNX: normalized images (B, in_chans, H, W), with H and W from 64, to logits (B, num_classes).
 
-    What a user of the file must know (classes, mean, std, size) is in its metadata, one text for each. The fused model is
-    written, and compared with the original in onnxruntime at three sizes before the file gets its name.
+    The model is fused first, and the file is compared with the original model in onnxruntime at three sizes before it gets its
+    name. Its metadata holds the fields of `WeightsInfo` (classes, mean, std, image size, ...).
+
+    Args:
+        trained: a classifier, see `open_trained`.
+        path: the new file.
+
+    Returns:
+        format, opset, and largest_difference: the largest difference of the logits by size ``BxHxW``, relative to the largest
+        logit.
 
     Raises:
-        UserError: a package is missing, another task, or the file cannot be written.
-        RuntimeError: the file computes something else than the model.
+        UserError: a package is missing, the model is not a classifier, its outputs are not finite, or the file cannot be written.
+        RuntimeError: the file computes other outputs than the model.
+
+    Example:
+        >>> trained = open_trained(Path("runs/RUN"))  # doctest: +SKIP
+        >>> export_onnx(trained, Path("model.onnx"))["format"]  # doctest: +SKIP
+        'onnx'
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"ONNX needs {', '.join(missing)}, which are not installed. Get them with: pip install 'stvit[onnx]'")
+        raise UserError(f"ONNX needs {', '.join(missing)}, which are not installed: pip install 'stvit[onnx]'")
     if not registry.get(trained.info.task).exports_onnx:
-        raise UserError(f"{trained.path} holds a model for {trained.info.task}; only classifiers can be written as ONNX.")
+        raise UserError(f"{trained.path} holds a model for {trained.info.task}; only classifiers can be exported as ONNX.")
     _require_finite_outputs(trained)
     example = torch.zeros(2, trained.info.in_chans, 96, 160)
     program = torch.onnx.export(
         fuse(trained.model),
         (example,),
         dynamo=True,
-        optimize=False,  # the optimiser does not end within minutes; onnxruntime has its own
+        optimize=False,  # the optimizer takes minutes, and onnxruntime has its own
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
@@ -61,18 +77,21 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
     program.model.producer_name, program.model.producer_version = "stvit", __version__
     program.model.metadata_props.update(metadata(trained.info))
     drop_traces(program.model)
-    with writing(path, advice=""), replacing(path) as aside:
-        program.save(aside, external_data=False)
-        differences = compare(trained.model, aside, trained.info.in_chans)
+    with writing(path, advice=""), replacing(path) as temporary:
+        program.save(temporary, external_data=False)
+        differences = compare(trained.model, temporary, trained.info.in_chans)
         if not all(difference <= TOLERANCE for difference in differences.values()):
-            raise RuntimeError(f"the ONNX file differs from the model by {differences} of its largest logit")
+            raise RuntimeError(
+                f"the logits of the ONNX file differ from the model's, relative to the largest logit: {differences}"
+            )
     return {"format": "onnx", "opset": program.model.opset_imports[""], "largest_difference": differences}
 
 
 def drop_traces(model: ir.Model) -> None:
-    """Take out what the exporter notes of every operation: the source lines it comes from, with this machine's paths and users.
+    """Remove the stack traces that the exporter attaches to every operation.
 
-    It is for debugging the exporter, and about half of the file of a small model.
+    They are meant for debugging the exporter, contain paths and user names of this machine, and make up about half of the file
+    of a small model.
     """
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         nodes = list(graph.all_nodes())
@@ -81,20 +100,20 @@ def drop_traces(model: ir.Model) -> None:
             *graph.initializers.values(),
             *(output for node in nodes for output in node.outputs),
         ]
-        every: list[ir.Graph | ir.Node | ir.Value] = [graph, *nodes, *values]
-        for noted in every:
-            noted.metadata_props.clear()
-            noted.doc_string = None
+        annotated: list[ir.Graph | ir.Node | ir.Value] = [graph, *nodes, *values]
+        for item in annotated:
+            item.metadata_props.clear()
+            item.doc_string = None
 
 
 def metadata(info: WeightsInfo) -> dict[str, str]:
-    """Return the metadata of an ONNX file: the fields of ``info``, lists as JSON."""
+    """Return the metadata of an ONNX file: the fields of ``info`` as text, lists as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in asdict(info).items()}
 
 
 @torch.no_grad()
 def _require_finite_outputs(trained: Trained) -> None:
-    """Try the model on random images: before the export, which takes half a minute."""
+    """Run the model on random images before the export, which takes half a minute."""
     images = torch.randn(1, trained.info.in_chans, *CHECKED_SIZES[0][1:], generator=torch.Generator().manual_seed(0))
     try:
         require_finite(trained.model(images))
@@ -104,7 +123,16 @@ def _require_finite_outputs(trained: Trained) -> None:
 
 @torch.no_grad()
 def compare(model: nn.Module, path: Path, in_chans: int) -> dict[str, float]:
-    """Return for each checked size (B x H x W) the difference of onnxruntime's logits from the model's, by the largest logit."""
+    """Compare an ONNX file with the model on random images of `CHECKED_SIZES`.
+
+    Args:
+        model: in eval mode.
+        path: the ONNX file.
+        in_chans: channels of the images.
+
+    Returns:
+        By size ``BxHxW``, the largest difference of the logits, relative to the largest logit.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -120,10 +148,18 @@ def compare(model: nn.Module, path: Path, in_chans: int) -> dict[str, float]:
 
 
 def export_weights(trained: Trained, path: Path, precision: str) -> dict[str, Any]:
-    """Write the weights as safetensors, kernels and matrices in ``precision``; norms, biases and statistics stay in float32.
+    """Export the weights as safetensors in another precision; norms, biases and statistics stay in float32.
+
+    Args:
+        trained: a model of any task, see `open_trained`.
+        path: the new file.
+        precision: fp32, fp16 or bf16.
+
+    Returns:
+        format and precision.
 
     Raises:
-        UserError: a weight does not fit the precision, or the file cannot be written.
+        UserError: a weight exceeds the range of the precision, or the file cannot be written.
     """
     dtype = PRECISIONS[precision]
     state_dict = {name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in trained.model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""ONNX that opens without us and computes the same at any size, and weights in half precision; through the command line."""
+"""Exported ONNX files run without this package and compute the same at any size; weights in half precision."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-WITHOUT_US = """
+STANDALONE = """
 import sys
 for name in ("stvit_cli", "torch", "timm"):
     sys.modules[name] = None
@@ -77,7 +77,7 @@ def test_onnx(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     assert json.loads(metadata["mean"]) == [0.5]
     assert (metadata["model"], metadata["image_size"], metadata["licence"]) == ("stvit-nano", "64", "CC0")
 
-    done = subprocess.run([sys.executable, "-c", WITHOUT_US, path], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", STANDALONE, path], capture_output=True, text=True, check=True)
     model = create_model("stvit-nano", 3, 1).eval()
     load_weights(model, weights)
     for line, size in zip(done.stdout.splitlines(), [(1, 64, 64), (5, 113, 67), (2, 250, 128)], strict=True):
@@ -106,7 +106,7 @@ def test_half_precision(weights: Path, tmp_path: Path, stvit: Stvit, precision: 
         assert (half(x) - whole(x)).abs().max() < 0.02 * whole(x).abs().max()
 
 
-def test_weights_beyond_half_precision(tmp_path: Path, stvit: Stvit) -> None:
+def test_weights_beyond_the_range_of_fp16_are_refused(tmp_path: Path, stvit: Stvit) -> None:
     model = create_model("stvit-nano", 3, 1)
     torch.nn.init.constant_(model.get_classifier().weight, 1e5)
     save_weights(tmp_path / "large.safetensors", model, INFO)
@@ -117,18 +117,18 @@ def test_weights_beyond_half_precision(tmp_path: Path, stvit: Stvit) -> None:
     assert stvit("export", tmp_path / "large.safetensors", tmp_path / "half.safetensors", "--precision", "bf16").code == 0
 
 
-def test_weights_beyond_bf16_are_not_to_be_written_in_bf16(tmp_path: Path, stvit: Stvit) -> None:
+def test_weights_beyond_the_range_of_bf16_are_refused(tmp_path: Path, stvit: Stvit) -> None:
     model = create_model("stvit-nano", 3, 1)
     torch.nn.init.constant_(model.get_classifier().weight, 3.4e38)
     save_weights(tmp_path / "large.safetensors", model, INFO)
     for precision in ("fp16", "bf16"):
         ended = stvit("export", tmp_path / "large.safetensors", tmp_path / "half.safetensors", "--precision", precision)
         assert ended.code == 2
-        assert ended.err.endswith("Take --precision fp32.\n")
+        assert ended.err.endswith("Use precision fp32.\n")
     assert stvit("export", tmp_path / "large.safetensors", tmp_path / "whole.safetensors").code == 0
 
 
-def test_bad_targets(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
+def test_unusable_targets_are_refused(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     for target, says in [
         (tmp_path / "x.pt", "expected a name ending in .onnx or .safetensors"),
         (tmp_path / "absent" / "x.onnx", "there is no folder"),
@@ -146,21 +146,21 @@ def test_bad_targets(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_onnx(weights: Path, tmp_path: Path, stvit: Stvit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_onnx_package_is_named(weights: Path, tmp_path: Path, stvit: Stvit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "NEEDED", ("a_package_that_is_not_there",))
     ended = stvit("export", weights, tmp_path / "x.onnx")
     assert ended.code == 2
     assert "pip install 'stvit[onnx]'" in ended.err
 
 
-def test_a_file_that_differs_is_not_kept(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_file_with_other_outputs_is_not_kept(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is made on the file: a fault in writing ends without one."""
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(export, "compare", lambda *_: {"1x65x101": 1e-3})
     monkeypatch.setattr(export.torch.onnx, "export", lambda *_, **__: _Program())
     from stvit_cli.tasks.loading import open_trained
 
-    with pytest.raises(RuntimeError, match="differs from the model"):
+    with pytest.raises(RuntimeError, match="the logits of the ONNX file differ"):
         export.export_onnx(open_trained(weights), tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -179,7 +179,7 @@ class _Program:
         path.write_bytes(b"onnx")
 
 
-def test_another_task(weights: Path, tmp_path: Path) -> None:
+def test_only_classifiers_are_exported_as_onnx(weights: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from stvit_cli.tasks.loading import open_trained

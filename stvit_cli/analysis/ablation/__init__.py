@@ -1,1 +1,1 @@
-"""Table II of the supplement: its rows, their runs, the report."""
+"""Table II of the supplement: count its rows, train them, and report the results."""

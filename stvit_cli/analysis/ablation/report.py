@@ -1,4 +1,4 @@
-"""Table II for people and programs: cells, CSV, JSON, Markdown and an image."""
+"""Table II as table cells, CSV, JSON, Markdown and a plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stvit_cli.analysis.ablation.table import PAIRS, Row, Setting, answer, build_table, compare, notes_on_counts
+from stvit_cli.analysis.ablation.table import PAIRS, Row, Setting, build_table, compare, notes_on_counts, summarize
 from stvit_cli.models.isotropic import MINI, VARIANTS
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import replace_file, writing
@@ -26,23 +26,36 @@ SWIN, STVIT, PAIR = "#8a6d3b", "#1f6fb4", "#b8c0c8"
 
 @dataclass(frozen=True)
 class Report:
-    """The table with what is to be said about it."""
+    """The rows of the table, with a title and notes.
+
+    Attributes:
+        title: one line.
+        rows: in the order of the table.
+        notes: sentences to print below it.
+    """
 
     title: str
     rows: list[Row]
     notes: list[str]
 
     def columns(self) -> tuple[str, ...]:
+        """Return the column headings."""
         return COLUMNS
 
     def cells(self) -> list[list[str]]:
+        """Return the cells as text, row by row."""
         return [_cells(row) for row in self.rows]
 
     def as_json(self) -> list[dict[str, Any]]:
+        """Return the content of table.json."""
         return [row.as_json() for row in self.rows]
 
     def write(self, directory: Path) -> None:
-        """Write table.csv, table.json, table.md and table.png. Raises UserError where that cannot be done."""
+        """Write table.csv, table.json, table.md and table.png.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
         contents = {
             "table.csv": as_csv(self.rows).encode(),
             "table.json": strict_json.dumps(self.as_json(), indent=2).encode() + b"\n",
@@ -57,18 +70,23 @@ class Report:
 
 
 def report_counts() -> Report:
-    """The table as in the paper, with our counts and no training."""
+    """Return the paper's table with parameters and multiply-adds counted here, without training."""
     rows = build_table(Setting(), {})
     return Report("Table II: Swin and STViT without stem, projection, CPE and ConvFFN", rows, notes_on_counts(rows))
 
 
 def report_training(rows: list[Row], recipe_name: str) -> Report:
-    """The table with what was trained here, and what the rows say against each other."""
+    """Return the table with the accuracies of trained rows, and a comparison of STViT with Swin.
+
+    Args:
+        rows: from `build_table`, with scores.
+        recipe_name: for the title.
+    """
     title = f"Table II, trained by the recipe {recipe_name}"
     if rows[0].setting.family == MINI:
-        title = f"Table II in small, by the recipe {recipe_name}: a quarter of the width, not the paper's data"
-    epoch = "Top-1 here is after the last epoch, not the best one, which would favour whatever varies most."
-    return Report(title, rows, [*answer(compare(rows)), epoch, *notes_on_counts(rows)])
+        title = f"Table II at a quarter of the width, trained by the recipe {recipe_name}, not on the paper's data"
+    epoch = "Top-1 is that of the last epoch; the best epoch would favour models whose accuracy fluctuates more."
+    return Report(title, rows, [*summarize(compare(rows)), epoch, *notes_on_counts(rows)])
 
 
 def _cells(row: Row) -> list[str]:
@@ -92,7 +110,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Return the rows as CSV, with a header."""
+    """Return the rows as CSV; lists are separated by spaces."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for number, row in enumerate(rows):
@@ -106,17 +124,21 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """Return the report as a Markdown table with its notes."""
+    """Return title, table and notes as Markdown."""
     lines = [f"# {report.title}", "", _line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, report.cells()), ""]
     return "\n".join([*lines, *(f"- {note}" for note in report.notes)]) + "\n"
 
 
-def _line(words: Sequence[str]) -> str:
-    return f"| {' | '.join(words)} |"
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def draw(rows: Sequence[Row], title: str) -> bytes:
-    """Return a PNG: top-1 against FLOPs, a point for each row, the pairs joined; the paper's on the left, ours on the right."""
+    """Plot top-1 against FLOPs, one point per row, pairs connected: the paper's results on the left, trained rows on the right.
+
+    Returns:
+        A PNG file.
+    """
     trained = [row for row in rows if row.scores]
     figure = Figure(figsize=(11 if trained else 6.6, 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -130,7 +152,7 @@ def draw(rows: Sequence[Row], title: str) -> bytes:
         _scatter(panels[1], trained, lambda row: row.flops / scale, lambda row: fmean(row.scores))
         for row in trained:
             if row.deviation is not None:
-                # Rows with and without RPE cost the same: their bars share a place, so one kind is wide and pale.
+                # Rows with and without RPE cost the same, so their bars overlap: one kind is wide and pale.
                 width, alpha = (7, 0.25) if VARIANTS[row.model].rpe else (1.2, 0.9)
                 ends = [fmean(row.scores) - row.deviation, fmean(row.scores) + row.deviation]
                 panels[1].plot([row.flops / scale] * 2, ends, color=_colour(row), linewidth=width, alpha=alpha, zorder=1)
@@ -151,10 +173,11 @@ def _scatter(axes: Axes, rows: Sequence[Row], x: Callable[[Row], float], y: Call
         filled = VARIANTS[row.model].rpe
         axes.scatter(x(row), y(row), s=48, zorder=3, edgecolor=_colour(row), facecolor=_colour(row) if filled else "white")
         name = f"{row.number} {row.label}" + ("" if filled else ", no RPE")
-        # STViT is the cheaper end of each pair: its labels go to the left, off the lines.
+        # STViT is the cheaper end of each pair: its labels go to the left, away from the lines.
         side, align = (-8, "right") if VARIANTS[row.model].attention == "stvit" else (8, "left")
-        here = (x(row), y(row))
-        axes.annotate(name, here, xytext=(side, 4), textcoords="offset points", ha=align, fontsize=8, bbox=LABEL, zorder=2)
+        axes.annotate(
+            name, (x(row), y(row)), xytext=(side, 4), textcoords="offset points", ha=align, fontsize=8, bbox=LABEL, zorder=2
+        )
     axes.margins(x=0.36, y=0.12)
     axes.set_ylabel("top-1, %")
     axes.grid(True, alpha=0.25)

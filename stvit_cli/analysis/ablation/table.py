@@ -1,4 +1,4 @@
-"""Table II: what the paper says of its rows, what we count, what was trained here, and what the rows say against each other."""
+"""Table II: the paper's numbers, the counted parameters and multiply-adds, trained accuracies, and the comparison of rows."""
 
 from __future__ import annotations
 
@@ -32,15 +32,23 @@ LABELS = {
     for name, row in ROWS.items()
 }
 NUMBERS = dict(enumerate(ROWS, start=1))
-PAIRS = ((1, 2), (3, 5), (4, 5), (6, 7))  # a row of Swin, and the row of STViT with its widths, depths and encoding
+PAIRS = ((1, 2), (3, 5), (4, 5), (6, 7))  # a Swin row and the STViT row with the same widths, depths and position encoding
 
-# How near our counts must come to the paper's rounded figures.
+# Largest expected difference of the counts from the paper's rounded numbers.
 PARAMS_TOLERANCE, FLOPS_TOLERANCE = 0.6e6, 0.1e9
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the rows are counted at: by default what the paper's table is."""
+    """The setting in which parameters and multiply-adds are counted; the defaults are the paper's.
+
+    Attributes:
+        family: prefix of the model names, `FULL` or `MINI`.
+        image_size: side in pixels.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the images.
+        grid_sizes: of the STViT rows; their own if None.
+    """
 
     family: str = FULL
     image_size: int = 224
@@ -50,12 +58,25 @@ class Setting:
 
     @property
     def is_papers(self) -> bool:
+        """Whether this is the paper's setting."""
         return self == Setting()
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: ``flops`` are multiply-adds without the norms', ``scores`` the top-1 of each seed in percent."""
+    """A row of the table.
+
+    Attributes:
+        number: 1 to 7.
+        name: without the family, such as ``stvit-20``.
+        model: full model name.
+        label: as printed in the paper.
+        setting: in which the row was counted.
+        params: number of parameters.
+        flops: multiply-adds of one image, without normalization layers.
+        uncounted: operators missing from ``flops``, with their number of calls.
+        scores: top-1 of each seed in percent.
+    """
 
     number: int
     name: str
@@ -69,18 +90,21 @@ class Row:
 
     @property
     def paper(self) -> Paper:
+        """The paper's numbers for this row."""
         return PAPER[self.name]
 
     @property
     def mean(self) -> float | None:
+        """Mean top-1 over the seeds in percent; None before training."""
         return fmean(self.scores) if self.scores else None
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation between seeds, where there are several."""
+        """Standard deviation of top-1 over the seeds; None for fewer than two."""
         return stdev(self.scores) if len(self.scores) > 1 else None
 
     def as_json(self) -> dict[str, Any]:
+        """Return the entry of this row in table.json."""
         variant = VARIANTS[self.model]
         return {
             "row": self.number,
@@ -101,10 +125,10 @@ class Row:
 
 
 def family_of(model: str) -> str:
-    """Return what a row's model name begins with: `FULL`, or `MINI` for a quarter of the width.
+    """Return the family of a row's model: `FULL`, or `MINI` for a quarter of the width.
 
     Raises:
-        UserError: the model is no row of Table II.
+        UserError: the model is not a row of Table II.
     """
     if model not in VARIANTS:
         raise UserError(
@@ -116,7 +140,12 @@ def family_of(model: str) -> str:
 
 
 def build_table(setting: Setting, scores: Mapping[int, Sequence[float]]) -> list[Row]:
-    """Count the seven rows, and put beside them the accuracies in ``scores``, which are by row."""
+    """Count the seven rows and add their accuracies.
+
+    Args:
+        setting: in which they are counted.
+        scores: top-1 of each seed in percent, by row number.
+    """
     rows = []
     for number, name in NUMBERS.items():
         model = setting.family + name
@@ -127,7 +156,7 @@ def build_table(setting: Setting, scores: Mapping[int, Sequence[float]]) -> list
 
 @cache
 def _count(name: str, setting: Setting) -> tuple[int, int, dict[str, int]]:
-    """Return parameters, multiply-adds without norms, and the operators that the latter lacks."""
+    """Return parameters, multiply-adds without norms, and uncounted operators."""
     grid_sizes = setting.grid_sizes if VARIANTS[name].attention == "stvit" else None
     model = create_model(name, setting.num_classes, setting.in_chans, grid_sizes=grid_sizes)
     count = count_flops(model, (setting.image_size, setting.image_size), setting.in_chans)
@@ -136,18 +165,24 @@ def _count(name: str, setting: Setting) -> tuple[int, int, dict[str, int]]:
 
 
 def notes_on_counts(rows: Sequence[Row]) -> list[str]:
-    """Say what the figures are, and how far ours are from the paper's."""
+    """Return sentences on how the rows were counted, and how far the counts are from the paper's."""
     size = rows[0].setting.image_size
     classes = rows[0].setting.num_classes
-    notes = [f"FLOPs are multiply-adds of one image of {size} x {size}, norms left out; parameters with {classes} classes."]
+    notes = [
+        f"FLOPs are multiply-adds of one {size} x {size} image without norms; parameters are counted with {classes} classes."
+    ]
     notes += [f"Row {row.number}: not counted: {', '.join(row.uncounted)}." for row in rows if row.uncounted]
     if not rows[0].setting.is_papers:
-        return [*notes, "The paper's figures are of the full models, at 224, on ImageNet: not to be compared with the ones here."]
+        return [
+            *notes,
+            "The paper's numbers are for the full models at 224 on ImageNet: not to be compared with those trained here.",
+        ]
     params_gap = max(rows, key=lambda row: abs(row.params - row.paper.params))
     flops_gap = max(rows, key=lambda row: abs(row.flops - row.paper.flops))
     notes.append(
-        f"Furthest from the paper's rounded figures: parameters {(params_gap.params - params_gap.paper.params) / 1e6:+.2f} M "
-        f"(row {params_gap.number}), FLOPs {(flops_gap.flops - flops_gap.paper.flops) / 1e9:+.2f} G (row {flops_gap.number})."
+        "Largest difference from the paper's rounded numbers: parameters "
+        f"{(params_gap.params - params_gap.paper.params) / 1e6:+.2f} M (row {params_gap.number}), FLOPs "
+        f"{(flops_gap.flops - flops_gap.paper.flops) / 1e9:+.2f} G (row {flops_gap.number})."
     )
     far = [
         row.number
@@ -155,60 +190,65 @@ def notes_on_counts(rows: Sequence[Row]) -> list[str]:
         if abs(row.params - row.paper.params) > PARAMS_TOLERANCE or abs(row.flops - row.paper.flops) > FLOPS_TOLERANCE
     ]
     if far:
-        notes.append(f"Rows {far} are more than {PARAMS_TOLERANCE / 1e6:g} M or {FLOPS_TOLERANCE / 1e9:g} G away.")
+        notes.append(
+            f"Rows {far} differ by more than {PARAMS_TOLERANCE / 1e6:g} M parameters or {FLOPS_TOLERANCE / 1e9:g} G FLOPs."
+        )
     notes.append(
-        "The supplement gives no heads: Swin has 32 channels a head, STViT 64 (32 in rows 1 and 2). "
-        "STViT merges patches by 3 x 3 of stride 2, Swin by its linear layer. These reproduce the figures."
+        "The supplement does not state the number of heads: Swin has 32 channels per head, STViT 64 (32 in rows 1 and 2). "
+        "STViT merges patches by a 3 x 3 convolution of stride 2, Swin by a linear layer. This reproduces the paper's numbers."
     )
     return notes
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of Swin against the row of STViT at equal settings; figures in points of top-1."""
+    """A Swin row and the STViT row of the same setting; differences are in percentage points of top-1."""
 
     swin: Row
     stvit: Row
 
     @property
     def gain(self) -> float:
+        """Mean top-1 of STViT minus that of Swin."""
         return fmean(self.stvit.scores) - fmean(self.swin.scores)
 
     @property
     def error(self) -> float | None:
-        """The standard error of the gain over the seeds; none where a row has a single one."""
+        """Standard error of the gain over the seeds; None if a row has a single seed."""
         if self.swin.deviation is None or self.stvit.deviation is None:
             return None
         return math.sqrt(self.swin.deviation**2 / len(self.swin.scores) + self.stvit.deviation**2 / len(self.stvit.scores))
 
     @property
-    def is_beyond_spread(self) -> bool:
+    def is_significant(self) -> bool:
+        """Whether the gain exceeds twice its standard error."""
         return self.error is not None and abs(self.gain) > 2 * self.error
 
     def sentence(self) -> str:
+        """Return one sentence on the gain and whether it exceeds the variation between seeds."""
         paper = self.stvit.paper.top1 - self.swin.paper.top1
         pair = f"Rows {self.swin.number} and {self.stvit.number}"
-        text = f"{pair}: STViT {self.gain:+.2f} points from {self.swin.label} (paper {paper:+.1f})"
+        text = f"{pair}: STViT {self.gain:+.2f} points vs. {self.swin.label} (paper {paper:+.1f})"
         if self.error is None:
-            return f"{text}; one seed, so there is no spread to hold it against."
-        verdict = "beyond" if self.is_beyond_spread else "within"
-        return f"{text}, {verdict} the spread of the seeds (twice the standard error is {2 * self.error:.2f})."
+            return f"{text}; one seed, so the variation between seeds is unknown."
+        verdict = "more" if self.is_significant else "less"
+        return f"{text}, {verdict} than twice the standard error over the seeds ({2 * self.error:.2f})."
 
 
 def compare(rows: Iterable[Row]) -> list[Comparison]:
-    """Return the pairs of the table of which both rows are trained."""
+    """Compare the pairs of `PAIRS` whose rows are both trained."""
     trained = {row.number: row for row in rows if row.scores}
     return [Comparison(trained[swin], trained[stvit]) for swin, stvit in PAIRS if swin in trained and stvit in trained]
 
 
-def answer(comparisons: Sequence[Comparison]) -> list[str]:
-    """Answer in words: does STViT beat Swin at equal settings here, as the paper says, and by how much?"""
+def summarize(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return sentences that answer whether STViT outperforms Swin at equal settings, as in the paper, and by how much."""
     if not comparisons:
         return []
     ahead = sum(c.gain > 0 for c in comparisons)
-    clear = sum(c.gain > 0 and c.is_beyond_spread for c in comparisons)
-    behind = sum(c.gain < 0 and c.is_beyond_spread for c in comparisons)
+    clear = sum(c.gain > 0 and c.is_significant for c in comparisons)
+    behind = sum(c.gain < 0 and c.is_significant for c in comparisons)
     verdict = f"ahead in {ahead} of {len(comparisons)} pairs"
     if any(c.error is not None for c in comparisons):
-        verdict += f", beyond the spread of the seeds in {clear}; behind beyond it in {behind}"
-    return [f"Does STViT beat Swin at equal settings here? It is {verdict}.", *(c.sentence() for c in comparisons)]
+        verdict += f" (significantly in {clear}), and significantly behind in {behind}"
+    return [f"Does STViT outperform Swin at equal settings? It is {verdict}.", *(c.sentence() for c in comparisons)]

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, multiply-adds, time, memory."""
+"""Parameters, multiply-adds, speed and memory of models."""

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model, counted by fvcore from a trace of one image, with nothing that has weight left out."""
+"""Count the multiply-adds of a model with fvcore from the trace of one image, and report operators that are not counted."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ with warnings.catch_warnings():
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
-# Operators that move data or touch each element once, with no product of matrices in them. fvcore leaves them out, and so do the
-# published figures. An operator that is neither counted nor named here makes the figure incomplete, and is said.
+# Operators that move data or work on single elements, without matrix products. fvcore does not count them, and neither do
+# published numbers. An operator that is neither counted nor listed here makes the count incomplete: see `FlopCount.uncounted`.
 ELEMENTWISE = re.compile(
     "aten::(abs|add_?|as_strided|bernoulli_|clone|copy_|div_?|exp|expand_as|feature_dropout|fill_|flip|floor_divide|gather|gelu|gt|index_select|le"
     "|lt|masked_fill|max_pool2d|minimum|mul_?|ne|neg|new_empty|new_zeros|ones_like|pad|pow|relu|remainder|repeat|roll|rsub|sigmoid|silu"
@@ -27,10 +27,13 @@ ELEMENTWISE = re.compile(
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Multiply-adds of one image: in total, by operator (fvcore's names) and by module (dotted names, the model is "").
+    """Multiply-adds of a model for one image.
 
-    ``uncounted`` maps operators that are neither counted nor elementwise to the number of their calls; empty where the total
-    is complete.
+    Attributes:
+        total: of the model.
+        by_operator: by fvcore's name of the operator, such as ``conv``; they sum to ``total``.
+        by_module: by dotted name of the module; the model itself is ``""``.
+        uncounted: number of calls of operators that are neither counted nor elementwise; empty if the count is complete.
     """
 
     total: int
@@ -40,13 +43,28 @@ class FlopCount:
 
 
 def count_flops(model: nn.Module, image_size: tuple[int, int], in_chans: int = 3) -> FlopCount:
-    """Count the multiply-adds of ``model`` for one image of ``image_size`` (height, width), in eval mode, on its device."""
+    """Count the multiply-adds of a model for one image.
+
+    Args:
+        model: traced in eval mode on its device; its mode is restored.
+        image_size: height and width in pixels.
+        in_chans: channels of the image.
+
+    Returns:
+        Multiply-adds in total, by operator and by module, as in Table I of the supplement.
+
+    Example:
+        >>> from stvit_cli import create_model
+        >>> count = count_flops(create_model("stvit-nano"), (64, 64))
+        >>> count.total == sum(count.by_operator.values()), count.uncounted
+        (True, {})
+    """
     was_training = model.training
     first = next(model.parameters())
     image = torch.zeros(1, in_chans, *image_size, device=first.device, dtype=first.dtype)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's, about sizes that become constants: here they are meant to
+            warnings.simplefilter("ignore")  # of the tracer, about sizes that become constants, as intended
             analysis = FlopCountAnalysis(model.eval(), image)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops, "aten::mean", _mean_flops)
@@ -62,12 +80,12 @@ def count_flops(model: nn.Module, image_size: tuple[int, int], in_chans: int = 3
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Both products of softmax(Q K^T) V, for (..., N, d) queries and (..., M, d) keys."""
+    """Count both products of softmax(Q K^T) V for queries (..., N, d) and keys (..., M, d)."""
     query, key, value = (get_shape(tensor) for tensor in inputs[:3])
     rows = torch.Size(query[:-1]).numel()
     return Counter({"matmul": rows * key[-2] * (query[-1] + value[-1])})
 
 
 def _mean_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """One addition for each element, as fvcore counts pooling."""
+    """Count one addition per element, as fvcore does for pooling."""
     return Counter({"pooling": torch.Size(get_shape(inputs[0])).numel()})

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of the models beside the paper's figures."""
+"""Parameters and multiply-adds of models, with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIN_IMAGE_SIZE = 32
 
 
 class Paper(NamedTuple):
-    """What the paper says of a model at one image size: parameters, multiply-adds, top-1 in percent."""
+    """The paper's numbers for a model at one image size: parameters, multiply-adds, top-1 in percent."""
 
     params: float
     flops: float
@@ -37,37 +37,50 @@ PAPER = {
 
 
 def build(name: str) -> nn.Module:
-    """Build a model of ours, of torchvision or of timm, by its name, untrained. Raises UserError for an unknown one."""
+    """Build an untrained model of this package, torchvision or timm by name.
+
+    Raises:
+        UserError: unknown name.
+    """
     if name in list_models():
         return create_model(name)
-    theirs = torchvision.models.list_models(module=torchvision.models)
-    if name in theirs:
+    torchvision_models = torchvision.models.list_models(module=torchvision.models)
+    if name in torchvision_models:
         net: nn.Module = torchvision.models.get_model(name, weights=None)
         return net
     if name in timm.list_models():
         return timm.create_model(name)
-    guess = did_you_mean(name, list_models()) or did_you_mean(name, [*theirs, *timm.list_models()])
+    guess = did_you_mean(name, list_models()) or did_you_mean(name, [*torchvision_models, *timm.list_models()])
     raise UserError(
-        f"no model '{name}' here, in torchvision or in timm.{guess} Ours: {', '.join(list_models()[:4])}, isotropic-*."
+        f"no model '{name}' here, in torchvision or in timm.{guess} Built-in: {', '.join(list_models()[:4])}, isotropic-*."
     )
 
 
 def profile_models(names: list[str], image_size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Profile models (ours, torchvision's, timm's) with 1000 classes for an image of ``image_size`` (height, width).
+    """Count parameters and multiply-adds of models with 1000 classes.
+
+    Args:
+        names: models of this package, torchvision or timm.
+        image_size: height and width in pixels.
 
     Returns:
-        For each: model, image_size, params (trainable), flops (multiply-adds), flops_by_operator, flops_by_module,
-        params_by_module, uncounted (operators the figure lacks), and paper: its figures at this size, or None.
+        For each model: model, image_size, params (trainable), flops (multiply-adds), flops_by_operator, flops_by_module,
+        params_by_module, uncounted (operators missing from flops), and paper: the paper's numbers at this size, or None.
 
     Raises:
-        UserError: no such model, or a side below 32 pixels.
+        UserError: unknown model, or a side below 32 pixels.
     """
-    if min(image_size) < MIN_IMAGE_SIZE:
-        raise UserError(f"--image-size {image_size[0]}x{image_size[1]}: a side is at least {MIN_IMAGE_SIZE} pixels.")
-    with torch.device("meta"):  # every name is checked before the first count
+    require_image_size(image_size)
+    with torch.device("meta"):  # all names are checked before the first count
         for name in names:
             build(name)
     return [_profile(name, image_size) for name in names]
+
+
+def require_image_size(image_size: tuple[int, int]) -> None:
+    """Raise UserError for an image size (height, width) below the models' minimum."""
+    if min(image_size) < MIN_IMAGE_SIZE:
+        raise UserError(f"image size {image_size[0]}x{image_size[1]}: each side must be at least {MIN_IMAGE_SIZE} pixels.")
 
 
 def _profile(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
@@ -76,7 +89,14 @@ def _profile(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
 
 
 def describe_cost(name: str, model: nn.Module, image_size: tuple[int, int], paper: Paper | None) -> dict[str, Any]:
-    """Return what `profile_models` says of one model."""
+    """Return the entry of `profile_models` for one model.
+
+    Args:
+        name: for the report.
+        model: its multiply-adds are counted in eval mode.
+        image_size: height and width in pixels.
+        paper: the paper's numbers, if any.
+    """
     flops = count_flops(model, image_size)
     return {
         "model": name,

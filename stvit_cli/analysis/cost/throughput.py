@@ -1,7 +1,9 @@
-"""How fast models run beside each other: interleaved rounds, medians, and what the machine could do at best.
+"""Measure the throughput of models side by side: interleaved rounds, medians, and the machine's peak for comparison.
 
-Timings on a shared machine drift. So all models are built and warmed up first, then timed in turn, round after round, and what
-is compared comes from one run. Each model runs in the memory layout that suits it best.
+Timings on a shared machine drift. Therefore all models are built and warmed up first, then timed in turn, round after round, and
+compared within one run. Each model runs in the faster of the two memory layouts.
+
+Shapes: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -26,17 +28,30 @@ from stvit_cli.analysis.cost.profile import build
 from stvit_cli.models.kernels import use_kernels
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.optimize.mkldnn import pack
+from stvit_cli.tasks.base import HasCompilableBlocks
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes on standard error
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler's messages on standard error
 
-LAYOUTS = (torch.contiguous_format, torch.channels_last)  # the second is ours
-TURN = 0.2  # seconds of a model's turn: a single run of milliseconds would time caches and threads waking up
-BACKWARD = 2  # a backward pass costs two forward passes: products for the gradient of the input and of the weights
+LAYOUTS = (torch.contiguous_format, torch.channels_last)  # built-in models are made for the second
+TURN = 0.2  # seconds per turn of a model: a single step of milliseconds would measure cold caches and waking threads
+BACKWARD = 2  # forward passes that a backward pass costs: gradients of the inputs and of the weights
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed: one forward pass without gradients, or one training step (forward, backward, AdamW)."""
+    """What is timed: a forward pass without gradients, or a training step (forward, backward, AdamW).
+
+    Attributes:
+        image_size: height and width in pixels.
+        in_chans: channels of the images.
+        batch_size: images per step.
+        train: time training steps instead of inference.
+        precision: bf16 uses autocast.
+        compile: use ``torch.compile``.
+        kernels: custom kernels; ``auto`` uses them on a CPU where they compile.
+        rounds: turns of each model.
+        device: ``cpu`` or ``cuda``.
+    """
 
     image_size: tuple[int, int] = (224, 224)
     in_chans: int = 3
@@ -51,33 +66,52 @@ class Setting:
 
 @dataclass
 class Candidate:
-    """A model with its step, ready to be timed."""
+    """A model that is ready to be timed.
+
+    Attributes:
+        name: for the report.
+        step: runs one step.
+        flops: multiply-adds of the forward pass for one image.
+        layout: memory layout.
+        compile_seconds: duration of the first, compiling step.
+        kernels: whether custom kernels ran in the step.
+    """
 
     name: str
     step: Callable[[], None]
-    flops: int  # multiply-adds of one image, forward
+    flops: int
     layout: str = ""
-    compile_seconds: float | None = None  # of the first step, where it compiles
-    kernels: bool = False  # whether custom kernels ran in the step
+    compile_seconds: float | None = None
+    kernels: bool = False
 
 
 def measure(names: list[str], setting: Setting) -> dict[str, dict[str, Any]]:
-    """Time models (ours, torchvision's, timm's, by name) in turn.
+    """Measure the throughput of models in interleaved rounds.
+
+    Args:
+        names: models of this package, torchvision or timm.
+        setting: what is timed.
 
     Returns:
-        For each name: images_per_second (median over the rounds), spread (slowest and fastest round), ms_per_image,
-        seconds_per_step, peak_memory_bytes (tensors of a step beyond what was held before it), share_of_peak (of the measured
-        matrix-product peak), memory_layout, compile_seconds (of the first step, where it compiles) and the setting.
+        For each name: images_per_second (median over the rounds), spread (images_per_second of the slowest and fastest round),
+        ms_per_image, seconds_per_step, peak_memory_bytes (allocated during a step), share_of_peak (fraction of the machine's
+        measured peak, see `peak_flops`), memory_layout, compile_seconds (duration of the first step if compiled), kernels
+        (whether custom kernels ran), and the setting.
 
     Raises:
-        UserError: a name that neither we nor torchvision nor timm know.
+        UserError: unknown model.
+
+    Example:
+        >>> setting = Setting(image_size=(32, 32), batch_size=1, rounds=1)
+        >>> measure(["stvit-nano"], setting)["stvit-nano"]["images_per_second"]  # doctest: +SKIP
+        412.3
     """
     candidates = [prepare(name, build(name), setting) for name in names]
     return time_in_turn(candidates, setting)
 
 
 def time_in_turn(candidates: list[Candidate], setting: Setting) -> dict[str, dict[str, Any]]:
-    """Time prepared candidates in turn; see `measure`."""
+    """Measure prepared candidates in interleaved rounds; see `measure`."""
     memory = {candidate.name: _peak_memory(candidate.step, setting.device) for candidate in candidates}
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for _ in range(setting.rounds):
@@ -109,9 +143,14 @@ def time_in_turn(candidates: list[Candidate], setting: Setting) -> dict[str, dic
 
 
 def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
-    """Make a model as fast as it gets in this setting and choose the faster memory layout (compiled: channels-last).
+    """Optimize a model for the setting and choose the faster memory layout (channels-last if compiled).
 
-    Ours is fused for inference, runs by our kernels, and on a CPU in float32 with packed weights.
+    Built-in models are fused for inference, use custom kernels, and have packed weights on a CPU in float32.
+
+    Args:
+        name: for the report.
+        model: any model for images (B, C, H, W); it is moved and modified in place, apart from the fused copy.
+        setting: what is timed.
     """
     flops = count_flops(model, setting.image_size, setting.in_chans).total
     if not setting.train:
@@ -124,7 +163,7 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
         pack(model)
     images = torch.randn(setting.batch_size, setting.in_chans, *setting.image_size, device=setting.device)
     steps, first_seconds = [], 0.0
-    for layout in LAYOUTS[setting.compile :]:  # compiling for the other layout too would take as long again
+    for layout in LAYOUTS[setting.compile :]:  # compiling for both layouts would take twice as long
         step = make_step(model, images, layout, setting)
         first_seconds = _time(step, setting.device)
         steps.append((min(_time(step, setting.device) for _ in range(2)), layout))
@@ -135,19 +174,22 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
 
 
 def ran_kernels(step: Callable[[], None]) -> bool:
-    """Take a step and return whether custom kernels ran in it: they may be switched on and serve none of its tokens."""
+    """Run a step and return whether custom kernels ran in it; they can be enabled but not apply to its tensors."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
         step()
     return any(event.key.startswith("stvit::") for event in recorded.key_averages())
 
 
 def compile_in_place(model: nn.Module) -> None:
-    """Compile a model, which stays the module it was: ours a block at a time, another one whole."""
-    getattr(model, "compile_blocks", lambda: model.compile(dynamic=False))()
+    """Compile a model in place: built-in models one block at a time, others as a whole."""
+    if isinstance(model, HasCompilableBlocks):
+        model.compile_blocks()
+    else:
+        model.compile(dynamic=False)
 
 
 def make_step(model: nn.Module, images: Tensor, layout: torch.memory_format, setting: Setting) -> Callable[[], None]:
-    """Return what is timed, for images (B, C, H, W) in a memory layout."""
+    """Return a function that runs one step on images (B, C, H, W) in a memory layout."""
     model.to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
 
@@ -173,23 +215,23 @@ def make_step(model: nn.Module, images: Tensor, layout: torch.memory_format, set
 
 
 def peak_flops(setting: Setting) -> float:
-    """Measure this machine's best matrix product, in floating-point operations a second: by matmul and by 1 x 1 convolution.
+    """Measure the machine's peak in floating-point operations per second, with a large matmul and 1 x 1 convolution.
 
-    On some processors the two go to different libraries, of which one is twice as fast.
+    On some processors the two use different libraries, one of which is twice as fast; the faster one counts.
     """
-    places, width = (8192, 1024) if setting.device == "cpu" else (65536, 4096)
+    num_tokens, width = (8192, 1024) if setting.device == "cpu" else (65536, 4096)
     dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
-    tokens = torch.randn(places, width, device=setting.device, dtype=dtype)
+    tokens = torch.randn(num_tokens, width, device=setting.device, dtype=dtype)
     weight = torch.randn(width, width, device=setting.device, dtype=dtype)
-    image = tokens.reshape(8, places // 256, 32, width).permute(0, 3, 1, 2)  # channels-last
+    image = tokens.reshape(8, num_tokens // 256, 32, width).permute(0, 3, 1, 2)  # channels-last
     kernel = weight.reshape(width, width, 1, 1)
     products: list[Callable[[], Any]] = [lambda: tokens @ weight, lambda: F.conv2d(image, kernel)]
     with torch.inference_mode():
-        return max(2 * places * width**2 / min(_time(product, setting.device) for _ in range(5)) for product in products)
+        return max(2 * num_tokens * width**2 / min(_time(product, setting.device) for _ in range(5)) for product in products)
 
 
 def machine(device: str) -> str:
-    """Say what the figures were measured on."""
+    """Return the name of the processor and its number of threads, or of the GPU."""
     if device != "cpu":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -199,20 +241,20 @@ def machine(device: str) -> str:
 
 
 def _time(step: Callable[[], Any], device: str, at_least: float = 0.0) -> float:
-    """Seconds of a step: the mean of as many as ``at_least`` seconds take, at least one."""
+    """Return the mean seconds per step, running steps for ``at_least`` seconds and at least once."""
     if device != "cpu":
         torch.cuda.synchronize(device)
-    began, steps, passed = time.perf_counter(), 0, -1.0
-    while passed < at_least:
+    start, steps, elapsed = time.perf_counter(), 0, -1.0
+    while elapsed < at_least:
         step()
         if device != "cpu":
             torch.cuda.synchronize(device)
-        steps, passed = steps + 1, time.perf_counter() - began
-    return passed / steps
+        steps, elapsed = steps + 1, time.perf_counter() - start
+    return elapsed / steps
 
 
 def _peak_memory(step: Callable[[], None], device: str) -> int:
-    """Bytes of tensors that a step holds at most beyond what was held before it."""
+    """Return the peak of memory allocated during a step, in bytes beyond what was allocated before it."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

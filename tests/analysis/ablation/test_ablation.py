@@ -18,7 +18,7 @@ from PIL import Image
 from stvit_cli import engine
 from stvit_cli.analysis.ablation import runs as ablation_runs
 from stvit_cli.analysis.ablation.report import Report, report_training
-from stvit_cli.analysis.ablation.table import NUMBERS, Row, Setting, answer, build_table, compare, notes_on_counts
+from stvit_cli.analysis.ablation.table import NUMBERS, Row, Setting, build_table, compare, notes_on_counts, summarize
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic import MINI
 from stvit_cli.recipe import io as recipe_io
@@ -36,7 +36,7 @@ def mini_rows(scores: dict[int, list[float]]) -> list[Row]:
     return build_table(Setting(MINI, image_size=64, num_classes=10), scores)
 
 
-def test_every_row_is_as_large_and_costly_as_the_paper_says(counts: list[Row]) -> None:
+def test_counts_of_every_row_match_the_paper(counts: list[Row]) -> None:
     for row, gigas in zip(counts, GIGAS, strict=True):
         assert abs(row.params - row.paper.params) <= 0.6e6
         assert abs(row.flops - row.paper.flops) <= 0.1e9
@@ -45,7 +45,7 @@ def test_every_row_is_as_large_and_costly_as_the_paper_says(counts: list[Row]) -
     assert "Rows" not in " ".join(notes_on_counts(counts))  # none is too far away
 
 
-def test_the_table_on_screen_and_in_files(stvit: Any, tmp_path: Path) -> None:
+def test_table_is_printed_and_written(stvit: Any, tmp_path: Path) -> None:
     ended = stvit("isotropic-ablation", "--json", "-", "--output", tmp_path)
     assert ended.code == 0
     rows = json.loads(ended.out)
@@ -80,21 +80,21 @@ def test_the_table_on_screen_and_in_files(stvit: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("swin", "stvit_", "verdict"),
     [
-        ([90.0, 90.4], [92.0, 92.4], "beyond the spread of the seeds in 1; behind beyond it in 0"),
-        ([90.0, 92.0], [90.5, 92.5], "beyond the spread of the seeds in 0; behind beyond it in 0"),
-        ([92.0, 92.4], [90.0, 90.4], "ahead in 0 of 1 pairs, beyond the spread of the seeds in 0; behind beyond it in 1"),
+        ([90.0, 90.4], [92.0, 92.4], "(significantly in 1), and significantly behind in 0"),
+        ([90.0, 92.0], [90.5, 92.5], "(significantly in 0), and significantly behind in 0"),
+        ([92.0, 92.4], [90.0, 90.4], "ahead in 0 of 1 pairs (significantly in 0), and significantly behind in 1"),
         ([90.0], [92.0], "ahead in 1 of 1 pairs."),
     ],
 )
-def test_the_answer_weighs_the_gain_against_the_seeds(swin: list[float], stvit_: list[float], verdict: str) -> None:
+def test_gain_is_compared_with_the_variation_between_seeds(swin: list[float], stvit_: list[float], verdict: str) -> None:
     comparisons = compare(mini_rows({3: swin, 5: stvit_, 6: [50.0]}))
-    text = " ".join(answer(comparisons))
+    text = " ".join(summarize(comparisons))
     assert verdict in text
-    assert f"STViT {sum(stvit_) / len(stvit_) - sum(swin) / len(swin):+.2f} points from Swin (paper +1.2)" in text
+    assert f"STViT {sum(stvit_) / len(stvit_) - sum(swin) / len(swin):+.2f} points vs. Swin (paper +1.2)" in text
     assert ("one seed" in text) == (len(swin) == 1)
 
 
-def test_the_standard_error_is_of_the_difference() -> None:
+def test_standard_error_is_that_of_the_difference() -> None:
     """Deviations of 3 and 4 over four seeds each: the error is 5 / 2."""
 
     def spread(mean: float, deviation: float) -> list[float]:
@@ -113,10 +113,10 @@ def test_all_pairs_of_the_paper_are_compared() -> None:
     assert "not to be compared" in " ".join(report.notes)
     assert "quarter" in report.title
     assert "91.50% ± 0.71 (2 seeds)" in report.cells()[0]
-    assert not any("Furthest from the paper" in note for note in report.notes)
+    assert not any("Largest difference" in note for note in report.notes)
 
 
-def test_the_image_shows_trained_rows_beside_the_papers(tmp_path: Path) -> None:
+def test_plot_has_a_second_panel_for_trained_rows(tmp_path: Path) -> None:
     Report("untrained", mini_rows({}), ["a note"]).write(tmp_path / "untrained")
     Report("trained", mini_rows({3: [90.0, 91.0], 5: [92.0, 92.5]}), ["a note"]).write(tmp_path / "trained")
     with Image.open(tmp_path / "untrained/table.png") as untrained, Image.open(tmp_path / "trained/table.png") as trained:
@@ -126,8 +126,8 @@ def test_the_image_shows_trained_rows_beside_the_papers(tmp_path: Path) -> None:
 BRIEF = ("schedule.epochs=1", "schedule.warmup_epochs=0", "train.eval_every_epochs=1", "data.num_workers=0")
 
 
-def test_two_rows_trained_stopped_and_resumed(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped before the second row, the ablation goes on with that row alone."""
+def test_stopped_ablation_resumes_with_the_remaining_row(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before the second row, the ablation resumes with that row alone."""
     trained: list[str] = []
     fit = engine.fit
 
@@ -145,10 +145,10 @@ def test_two_rows_trained_stopped_and_resumed(stvit: Any, tmp_path: Path, monkey
     half = json.loads((runs / "table.json").read_text())
     assert [row["row"] for row in half if row["top1"] is not None] == [4]
 
-    resumed = stvit("isotropic-ablation", "--resume", runs, "--json", tmp_path / "figures.json")
+    resumed = stvit("isotropic-ablation", "--resume", runs, "--json", tmp_path / "results.json")
     assert resumed.code == 0
     assert trained[2:] == ["isotropic-mini-stvit-20"]
-    rows = json.loads((tmp_path / "figures.json").read_text())
+    rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["row"] for row in rows if row["top1"] is not None] == [4, 5]
     assert all(20 < rows[number - 1]["top1"] <= 100 for number in (4, 5))  # an epoch is enough to be better than chance
     assert (rows[4]["num_classes"], rows[4]["image_size"]) == (10, 64)
@@ -178,7 +178,7 @@ def test_runs_share_budget_and_seeds(tmp_path: Path) -> None:
     assert [run.score for run in runs] == [None] * 4
 
 
-def test_the_rows_are_trained_as_the_paper_trains_stvit() -> None:
+def test_rows_are_trained_by_the_recipe_of_stvit() -> None:
     changes = recipe_io.difference(recipe_io.load("deit300"), recipe_io.load("isotropic300"))
     assert {change.key for change in changes} == {"model.name", "model.drop_path_rate"}
 
@@ -198,7 +198,9 @@ def test_the_rows_are_trained_as_the_paper_trains_stvit() -> None:
         (["--recipe", "isotropic300"], "data.dir"),
     ],
 )
-def test_wrong_input(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], message: str) -> None:
+def test_wrong_input_is_refused(
+    stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     ended = stvit("isotropic-ablation", *argv)
     assert ended.code == 2
@@ -207,18 +209,18 @@ def test_wrong_input(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_find_their_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_gets_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    assert [place.environment for place in ablation_runs._places(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("4", "5")]
+    assert [slot.environment for slot in ablation_runs._slots(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("4", "5")]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [place.environment for place in ablation_runs._places(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("0", "1")]
+    assert [slot.environment for slot in ablation_runs._slots(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("0", "1")]
     with pytest.raises(UserError, match="found 3 GPUs"):
-        ablation_runs._places(4)
+        ablation_runs._slots(4)
 
 
 @pytest.mark.slow
-def test_rows_in_processes_of_their_own(stvit: Any, tmp_path: Path) -> None:
+def test_rows_train_in_parallel_processes(stvit: Any, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     ended = stvit(
         "isotropic-ablation", "--recipe", "isotropic-mini", "--rows", "6,7", "--parallel", "2", "--output", runs, *BRIEF
@@ -231,7 +233,7 @@ def test_rows_in_processes_of_their_own(stvit: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_is_quoted(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_of_a_failed_process_is_quoted(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     runs = tmp_path / "runs"
     ended = stvit(
@@ -243,11 +245,11 @@ def test_a_process_that_fails_is_quoted(stvit: Any, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_rows_one_after_the_other_under_torchrun(tmp_path: Path) -> None:
+def test_rows_train_in_sequence_under_torchrun(tmp_path: Path) -> None:
     """The processes stay joined from one row to the next."""
-    words = ["isotropic-ablation", "--recipe", "isotropic-mini", "--rows", "1,2", "--output", str(tmp_path / "runs"), *BRIEF]
+    arguments = ["isotropic-ablation", "--recipe", "isotropic-mini", "--rows", "1,2", "--output", str(tmp_path / "runs"), *BRIEF]
     ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stvit_cli", *words, "--json", "-"],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stvit_cli", *arguments, "--json", "-"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -257,9 +259,9 @@ def test_rows_one_after_the_other_under_torchrun(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_save_when_the_ablation_is_stopped(tmp_path: Path) -> None:
+def test_every_process_saves_on_ctrl_c(tmp_path: Path) -> None:
     """One Ctrl-C to the command reaches every run, which saves its state in the middle of its first epoch."""
-    words = [
+    arguments = [
         "isotropic-ablation",
         "--recipe",
         "isotropic-mini",
@@ -270,7 +272,7 @@ def test_processes_save_when_the_ablation_is_stopped(tmp_path: Path) -> None:
         "--output",
         str(tmp_path / "runs"),
     ]
-    process = subprocess.Popen([sys.executable, "-m", "stvit_cli", *words, *BRIEF], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "stvit_cli", *arguments, *BRIEF], stderr=subprocess.PIPE, text=True)
     logs = [tmp_path / "runs" / f"row{number}-seed0.log" for number in (1, 2)]
     deadline = time.monotonic() + 300
     while not all(log.exists() and "images to train on" in log.read_text(encoding="utf-8") for log in logs):

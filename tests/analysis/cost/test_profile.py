@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds: the measured figures of the authors' code, and nothing left out."""
+"""Parameters and multiply-adds match those of the authors' code, and no operator is left uncounted."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_table_one(size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "4.4 G" in out if size == 224 else "32.5 G" in out
 
 
-def test_every_model_by_default_and_the_tree(capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_profiles_every_model_and_prints_the_tree(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "--image-size", "64x96", "--by-module", "--depth", "2"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("stvit-nano", "stvit-s", "stvit-b", "stvit-l", "stages", "stem"))
@@ -53,7 +53,7 @@ class Attending(nn.Module):
         return (x @ x.transpose(-1, -2)).softmax(-1) @ x
 
 
-def test_fused_attention_counts_like_its_two_products() -> None:
+def test_fused_attention_counts_as_its_two_products() -> None:
     fused, plain = (count_flops(Attending(fused), (10, 6)) for fused in (True, False))
     assert fused.total == plain.total == 3 * 2 * 10 * 10 * 6
     assert fused.uncounted == {}
@@ -64,7 +64,7 @@ class Unknown(Attending):
         return torch.cumsum(x, -1)
 
 
-def test_an_operator_nobody_counts_is_said() -> None:
+def test_uncounted_operator_is_reported() -> None:
     assert count_flops(Unknown(False), (8, 8)).uncounted == {"aten::cumsum": 1}
 
 

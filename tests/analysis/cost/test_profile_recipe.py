@@ -1,4 +1,4 @@
-"""What detectors cost: their heads by hand, and on 800 x 1280 pixels the figures measured with the authors' backbone."""
+"""Multiply-adds of detectors: heads computed by hand, and at 800 x 1280 pixels those measured with the authors' backbone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEASURED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "grid"), MEASURED)
-def test_costs_on_800_x_1280_are_the_measured_ones(recipe: str, grid: tuple[int, ...]) -> None:
+def test_flops_at_800_x_1280_match_the_measured_ones(recipe: str, grid: tuple[int, ...]) -> None:
     for name, measured in zip(("stvit-s", "stvit-b"), MEASURED[recipe, grid], strict=True):
         row = profile_recipe(recipe_io.load(recipe, [f"model.name={name}", f"model.grid_sizes={list(grid)}"]), None)
         assert row["image_size"] == [800, 1280]
@@ -33,7 +33,7 @@ def test_costs_on_800_x_1280_are_the_measured_ones(recipe: str, grid: tuple[int,
 
 
 @pytest.mark.parametrize(("head", "stages"), [("mask-rcnn", 1), ("cascade-mask-rcnn", 3)])
-def test_heads_cost_what_a_thousand_and_a_hundred_regions_cost(head: str, stages: int) -> None:
+def test_flops_of_heads_are_those_of_1000_boxes_and_100_masks(head: str, stages: int) -> None:
     words = ["model.name=stvit-nano", "detection.channels=16", "detection.fc_dim=32"]
     row = profile_recipe(recipe_io.load(f"shapes-{head}", words), (64, 64))
     convs = 4 * 9 * 16 * 16 * 49 if stages == 3 else 0  # each box head's, on 7 x 7

@@ -1,4 +1,4 @@
-"""What the benchmark reports, not how fast anything is."""
+"""The throughput report, not the speed itself."""
 
 import json
 import time
@@ -64,7 +64,7 @@ def test_kernels_are_reported_where_they_ran(
     assert ("by custom kernels" in capsys.readouterr().out) is ran
 
 
-def test_kernels_that_are_asked_for_in_bf16_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_in_bf16_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "stvit-nano", "--throughput", "--kernels", "--precision", "bf16"]) == 2
     assert "on a CPU they are for float32, not for --precision bf16" in capsys.readouterr().err
 
@@ -82,12 +82,12 @@ def test_candidates_take_turns() -> None:
     assert len(turns) > len(rounds)
 
 
-def test_the_memory_of_attention_is_linear_in_the_tokens() -> None:
+def test_memory_of_attention_is_linear_in_the_tokens() -> None:
     def peak(side: int) -> int:
         attention, x = SuperTokenAttention(32, 2).eval(), torch.randn(1, 32, side, side)
         with torch.inference_mode():
-            figures = time_in_turn([Candidate("", partial(attention, x), 1)], Setting(rounds=1))
-        return figures[""]["peak_memory_bytes"]
+            results = time_in_turn([Candidate("", partial(attention, x), 1)], Setting(rounds=1))
+        return results[""]["peak_memory_bytes"]
 
     assert peak(64) / peak(32) < 4.5  # 4096 tokens and 1024; all pairs at once would be 16 times as much
 
@@ -100,12 +100,12 @@ def test_the_literal_baseline_is_the_same_function() -> None:
         torch.testing.assert_close(make_literal(model)(images), expected)
 
 
-def test_an_unknown_peer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "stvit-nano", "--throughput", "--against", "swin_tt"]) == 2
     assert "Did you mean 'swin_t'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--train"], ["--compile"], ["--kernels"], ["--no-kernels"], ["--precision", "bf16"]])
-def test_what_is_about_the_timed_step_is_not_ignored(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_timing_options_without_throughput_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "stvit-nano", *words]) == 2
     assert capsys.readouterr().err == f"stvit: {' '.join(words)} is about the timed step; add --throughput to time the models.\n"
