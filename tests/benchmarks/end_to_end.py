@@ -1,11 +1,10 @@
-"""How much of the bare step's speed a training run keeps: loader, augmentation, mixing, agreement, logging and all.
+"""Measure the throughput of a whole training run relative to its bare training step.
 
 python tests/benchmarks/end_to_end.py [--data IMAGENET] [--model stvit-s] [--batch-size 8] [--steps 40] [--rounds 3]
 
-A run of recipe deit300 by the engine itself. Turn about it takes so many of its own steps, then so many bare ones of the same
-model: forward, loss, backward, fused AdamW on a batch that lies ready. Without --data the images are 256 JPEG files,
-500 x 375, cut from the photograph in tests/images. The seconds of a turn are those of the clock; at its start the loader has
-only what it keeps ready.
+The engine runs the recipe deit300. It alternates between a number of its own steps (loader, augmentation, mixing, logging, ...)
+and the same number of bare steps of the same model: forward, loss, backward and fused AdamW on a batch in memory. Without
+--data the images are 256 JPEG files of 500 x 375, cropped from the photograph in tests/images. Times are wall-clock times.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from stvit_cli.engine.step import Outcome, TrainStep
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.base import move
 
-PHOTOGRAPH = Path(__file__).parent / "images" / "coffee.jpg"
+PHOTOGRAPH = Path(__file__).parents[1] / "images" / "coffee.jpg"
 
 
-def cut_photographs(root: Path, number: int = 256) -> Path:
-    """Write an ImageNet-like tree, two classes, the images of ImageNet's usual size."""
+def write_photographs(root: Path, number: int = 256) -> Path:
+    """Write a folder like ImageNet, with two classes and images of ImageNet's usual size."""
     with Image.open(PHOTOGRAPH) as opened:
         photograph = opened.convert("RGB")
     rng = random.Random(0)
@@ -53,23 +52,23 @@ def cut_photographs(root: Path, number: int = 256) -> Path:
 
 
 class Alternating:
-    """Stands for the trainer's step: ``steps`` of its own, then as many bare ones, with the seconds of each turn."""
+    """Replaces the trainer's step: alternates ``steps`` of it and as many bare steps, and records the seconds of each turn."""
 
     def __init__(self, session: Session, steps: int) -> None:
         self.session, self.steps = session, steps
         self.whole_step = TrainStep(session)
         self.seconds: dict[str, list[float]] = {"whole": [], "bare": []}
-        self.began = 0.0
+        self.turn_start = 0.0
         self.batch: Any = None
         self.last: Outcome | None = None
 
     def __call__(self, step: int, feed: Iterator[Any], asks: Callable[[], tuple[int, bool]]) -> Outcome:
-        turn, place = divmod(step, self.steps)
-        if place == 0:
+        turn, index = divmod(step, self.steps)
+        if index == 0:
             now = time.perf_counter()
-            if turn:  # from a turn's first step to the next one's: the trainer's own work between steps is in it
-                self.seconds["bare" if turn % 2 == 0 else "whole"].append(now - self.began)
-            self.began = now
+            if turn:  # from the first step of a turn to that of the next, so that the trainer's work between steps is included
+                self.seconds["bare" if turn % 2 == 0 else "whole"].append(now - self.turn_start)
+            self.turn_start = now
         if turn % 2 == 0 or self.last is None:
             self.last = self.whole_step(step, self._kept(feed), asks)
         else:
@@ -102,17 +101,17 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        data = options.data or cut_photographs(Path(folder) / "photographs")
-        words = {
+        data = options.data or write_photographs(Path(folder) / "photographs")
+        overrides = {
             "model.name": options.model,
             "data.dir": data,
             "data.num_workers": options.workers,
             "train.global_batch_size": options.batch_size,
             "train.precision": "bf16" if torch.cuda.is_available() else "fp32",
-            "schedule.steps": 2 * options.rounds * options.steps + 1,  # the last one ends the last turn
+            "schedule.steps": 2 * options.rounds * options.steps + 1,  # the additional step ends the last turn
             "train.eval_every_steps": 2 * options.rounds * options.steps + 1,
         }
-        recipe = recipe_io.load("deit300", [f"{key}={value}" for key, value in words.items()])
+        recipe = recipe_io.load("deit300", [f"{key}={value}" for key, value in overrides.items()])
         turns: list[Alternating] = []
 
         def alternating(session: Session) -> Alternating:
@@ -126,12 +125,14 @@ def main() -> None:
 
 def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None:
     images = options.steps * options.batch_size
-    rates = {name: [images / second for second in found] for name, found in seconds.items()}
+    rates = {name: [images / second for second in values] for name, values in seconds.items()}
     ratios = [whole / bare for whole, bare in zip(rates["whole"], rates["bare"], strict=True)]
-    rows = [[name, f"{statistics.median(found):.2f}", f"{min(found):.2f}", f"{max(found):.2f}"] for name, found in rates.items()]
+    rows = [
+        [name, f"{statistics.median(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"] for name, values in rates.items()
+    ]
     rows.append(["whole / bare", f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}"])
     title = f"{options.model}, recipe deit300, batch {options.batch_size}, {options.workers} workers, {machine('cpu')}"
-    print_table(["images/s", "median", "least", "most"], rows, title)
+    print_table(["images/s", "median", "min", "max"], rows, title)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How time and memory of stvit-s grow with the image, with the grids of classification and of dense tasks:
+"""Measure how time and memory of stvit-s grow with the image size, with the grids of classification and of dense tasks:
 
 python tests/benchmarks/growth.py [--output growth.png] [--rounds 5] [--precision bf16]
 
-One image, inference; the two grids of a size in turn. Prints a table; --output also draws it.
+One image, inference; both grids are timed in interleaved rounds. Prints a table; --output also plots it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ GRIDS = ((8, 4, 1, 1), (16, 8, 2, 1))
 
 
 def measure(setting: Setting) -> list[dict[str, Any]]:
-    """A row for each side and grid: ``side``, ``grid``, ``flops`` (multiply-adds) and what `time_in_turn` finds."""
+    """Return a row per side and grid: ``side``, ``grid``, ``flops`` (multiply-adds) and the results of `time_in_turn`."""
     rows = []
     for side in SIDES:
         sized = replace(setting, image_size=(side, side))
         candidates = [prepare(" ".join(map(str, grid)), create_model("stvit-s", grid_sizes=grid), sized) for grid in GRIDS]
-        figures = time_in_turn(candidates, sized)
-        rows += [{"side": side, "grid": c.name, "flops": c.flops, **figures[c.name]} for c in candidates]
+        results = time_in_turn(candidates, sized)
+        rows += [{"side": side, "grid": c.name, "flops": c.flops, **results[c.name]} for c in candidates]
     return rows
 
 
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Time, memory and multiply-adds by the number of pixels, on logarithmic axes: what is linear has slope one."""
+    """Plot time, memory and multiply-adds against the number of pixels on logarithmic axes; linear growth has slope one."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     panels = [("ms_per_image", 1, "milliseconds"), ("peak_memory_bytes", 2**20, "MiB"), ("flops", 1e9, "G multiply-adds")]
     for axes, (key, unit, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):

@@ -1,10 +1,12 @@
-"""How many bytes our kernels move and how many the plain and the printed form, counted without running them:
+"""Count the bytes moved by the custom kernels, by the eager model and by the reference implementation, without running them:
 
 python tests/benchmarks/traffic.py [--batch-size 128] [--precision bf16] [--bandwidth 3350]
 
-Counted is what every operator reads and writes, views for nothing, one after the other, as in eager mode. Our kernels are
-counted by what goes in and out, with the parts that they hand on inside. --bandwidth is a memory's, in GB/s: what it could reach
-at best. The steps are those that have kernels, in stages 1 and 2 of stvit-s at 224 pixels.
+The count adds up what every operator reads and writes, one after the other as in eager mode; views count nothing. Custom
+kernels are counted by their inputs and outputs, and by the parts that they pass on internally. --bandwidth, in GB/s, gives the
+lower bound of the time. The modules are those that have kernels, in stages 1 and 2 of stvit-s at 224 pixels.
+
+Shapes: B batch, C channels, H W tokens.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from math import prod
 from typing import Any
 
 import torch
-from benchmark_literal import OPERATORS
-from helpers.reference_model import make_literal
+from reference import OPERATORS, to_reference
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stvit_cli.cli.output import print_table
-from stvit_cli.models.kernels.operators import ops
+from stvit_cli.models.accelerated import Accelerated
+from stvit_cli.models.kernels import KERNELS
 from stvit_cli.models.layers import ConvPosEnc, gelu
 from stvit_cli.models.super_token import SuperTokenAttention
 
@@ -32,7 +34,7 @@ MOVES_NOTHING = ("empty", "empty_like", "new_empty", "empty_strided", "_unsafe_v
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes of the tensors that go in and out of operators."""
+    """Adds up the bytes of the inputs and outputs of operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,44 +52,44 @@ class Traffic(TorchDispatchMode):
 
 
 def size(tensor: Tensor) -> int:
-    """Bytes of memory behind a tensor; of an expanded one or of overlapping windows, each place once."""
+    """Return the bytes of a tensor's memory; elements of expanded tensors and overlapping windows count once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
-class ConvFFNMiddle(nn.Module):
-    """What is between ConvFFN's two products: (B, 4 C, H, W), GELU and the position encoding."""
+class ConvFFNMiddle(Accelerated):
+    """The part of ConvFFN between its linear layers: GELU and the position encoding of (B, 4 C, H, W)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv, self.shift = ConvPosEnc(4 * dim), nn.Parameter(torch.zeros(4 * dim))
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.conv(gelu(u))  # the bias before it is part of the product there
-
-    def by_kernels(self, u: Tensor) -> Tensor:
-        return ops.gelu_conv_pos_enc(u, self.shift, self.conv.conv.weight, self.conv.conv.bias, True)
-
-
-class AttentionStep(SuperTokenAttention):
-    def by_kernels(self, x: Tensor) -> Tensor:
-        return self._forward_by_kernels(x)
+        if self.kernels is not None:
+            return self.kernels.gelu_conv_pos_enc(u, self.shift, self.conv.conv, True)
+        return self.conv(gelu(u))  # the bias is added by the linear layer before it
 
 
-class PositionEncoding(ConvPosEnc):
-    def by_kernels(self, x: Tensor) -> Tensor:
-        return ops.conv_pos_enc(x, self.conv.weight, self.conv.bias, True)
+class GpuKernels(type(KERNELS)):  # type: ignore[misc]
+    """The custom kernels as on a GPU: for every precision, without self-attention."""
+
+    def supports(self, x: Tensor, channels: int | None = None) -> bool:
+        return True
+
+    def supports_self_attention(self, x: Tensor, head_dim: int) -> bool:
+        return False
 
 
-def count(form: str, module: nn.Module, size: tuple[int, int, int, int], train: bool) -> int:
-    """Bytes of a forward pass, with ``train`` of the backward pass too, of tokens (B, C, H, W)."""
-    run = getattr(module, "by_kernels", None) if form == "kernels" else module
-    layout = torch.contiguous_format if form == "as printed" else torch.channels_last
-    if form == "as printed":
-        run = make_literal(nn.Sequential(module))
+def count(implementation: str, module: nn.Module, size: tuple[int, int, int, int], train: bool) -> int:
+    """Count the bytes of a forward pass on tokens (B, C, H, W), and with ``train`` of the backward pass."""
+    layout = torch.contiguous_format if implementation == "reference" else torch.channels_last
+    if implementation == "reference":
+        module = to_reference(nn.Sequential(module))
+    for layer in module.modules():
+        if isinstance(layer, Accelerated):
+            layer.kernels = GpuKernels() if implementation == "kernels" else None
     x = torch.empty(size).contiguous(memory_format=layout).requires_grad_(train)
     with Traffic() as traffic, torch.set_grad_enabled(train):
-        assert callable(run)
-        y = run(x)
+        y = module(x)
         if train:
             y.backward(torch.empty_like(y))
     return traffic.bytes
@@ -104,22 +106,22 @@ def main() -> None:
     rows = []
     for stage, (dim, num_heads, grid_size, side) in enumerate(OPERATORS.values(), start=1):
         steps: dict[str, tuple[Callable[[], nn.Module], int]] = {
-            "attention": (partial(AttentionStep, dim, num_heads, grid_size), dim),
-            "position encoding": (partial(PositionEncoding, dim), dim),
+            "attention": (partial(SuperTokenAttention, dim, num_heads, grid_size), dim),
+            "position encoding": (partial(ConvPosEnc, dim), dim),
             "ConvFFN's middle": (partial(ConvFFNMiddle, dim), 4 * dim),
         }
         for step, (make, channels) in steps.items():
             size = (options.batch_size, channels, side, side)
             for train in (False, True):
-                for form in ("as printed", "plain", "kernels"):
+                for implementation in ("reference", "eager", "kernels"):
                     with FakeTensorMode():
-                        moved = count(form, make(), size, train)
+                        moved = count(implementation, make(), size, train)
                     times = moved / (prod(size) * dtype.itemsize)
                     best = f"{1e6 * moved / (options.bandwidth * 1e9):.0f}"
                     mode = "train" if train else "inference"
-                    rows.append([str(stage), step, mode, form, f"{moved / 1e6:.0f}", f"{times:.1f}", best])
-    title = f"Batch {options.batch_size}, {options.precision}; at {options.bandwidth:g} GB/s at least so many microseconds"
-    print_table(["stage", "step", "mode", "form", "MB", "times the tokens", "µs at least"], rows, title)
+                    rows.append([str(stage), step, mode, implementation, f"{moved / 1e6:.0f}", f"{times:.1f}", best])
+    title = f"Batch {options.batch_size}, {options.precision}; lower bound of the time at {options.bandwidth:g} GB/s"
+    print_table(["stage", "step", "mode", "implementation", "MB", "relative to the input", "µs at least"], rows, title)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The model as the supplement prints it, with unfold and fold: an oracle for the tests and the baseline of the benchmark."""
+"""The reference implementation: the model as written in the supplement, with unfold and fold.
+
+It is an oracle for the tests and the baseline of the benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from stvit_cli.models.layers import ConvFFN, ConvGelu
 from stvit_cli.models.super_token import SuperTokenAttention
 
 
-def literal_self_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
-    """Multi-head self-attention among the places of (B, C, H, W), by two matrix products."""
+def reference_self_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
+    """Multi-head self-attention between the positions of (B, C, H, W), by two matrix products."""
     qkv = rearrange(attention.qkv(x), "b (heads three d) y x -> three b heads (y x) d", heads=attention.num_heads, three=3)
     q, k, v = qkv.unbind()
     y = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
     return attention.proj(rearrange(y, "b heads (y x) d -> b (heads d) y x", y=x.shape[2]))
 
 
-def literal_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
+def reference_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, H, W) for one iteration and sizes that the grid divides, by `F.unfold` and `F.fold`."""
     (h, w), (b, c, height, width) = attention.grid_size, x.shape
     p, q = height // h, width // w
@@ -30,13 +33,13 @@ def literal_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> 
         association = (tokens @ surrounding * c**-0.5).softmax(-1)
         association_sum = F.fold(association.sum(2).transpose(1, 2), (p, q), 3, padding=1)
     super_tokens = (tokens.transpose(-1, -2) @ association).permute(0, 2, 3, 1).reshape(b, c * 9, p * q)
-    super_tokens = literal_self_attention(attention, F.fold(super_tokens, (p, q), 3, padding=1) / (association_sum + 1e-12))
+    super_tokens = reference_self_attention(attention, F.fold(super_tokens, (p, q), 3, padding=1) / (association_sum + 1e-12))
     surrounding = F.unfold(super_tokens, 3, padding=1).transpose(1, 2).reshape(b, p * q, c, 9)
     return rearrange(surrounding @ association.transpose(-1, -2), "b (y x) c (h w) -> b c (y h) (x w)", y=p, x=q, h=h)
 
 
-class LiteralAttention(nn.Module):
-    """Stands for a `SuperTokenAttention` and runs its weights in the literal form."""
+class ReferenceAttention(nn.Module):
+    """Replaces a `SuperTokenAttention` and runs its weights in the reference implementation."""
 
     def __init__(self, attention: SuperTokenAttention) -> None:
         super().__init__()
@@ -44,23 +47,23 @@ class LiteralAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.attention.grid_size == (1, 1):
-            return literal_self_attention(self.attention, x)
-        return literal_super_token_attention(self.attention, x)
+            return reference_self_attention(self.attention, x)
+        return reference_super_token_attention(self.attention, x)
 
 
-class LiteralLayerNorm(nn.LayerNorm):
-    """Over the channels of (B, C, H, W), which stays in that order."""
+class ReferenceLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, H, W), in that memory order."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2).contiguous()
 
 
-def literal(module: nn.Module) -> nn.Module:
-    """Return ``module`` as one writes it down from the paper, or as it is where it is so already."""
+def to_reference_layer(module: nn.Module) -> nn.Module:
+    """Return the reference implementation of a layer, or the layer itself if it has no other one."""
     if isinstance(module, SuperTokenAttention):
-        return LiteralAttention(module)
+        return ReferenceAttention(module)
     if isinstance(module, LayerNorm2d):
-        norm = LiteralLayerNorm(module.normalized_shape, module.eps)
+        norm = ReferenceLayerNorm(module.normalized_shape, module.eps)
         norm.load_state_dict(module.state_dict())
         return norm
     if isinstance(module, ConvGelu):
@@ -70,9 +73,9 @@ def literal(module: nn.Module) -> nn.Module:
     return module
 
 
-def make_literal(model: nn.Module) -> nn.Module:
-    """Put every part of ``model`` into the literal form, in place: Algorithm 1 as printed, (B, C, H, W) memory throughout."""
+def to_reference(model: nn.Module) -> nn.Module:
+    """Replace every layer of ``model`` by its reference implementation, in place; (B, C, H, W) memory throughout."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            setattr(parent, name, literal(child))
+            setattr(parent, name, to_reference_layer(child))
     return model

@@ -1,4 +1,4 @@
-"""Algorithm 1 against the golden numbers, a dense form written from the equations, and the literal form of the supplement."""
+"""Algorithm 1 against golden numbers, a dense form of the equations, and the reference implementation with unfold and fold."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from helpers.reference_model import literal_super_token_attention
+from helpers.reference_model import reference_super_token_attention
 from torch import Tensor
 
 from stvit_cli.models import create_model
@@ -102,7 +102,7 @@ def test_agrees_with_the_printed_algorithm() -> None:
     torch.manual_seed(0)
     attention = SuperTokenAttention(16, 2, 4).double()
     x = torch.randn(2, 16, 24, 32, dtype=torch.float64)
-    torch.testing.assert_close(attention(x), literal_super_token_attention(attention, x))
+    torch.testing.assert_close(attention(x), reference_super_token_attention(attention, x))
 
 
 @pytest.mark.parametrize("size", SIZES)

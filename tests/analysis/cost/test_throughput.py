@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 import torch
-from helpers.reference_model import make_literal
+from helpers.reference_model import to_reference
 
 from stvit_cli.analysis.cost.throughput import Candidate, Setting, prepare, time_in_turn
 from stvit_cli.cli import main
@@ -92,12 +92,12 @@ def test_memory_of_attention_is_linear_in_the_tokens() -> None:
     assert peak(64) / peak(32) < 4.5  # 4096 tokens and 1024; all pairs at once would be 16 times as much
 
 
-def test_the_literal_baseline_is_the_same_function() -> None:
+def test_reference_implementation_computes_the_same() -> None:
     model = create_model("stvit-nano").eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(images)
-        torch.testing.assert_close(make_literal(model)(images), expected)
+        torch.testing.assert_close(to_reference(model)(images), expected)
 
 
 def test_unknown_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
