@@ -118,7 +118,7 @@ def _require_finite_outputs(trained: Trained) -> None:
     try:
         require_finite(trained.model(images))
     except NonFiniteOutputsError as error:
-        raise UserError(f"{trained.path}: {error}; take other weights. Nothing was written.") from None
+        raise UserError(f"{trained.path}: {error}; use other weights. Nothing was written.") from None
 
 
 @torch.no_grad()
@@ -172,9 +172,9 @@ def export_weights(trained: Trained, path: Path, precision: str) -> dict[str, An
 
 
 def _wider(trained: Trained, precision: str) -> str:
-    """Return what to say of the precisions that hold every weight; where none does, the weights themselves are not finite."""
+    """Suggest a precision that holds every weight; if there is none, the weights themselves are not finite."""
     wider = [name for name in ("bf16", "fp32") if name != precision and _fits(trained, PRECISIONS[name])]
-    return f" Take --precision {wider[0]}." if wider else " They are not finite; take other weights."
+    return f" Use precision {wider[0]}." if wider else " They are not finite; use other weights."
 
 
 def _fits(trained: Trained, dtype: torch.dtype) -> bool:
