@@ -98,12 +98,12 @@ def test_half_precision(weights: Path, tmp_path: Path, stvit: Stvit, precision: 
     stored = read_weights(path).state_dict
     assert stored["head.weight"].dtype == dtype
     assert stored["norm.running_var"].dtype == torch.float32
-    whole, half = (create_model("stvit-nano", 3, 1).eval() for _ in range(2))
-    load_weights(whole, weights)
+    full, half = (create_model("stvit-nano", 3, 1).eval() for _ in range(2))
+    load_weights(full, weights)
     load_weights(half, path)
     x = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
-        assert (half(x) - whole(x)).abs().max() < 0.02 * whole(x).abs().max()
+        assert (half(x) - full(x)).abs().max() < 0.02 * full(x).abs().max()
 
 
 def test_weights_beyond_the_range_of_fp16_are_refused(tmp_path: Path, stvit: Stvit) -> None:
@@ -125,18 +125,18 @@ def test_weights_beyond_the_range_of_bf16_are_refused(tmp_path: Path, stvit: Stv
         ended = stvit("export", tmp_path / "large.safetensors", tmp_path / "half.safetensors", "--precision", precision)
         assert ended.code == 2
         assert ended.err.endswith("Use precision fp32.\n")
-    assert stvit("export", tmp_path / "large.safetensors", tmp_path / "whole.safetensors").code == 0
+    assert stvit("export", tmp_path / "large.safetensors", tmp_path / "fp32.safetensors").code == 0
 
 
 def test_unusable_targets_are_refused(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
-    for target, says in [
+    for target, expected in [
         (tmp_path / "x.pt", "expected a name ending in .onnx or .safetensors"),
         (tmp_path / "absent" / "x.onnx", "there is no folder"),
         (weights, "exists"),
     ]:
         ended = stvit("export", weights, target)
         assert ended.code == 2, ended.err
-        assert says in ended.err, ended.err
+        assert expected in ended.err, ended.err
     ended = stvit("export", weights, tmp_path / "x.onnx", "--precision", "fp16")
     assert ended.code == 2
     assert "half precision is for .safetensors" in ended.err

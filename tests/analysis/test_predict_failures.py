@@ -57,7 +57,7 @@ def predict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-def test_bad_images_are_named_and_the_others_answered(predict: Callable[..., list[Any]]) -> None:
+def test_bad_images_are_named_and_the_others_predicted(predict: Callable[..., list[Any]]) -> None:
     no_memory = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
     found = predict(UnreadableImageError("0.png: damaged."), MemoryError(), no_memory, None)
     assert [str(result.path) for result in found] == ["0.png", "1.png", "2.png", "3.png"]
@@ -67,7 +67,7 @@ def test_bad_images_are_named_and_the_others_answered(predict: Callable[..., lis
         assert found[number].error == f"{number}.png: there is not enough memory for an image of its size."
 
 
-def test_a_fault_of_the_program_is_raised(predict: Callable[..., list[Any]]) -> None:
+def test_internal_error_is_raised(predict: Callable[..., list[Any]]) -> None:
     with pytest.raises(RuntimeError, match="a fault"):
         predict(RuntimeError("a fault"), None)
 

@@ -95,7 +95,7 @@ def test_large_photograph_with_exif_orientation(stvit, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         (("--point", "480,10"), "X goes from 0 to 479, Y from 0 to 319"),
         (("--point", "10"), "expected two whole numbers"),
@@ -110,10 +110,10 @@ def test_large_photograph_with_exif_orientation(stvit, tmp_path: Path) -> None:
         (("--arrays", str(PHOTOGRAPH / "out.npz")), "cannot be written"),
     ],
 )
-def test_wrong_arguments_are_refused(stvit, tmp_path: Path, words: tuple[str, ...], expected: str) -> None:
+def test_wrong_arguments_are_refused(stvit, tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
     Image.new("L", (480, 320)).save(tmp_path / "map.png")
-    given = [str(tmp_path / "map.png") if word == "MAP" else word for word in words]
-    model = () if {"--model", "--weights"} & set(words) else ("--model", "stvit-nano")
+    given = [str(tmp_path / "map.png") if argument == "MAP" else argument for argument in arguments]
+    model = () if {"--model", "--weights"} & set(arguments) else ("--model", "stvit-nano")
     ended = stvit("visualize-associations", PHOTOGRAPH, *model, *given, "--output", tmp_path / "out")
     assert ended.code == 2
     assert expected in ended.err

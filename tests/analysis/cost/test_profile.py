@@ -54,8 +54,8 @@ class Attending(nn.Module):
 
 
 def test_fused_attention_counts_as_its_two_products() -> None:
-    fused, plain = (count_flops(Attending(fused), (10, 6)) for fused in (True, False))
-    assert fused.total == plain.total == 3 * 2 * 10 * 10 * 6
+    fused, eager = (count_flops(Attending(fused), (10, 6)) for fused in (True, False))
+    assert fused.total == eager.total == 3 * 2 * 10 * 10 * 6
     assert fused.uncounted == {}
 
 
@@ -69,13 +69,13 @@ def test_uncounted_operator_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "expected"),
     [
         (["stvit-x"], "Did you mean 'stvit-s'?"),
         (["--image-size", "224 px"], "expected one number such as 384"),
         (["--image-size", "16"], "at least 32 pixels"),
     ],
 )
-def test_bad_input(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused(argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", *argv]) == 2
-    assert words in capsys.readouterr().err
+    assert expected in capsys.readouterr().err

@@ -34,8 +34,8 @@ def test_flops_at_800_x_1280_match_the_measured_ones(recipe: str, grid: tuple[in
 
 @pytest.mark.parametrize(("head", "stages"), [("mask-rcnn", 1), ("cascade-mask-rcnn", 3)])
 def test_flops_of_heads_are_those_of_1000_boxes_and_100_masks(head: str, stages: int) -> None:
-    words = ["model.name=stvit-nano", "detection.channels=16", "detection.fc_dim=32"]
-    row = profile_recipe(recipe_io.load(f"shapes-{head}", words), (64, 64))
+    overrides = ["model.name=stvit-nano", "detection.channels=16", "detection.fc_dim=32"]
+    row = profile_recipe(recipe_io.load(f"shapes-{head}", overrides), (64, 64))
     convs = 4 * 9 * 16 * 16 * 49 if stages == 3 else 0  # each box head's, on 7 x 7
     linear = 16 * 49 * 32 + (32 * 32 if stages == 1 else 0) + 32 * 81 * 5
     mask = 196 * 4 * 9 * 16 * 16 + 196 * 4 * 16 * 16 + 784 * 16 * 81  # four convolutions, a doubling, the classes
@@ -46,8 +46,8 @@ def test_flops_of_heads_are_those_of_1000_boxes_and_100_masks(head: str, stages:
 
 
 def test_on_the_command_line(stvit: Any, tmp_path: Path) -> None:
-    words = ("detection.channels=16", "detection.fc_dim=32", "--image-size", "64x96", "--json", tmp_path / "rows.json")
-    ended = stvit("profile", "stvit-nano", "--recipe", "coco-mask-rcnn-1x", *words)
+    overrides = ("detection.channels=16", "detection.fc_dim=32", "--image-size", "64x96", "--json", tmp_path / "rows.json")
+    ended = stvit("profile", "stvit-nano", "--recipe", "coco-mask-rcnn-1x", *overrides)
     assert ended.code == 0, ended.err
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["model"] == "coco-mask-rcnn-1x stvit-nano"

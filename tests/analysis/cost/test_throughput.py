@@ -105,7 +105,7 @@ def test_unknown_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'swin_t'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--train"], ["--compile"], ["--kernels"], ["--no-kernels"], ["--precision", "bf16"]])
-def test_timing_options_without_throughput_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", "stvit-nano", *words]) == 2
-    assert capsys.readouterr().err == f"stvit: {' '.join(words)} is about the timed step; add --throughput to time the models.\n"
+@pytest.mark.parametrize("flags", [["--train"], ["--compile"], ["--kernels"], ["--no-kernels"], ["--precision", "bf16"]])
+def test_timing_options_without_throughput_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "stvit-nano", *flags]) == 2
+    assert capsys.readouterr().err == f"stvit: {' '.join(flags)} is about the timed step; add --throughput to time the models.\n"
