@@ -204,10 +204,10 @@ class Associations:
         Raises:
             UserError: a layer does not exist.
         """
-        stages = {name.split(".")[0] for name in self.layers}
+        stages = list(dict.fromkeys(name.split(".")[0] for name in self.layers))
         for name in names:
             if name not in self.layers and name not in stages:
-                known = ", ".join(sorted(stages)) + ", and blocks such as " + next(iter(self.layers))
+                known = ", ".join(stages) + ", and blocks such as " + next(iter(self.layers))
                 raise UserError(f"no layer '{name}'.{did_you_mean(name, [*self.layers, *stages])} Known: {known}.")
         selected = {name: layer for name, layer in self.layers.items() if name in names or name.split(".")[0] in names}
         return Associations(self.image, self.input_size, selected)
