@@ -1,4 +1,7 @@
-"""Data sets of classification: an image and its class, through the transforms, as an item."""
+"""Datasets for classification: images with a class, through the transforms.
+
+C channels, S side of the square input.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,20 @@ from stvit_cli.data.transforms import Transform
 from stvit_cli.errors import UserError
 
 MAX_REPLACEMENTS = 20
-"""Unreadable images in a row, after which the data as a whole are taken to be wrong."""
+"""Maximum number of consecutive unreadable images; more end the run."""
 
 
 class Images(Protocol):
-    """Images by class, not yet transformed; pixels are read only by ``open``."""
+    """Images with their classes, before transforms; only ``open`` reads pixels."""
 
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
-    """What a person should know of what was found."""
+    """Remarks on the data set for the user."""
 
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """Return what is the same for the same images of the same classes in the same order, and differs otherwise."""
+        """Return a hash of the classes and the images, in order."""
         ...
 
     def path(self, index: int) -> str: ...
@@ -39,7 +42,12 @@ class Images(Protocol):
 
 
 class EvalSet(Dataset[dict[str, Any]]):
-    """Items ``{"image": C H W, "target": int, "index": int}``; an image that cannot be read is a ``UserError``."""
+    """Validation set. Items are ``{"image": (C, S, S), "target": int, "index": int}``; an unreadable image raises UserError.
+
+    Args:
+        images: with their classes.
+        transform: from an image to a tensor.
+    """
 
     def __init__(self, images: Images, transform: Transform) -> None:
         self.images, self.transform = images, transform
@@ -56,11 +64,15 @@ class EvalSet(Dataset[dict[str, Any]]):
 
 
 class TrainSet(Dataset[dict[str, Any]]):
-    """The same items, indexed by ``SampleKey``; an item is a function of the seed and the key alone.
+    """Training set, indexed by `SampleKey`. Items are those of `EvalSet`; an item depends on the seed and the key alone.
 
-    With ``unreadable`` skip, an image that cannot be decoded is replaced by another one, drawn from the key; the item then
-    also has ``"skipped"``, the paths of the images it stands for. A file that cannot be read at all stops the run nevertheless:
-    it may be there again tomorrow, and the run would not be the same.
+    An item that replaces undecodable images also has ``"skipped"``, their paths.
+
+    Args:
+        images: with their classes.
+        transform: from an image to a tensor; may draw random numbers.
+        seed: of the run.
+        unreadable: what to do about an image that cannot be decoded; see `open_or_replace`.
     """
 
     def __init__(self, images: Images, transform: Transform, seed: int, unreadable: Literal["stop", "skip"]) -> None:
@@ -93,7 +105,22 @@ class Openable(Protocol):
 def open_or_replace(
     images: Openable, key: SampleKey, seed: int, unreadable: Literal["stop", "skip"]
 ) -> tuple[int, Image.Image, list[str]]:
-    """Return the index and the image for a key, and the paths of unreadable images that were in its place."""
+    """Open the image of a key, or a replacement.
+
+    Args:
+        images: that ``key`` indexes.
+        key: of the training sample.
+        seed: of the run.
+        unreadable: skip replaces an image that cannot be decoded by another one, drawn from the key. stop refuses it. A file
+            that cannot be read at all, such as a missing one, always ends the run: it may be back later, and a resumed run would
+            differ.
+
+    Returns:
+        The index of the image, the image, and the paths of the images that were skipped.
+
+    Raises:
+        UserError: the image cannot be opened, or more than `MAX_REPLACEMENTS` replacements in a row.
+    """
     index = key.index
     skipped: list[str] = []
     while True:
@@ -110,7 +137,7 @@ def open_or_replace(
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """The sets of a classification run and the names of its classes."""
+    """The training and the validation set of a run."""
 
     train_set: TrainSet
     val_set: EvalSet

@@ -1,6 +1,6 @@
-"""Detection data in COCO's layout: images with boxes, labels and masks.
+"""Datasets for detection in COCO's layout: images with boxes, labels and masks.
 
-N objects of an image, H W its rows and columns. Boxes are (left, top, right, bottom) in pixels.
+N objects of an image, H W rows and columns of an image. Boxes are (left, top, right, bottom) in pixels.
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ ORIENTATIONS = {
 
 
 class CocoImages:
-    """Some images of an annotation file, by ``indices`` (all of them if none).
+    """Images of an annotation file with their targets.
 
     Args:
-        exif_orientation: see `DetectionSection`.
+        index: the annotation file.
+        indices: the images to keep, by their position in the file; None: all.
+        exif_orientation: apply: annotations refer to images rotated by their EXIF orientation; ignore: to the pixels as stored;
+            None: apply where the size in the file confirms it, otherwise refuse such an image.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class CocoImages:
         return str(self.index.folder / self.index.file_names[self.indices[index]])
 
     def fingerprint(self) -> str:
-        """Return a hash of the categories, the images' names and ids, and the order of all."""
+        """Return a hash of the categories and of the file names and ids of the images, in order."""
         chosen = [(self.index.file_names[index], self.index.image_ids[index]) for index in self.indices.tolist()]
         categories = [(category.id, category.name) for category in self.index.categories]
         return hashlib.blake2b(json.dumps([categories, chosen]).encode(), digest_size=16).hexdigest()
@@ -81,11 +84,11 @@ class CocoImages:
         return height, width
 
     def open(self, index: int) -> Image.Image:
-        """Return the image on whose pixels the annotations were drawn.
+        """Return the image in the orientation that its annotations refer to.
 
         Raises:
-            UserError: as `open_image` does; also where its size is not that of the annotations, or its EXIF orientation leaves
-                open which way up it was annotated.
+            UserError: as `open_image`; also where its size differs from the annotation file, or its EXIF orientation is
+                ambiguous.
         """
         image, (height, width) = open_image(self.path(index)), self.size(index)
         orientation = orientation_of(image)
@@ -122,7 +125,7 @@ class CocoImages:
         )
 
     def targets(self, index: int) -> dict[str, Tensor]:
-        """Return ``boxes`` (N, 4) float, ``labels`` (N,) from 1, ``masks`` (N, H, W) of 0 and 1 in uint8."""
+        """Return ``boxes`` (N, 4) float32, ``labels`` (N,) int64 from 1, and ``masks`` (N, H, W) uint8 of 0 and 1."""
         objects = self.index.objects(int(self.indices[index]))
         height, width = self.size(index)
         masks = [decode_mask(entry["segmentation"], height, width) for entry in objects]
@@ -134,10 +137,19 @@ class CocoImages:
 
 
 class DetectionTrainSet(Dataset[dict[str, Any]]):
-    """Items ``{"image": 3 H W in 0..1, "targets": see CocoImages.targets, "index": int}``, a function of the seed and the key.
+    """Training set, indexed by `SampleKey`.
+
+    Items are ``{"image": (3, H, W) in 0..1, "targets": see CocoImages.targets, "index": int, "skipped": [path]}``. An item
+    depends on the seed and the key alone.
+
+    Args:
+        images: with their targets.
+        hflip: probability of a horizontal flip.
+        seed: of the run.
+        unreadable: what to do about an image that cannot be decoded; see `open_or_replace`.
 
     Attributes:
-        aspect_ratios: width / height of every image; images of a step with similar ones share a micro-batch, which saves padding.
+        aspect_ratios: width / height of every image; see `TrainBatches`.
     """
 
     def __init__(self, images: CocoImages, hflip: float, seed: int, unreadable: Literal["stop", "skip"]) -> None:
@@ -161,7 +173,7 @@ class DetectionTrainSet(Dataset[dict[str, Any]]):
 
 
 class DetectionEvalSet(Dataset[dict[str, Any]]):
-    """Items ``{"image": 3 H W in 0..1, "index": int}``; an image that cannot be read is a ``UserError``."""
+    """Validation set. Items are ``{"image": (3, H, W) in 0..1, "index": int}``; an unreadable image raises UserError."""
 
     def __init__(self, images: CocoImages) -> None:
         self.images = images
@@ -207,7 +219,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def flip(image: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mirror an image (3, H, W) and what is in it left and right."""
+    """Flip an image (3, H, W) and its targets horizontally."""
     left, top, right, bottom = targets["boxes"].unbind(1)
     width = image.shape[2]
     boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
@@ -215,10 +227,10 @@ def flip(image: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, T
 
 
 def ground_truth(index: CocoIndex) -> COCO:
-    """Return pycocotools' view of an annotation file, of what has been checked alone: crowds and boxes of any size.
+    """Return the checked annotations of a file, crowds and small boxes included, as pycocotools' ground truth.
 
-    ``area`` is that of the mask where the file has none. Ids are numbers of our own, from 1: annotations in the order of the
-    images (pycocotools takes an id of 0 for none), categories as our labels, images as `image_numbers` says.
+    ``area`` is that of the mask where the file has none. Ids are new and start at 1, as pycocotools takes 0 for none:
+    annotations in the order of the images, categories as labels, images as in `image_numbers`.
     """
     annotations: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
@@ -250,10 +262,7 @@ def ground_truth(index: CocoIndex) -> COCO:
 
 
 def image_numbers(index: CocoIndex) -> dict[Any, int]:
-    """Return for each id of an image, in the order of the file, its rank from 1 among them.
-
-    Images count in the order in which pycocotools sorts their ids, which decides between detections of the same score.
-    """
+    """Return the rank of each image id, from 1, in pycocotools' sort order, which decides between detections of equal score."""
     ids = index.image_ids
     if all(isinstance(image_id, str) for image_id in ids):
         ranked = sorted(ids)

@@ -1,7 +1,7 @@
-"""Which sample is seen when: a function of the seed, the epoch and the step, so that a run can be taken up anywhere.
+"""Sampling: the samples of every step, as a function of seed, epoch and step, so that a run can resume at any step.
 
-Nothing here holds state. The order of an epoch is cut into steps, a step into micro-batches, and the micro-batches are dealt
-out to the processes, so that W processes and one process that accumulates W times see the same micro-batches.
+Nothing here holds state. The order of an epoch is split into steps, a step into micro-batches, and these are distributed over
+the processes: W processes, and one process that accumulates W micro-batches, see the same micro-batches.
 """
 
 from __future__ import annotations
@@ -17,28 +17,37 @@ from stvit_cli.errors import UserError
 
 
 class SampleKey(NamedTuple):
-    """What a training sample is drawn from, beside the seed."""
+    """The key of a training sample: with the seed, it determines the sample."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a key
-    """Which image of the data set."""
+    index: int  # type: ignore[assignment]  # hides tuple.index, which a key does not need
+    """Index of the image in the data set."""
     epoch: int
     view: int
-    """Which of the image's views in this epoch; 0 without repeated augmentation."""
+    """Index of the view of the image in this epoch; 0 without repeated augmentation."""
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a seed of 63 bits that depends on every part, on nothing else, and on their order.
+    """Return a 63-bit seed made of the parts and their order, the same on every machine and in every version of Python.
 
-    The same on every machine and in every version of Python; the one source of randomness of the project.
+    All randomness of a run derives from it.
+
+    >>> derive_seed(0, "model") == derive_seed(0, "model"), derive_seed(0, "model") == derive_seed("model", 0)
+    (True, False)
     """
     text = "".join(f"{type(part).__name__} {len(str(part))} {part}" for part in parts)  # the length keeps parts apart
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
 def hold_out(names: Sequence[str], count: int) -> NDArray[np.bool_]:
-    """Choose ``count`` of the names by the smallest hashes: a draw that depends on neither a seed nor the order of the names.
+    """Choose ``count`` names, those with the smallest hashes, independent of any seed and of the order of the names.
 
-    Where names are added, a choice already made changes only as far as ``count`` asks for.
+    When names are added, the choice changes as little as ``count`` allows.
+
+    Returns:
+        A mask of shape (len(names),).
+
+    >>> hold_out(["a", "b", "c", "d"], 1).sum()
+    np.int64(1)
     """
     chosen = np.zeros(len(names), dtype=np.bool_)
     chosen[sorted(range(len(names)), key=lambda i: derive_seed("held out", names[i]))[:count]] = True
@@ -48,7 +57,7 @@ def hold_out(names: Sequence[str], count: int) -> NDArray[np.bool_]:
 def _order(num_samples: int, epoch: int, seed: int, repeats: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indices and the views of one epoch, each of shape (num_samples,)."""
     drawn = derive_seed(seed, "order", epoch)
-    # RandomState, as its streams are frozen for good; numpy's newer generators may change with a release.
+    # RandomState: its streams are frozen, those of numpy's newer generators may change with a release.
     generator = np.random.RandomState([drawn & 0xFFFFFFFF, drawn >> 32])
     images = generator.permutation(num_samples)[: -(-num_samples // repeats)]
     indices = np.repeat(images, repeats)[:num_samples]
@@ -56,28 +65,46 @@ def _order(num_samples: int, epoch: int, seed: int, repeats: int) -> tuple[NDArr
 
 
 def sample_order(num_samples: int, epoch: int, seed: int, repeats: int) -> list[SampleKey]:
-    """Return the keys of one epoch in the order of training, ``num_samples`` of them.
+    """Return the ``num_samples`` keys of one epoch, in training order.
 
-    Without repeats a permutation of the data set. With ``repeats`` r (repeated augmentation, as in DeiT) ceil(n / r) different
-    images, the r views of each one after the other, cut to n.
+    Args:
+        num_samples: n, size of the data set.
+        epoch: index of the epoch, from 0.
+        seed: of the run.
+        repeats: r, views per image. 1: a permutation of the data set. More (repeated augmentation, as in DeiT): ceil(n / r)
+            images with r consecutive views each, truncated to n.
+
+    >>> [key.index for key in sample_order(4, epoch=0, seed=0, repeats=2)]
+    [3, 3, 1, 1]
     """
     indices, views = _order(num_samples, epoch, seed, repeats)
     return [SampleKey(index, epoch, view) for index, view in zip(indices.tolist(), views.tolist(), strict=True)]
 
 
 class TrainBatches:
-    """The micro-batches of one process, as lists of ``SampleKey``, for the steps ``start_step`` to ``num_steps - 1``.
+    """The micro-batches of one process, as lists of `SampleKey`, for the steps ``start_step`` to ``num_steps - 1``.
 
-    One stream over all epochs: step s belongs to epoch s // steps_per_epoch; what is left of an epoch after its last whole step
-    is not seen in that epoch. A step's samples are one slice of the epoch's order. Of its n micro-batches number k takes every
-    n-th sample from the k-th on, as DeiT's sampler deals them out to n processes, so that the views of one image fall into
-    different micro-batches. Process ``rank`` takes the micro-batches k = m * world_size + rank.
+    Step s belongs to epoch s // steps_per_epoch; an incomplete last step of an epoch is dropped. A step's samples are a slice of
+    `sample_order`. Of its n micro-batches, micro-batch k takes the samples k, k + n, k + 2n, ... of the slice, as DeiT's sampler
+    distributes them over n processes, so that the views of an image are in different micro-batches. Process ``rank`` takes the
+    micro-batches rank, rank + world_size, ...
 
-    With ``aspect_ratios``, one for each sample of the data set, a step's samples are sorted by them instead, and a micro-batch
-    takes neighbours: images of similar shape need less padding. Which samples a step has is the same.
+    Args:
+        num_samples: size of the data set.
+        seed: of the run.
+        repeats: views per image and epoch; see `sample_order`.
+        global_batch_size: samples of a step, over all processes.
+        micro_batch_size: samples of a micro-batch.
+        rank: index of the process.
+        world_size: number of processes.
+        start_step: first step.
+        num_steps: steps of the run.
+        aspect_ratios: width / height of every image, (num_samples,). Given, a step's samples are sorted by it and split into
+            consecutive micro-batches, so that images of similar shape share one and need less padding. A step has the same
+            samples either way.
 
     Raises:
-        UserError: the data set holds less than one step.
+        UserError: the data set is smaller than ``global_batch_size``.
     """
 
     def __init__(
@@ -120,15 +147,15 @@ class TrainBatches:
             if epoch != current:
                 indices, views = _order(self.num_samples, epoch, self.seed, self.repeats)
                 current = epoch
-            cut = slice(step_in_epoch * self.global_batch_size, (step_in_epoch + 1) * self.global_batch_size)
+            window = slice(step_in_epoch * self.global_batch_size, (step_in_epoch + 1) * self.global_batch_size)
             for k in self.mine:
-                part = self._micro_batch(indices[cut], k)
-                pairs = zip(indices[cut][part].tolist(), views[cut][part].tolist(), strict=True)
+                part = self._micro_batch(indices[window], k)
+                pairs = zip(indices[window][part].tolist(), views[window][part].tolist(), strict=True)
                 yield [SampleKey(index, epoch, view) for index, view in pairs]
 
     def _micro_batch(self, indices: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-        """Return the places of micro-batch ``k`` among a step's samples."""
+        """Return the positions of micro-batch ``k`` in a step's samples."""
         if self.aspect_ratios is None:
             return np.arange(k, self.global_batch_size, self.num_micro_batches)
-        alike = np.argsort(self.aspect_ratios[indices], kind="stable")
-        return alike[k * self.micro_batch_size : (k + 1) * self.micro_batch_size]
+        by_shape = np.argsort(self.aspect_ratios[indices], kind="stable")
+        return by_shape[k * self.micro_batch_size : (k + 1) * self.micro_batch_size]
