@@ -59,7 +59,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def coco_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO tree of drawn scenes, four to train on and two to evaluate, of at most 64 pixels."""
+    """A COCO tree of synthetic shapes, four to train on and two to evaluate, of at most 64 pixels."""
     from stvit_cli.data.shapes import write_coco_tree
 
     root = tmp_path_factory.mktemp("coco") / "tree"

@@ -1,6 +1,6 @@
-"""COCO's annotation file, read once, checked, and kept in little memory: what is in each image, with our own labels.
+"""Index of a COCO annotation file: read once, checked, and kept in little memory.
 
-COCO's category ids have gaps. Our labels are 1.. in the order of the ids; 0 stays free for the background.
+COCO's category ids have gaps. Labels here are 1, 2, ... in the order of the ids; 0 is the background.
 """
 
 from __future__ import annotations
@@ -104,18 +104,18 @@ class CocoIndex:
 
 
 def read_coco(path: Path, folder: Path | None, *, invalid: Literal["stop", "skip"] = "stop", annotated: bool = True) -> CocoIndex:
-    """Read an annotation file and look whether its images are in the folder.
+    """Read an annotation file, check it, and check that its images are in the folder.
 
-    Crowds and boxes without area are no objects to train on, and boxes are cut off at the image's edge.
+    Crowds and boxes of less than a pixel are not trained on; boxes are clipped to the image.
 
     Args:
-        path: the annotation file.
-        folder: None: nobody looks for the images, and none can be opened.
-        invalid: what an annotation does that cannot be used: end the reading, or be left out and counted.
-        annotated: whether there have to be annotations.
+        path: of the JSON file.
+        folder: of the images; None: their files are not checked, and none can be opened.
+        invalid: what to do about invalid annotations. stop: refuse the file; skip: leave them out and count them.
+        annotated: refuse a file without a list of annotations.
 
     Raises:
-        UserError: a file or folder is not there, the file is no annotation file or contradicts itself, or an image is missing.
+        UserError: a file or folder is missing, the file is not in COCO's format or inconsistent, or an image is missing.
     """
     content = read_json(path, annotated=annotated)
     categories = read_categories(path, content["categories"])

@@ -1,4 +1,4 @@
-"""An image file becomes an upright 8-bit RGB image, or an error that names the file and the reason."""
+"""Decoding of image files to upright 8-bit RGB images, or to an error with the file and the reason."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from stvit_cli.utils.machine_failures import machine_failure
 from stvit_cli.utils.text import did_you_mean, printable
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-"""What is decoded, whatever the file is called. Not all that Pillow knows: its EPS reader, for one, starts a program."""
+"""Formats that are decoded, whatever the file name. Not all of Pillow's: its EPS reader, for one, starts a program."""
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-"""What a folder of images is searched for, in small or capital letters."""
+"""File name extensions of images in a folder; case is ignored."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,13 +35,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation; 1 is upright."""
+"""The operation that undoes each EXIF orientation; 1 is upright."""
 
 _INVERSE = {
     Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
     Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
 }
-"""What undoes these; each of the others undoes itself."""
+"""Inverse operations; each of the others is its own inverse."""
 
 _ORIENTATION = "undone orientation"
 
@@ -57,19 +57,25 @@ _NOT_FILES = (
     (stat.S_ISBLK, "a device"),
 )
 
-# Pillow also logs what it finds odd; without any handler Python would print that.
+# Pillow logs oddities, which Python would print without a handler.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnreadableImageError(UserError):
-    """The file is there and can be read, but what it holds cannot be decoded as an image."""
+    """The file can be read, but its content cannot be decoded as an image."""
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Return the image, turned upright by its EXIF orientation, in mode RGB.
+    """Read an image file in mode RGB, rotated upright by its EXIF orientation.
 
-    Grey, palette and CMYK images are converted; 16-bit grey is scaled, not clipped; transparent parts lie over white; of
-    several frames the first is taken.
+    Grey, palette and CMYK images are converted; 16-bit grey is scaled, not clipped; transparent pixels are blended with white;
+    of several frames the first is read.
+
+    Args:
+        path: of the file; its content, not its name, decides about the format.
+
+    Returns:
+        The image, 8 bits per channel.
 
     Raises:
         UnreadableImageError: what the file holds cannot be decoded.

@@ -1,7 +1,7 @@
-"""Loaders: batches made by worker processes, whose number never changes what comes out.
+"""Data loaders: batches made by worker processes, whose number never changes the batches.
 
-A ``UserError`` in a worker (an image that cannot be read) comes out of the loader as that ``UserError``, without the worker's
-trail. A worker that dies is named, with the likely causes. Workers leave it to their parent to answer signals.
+A ``UserError`` in a worker (an unreadable image) is raised by the loader too, without the worker's traceback. A worker that dies
+is reported with the likely causes. Workers leave signals to their parent.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ __all__ = [
 Collate = Callable[[list[Any]], Any]
 
 BESIDE_THE_STEP = 19
-"""How nice the workers are on the cores that a step runs on. Its threads wait for one another, so a worker that halts one of them
-halts all: on two cores of an AMD EPYC stvit-s trained at 0.94 of the bare step's speed so, with nice workers at 0.95 to 0.97."""
+"""Niceness of workers that share cores with a CPU step. The step's threads wait for one another, so preempting one delays all.
+On two cores of an AMD EPYC stvit-s trains at 0.94 of the speed of the step alone; with nice workers at 0.95 to 0.97."""
 
 GRACE_S = 60
-"""How long a worker goes on after SIGTERM: the time its parent has to end the step and save."""
+"""Seconds that a worker keeps running after SIGTERM, in which its parent ends the step and saves."""
 
 
 class DeadWorkerError(UserError):
@@ -54,10 +54,16 @@ class DeadWorkerError(UserError):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed random, numpy and torch's CPU generator, and put back after it what they held before.
+    """Seed random, numpy and torch's CPU generator within a ``with`` block, and restore their states after it.
 
-    timm's and torchvision's transforms draw from these three. The state is put back so that a loader without workers leaves the
-    training process's own generators alone, as one with workers does; in a worker nobody else draws, and it is not put back.
+    timm's and torchvision's transforms draw from these three. The states are restored so that a loader without workers leaves
+    the generators of the training process unchanged, as one with workers does; workers skip it.
+
+    >>> with seeded(0):
+    ...     first = torch.rand(())
+    >>> with seeded(0):
+    ...     print(torch.rand(()) == first)
+    tensor(True)
     """
     before = None if get_worker_info() else (random.getstate(), np.random.get_state(), torch.get_rng_state())
     random.seed(seed)
@@ -75,14 +81,14 @@ def seeded(seed: int) -> Iterator[None]:
 def build_train_loader(
     dataset: Dataset[Any], batches: TrainBatches, collate: Collate, num_workers: int, pin_memory: bool
 ) -> Loader:
-    """Return the loader of a training set: one item for each of ``batches``, in order, made by ``collate``.
+    """Return the loader of a training set, which yields one collated batch for each of ``batches``, in order.
 
     Args:
-        dataset: is indexed with the `SampleKey`s of a batch.
-        batches: the keys of each micro-batch of this process.
-        collate: turns the items of a micro-batch into a batch.
-        num_workers: worker processes, at most.
-        pin_memory: the step runs on a GPU. Where it runs on a CPU, the workers get what its threads leave.
+        dataset: indexed by `SampleKey`.
+        batches: the micro-batches of this process.
+        collate: makes a batch of a list of items.
+        num_workers: number of worker processes, limited to the number of cores; 0: load in this process.
+        pin_memory: the step runs on a GPU. On a CPU, workers run at a lower priority than the step.
     """
     return Loader(dataset, batches, collate, num_workers, pin_memory, niceness=0 if pin_memory else BESIDE_THE_STEP)
 
@@ -96,17 +102,26 @@ def build_eval_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Loader:
-    """Return the loader of one process's share of a validation set: indices rank, rank + world_size, ...
+    """Return the loader of one process's part of a validation set: indices rank, rank + world_size, ...
 
-    Nothing is padded and nothing seen twice, so the shares may differ in length by one, and a share may be empty.
+    Nothing is padded or repeated, so the parts may differ in length by one, and a part may be empty.
+
+    Args:
+        dataset: indexed by int.
+        collate: makes a batch of a list of items.
+        batch_size: largest number of items in a batch.
+        num_workers: number of worker processes, limited to the number of cores; 0: load in this process.
+        rank: index of the process.
+        world_size: number of processes.
+        pin_memory: the model runs on a GPU.
     """
-    share = range(rank, len(dataset), world_size)  # type: ignore[arg-type]  # our sets have a length; Dataset does not say so
+    share = range(rank, len(dataset), world_size)  # type: ignore[arg-type]  # all sets here have a length; Dataset does not declare it
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
     return Loader(dataset, batches, collate, num_workers, pin_memory)
 
 
 class Loader:
-    """An iterable of batches. Each iteration starts its workers anew, and ends them with it (an unfinished one by ``close()``).
+    """An iterable of batches. Each iteration starts its own workers and stops them at its end (an unfinished one by ``close()``).
 
     Raises, while iterating:
         UserError: one raised by the data set or by ``collate``; or a worker died (the message says how, and what helps).
@@ -126,7 +141,7 @@ class Loader:
             _Batches(dataset, collate),
             sampler=batches,  # what it yields is handed to the data set as it is
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=num_workers,
             # Python 3.14 would start each worker as a new interpreter that imports torch: seconds, at every evaluation.
             multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
@@ -166,7 +181,7 @@ def usable_workers(num_workers: int) -> int:
 
 
 def explain_dead_worker(error: BaseException) -> DeadWorkerError | None:
-    """Return what to tell the user if the error is torch's about a dead worker, else none.
+    """Return the message for the user if torch's error is about a dead worker, otherwise None.
 
     Torch may raise it anywhere in the main thread, as it comes from a signal: whoever drives a loader asks this too.
     """
@@ -186,13 +201,13 @@ def explain_dead_worker(error: BaseException) -> DeadWorkerError | None:
 
 @dataclass(frozen=True)
 class _Refused:
-    """What a worker hands over in place of a batch where a UserError was raised."""
+    """What a worker returns in place of a batch when a UserError was raised."""
 
     message: str
 
 
 class _Batches(Dataset[Any]):
-    """A data set of whole batches: DataLoader rewrites exceptions that cross processes, values it leaves alone."""
+    """A data set of complete batches: DataLoader rewrites exceptions that cross processes, but not values."""
 
     def __init__(self, dataset: Dataset[Any], collate: Collate) -> None:
         self.dataset, self.collate = dataset, collate
@@ -204,7 +219,7 @@ class _Batches(Dataset[Any]):
             return _Refused(str(error))
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -213,12 +228,12 @@ def _start_worker(niceness: int, _worker_id: int) -> None:
     for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _go_on_for_a_while)
+    signal.signal(signal.SIGTERM, _keep_running_for_a_while)
     if hasattr(os, "nice"):
         os.nice(niceness)
 
 
-def _go_on_for_a_while(signal_number: int, _frame: FrameType | None) -> None:
+def _keep_running_for_a_while(signal_number: int, _frame: FrameType | None) -> None:
     """Answer a first SIGTERM with an alarm clock, so that a worker without a parent ends too; a second one ends it at once."""
     signal.signal(signal_number, signal.SIG_DFL)
     signal.alarm(GRACE_S)

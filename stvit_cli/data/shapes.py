@@ -1,7 +1,7 @@
-"""Drawn scenes of circles, squares, triangles and stars, whose boxes, masks and label maps are exact; made from a seed.
+"""Synthetic shapes: images of circles, squares, triangles and stars with exact boxes, masks and label maps, made from a seed.
 
-A small stand-in for COCO and ADE20K: the same scenes are written as a tree in either layout, so that the real loaders read them.
-Scenes differ in size and shape, figures in size, colour and angle; they hide parts of one another, and there is noise over all.
+A small substitute for COCO and ADE20K, written in either layout and read by the same loaders. Images vary in size and aspect
+ratio; shapes vary in size, color and angle and occlude one another; every pixel has noise.
 H W rows and columns of an image.
 """
 
@@ -29,45 +29,56 @@ from stvit_cli.utils.files import cache_dir
 
 SHAPE_NAMES = ("circle", "square", "triangle", "star")
 CATEGORY_IDS = (1, 2, 4, 8)
-"""Of the COCO tree, one for each name; with gaps, as COCO's own."""
+"""Category ids in COCO's layout, one per name; with gaps, as in COCO."""
 
 LABEL_NAMES = ("background", *SHAPE_NAMES)
-"""Of the label maps: 1 is the background, 2 the circle and so on; 0, which stands for what is not labelled, does not occur."""
+"""Names of the numbers 1, 2, ... in label maps; 0 (unlabelled) does not occur."""
 
-MAX_FIGURES = 6
+MAX_SHAPES = 6
 MIN_VISIBLE = 0.5
-"""No figure is hidden by more than the other half."""
+"""Minimum visible fraction of every shape."""
 
 NOISE = 12.0
 """Standard deviation of the noise on every pixel, in 0..255."""
 
 SPLITS = ("train", "val")
 _ADE_SPLIT = {"train": "training", "val": "validation"}
-_FORMAT = 1  # counts up with every change to what is drawn, so that an older tree is not taken for the new one
+_FORMAT = 1  # increases with every change to the images, so that an older tree is not reused
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """An image (H, W, 3) and what is in it: for each figure its visible part (H, W) and its number in ``SHAPE_NAMES``."""
+class SyntheticImage:
+    """An image (H, W, 3), and for each shape the mask (H, W) of its visible part and its index in `SHAPE_NAMES`."""
 
     image: NDArray[np.uint8]
     masks: tuple[Mask, ...]
     labels: tuple[int, ...]
 
     def label_map(self) -> NDArray[np.uint8]:
-        """Return the numbers 1.. of ``LABEL_NAMES`` for every pixel, (H, W)."""
+        """Return the label map (H, W): the position of each pixel's class in `LABEL_NAMES`, from 1."""
         labels = np.ones(self.image.shape[:2], dtype=np.uint8)
         for mask, label in zip(self.masks, self.labels, strict=True):
             labels[mask] = label + 2
         return labels
 
 
-def draw_scene(seed: int, split: str, index: int, image_size: int) -> Scene:
-    """Draw scene ``index`` of a split; ``image_size`` is the longer side in pixels; the shorter has at least three quarters."""
+def draw_image(seed: int, split: str, index: int, image_size: int) -> SyntheticImage:
+    """Draw one image.
+
+    Args:
+        seed: of the data set.
+        split: train or val.
+        index: of the image in the split.
+        image_size: longer side, in pixels; the shorter side has at least three quarters of it.
+
+    >>> image = draw_image(seed=0, split="train", index=0, image_size=64)
+    >>> max(image.image.shape), len(image.masks) == len(image.labels)
+    (64, True)
+    """
     drawn = derive_seed(seed, "shapes", split, index)
-    generator = np.random.RandomState([drawn & 0xFFFFFFFF, drawn >> 32])  # its streams are frozen for good
+    generator = np.random.RandomState([drawn & 0xFFFFFFFF, drawn >> 32])  # its streams are frozen
     short = int(image_size * generator.uniform(0.75, 1.0))
     height, width = [(image_size, short), (short, image_size)][generator.randint(2)]
     ground = generator.uniform(40, 215, 3)
@@ -75,9 +86,9 @@ def draw_scene(seed: int, split: str, index: int, image_size: int) -> Scene:
     whole: list[Mask] = []
     visible: list[Mask] = []
     labels: list[int] = []
-    for _ in range(1 + generator.randint(MAX_FIGURES)):
+    for _ in range(1 + generator.randint(MAX_SHAPES)):
         label = int(generator.randint(len(SHAPE_NAMES)))
-        mask = _figure(SHAPE_NAMES[label], height, width, generator)
+        mask = _shape_mask(SHAPE_NAMES[label], height, width, generator)
         colour = _distinct_colour(ground, generator)
         remaining = [seen & ~mask for seen in visible]
         if any(left.sum() < MIN_VISIBLE * full.sum() for left, full in zip(remaining, whole, strict=True)):
@@ -87,11 +98,11 @@ def draw_scene(seed: int, split: str, index: int, image_size: int) -> Scene:
         visible = [*remaining, mask]
         labels.append(label)
     noisy = canvas + generator.normal(0.0, NOISE, canvas.shape)
-    return Scene(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), tuple(visible), tuple(labels))
+    return SyntheticImage(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), tuple(visible), tuple(labels))
 
 
 def _shaded(colour: NDArray[np.float64], height: int, width: int, generator: np.random.RandomState) -> NDArray[np.float64]:
-    """Return a surface of a colour, a little lighter on one side than on the other, (H, W, 3)."""
+    """Return a surface (H, W, 3) of one color with a slight gradient."""
     angle, strength = generator.uniform(0, 2 * math.pi), generator.uniform(0, 30)
     rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     light: NDArray[np.float64] = (math.sin(angle) * rows + math.cos(angle) * columns)[..., None]
@@ -99,15 +110,15 @@ def _shaded(colour: NDArray[np.float64], height: int, width: int, generator: np.
 
 
 def _distinct_colour(ground: NDArray[np.float64], generator: np.random.RandomState) -> NDArray[np.float64]:
-    """Draw a colour that stands out from the ground."""
+    """Draw a color that differs clearly from the background."""
     while True:
         colour = generator.uniform(20, 235, 3)
         if np.abs(colour - ground).max() > 70:
             return colour
 
 
-def _figure(name: str, height: int, width: int, generator: np.random.RandomState) -> Mask:
-    """Return the pixels of a figure wholly within the image, (H, W)."""
+def _shape_mask(name: str, height: int, width: int, generator: np.random.RandomState) -> Mask:
+    """Draw the mask (H, W) of a shape that lies completely within the image."""
     short = min(height, width)
     radius = short * math.exp(generator.uniform(math.log(0.08), math.log(0.28)))
     x, y = (generator.uniform(radius + 1, side - radius - 2) for side in (width, height))
@@ -118,7 +129,7 @@ def _figure(name: str, height: int, width: int, generator: np.random.RandomState
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
     else:
         corners = {"square": 4, "triangle": 3, "star": 10}[name]
-        # Every other corner of a star lies nearer to its middle.
+        # Every other corner of a star is closer to its center.
         reach = [radius * (0.42 if name == "star" and i % 2 else 1.0) for i in range(corners)]
         turn = [angle + 2 * math.pi * i / corners for i in range(corners)]
         pen.polygon([(x + r * math.cos(t), y + r * math.sin(t)) for r, t in zip(reach, turn, strict=True)], fill=1)
@@ -137,8 +148,10 @@ def write_coco_tree(root: Path, counts: Sequence[int], image_size: int, seed: in
 
     Args:
         root: the folder of the tree.
-        counts: scenes to train on, scenes to evaluate.
-        image_size: the longer side, in pixels.
+        root: the folder.
+        counts: number of training and of validation images.
+        image_size: longer side, in pixels.
+        seed: of the data set.
         seed: of the generator of the images.
     """
     (root / "annotations").mkdir(parents=True)
@@ -148,11 +161,11 @@ def write_coco_tree(root: Path, counts: Sequence[int], image_size: int, seed: in
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index in range(count):
-            scene = draw_scene(seed, split, index, image_size)
-            height, width = scene.image.shape[:2]
+            drawn = draw_image(seed, split, index, image_size)
+            height, width = drawn.image.shape[:2]
             images.append({"id": index + 1, "file_name": f"{index:06d}.png", "height": height, "width": width})
-            Image.fromarray(scene.image).save(root / f"{split}2017" / images[-1]["file_name"], compress_level=1)
-            for mask, label in zip(scene.masks, scene.labels, strict=True):
+            Image.fromarray(drawn.image).save(root / f"{split}2017" / images[-1]["file_name"], compress_level=1)
+            for mask, label in zip(drawn.masks, drawn.labels, strict=True):
                 annotations.append({"id": len(annotations) + 1, "image_id": index + 1} | _annotation(mask, CATEGORY_IDS[label]))
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content), encoding="utf-8")
@@ -172,16 +185,16 @@ def _annotation(mask: Mask, category_id: int) -> dict[str, Any]:
 def write_ade20k_tree(root: Path, counts: Sequence[int], image_size: int, seed: int) -> None:
     """Write ``images/{training,validation}`` and label maps of the same names in ``annotations/{training,validation}``.
 
-    The arguments are those of `write_coco_tree`, and so are the scenes.
+    Arguments and images are those of `write_coco_tree`.
     """
     for split, count in zip(SPLITS, counts, strict=True):
         images, maps = root / "images" / _ADE_SPLIT[split], root / "annotations" / _ADE_SPLIT[split]
         images.mkdir(parents=True)
         maps.mkdir(parents=True)
         for index in range(count):
-            scene = draw_scene(seed, split, index, image_size)
-            Image.fromarray(scene.image).save(images / f"{index:06d}.png", compress_level=1)
-            Image.fromarray(scene.label_map()).save(maps / f"{index:06d}.png")
+            drawn = draw_image(seed, split, index, image_size)
+            Image.fromarray(drawn.image).save(images / f"{index:06d}.png", compress_level=1)
+            Image.fromarray(drawn.label_map()).save(maps / f"{index:06d}.png")
 
 
 _WRITERS = {"coco": write_coco_tree, "ade20k": write_ade20k_tree}
@@ -199,7 +212,7 @@ def _files(layout: str, counts: Sequence[int]) -> Iterator[str]:
 
 
 def _missing_files(tree: Path, layout: str, counts: Sequence[int]) -> list[str]:
-    """Return the files of a tree that are not there or hold nothing: with one scene less a run would be another."""
+    """Return the files of a tree that are missing or empty."""
     expected = list(_files(layout, counts))
     there: set[str] = set()
     for folder in {name.rpartition("/")[0] for name in expected}:
@@ -209,16 +222,17 @@ def _missing_files(tree: Path, layout: str, counts: Sequence[int]) -> list[str]:
 
 
 def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, parent: str | None = None) -> Path:
-    """Return a tree of scenes in ``layout`` (coco or ade20k), writing what of it is not there yet.
+    """Return the folder of a data set of synthetic shapes, generating the files that are missing.
 
-    A new one is written aside and renamed, so that it is whole or not there, and several processes may ask at the same time.
+    A new one is written to a temporary folder and renamed, so that it is complete or absent; processes may call this at the
+    same time.
 
     Args:
         layout: coco or ade20k.
-        counts: number of images to train on and to evaluate.
-        image_size: the longer side, in pixels.
-        seed: of the generator of the images.
-        parent: the folder it is put in; the user's cache if none.
+        counts: number of training and of validation images.
+        image_size: longer side, in pixels.
+        seed: of the data set.
+        parent: folder that it is written to; None: the user's cache.
 
     Raises:
         UserError: the folder cannot be written.
@@ -230,22 +244,22 @@ def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, 
         return tree
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{tree.name}-", dir=folder))
+        staging = Path(tempfile.mkdtemp(prefix=f".{tree.name}-", dir=folder))
     except OSError as error:
         raise UserError(
-            f"{folder}: the drawn scenes cannot be written here: {error.strerror}. Give a folder by data.dir."
+            f"{folder}: the synthetic shapes cannot be written here: {error.strerror}. Set another folder: data.dir=DIR."
         ) from None
     try:
-        _WRITERS[layout](aside / "tree", counts, image_size, seed)
-        if tree.is_dir():  # drawn before, and since then a file was lost
+        _WRITERS[layout](staging / "tree", counts, image_size, seed)
+        if tree.is_dir():  # complete before, but files were lost since
             for name in missing:
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
-                (aside / "tree" / name).replace(tree / name)
+                (staging / "tree" / name).replace(tree / name)
         else:
-            (aside / "tree").rename(tree)
+            (staging / "tree").rename(tree)
     except OSError as error:
         if _missing_files(tree, layout, counts):  # otherwise another process was faster
-            raise UserError(f"{tree}: the drawn scenes cannot be written: {error.strerror}.") from None
+            raise UserError(f"{tree}: the synthetic shapes cannot be written: {error.strerror}.") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return tree

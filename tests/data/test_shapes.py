@@ -1,4 +1,4 @@
-"""The drawn scenes: exact, the same for ever, and one tree in two layouts."""
+"""Synthetic shapes: exact, reproducible, and the same images in two layouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stvit_cli.data.shapes import (
     MIN_VISIBLE,
     SHAPE_NAMES,
     box_of,
-    draw_scene,
+    draw_image,
     shapes_tree,
     write_ade20k_tree,
     write_coco_tree,
@@ -26,15 +26,15 @@ from stvit_cli.errors import UserError
 
 
 def test_a_scene_follows_from_its_seed_split_and_number() -> None:
-    scene, same = draw_scene(3, "train", 5, 96), draw_scene(3, "train", 5, 96)
+    scene, same = draw_image(3, "train", 5, 96), draw_image(3, "train", 5, 96)
     assert np.array_equal(scene.image, same.image)
     assert scene.labels == same.labels
-    others = (draw_scene(4, "train", 5, 96), draw_scene(3, "val", 5, 96), draw_scene(3, "train", 6, 96))
+    others = (draw_image(4, "train", 5, 96), draw_image(3, "val", 5, 96), draw_image(3, "train", 6, 96))
     assert all(not np.array_equal(scene.image, other.image) for other in others if other.image.shape == scene.image.shape)
 
 
 def test_scenes_have_every_figure_several_sizes_and_overlaps() -> None:
-    scenes = [draw_scene(0, "train", index, 128) for index in range(60)]
+    scenes = [draw_image(0, "train", index, 128) for index in range(60)]
     assert set(Counter(label for scene in scenes for label in scene.labels)) == set(range(len(SHAPE_NAMES)))
     assert len({scene.image.shape for scene in scenes}) > 20
     sizes = [max(box_of(mask)[2:]) for scene in scenes for mask in scene.masks]
@@ -50,7 +50,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
 
 def test_masks_boxes_and_label_maps_agree() -> None:
     for index in range(20):
-        scene = draw_scene(1, "val", index, 100)
+        scene = draw_image(1, "val", index, 100)
         labels = scene.label_map()
         assert labels.shape == scene.image.shape[:2]
         assert max(labels.shape) == 100
@@ -71,7 +71,7 @@ def test_a_hidden_figure_keeps_its_greater_part() -> None:
     # A figure that covers more than half of another is not drawn, so a visible part is at least half a whole figure; the least
     # figure there can be has the area of the smallest star.
     assert MIN_VISIBLE == 0.5
-    areas = [int(mask.sum()) for index in range(60) for mask in draw_scene(0, "train", index, 128).masks]
+    areas = [int(mask.sum()) for index in range(60) for mask in draw_image(0, "train", index, 128).masks]
     assert min(areas) >= 0.5 * 1.5 * (0.08 * 96 - 1) ** 2 * 0.8
 
 
@@ -81,7 +81,7 @@ def test_the_coco_tree_is_what_pycocotools_reads(tmp_path: Path) -> None:
     assert coco.getCatIds() == list(CATEGORY_IDS)
     assert len(coco.getImgIds()) == 2
     for index, number in enumerate(sorted(coco.getImgIds())):
-        scene = draw_scene(7, "val", index, 80)
+        scene = draw_image(7, "val", index, 80)
         image = Image.open(tmp_path / "tree" / "val2017" / coco.imgs[number]["file_name"])
         assert np.array_equal(np.asarray(image), scene.image)
         found = coco.loadAnns(coco.getAnnIds(number))
@@ -97,7 +97,7 @@ def test_the_ade20k_tree_holds_the_same_scenes(tmp_path: Path) -> None:
     names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     assert len(names) == 6
     assert "annotations/validation/000000.png" in names
-    scene = draw_scene(7, "train", 1, 80)
+    scene = draw_image(7, "train", 1, 80)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "training" / "000001.png")), scene.image)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "annotations" / "training" / "000001.png")), scene.label_map())
 
