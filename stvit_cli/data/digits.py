@@ -1,4 +1,4 @@
-"""1797 handwritten digits that come with the package, so that a first training needs no download. See digits.txt."""
+"""The 1797 handwritten digits in the package, for a first training without a download. See digits.txt."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from stvit_cli.data.sampling import hold_out
 
 NUM_HELD_OUT = 360
 SIDE = 32
-"""Side of a digit's image, in pixels: that of the scans, whose blocks of 4 x 4 pixels were counted into 8 x 8 values."""
+"""Side of an image, in pixels: that of the original scans, of which the file holds sums over blocks of 4 x 4 pixels."""
 
 
 @functools.cache
 def _arrays() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the digits (1797, 8, 8), of values 0..16, and what they show (1797,)."""
+    """Return the images (1797, 8, 8), with values 0..16, and the labels (1797,)."""
     with resources.files(__package__).joinpath("digits.npz").open("rb") as stream, np.load(stream) as arrays:
         return arrays["images"], arrays["labels"]
 
 
 @functools.cache
 def _held_out() -> NDArray[np.bool_]:
-    """Choose 360 of the 1797, each digit by its share (largest remainders), by hashes of their numbers: the same for ever."""
+    """Choose 360 of the 1797 by hashes of their indices, stratified by class (largest remainders); the choice never changes."""
     labels = _arrays()[1]
     exact = np.bincount(labels) * (NUM_HELD_OUT / len(labels))
     shares = np.floor(exact).astype(int)
@@ -39,7 +39,14 @@ def _held_out() -> NDArray[np.bool_]:
 
 
 class DigitImages:
-    """The 1437 training or the 360 held-out digits, as images of 32 x 32 pixels, white on black."""
+    """The 1437 training or the 360 held-out digits, as images of 32 x 32 pixels, white on black.
+
+    Args:
+        held_out: the digits for validation in place of those for training.
+
+    >>> len(DigitImages(held_out=True)), DigitImages(held_out=True).open(0).size
+    (360, (32, 32))
+    """
 
     class_names = tuple("0123456789")
     notes: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""The images in and below a folder: one set of rules for every task and for `predict`. Imports no torch.
+"""Listing of the images in and below a folder: one set of rules for every task and for `predict`. Imports no torch.
 
-Hidden files and folders are left out, and what systems and archivers leave behind (``__MACOSX``). Links are followed, but never
-into a folder that they lie in; a link that leads nowhere is named. Files with another ending than an image's are counted.
+Hidden files and folders, and those of operating systems and archivers (``__MACOSX``), are skipped. Links are followed,
+except into a parent folder; broken links are reported. Files with other extensions than an image's are counted.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from stvit_cli.utils.text import did_you_mean, first_few, printable
 OF_THE_SYSTEM = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 )
-"""Files and folders that no person made, in small letters."""
+"""Files and folders made by the system, in small letters."""
 
 NO_ENDING = ""
-"""What a file without an ending is counted under."""
+"""Key of files without an extension."""
 
 NUM_NAMED = 3
-"""Of many files with the same fault, so many are named."""
+"""Maximum number of files that a message names of those with the same problem."""
 
 FolderTimes = tuple[int, int]
-"""When the content and the inode of a folder last changed, in nanoseconds."""
+"""Modification times of the content and the inode of a folder, in nanoseconds."""
 
 
 @dataclass
 class Listing:
-    """What was found below a folder; paths are below it too, in no order."""
+    """Files found below a folder; paths are relative to it, unordered."""
 
     paths: list[str] = field(default_factory=list)
     other_endings: Counter[str] = field(default_factory=Counter)
-    """How many files were left out, by their ending in small letters."""
+    """Number of files that were left out, by their extension in small letters."""
     broken_links: list[str] = field(default_factory=list)
-    """Links that lead nowhere and would be an image or a folder."""
+    """Broken links that may have pointed to an image or a folder."""
     folder_times: dict[str, FolderTimes] = field(default_factory=dict)
-    """Of every folder that was listed, taken before it was."""
+    """Times of every listed folder, read before it was listed."""
 
 
 def same_name(name: str) -> str:
-    """Return a name as all its spellings in Unicode: macOS decomposes letters such as é, other systems compose them."""
+    """Return a name in Unicode normalization form C: macOS decomposes letters such as é, other systems compose them."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def is_left_out(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or made by the system."""
+    """Return whether a file or folder of this name is hidden or made by the system."""
     return name.startswith(".") or name.lower() in OF_THE_SYSTEM
 
 
@@ -66,12 +66,12 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def kind_of(entry: os.DirEntry[str]) -> Literal["folder", "file", "nothing"]:
-    """Tell what an entry is, or what it links to; nothing: a link to what is not there, or to itself."""
+    """Return the kind of an entry or of its target; nothing: a broken or circular link."""
     try:
         if entry.is_dir():
             return "folder"
         if entry.is_symlink():
-            entry.stat()  # the answer that is_dir has asked for
+            entry.stat()  # cached by is_dir
         return "file"
     except OSError:
         return "nothing"
@@ -140,7 +140,7 @@ def list_files(root: Path, below: str = "", endings: Sequence[str] | None = ENDI
 
 
 def is_link_of_interest(name: str, endings: Sequence[str] | None = ENDINGS) -> bool:
-    """Whether a link that leads nowhere may have been meant for an image or a folder."""
+    """Return whether a broken link may have pointed to an image or a folder."""
     return endings is None or ending_of(name) == NO_ENDING or name.lower().endswith(tuple(endings))
 
 
@@ -157,12 +157,12 @@ def require_whole_links(root: Path, broken_links: Sequence[str]) -> None:
     count = "a link leads" if len(broken_links) == 1 else f"{len(broken_links)} links lead"
     raise UserError(
         f"{root}: {count} nowhere: {printable(str(root / first))} -> {printable(os.readlink(root / first))}\n"
-        "Is a disk not mounted, or was the target moved? Mend or remove such links."
+        "Is a disk not mounted, or was the target moved? Fix or remove such links."
     )
 
 
 def left_out_note(other_endings: Mapping[str, int]) -> list[str]:
-    """Return the line that says how many files were left out for their ending; none where there were none."""
+    """Return a line on how many files were left out for their extension; no line if there are none."""
     if not other_endings:
         return []
     ordered = sorted(other_endings.items(), key=lambda item: (-item[1], item[0]))

@@ -1,4 +1,4 @@
-"""Images by class: ``train/`` and ``val/`` with a folder for each class, or one such folder, of which a share is held out."""
+"""Folders of images by class: ``train/`` and ``val/``, or one folder of which a part is held out for validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.text import did_you_mean, first_few, printable
 
 HASHED_AT_ONCE = 1 << 18
-"""Paths: so many are put side by side at a time, so that the fingerprint of millions takes little memory."""
+"""Number of paths that are hashed at once, so that the fingerprint of millions takes little memory."""
 
 
 class FolderImages:
@@ -40,7 +40,7 @@ class FolderImages:
             index: the images of the folder, by class.
             class_names: every class of the index that has images must be among them, in any spelling of Unicode.
             chosen: a boolean for each image of the index.
-            notes: what a person should know of what was found.
+            notes: remarks on the folder for the user.
         """
         self.class_names, self.notes = tuple(class_names), tuple(notes)
         self._root, self._paths = str(index.root), index.paths
@@ -68,7 +68,7 @@ class FolderImages:
         return int(self._targets[index])
 
     def open(self, index: int) -> Image.Image:
-        """Return the image in mode RGB; raises ``UserError`` where that cannot be."""
+        """Return the image in mode RGB. Raises UserError as `open_image` does."""
         return open_image(self.path(index))
 
     def fingerprint(self) -> str:
@@ -172,7 +172,7 @@ def find_eval_images(
 
 
 def _notes(folder: Path, index: FolderIndex) -> list[str]:
-    """Return what a person should know of a folder of classes."""
+    """Return remarks on a folder of classes for the user."""
     notes = [f"{folder}: {note}" for note in left_out_note(dict(index.other_endings))]
     empty = [name for name, count in zip(index.class_names, index.counts, strict=True) if not count]
     if empty:

@@ -1,6 +1,6 @@
-"""The numbers in label maps, looked at before a training or an evaluation: do they fit the classes of the recipe?
+"""Checks of the numbers in label maps against the classes, before training or evaluation.
 
-Maps that are shifted by one, or whose foreground is ignored, train and evaluate without an error, and to the best of metrics.
+Label maps that are off by one, or whose foreground is ignored, train and evaluate without an error, often with high metrics.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few, printable
 
 TOO_MUCH_IGNORED = 0.5
-"""Share of the pixels."""
+"""Fraction of ignored pixels above which a warning is given."""
 
 
 @dataclass
 class NumberCount:
-    """What some label maps of a set hold."""
+    """Counts over some label maps of a set."""
 
     pixels: Counter[int] = field(default_factory=Counter)
-    """Pixels by their number."""
+    """Number of pixels by the number in the map."""
     num_maps: int = 0
     problems: list[str] = field(default_factory=list)
-    """Of images and maps that cannot be used, a message each."""
+    """A message for each unusable image or map."""
 
 
 def check_labels(name: str, images: LabelledImages, *, to_train: bool, open_images: bool) -> list[str]:
-    """Look at some label maps of a set, evenly spaced, or at all where they are few; return what looks wrong, a line each.
+    """Check some label maps of a set, evenly spaced, or all of a small set; return a warning line for each suspicion.
 
     Args:
         name: of the set: training or validation.
         images: the set.
-        to_train: refuse what nothing can be learned from.
+        to_train: refuse a set with fewer than two classes.
         open_images: open the images too.
 
     Raises:
@@ -52,7 +52,7 @@ def check_labels(name: str, images: LabelledImages, *, to_train: bool, open_imag
 
 
 def count_numbers(images: LabelledImages, positions: Sequence[int], *, open_images: bool) -> NumberCount:
-    """Count the pixels of the maps at some positions by their numbers."""
+    """Count the pixels of some label maps by the number in the map."""
     count = NumberCount()
     for position in positions:
         try:
@@ -67,10 +67,10 @@ def count_numbers(images: LabelledImages, positions: Sequence[int], *, open_imag
 
 
 def suspicions(images: LabelledImages, count: NumberCount) -> list[str]:
-    """Return what is possible but looks wrong about the numbers that were counted, with the keys that mend it."""
+    """Return what is valid but looks wrong about the counts, with the recipe keys that fix it."""
     if not count.num_maps:
         return []
-    maps = f"{count.num_maps} label maps" if count.num_maps == len(images) else f"{count.num_maps} label maps looked at"
+    maps = f"{count.num_maps} label maps" if count.num_maps == len(images) else f"{count.num_maps} inspected label maps"
     lines = []
     met = _classes_met(images, count)
     absent = [label for index, label in enumerate(images.class_names) if index not in met]
@@ -87,13 +87,13 @@ def suspicions(images: LabelledImages, count: NumberCount) -> list[str]:
 
 
 def _classes_met(images: LabelledImages, count: NumberCount) -> set[int]:
-    """Return the classes that have a pixel; numbers that are no class were refused before."""
+    """Return the classes that occur; numbers that are no class were refused before."""
     classes = {number: label for label, number in enumerate(images.class_numbers)}
     return {classes[number] for number in count.pixels if number not in images.ignored_numbers}
 
 
 def _refuse_one_class(images: LabelledImages, count: NumberCount) -> None:
-    """Raise where all maps together hold fewer than two classes. Where one class is rare all maps have to be looked at."""
+    """Raise where all maps together hold fewer than two classes; a rare class may be in any of them."""
     inspected = set(evenly_spaced(len(images), NUM_INSPECTED))
     for position in range(len(images)):
         if position not in inspected:
@@ -118,13 +118,13 @@ def _refuse_one_class(images: LabelledImages, count: NumberCount) -> None:
 
 
 def _shift_remedy(images: LabelledImages, count: NumberCount) -> str:
-    """Return the key to change where the numbers are likely shifted by one."""
+    """Return the recipe key to change where the numbers are probably off by one."""
     if images.label_values is not None:
         return ""
     if images.reduce_zero_label and count.pixels[0] and not count.pixels[images.class_numbers[-1]]:
-        return " 0 is ignored; where it is a class: segmentation.reduce_zero_label=false"
+        return " 0 is ignored; if it is a class: segmentation.reduce_zero_label=false"
     if not images.reduce_zero_label and not count.pixels[0]:
-        return " No pixel is 0; where the classes count from 1: segmentation.reduce_zero_label=true"
+        return " No pixel is 0; if the classes count from 1: segmentation.reduce_zero_label=true"
     return ""
 
 
@@ -138,9 +138,9 @@ def _unused_remedy(images: LabelledImages, count: NumberCount) -> str:
 def _ignored_remedy(images: LabelledImages, number: int) -> str:
     """Return how a number that is ignored becomes a class."""
     if number == 0 and images.reduce_zero_label:
-        return "Where 0 is a class: segmentation.reduce_zero_label=false"
+        return "If 0 is a class: segmentation.reduce_zero_label=false"
     if number in images.class_numbers:
-        return f"Where {number} is a class, another number is to be ignored: segmentation.ignore_index=65535"
+        return f"If {number} is a class, ignore another number: segmentation.ignore_index=65535"
     values = [*images.class_numbers[:-1], number]
     example = f"=[{', '.join(map(str, values))}]" if len(values) == 2 else ""
-    return f"Where {number} is a class, give each class its number: segmentation.label_values{example}"
+    return f"If {number} is a class, set the number of each class: segmentation.label_values{example}"

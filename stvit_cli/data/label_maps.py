@@ -1,4 +1,4 @@
-"""A label map is a grey or palette PNG of its image's size, a class's number for each pixel: read, or refused with a reason."""
+"""Reading of label maps: grey or palette PNGs of the image's size that hold the number of a class for each pixel."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.text import printable
 
 GREY_OR_PALETTE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-"""Pillow's modes with one number for each pixel."""
+"""Pillow's modes with one number per pixel."""
 
 
 FORMATS = ("PNG", "TIFF", "BMP")
-"""What a label map may be: formats that keep every number."""
+"""Lossless formats that are read."""
 
 _LOSSY = {b"\xff\xd8\xff": "a JPEG, whose compression changes the numbers", b"RIFF": "a WebP file, which may change the numbers"}
-"""What a person may have saved label maps as, by the file's first bytes."""
+"""Formats that users save label maps as by mistake, by the first bytes of the file."""
 
 
 def open_label_map(path: Path) -> NDArray[np.int32]:
@@ -60,7 +60,7 @@ def _unidentified(path: Path) -> str:
 
 def _one_channel(path: Path, channels: NDArray[np.int32], mode: str) -> NDArray[np.int32]:
     """Return the numbers of a map (H, W, channels) that says each of them once, raise where it does not."""
-    expected = "expected a grey or palette PNG, a number a pixel."
+    expected = "expected a grey or palette PNG, one number per pixel."
     if mode in ("LA", "PA", "RGBA"):
         grey = (channels[..., :-1] == channels[..., :1]).all()
         if grey and (channels[..., -1] == 255).all():

@@ -51,7 +51,7 @@ def test_maps_of_two_classes_from_0_are_fine_without_a_key(tmp_path: Path) -> No
 def test_maps_from_0_that_are_read_from_1_are_refused(tmp_path: Path) -> None:
     message = refused(maps(tmp_path, [0, 1], [0, 0], words=REDUCE))
     assert "only the class background (1), and 0, which is ignored" in message
-    assert message.endswith("Where 0 is a class: segmentation.reduce_zero_label=false")
+    assert message.endswith("If 0 is a class: segmentation.reduce_zero_label=false")
 
 
 def test_maps_of_black_and_white_are_refused_and_the_key_mends_them(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_number_that_is_no_class_says_the_key(tmp_path: Path, number: int, key
 
 def test_an_evaluation_on_maps_of_black_and_white_names_the_key(tmp_path: Path) -> None:
     (line,) = check(maps(tmp_path, [0, 0, 255]), to_train=False)
-    assert "the class object is in none of the 1 label maps. Where 255 is a class" in line
+    assert "the class object is in none of the 1 label maps. If 255 is a class" in line
     assert line.endswith("segmentation.label_values=[0, 255]")
 
 
@@ -101,7 +101,7 @@ def test_more_than_half_of_the_pixels_ignored_is_said(tmp_path: Path) -> None:
     assert "segmentation.label_values" in line
     lines = check(maps(tmp_path, [0, 0, 0, 1, 2], words=REDUCE))
     assert len(lines) == 1
-    assert lines[0].endswith("are ignored. Where 0 is a class: segmentation.reduce_zero_label=false")
+    assert lines[0].endswith("are ignored. If 0 is a class: segmentation.reduce_zero_label=false")
 
 
 def test_an_evaluation_says_what_a_training_refuses(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_of_many_maps_a_sample_is_looked_at_and_all_before_a_refusal(tmp_path: P
     images = maps(tmp_path / "none", *[[0, 0]] * 12)
     assert "only the class background (0): at least two classes" in refused(images)
     (line,) = check(images, to_train=False)
-    assert "is in none of the 3 label maps looked at" in line
+    assert "is in none of the 3 inspected label maps" in line
 
 
 def test_damaged_images_and_maps_are_named_together(tmp_path: Path) -> None:
