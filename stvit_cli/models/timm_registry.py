@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stvit_cli.models.layers import BatchNorm2d
 from stvit_cli.models.stvit import VARIANTS, STViT
 from stvit_cli.models.super_token import SuperTokenAttention
-from stvit_cli.models.weights.authors_checkpoint import our_names
+from stvit_cli.models.weights.authors_checkpoint import rename_keys
 
 __all__ = ["stvit_base", "stvit_large", "stvit_nano", "stvit_small"]
 
@@ -57,7 +57,7 @@ for _module in (SuperTokenAttention, BatchNorm2d):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename a published checkpoint's tensors; timm calls it on what it has read itself."""
-    return our_names(state_dict)[0]
+    return rename_keys(state_dict)[0]
 
 
 def _create(name: str, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:

@@ -151,7 +151,7 @@ def test_unusable_weights_are_refused(refused: Callable[..., str], short_run: Pa
     )
     finetune = ["finetune", "--recipe", "quickstart", "--weights"]
     assert "missing.pth" in refused(*finetune, "missing.pth")
-    assert "no weights of this model" in refused(*finetune, short_run, "--model", "stvit-s")
+    assert "not the weights of this model" in refused(*finetune, short_run, "--model", "stvit-s")
 
 
 def test_unknown_classes_are_refused(refused: Callable[..., str], short_run: Path) -> None:

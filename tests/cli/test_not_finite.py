@@ -88,5 +88,5 @@ def test_a_file_of_weights_that_are_not_finite_is_refused(stvit, command: str, i
     }
     ended = stvit(command, *words[command])
     assert ended.code == 2, ended.err
-    assert "nan.safetensors: head.weight holds values that are not finite" in ended.err, ended.err
+    assert "nan.safetensors: head.weight has values that are not finite" in ended.err, ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["nan.safetensors"]

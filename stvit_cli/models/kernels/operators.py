@@ -1,7 +1,23 @@
-"""The operators of the kernels: their arguments, their shapes, their gradients. Who computes them is registered elsewhere.
+"""The operators ``stvit::...`` of the custom kernels: arguments, results, gradients. `cpu/` and `triton/` implement them.
 
-Shapes as in `super_token`: tokens (B, C, H, W), super tokens (B, p, q, C), n = h * w tokens of a cell; here the association Q is
-(B, p, q, 9, n). Tokens come out in channels-last memory. None can be differentiated twice.
+Shapes as in `super_token`, but for the association Q, which is (B, p, q, 9, n) here, as it lies in memory. Tokens (B, C, H, W)
+may have any memory format and are returned channels-last. No gradient can be differentiated again.
+
+| operator | arguments | results |
+|---|---|---|
+| `conv_pos_enc` | x (B, C, H, W), weight (C, 1, 3, 3), bias (C), residual | y = dw(x) + bias, + x if residual (B, C, H, W) |
+| `conv_pos_enc_backward` | gradient of y, x, weight, residual | gradients of x, weight, bias |
+| `gelu_conv_pos_enc` | u (B, C, H, W), shift (C), weight, bias, residual | `conv_pos_enc` of x = GELU(u + shift) |
+| `gelu_conv_pos_enc_backward` | gradient of y, u, shift, weight, residual | gradients of u, shift, weight, bias |
+| `associate_and_aggregate` | x, super tokens (B, p, q, C), h, w | equations 1 and 2: the new super tokens (B, p, q, C), \
+their Q, and its column sums (B, p, q, 1) in float32 |
+| `aggregate` | Q, x, h, w | Q^T x, not normalized (B, p, q, C) |
+| `upsample` | Q, super tokens, h, w, H, W | tokens (B, C, H, W), the nine super tokens of each weighted by Q |
+| `self_attention` | qkv (B, 3 C, H, W): q, k and v of the first head, of the second, ...; number of heads | y (B, C, H, W), and \
+the logarithm of the softmax' denominator of each query (B, heads, H W) |
+| `self_attention_backward` | gradient of y, qkv, y, logarithms, number of heads | gradient of qkv |
+
+With Q constant, the gradient of `associate_and_aggregate` is `upsample`, and that of `upsample` is `aggregate`.
 """
 
 from __future__ import annotations
@@ -14,21 +30,14 @@ from torch import Tensor
 
 library = torch.library.Library("stvit", "DEF")
 for schema in (
-    # x + c, where residual, or c: the depth-wise 3 x 3 convolution of x by a kernel (C, 1, 3, 3) and bias (C)
     "conv_pos_enc(Tensor x, Tensor weight, Tensor bias, bool residual) -> Tensor",
     "conv_pos_enc_backward(Tensor grad, Tensor x, Tensor weight, bool residual) -> (Tensor, Tensor, Tensor)",
-    # the same of x = GELU(u + shift), shift (C)
     "gelu_conv_pos_enc(Tensor u, Tensor shift, Tensor weight, Tensor bias, bool residual) -> Tensor",
     "gelu_conv_pos_enc_backward(Tensor grad, Tensor u, Tensor shift, Tensor weight, bool residual)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    # equations 1 and 2: the new super tokens, Q, and its sums (B, p, q, 1) in float32
     "associate_and_aggregate(Tensor x, Tensor super_tokens, int h, int w) -> (Tensor, Tensor, Tensor)",
-    # the sums of the tokens by a given Q: (B, p, q, C)
     "aggregate(Tensor association, Tensor x, int h, int w) -> Tensor",
-    # tokens, each the mix of its nine super tokens by Q
     "upsample(Tensor association, Tensor super_tokens, int h, int w, int height, int width) -> Tensor",
-    # multi-head self-attention of q, k, v (B, 3 C, H, W), each head's three together: y (B, C, H, W), and for each place of each
-    # head the logarithm of the softmax' denominator (B, heads, H W)
     "self_attention(Tensor qkv, int num_heads) -> (Tensor, Tensor)",
     "self_attention_backward(Tensor grad, Tensor qkv, Tensor y, Tensor logs, int num_heads) -> Tensor",
 ):
@@ -38,6 +47,7 @@ ops = torch.ops.stvit
 
 
 def _like_tokens(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return empty channels-last tokens of a size (B, C, H, W)."""
     b, channels, height, width = size
     return x.new_empty(b, height, width, channels).permute(0, 3, 1, 2)
 
@@ -152,16 +162,23 @@ for name, backward, keep in (
 
 
 def sample(x: Tensor, grid_size: tuple[int, int], num_iters: int = 1) -> tuple[Tensor, Tensor]:
-    """Super Token Sampling of (B, C, H, W): super tokens (B, p, q, C) and association Q (B, p, q, 9, n).
+    """Super Token Sampling by the operators. The gradient flows through the last aggregation only.
 
-    The gradient flows through the last aggregation alone. Under autocast the products run in its precision, the softmax and the
-    normaliser in float32.
+    Under autocast the products run in its precision, the softmax and the normalizer in float32.
+
+    Args:
+        x: tokens (B, C, H, W).
+        grid_size: tokens of a cell, (h, w).
+        num_iters: number of iterations.
+
+    Returns:
+        Super tokens (B, p, q, C) and association Q (B, p, q, 9, n).
     """
     h, w = grid_size
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     with torch.no_grad():
-        # The padding takes part in the mean, as zeros.
+        # The zeros of the padding count in the mean, as in `super_token.sample`.
         super_tokens = F.avg_pool2d(x, grid_size, ceil_mode=True, divisor_override=h * w).permute(0, 2, 3, 1)
         for _ in range(num_iters - 1):
             super_tokens, _, _ = ops.associate_and_aggregate(x, super_tokens, h, w)

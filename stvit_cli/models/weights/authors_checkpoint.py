@@ -1,4 +1,4 @@
-"""The authors' published layout: its names in ours, and which model a file is for, told by its shapes."""
+"""The authors' published checkpoints: their keys renamed to those here, and the model identified by its shapes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.registry import create_model, list_models
+from stvit_cli.models.isotropic import VARIANTS as ISOTROPIC
+from stvit_cli.models.registry import create_model
+from stvit_cli.models.stvit import VARIANTS as STVIT
 from stvit_cli.models.weights.info import WeightsInfo
 from stvit_cli.utils.text import shortened
 
 LICENCE = "the authors' published weights, from a repository that states no licence"
-PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before a key
-# What a training script's own module puts before all keys: Lightning's `self.model`, a backbone of a larger model. Before some of
-# them it means something: a segmenter has a backbone beside its decoder.
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# The prefix of all keys where a training script wraps the model: Lightning's `self.model`, the backbone of a larger model. Before
+# only some of the keys it has a meaning: a segmenter has a backbone and a decoder.
 COMMON_PREFIXES = ("model.", "backbone.")
 STEM_WEIGHT = "stem.0.conv.weight"
 ISOTROPIC_STEM_WEIGHT = "patch_embed.weight"
 HEAD_WEIGHT = "head.weight"
+BLOCK_NAME = re.compile(r"stages\.(\d{1,2})\.blocks\.(\d{1,4})\.")
 STVIT_NAME = re.compile(
     r"(stem\.[0-3]\.(conv|norm)|stages\.\d+\.(downsample\.(conv|norm)|blocks\.\d+\."
     r"(cpe\.conv|norm[12]|attn\.(qkv|proj)|mlp\.(fc[12]|conv\.conv)|ls[12]))|proj|norm|head)\.\w+$"
 )
 
-# The published names and ours. The first match is taken; a name that none matches is ours already or foreign.
+# The published keys and those here. The first match is applied; a key without a match is one of these already, or foreign.
 RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -47,21 +50,21 @@ BLOCK_RENAMES = (
     (".gamma_1", ".ls1.gamma"),
     (".gamma_2", ".ls2.gamma"),
 )
-IDENTITY_KERNELS = (".attn.unfold.weights", ".attn.fold.weights")  # 9 x 1 x 3 x 3: each picks one neighbour; no weights of ours
+IDENTITY_KERNELS = (".attn.unfold.weights", ".attn.fold.weights")  # (9, 1, 3, 3): each selects one neighbour; not a weight here
 
 
-def our_name(name: str) -> str:
-    """Return our name for a published one, without the prefixes of wrappers."""
+def rename_key(name: str) -> str:
+    """Return the key of the model here for a published one, without the prefixes of wrappers."""
     name = _unwrapped(name)
     for pattern, target in RENAMES:
         if match := pattern.match(name):
             number, rest = int(match[1]), name[match.end() :]
-            if target.startswith("stem"):  # conv, GELU, norm: three places of the published Sequential for each layer
+            if target.startswith("stem"):  # conv, GELU, norm: three indices of the published Sequential for each layer
                 rest = ("norm." if number % 3 else "conv.") + rest
             name = target.format(layer=number // 3, stage=number, next_stage=number + 1) + rest
             break
-    for theirs, ours in BLOCK_RENAMES:
-        name = name.replace(theirs, ours)
+    for published, here in BLOCK_RENAMES:
+        name = name.replace(published, here)
     return name
 
 
@@ -72,7 +75,7 @@ def _unwrapped(name: str) -> str:
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """Return what a wrapper has put before every one of the names, such as ``module.model.``; empty where they differ."""
+    """Return the prefix that a wrapper has put before all of the keys, such as ``module.model.``; empty if there is none."""
     rest, prefix = list(names), ""
     while rest and (found := next((p for p in PREFIXES + COMMON_PREFIXES if all(n.startswith(p) for n in rest)), "")):
         prefix += found
@@ -80,11 +83,17 @@ def common_prefix(names: Iterable[str]) -> str:
     return prefix
 
 
-def our_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """Return the tensors under our names, the names that were changed (theirs to ours), and the identity kernels left out.
+def rename_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """Rename the keys of a published state dict.
+
+    Args:
+        tensors: a state dict with published keys, or with those of the models here, with or without a wrapper's prefix.
+
+    Returns:
+        The renamed state dict; the keys that were changed, old to new; the identity kernels, which were left out.
 
     Raises:
-        UserError: two names that become one, or a kernel of unfold or fold that is not the identity.
+        UserError: two keys become one, or a kernel of unfold or fold is not the identity.
     """
     state_dict: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
@@ -93,35 +102,40 @@ def our_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     for name, tensor in tensors.items():
         if name.endswith(IDENTITY_KERNELS):
             if tensor.ndim < 1 or not torch.equal(tensor.reshape(len(tensor), -1).float(), torch.eye(9)):
-                raise UserError(f"{shortened(name)} is not the identity; the model has no place for another unfold or fold.")
+                raise UserError(f"{shortened(name)} is not the identity; the model supports no other unfold or fold.")
             left_out.append(name)
             continue
-        ours = our_name(name.removeprefix(prefix))
-        if ours in state_dict:
-            raise UserError(f"{shortened(name)} and another name both mean {shortened(ours)}; expected one model's weights.")
+        renamed_key = rename_key(name.removeprefix(prefix))
+        if renamed_key in state_dict:
+            raise UserError(
+                f"{shortened(name)} and another key both become {shortened(renamed_key)}; expected one model's weights."
+            )
         # Layer scale is published as (1, C, 1, 1).
-        state_dict[ours] = tensor.flatten() if ours.endswith(".gamma") else tensor
-        if ours != name:
-            renamed[name] = ours
+        state_dict[renamed_key] = tensor.flatten() if renamed_key.endswith(".gamma") else tensor
+        if renamed_key != name:
+            renamed[name] = renamed_key
     return state_dict, renamed, left_out
 
 
 def identify(state_dict: Mapping[str, Tensor], image_size: int | None = None) -> WeightsInfo:
-    """Tell by names and shapes which model the weights (under our names) are for, with its classes and channels.
+    """Identify the model of a state dict by its keys and shapes.
 
-    The size of the images leaves no trace in the shapes: without ``image_size`` it is 224. With 1000 classes these are
-    ImageNet's, named by their synsets, as its folders are.
+    Args:
+        state_dict: weights under the keys of the models here, see `rename_keys`.
+        image_size: side of the images in pixels, which the shapes do not tell; default 224.
+
+    Returns:
+        The model with its numbers of classes and channels. 1000 classes are taken for ImageNet's, named by their synsets.
 
     Raises:
         UserError: no model has these tensors.
     """
     found = _shapes(state_dict)
     head, stem = found.get(HEAD_WEIGHT), found.get(STEM_WEIGHT, found.get(ISOTROPIC_STEM_WEIGHT))
-    isotropic = STEM_WEIGHT not in found
-    candidates = [name for name in list_models() if name.startswith("isotropic") == isotropic] if stem and len(stem) == 4 else []
-    name = next((name for name in candidates if _body(found) == _body(_shapes_of(name))), None)
+    candidates = _candidates(found) if stem and len(stem) == 4 else []
+    name = next((name for name in candidates if _backbone(found) == _backbone(_shapes_of(name))), None)
     if name is None or stem is None:
-        raise UserError(f"these are no weights of a model known here: {_layout(found)}.")
+        raise UserError(f"these are not the weights of a known model: {_layout(found)}.")
     num_classes, in_chans = head[0] if head else 0, stem[1]
     info = WeightsInfo(name, num_classes=num_classes, in_chans=in_chans, image_size=image_size or 224)
     if num_classes == 1000:
@@ -130,32 +144,47 @@ def identify(state_dict: Mapping[str, Tensor], image_size: int | None = None) ->
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor is a batch norm's count of batches. PyTorch before 0.4.1 did not write it, and no result depends on it."""
+    """Return whether a tensor is the batch counter of a batch norm: unused, and absent from files of PyTorch before 0.4.1."""
     return name.endswith(".num_batches_tracked")
 
 
 def is_stvit(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors are laid out as an STViT's, of whatever widths and depths."""
+    """Return whether the tensors have the keys of an STViT, of any widths and depths."""
     shapes = {name: state_dict[name].ndim for name in (STEM_WEIGHT, HEAD_WEIGHT) if name in state_dict}
     return all(STVIT_NAME.match(name) for name in state_dict) and shapes.get(STEM_WEIGHT) == 4 and shapes.get(HEAD_WEIGHT, 2) == 2
 
 
+def _candidates(shapes: Mapping[str, torch.Size]) -> list[str]:
+    """Return the models with the widths and depths of the weights; of Table II's rows, those with the same attention."""
+    layout = _widths_and_depths(shapes)
+    if STEM_WEIGHT in shapes:
+        return [name for name, variant in STVIT.items() if (variant.embed_dims, variant.depths) == layout]
+    attention = "stvit" if len(shapes.get("stages.0.blocks.0.attn.qkv.weight", ())) == 4 else "swin"  # a convolution or linear
+    rpe = any(name.endswith("relative_position_bias_table") for name in shapes)
+    expected = (*layout, attention, rpe)
+    return [name for name, row in ISOTROPIC.items() if (row.embed_dims, row.depths, row.attention, row.rpe) == expected]
+
+
+def _widths_and_depths(shapes: Mapping[str, torch.Size]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the width and the number of blocks of each stage; both empty where there are no stages, a width 0 if unknown."""
+    blocks = [(int(match[1]), int(match[2])) for name in shapes if (match := BLOCK_NAME.match(name))]
+    stages = range(max((stage for stage, _ in blocks), default=-1) + 1)
+    depths = tuple(1 + max((block for stage, block in blocks if stage == i), default=-1) for i in stages)
+    norms = [shapes.get(f"stages.{i}.blocks.0.norm1.weight") for i in stages]
+    return tuple(shape[0] if shape else 0 for shape in norms), depths
+
+
 def _layout(shapes: Mapping[str, torch.Size]) -> str:
-    places = [
-        (int(match[1]), int(match[2])) for name in shapes if (match := re.match(r"stages\.(\d{1,2})\.blocks\.(\d{1,4})\.", name))
-    ]
-    if not places or STEM_WEIGHT not in shapes:
+    """Describe weights of no known model, for a message."""
+    widths, depths = _widths_and_depths(shapes)
+    if not depths or STEM_WEIGHT not in shapes:
         first = ", ".join(shortened(name) for name in list(shapes)[:2])
         return f"{len(shapes)} tensors, {first} and others"
-    stages = range(max(stage for stage, _ in places) + 1)
-    depths = " ".join(str(1 + max((block for stage, block in places if stage == i), default=-1)) for i in stages)
-    first_of = [shapes.get(f"stages.{i}.blocks.0.cpe.conv.weight") for i in stages]
-    widths = " ".join(str(shape[0]) if shape else "?" for shape in first_of)
-    return f"an STViT of widths {widths} and depths {depths}"
+    return f"an STViT of widths {' '.join(str(n or '?') for n in widths)} and depths {' '.join(map(str, depths))}"
 
 
-def _body(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-    """Return the shapes that depend neither on the classes nor on the channels."""
+def _backbone(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """Return the shapes that depend neither on the number of classes nor on the number of input channels."""
     return {
         name: shape
         for name, shape in shapes.items()
@@ -170,5 +199,5 @@ def _shapes_of(name: str) -> dict[str, torch.Size]:
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """Return the shapes by name, without the counters that old checkpoints lack."""
+    """Return the shapes by key, without the counters that old checkpoints lack."""
     return {name: tensor.shape for name, tensor in state_dict.items() if not is_counter(name)}

@@ -1,4 +1,4 @@
-"""A published checkpoint as a weights file of ours."""
+"""Convert a published checkpoint to a weights file with a description."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from stvit_cli.models.weights.authors_checkpoint import HEAD_WEIGHT, STEM_WEIGHT
 from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, read_weights, save_weights
 from stvit_cli.utils.files import writing
 
-CUSTOM = "custom"  # an STViT of widths and depths that have no name here: for `load_weights` and a model of one's own
+CUSTOM = "custom"  # an STViT of other widths or depths, to load into a model built by the user
 
 
 def convert(source: Path, target: Path, container: str | None = None, image_size: int | None = None) -> dict[str, Any]:
-    """Write ``source`` to ``target`` as safetensors and return what became of every key.
+    """Convert a checkpoint to safetensors with a description.
 
     Args:
-        source: a checkpoint, such as a published `.pth` file.
-        target: the new `.safetensors` file.
-        container: which weights of the checkpoint to take, where it has several.
-        image_size: the side of an image, where the file does not say it (or says it wrongly).
+        source: the checkpoint.
+        target: the file to write.
+        container: the key of the weights to convert in a checkpoint with several.
+        image_size: side of the images in pixels, if the file does not contain it or it is wrong there.
+
+    Returns:
+        The description, and what was done with every key of the checkpoint.
 
     Raises:
-        UserError: the source cannot be read or is no STViT, or the target cannot be written.
+        UserError: the source cannot be read or is not an STViT, or the target cannot be written.
     """
     file = read_weights(source, container)
     info = _describe(file, image_size)

@@ -1,4 +1,4 @@
-"""Weight files: ours (safetensors with a description), and the authors' published ones, read, written and loaded."""
+"""Read, write and load weights files: safetensors with a description, and the authors' published checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 METADATA_KEY = "stvit"  # the only one: the format writes several in no fixed order
 CHECKSUM = re.compile(r',"crc32":"([0-9a-f]{8})"}$')  # the end of the description
 HEAD = ("head.weight", "head.bias")
-# The format's names of what PyTorch and the checks below can read; others (F8, complex numbers) are refused before they are read.
+# The data types of the format that the checks below can read; others (F8, complex) are refused before they are read.
 READABLE = frozenset({"F16", "BF16", "F32", "F64", "I64"})
 
 
@@ -49,12 +49,13 @@ class WeightsFile:
     """The content of a weights file.
 
     Attributes:
-        state_dict: the tensors under our names, mapped from the file.
-        info: what the file says of itself; of a published one what its shapes tell; none for an unknown architecture.
-        renamed: the file's names by ours, where they differ.
-        left_out: the file's tensors that are no weights (the identity kernels of unfold and fold).
-        container: the key of a checkpoint under which the weights were; ``others`` could have been taken instead.
-        image_size: the side of an image, where the file says it.
+        state_dict: the tensors under the keys of the models here, memory-mapped from the file.
+        info: the description in the file; None for a published checkpoint, see `describe`.
+        renamed: keys of the file that were changed, old to new.
+        left_out: keys of the file that are not weights (the identity kernels of unfold and fold).
+        container: the key of the checkpoint that held the weights.
+        others: the other keys that hold weights.
+        image_size: side of the training images in pixels, if the file contains it.
     """
 
     path: Path
@@ -69,17 +70,17 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did with every name.
+    """What `load_weights` did with every key.
 
     Attributes:
-        loaded: names of the model that got their values from the file, the adapted ones among them.
-        renamed: the file's names by ours, where they differ.
-        missing: names of the model that the file lacks; they stay as they were. The counters of batch norms, which old
-            checkpoints lack and nothing depends on, are not among them.
-        unexpected: names of the file that the model lacks.
-        reset: the classifier, left as initialised on request.
-        adapted: the stem's first kernel, made to fit another number of channels on request.
-        left_out: the file's identity kernels, which are no weights.
+        loaded: keys of the model that were loaded, the adapted ones included.
+        renamed: keys of the file that were changed, old to new.
+        missing: keys of the model that the file lacks; their tensors are unchanged. The batch counters of batch norms, which
+            old checkpoints lack and no result depends on, are not listed.
+        unexpected: keys of the file that the model lacks.
+        reset: keys of the classifier that were not loaded because of ``new_head``.
+        adapted: the first kernel of the stem, if it was adapted to another number of channels because of ``new_head``.
+        left_out: keys of the file's identity kernels, which are not weights.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -92,37 +93,54 @@ class LoadReport:
 
 
 def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], info: WeightsInfo) -> None:
-    """Write a safetensors file with ``info`` and a checksum in its metadata; to the side, flushed, then renamed.
+    """Write a safetensors file with a description and a checksum in its metadata, atomically.
+
+    Args:
+        path: the file to write.
+        weights: a model or its state dict.
+        info: the description of the model, see `WeightsInfo`.
 
     Raises:
-        OSError: the file cannot be written; an older one is intact.
+        OSError: the file cannot be written; an existing one is unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> from stvit_cli import create_model
+        >>> from stvit_cli.models.weights import WeightsInfo, read_info, save_weights
+        >>> path = Path(tempfile.mkdtemp()) / "weights.safetensors"
+        >>> save_weights(path, create_model("stvit-nano", num_classes=2), WeightsInfo("stvit-nano", num_classes=2))
+        >>> read_info(path).model
+        'stvit-nano'
     """
     state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    # In plain memory order: equal weights give equal files whatever layout they are used in.
+    # Contiguous, so that equal weights give equal files in whatever memory format they are used.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     text = info.to_json()
     path = Path(path)
     with replacing(path) as aside:
-        mode = aside.stat().st_mode  # as the user's umask has it; the library would let nobody else read the file
+        mode = aside.stat().st_mode  # of the user's umask; the library would make the file unreadable to others
         save_file(tensors, aside, metadata={METADATA_KEY: f'{text[:-1]},"crc32":"{_checksum(tensors, text)}"}}'})
         aside.chmod(mode)
 
 
 def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
-    """Read a weights file: ours, or in the published layout as ``.pth`` or ``.safetensors``. Nothing in it is executed.
+    """Read a weights file of `save_weights`, or a published checkpoint (``.pth`` or ``.safetensors``). No code in it is executed.
 
     Args:
         path: the file.
-        container: which weights of a checkpoint to take, where it has several; otherwise ``model`` before ``model_ema``.
+        container: the key of the weights to read from a checkpoint with several; default ``model``, then ``model_ema``.
+
+    Returns:
+        The tensors under the keys of the models here, and what the file contains besides.
 
     Raises:
-        UserError: missing, damaged, holding no weights, or values that are not finite.
+        UserError: the file is missing or damaged, has no weights, or has values that are not finite.
     """
     path = Path(path)
     _require_file(path)
     if _is_safetensors(path):
         if container is not None:
-            raise UserError(f"{path}: a safetensors file holds one set of weights; there is no '{container}' to choose.")
+            raise UserError(f"{path}: a safetensors file has one set of weights, found no '{container}'.")
         tensors, info = _read_safetensors(path)
         names: dict[str, Any] = {}
         image_size = None
@@ -132,17 +150,20 @@ def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
         names = {"container": checkpoint.container, "others": checkpoint.others}
     _require_numbers(path, tensors)
     try:
-        state_dict, renamed, left_out = published.our_names(tensors)
+        state_dict, renamed, left_out = published.rename_keys(tensors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return WeightsFile(path, state_dict, info, renamed, left_out, image_size=image_size, **names)
 
 
 def read_info(path: str | Path) -> WeightsInfo:
-    """Return what a weights file says of itself, or for a published one what its shapes tell.
+    """Return the description of a weights file; of a published one, what its shapes tell.
+
+    Args:
+        path: the file. Only its header is read if it has a description.
 
     Raises:
-        UserError: the file is missing, damaged, or of an architecture that is not known.
+        UserError: the file is missing or damaged, or its architecture is unknown.
     """
     path = Path(path)
     _require_file(path)
@@ -155,10 +176,14 @@ def read_info(path: str | Path) -> WeightsInfo:
 
 
 def describe(file: WeightsFile, image_size: int | None = None) -> WeightsInfo:
-    """Return the file's own description, or for a published one what its shapes tell; ``image_size`` overrides a guess of 224.
+    """Return the description in a file; of a published one, what its shapes tell.
+
+    Args:
+        file: what `read_weights` returned.
+        image_size: side of the images in pixels, for a published file that does not contain it; default 224.
 
     Raises:
-        UserError: an architecture that is not known.
+        UserError: the architecture is unknown.
     """
     if file.info is not None:
         return file.info
@@ -170,7 +195,7 @@ def describe(file: WeightsFile, image_size: int | None = None) -> WeightsInfo:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Return the file's tensors under our names. Raises UserError as `read_weights` does."""
+    """Return the tensors of a file under the keys of the models here. Raises UserError as `read_weights` does."""
     return read_weights(path).state_dict
 
 
@@ -199,7 +224,7 @@ def match_weights(model: nn.Module, file: WeightsFile, *, new_head: bool = False
 
 
 def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[str, Tensor], LoadReport]:
-    """Return the file's tensors as the model takes them, and the report on every name."""
+    """Return the tensors of the file as the model needs them, and the report on every key."""
     state_dict, own = dict(file.state_dict), model.state_dict()
     reset: list[str] = []
     adapted: list[str] = []
@@ -211,8 +236,8 @@ def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[
     common = [name for name in own if name in state_dict]
     wrong = [name for name in common if own[name].shape != state_dict[name].shape]
     if len(common) < len(own) // 2 or set(wrong) - {*HEAD, published.STEM_WEIGHT}:
-        fits = f"{len(common) - len(wrong)} of its {len(own)} tensors are there and of its shapes"
-        raise UserError(f"{file.path}: these are no weights of this model: {fits}.{_what(file)}")
+        fits = f"{len(common) - len(wrong)} of its {len(own)} tensors are in the file with the same shape"
+        raise UserError(f"{file.path}: these are not the weights of this model: {fits}.{_what(file)}")
     if wrong:
         name = wrong[0]
         raise UserError(
@@ -237,7 +262,7 @@ def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[
 
 
 def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Adapt the stem's first kernel, made for three channels, to the model's; return its name where that was needed."""
+    """Adapt the first kernel of the stem from three channels to those of the model; return its key if that was needed."""
     name = published.STEM_WEIGHT
     if name not in state_dict or name not in own or state_dict[name].ndim != own[name].ndim:
         return []
@@ -248,7 +273,7 @@ def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[
 
 
 def _what(file: WeightsFile) -> str:
-    """Say which model the file holds, where that can be told."""
+    """Return a sentence on the model in the file, empty if it is unknown."""
     try:
         info = describe(file)
     except UserError:
@@ -267,7 +292,7 @@ def _require_file(path: Path) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Tell by the content: the length of the header in eight bytes, then a JSON object. By the ending where that is no help."""
+    """Return whether the content is safetensors: eight bytes of header length, then a JSON object; else go by the suffix."""
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"PK"))
@@ -290,30 +315,30 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None
             dtype = file.get_slice(name).get_dtype()
             if dtype not in READABLE:
                 raise UserError(
-                    f"{path}: {shortened(name)} holds {dtype}, which is no type of weights.\n"
+                    f"{path}: {shortened(name)} holds {dtype}, which is not a data type of weights.\n"
                     "Expected float32, float16, bfloat16 or float64, which `stvit export` and `stvit convert` write."
                 )
         tensors = {name: file.get_tensor(name) for name in names}
     info = _info_of(path, metadata)
     text = metadata.get(METADATA_KEY, "")
     if (match := CHECKSUM.search(text)) and match[1] != _checksum(tensors, text[: match.start()] + "}"):
-        raise UserError(f"{path}: damaged, or changed since it was written: its checksum is wrong. Get the file again.")
+        raise UserError(f"{path}: damaged, or changed since it was written: its checksum is wrong. Download the file again.")
     if not tensors:
-        raise UserError(f"{path}: holds no weights.")
+        raise UserError(f"{path}: has no weights.")
     return tensors, info
 
 
 def _info_of(path: Path, metadata: Mapping[str, str] | None) -> WeightsInfo | None:
-    """Return the description in a file's metadata; none for a file that is not ours."""
+    """Return the description in the metadata; None if the file was not written by `save_weights`."""
     text = (metadata or {}).get(METADATA_KEY)
     try:
         return None if text is None else parse(text, str(path))
     except ValueError as error:
-        raise UserError(f"{path}: its description cannot be read: {error}. Damaged, or written by something else.") from None
+        raise UserError(f"{path}: its description cannot be read: {error}. Damaged, or from another program.") from None
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    """CRC-32 of the description and of every tensor with its name, type and shape; the format itself has none."""
+    """Return the CRC-32 of the description and of every tensor with its key, dtype and shape; the format has no checksum."""
     crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -323,12 +348,12 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def _require_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse what is no weight: empty, of another type than numbers are kept in, or with values that are not finite."""
+    """Refuse tensors that cannot be weights: empty, of another dtype, or with values that are not finite."""
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or not tensor.numel():
             found = f"is empty, {tuple(tensor.shape)}" if not tensor.numel() else f"is of type {tensor.dtype}"
-            raise UserError(f"{path}: {shortened(name)} {found}; expected weights. The file is damaged, or holds something else.")
+            raise UserError(f"{path}: {shortened(name)} {found}; expected weights. The file is damaged, or has other content.")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(
-                f"{path}: {shortened(name)} holds values that are not finite. The file is damaged, or its training went astray."
+                f"{path}: {shortened(name)} has values that are not finite. The file is damaged, or its training diverged."
             )

@@ -1,4 +1,4 @@
-"""What a weights file says of itself, and the one schema that checks it wherever it is read."""
+"""The description in a weights file, and the schema that checks it wherever it is read."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ DETECTOR_KEYS = (
     "nms_threshold",
     "max_detections",
 )
-"""The keys of a recipe's section that belong to a detector: no other is written to its weights file, nor read from one."""
+"""The keys of the recipe section that describe a detector; no others are written to its weights file or read from one."""
 
-# Where a segmenter's data were. A file that comes from elsewhere must not point out of the folder it is evaluated on.
+# The folders of a segmenter's data. In a file from another machine they must not lead outside the data root.
 _FOLDERS = ("train_images", "train_maps", "val_images", "val_maps")
 
 _SETTINGS: dict[str, tuple[type[Section], tuple[str, ...]]] = {
@@ -41,7 +41,25 @@ _SETTINGS: dict[str, tuple[type[Section], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """The model of a weights file and how images are prepared for it: all that is needed to use the file."""
+    """The model in a weights file, and how images are prepared for it.
+
+    Attributes:
+        model: its name, see `list_models`.
+        task: ``classification``, ``detection`` or ``segmentation``.
+        num_classes: number of classes; 0 without a classifier.
+        class_names: their names in order; may be empty for a classifier.
+        in_chans: number of channels of an image.
+        image_size: side of the images in pixels.
+        mean: mean of each channel, of values in [0, 1].
+        std: standard deviation of each channel.
+        crop_pct: ratio of the center crop to the resized image in evaluation; None for the recipe's default.
+        interpolation: how images are resized.
+        recipe_hash: hash of the recipe that trained the weights.
+        licence: licence of the weights.
+        grid_sizes: the grid size of each stage, if not the model's own. It has no weights, but the same weights with another
+            grid are another function.
+        settings: what else the model of the task is built from, as JSON; empty for a classifier.
+    """
 
     model: Annotated[str, Field(min_length=1, max_length=100)]
     task: str = "classification"
@@ -56,9 +74,7 @@ class WeightsInfo:
     recipe_hash: str = ""
     licence: str = ""
     grid_sizes: tuple[GridSize, GridSize, GridSize, GridSize] | None = None
-    """Other cells than the model's own. They have no weights, and the same weights with other cells are another function."""
     settings: str = ""
-    """What else the task's model is made by, as JSON; of a classifier nothing."""
 
     def to_json(self) -> str:
         return _ADAPTER.dump_json(self).decode()
@@ -66,7 +82,7 @@ class WeightsInfo:
 
 @dataclass(frozen=True)
 class _Read(WeightsInfo):
-    """As it is read: a choice is one of those known. In Python any text is taken, so that new tasks can be tried."""
+    """The schema of what is read: choices must be known ones. In Python any text is accepted, so that new tasks can be tried."""
 
     task: Literal["classification", "detection", "segmentation"] = "classification"
     interpolation: Interpolation = "bicubic"
@@ -74,18 +90,18 @@ class _Read(WeightsInfo):
 
 _ADAPTER = TypeAdapter(WeightsInfo)
 _READ = TypeAdapter(_Read)
-_KNOWN = {field.name for field in fields(WeightsInfo)} | {"crc32"}  # the checksum is the file's, see `weights`
+_KNOWN = {field.name for field in fields(WeightsInfo)} | {"crc32"}  # the checksum of the file, see `file`
 
 
 def parse(text: str, source: str = "weights") -> WeightsInfo:
-    """Read what `WeightsInfo.to_json` wrote. Keys of a later version are ignored, with a line of warning.
+    """Parse the text of `WeightsInfo.to_json`. Keys of a later version are ignored with a warning.
 
     Args:
-        text: the JSON text.
-        source: the file's name, for the warning.
+        text: JSON.
+        source: name of the file, for the warning.
 
     Raises:
-        ValueError: no such text, values out of range or that do not fit each other; one line that names the key.
+        ValueError: not such a text, or values that are out of range or contradict each other; one line with the key.
     """
     try:
         read = _READ.validate_json(text, strict=True)
@@ -104,10 +120,10 @@ def parse(text: str, source: str = "weights") -> WeightsInfo:
 
 
 def _contradictions(info: WeightsInfo) -> Iterator[str]:
-    """Yield what does not go together, each beginning with the key."""
+    """Yield the values that contradict each other, the key first."""
     for key, length in (("mean", len(info.mean)), ("std", len(info.std))):
         if length != info.in_chans:
-            yield f"{key}: {length} figures for {info.in_chans} channels"
+            yield f"{key}: {length} numbers for {info.in_chans} channels"
     if len(info.class_names) not in (0, info.num_classes):
         yield f"class_names: {len(info.class_names)} names for {info.num_classes} classes"
     if info.task != "classification" and info.in_chans != 3:
@@ -115,7 +131,7 @@ def _contradictions(info: WeightsInfo) -> Iterator[str]:
 
 
 def missing_parts(info: WeightsInfo) -> Iterator[str]:
-    """Yield what a model cannot be made without and the description does not say, each beginning with the key."""
+    """Yield what the description lacks to build the model, the key first."""
     if info.task not in _SETTINGS:
         return
     if not info.class_names:
@@ -125,10 +141,10 @@ def missing_parts(info: WeightsInfo) -> Iterator[str]:
 
 
 def _read_settings(info: WeightsInfo) -> tuple[str, list[str]]:
-    """Return the settings without the keys that this version does not read, and the names of those.
+    """Return the settings without the keys that this version does not know, and those keys.
 
     Raises:
-        ValueError: no settings of the file's task.
+        ValueError: these are not settings of the task of the file.
     """
     if info.task not in _SETTINGS:
         return "", ["settings"] if info.settings else []
@@ -159,7 +175,7 @@ def _settings_contradictions(info: WeightsInfo, settings: Section) -> Iterator[s
         yield f"long_side: found {settings.long_side}, expected no less than the short sides"
     if isinstance(settings, SegmentationSection):
         if settings.class_names != info.class_names:
-            yield "class_names: other ones than those of the file"
+            yield "class_names: not those of the file"
         values = settings.label_values
         if values is not None and (len(values) != len(settings.class_names) or len(set(values)) < len(values)):
             yield f"label_values: found {list(values)}, expected a number of its own for each of the class_names"
@@ -168,15 +184,15 @@ def _settings_contradictions(info: WeightsInfo, settings: Section) -> Iterator[s
 
 
 def _leads_outside(folder: Any) -> bool:
-    """Whether a folder's name, as another machine wrote it, leaves the folder that it is joined to."""
+    """Return whether the name of a folder, written by another machine, leads outside the folder that it is joined to."""
     if not isinstance(folder, str):
-        return False  # the schema says what is wrong with it
+        return False  # refused by the schema
     parts = PurePosixPath(folder.replace("\\", "/")).parts
     return ".." in parts or folder.startswith(("/", "\\", "~")) or "\0" in folder or folder[1:2] == ":"
 
 
 def _problem(error: ValidationError) -> str:
-    """Return one line for the first error: the key, what was found, what is right."""
+    """Return one line on the first error: the key, what was found, what is expected."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"])) or "description"
     found = "" if first["type"] in ("missing", "json_invalid") else f"found {shortened(repr(first['input']), 60)}, "

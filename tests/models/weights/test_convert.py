@@ -86,7 +86,7 @@ def test_choosing_the_averaged_weights(tmp_path: Path, stvit: Stvit) -> None:
     assert read_weights(tmp_path / "b.safetensors").state_dict["head.bias"].tolist() == [7.0] * 10
     ended = stvit("convert", tmp_path / "both.pth", tmp_path / "c.safetensors", "--from", "ema")
     assert ended.code == 2
-    assert "There are: model, model_ema" in ended.err
+    assert "Found: model, model_ema" in ended.err
 
 
 def test_refused(tmp_path: Path, stvit: Stvit) -> None:
@@ -95,9 +95,9 @@ def test_refused(tmp_path: Path, stvit: Stvit) -> None:
     torch.save({"layers.0.weight": torch.ones(3)}, tmp_path / "foreign.pth")
     before = sorted(tmp_path.iterdir())
     for source, target, says in [
-        ("page.pth", "x.safetensors", "it begins with b'<!DOCTYPE html>'"),
+        ("page.pth", "x.safetensors", "it starts with b'<!DOCTYPE html>'"),
         ("half.pth", "x.safetensors", "cut short"),
-        ("foreign.pth", "x.safetensors", "no weights of a model known here"),
+        ("foreign.pth", "x.safetensors", "not the weights of a known model"),
         ("absent.pth", "x.safetensors", "no such weights file"),
         ("page.pth", "x.pth", "expected a name ending in .safetensors"),
         ("page.pth", "absent/x.safetensors", "there is no folder"),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from stvit_cli import create_model, list_models
 from stvit_cli.errors import UserError
 from stvit_cli.models.stvit import STViT, Variant
+from stvit_cli.models.weights import authors_checkpoint
 from stvit_cli.models.weights.authors_checkpoint import LICENCE, identify
 from stvit_cli.models.weights.file import WeightsInfo, load_weights, read_info, read_state_dict, read_weights, save_weights
 
@@ -116,7 +117,7 @@ def test_model_before_model_ema(golden: dict[str, Any], tmp_path: Path) -> None:
     taken, asked_for = read_weights(tmp_path / "x.pth"), read_weights(tmp_path / "x.pth", "model_ema")
     assert (taken.container, taken.others) == ("model", ("model_ema",))
     assert torch.equal(taken.state_dict["head.bias"] + 1, asked_for.state_dict["head.bias"])
-    with pytest.raises(UserError, match=r"no weights under 'state_dict'. There are: model, model_ema"):
+    with pytest.raises(UserError, match=r"no weights under 'state_dict'. Found: model, model_ema"):
         read_weights(tmp_path / "x.pth", "state_dict")
 
 
@@ -126,6 +127,17 @@ def test_models_are_told_apart_by_their_shapes(name: str) -> None:
         state_dict = create_model(name, num_classes=7, in_chans=5).state_dict()
     info = identify(state_dict, image_size=384)
     assert (info.model, info.num_classes, info.in_chans, info.image_size) == (name, 7, 5, 384)
+
+
+@pytest.mark.parametrize("name", ["stvit-nano", "isotropic-mini-stvit-20-norpe"])
+def test_a_file_is_described_without_building_every_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        state_dict = create_model(name).state_dict()
+    built: list[str] = []
+    monkeypatch.setattr(authors_checkpoint, "create_model", lambda name: [built.append(name), create_model(name)][1])
+    authors_checkpoint._shapes_of.cache_clear()
+    identify(state_dict)
+    assert built == [name]
 
 
 @pytest.mark.parametrize(("size", "expected"), [(384, 384), (None, 224), ("384", 224)])
@@ -202,7 +214,7 @@ def test_other_classes_and_channels(nano: tuple[nn.Module, Path], tmp_path: Path
     [
         ({"num_classes": "ten"}, "num_classes"),
         ({"image_size": 0}, "image_size"),
-        ({"mean": [0.5, 0.5]}, "mean: 2 figures for 1 channels"),
+        ({"mean": [0.5, 0.5]}, "mean: 2 numbers for 1 channels"),
         ({"class_names": ["a"]}, "class_names: 1 names for 10 classes"),
         ("{", "Invalid JSON"),
         ("[1]", "description"),
@@ -274,11 +286,11 @@ def packed(source: Path, target: Path, extra: dict[str, bytes] | None = None, co
 
 def test_bombs(golden: dict[str, Any], tmp_path: Path) -> None:
     packed(PTH, tmp_path / "packed.pth")
-    assert_refused(tmp_path / "packed.pth", says="packed")
+    assert_refused(tmp_path / "packed.pth", says="compressed")
     packed(PTH, tmp_path / "bomb.pth", {"archive/data/999": bytes(1 << 24)})
-    assert_refused(tmp_path / "bomb.pth", says="packed")
+    assert_refused(tmp_path / "bomb.pth", says="compressed")
     torch.save(dict(golden["model"]) | {"head.weight": torch.zeros(1).expand(1 << 40)}, tmp_path / "swelling.pth")
-    assert_refused(tmp_path / "swelling.pth", says="head.weight says that it is larger")
+    assert_refused(tmp_path / "swelling.pth", says="head.weight claims to be larger")
     (tmp_path / "header.safetensors").write_bytes((1 << 50).to_bytes(8, "little") + b"{}")
     assert_refused(tmp_path / "header.safetensors")
 
@@ -302,7 +314,7 @@ def test_values_that_are_not_finite(golden: dict[str, Any], tmp_path: Path, valu
     bias = golden["model"]["head.bias"].clone()
     bias[3] = value
     torch.save(dict(golden["model"]) | {"head.bias": bias}, tmp_path / "x.pth")
-    assert_refused(tmp_path / "x.pth", STViT(TINY, 10), says="head.bias holds values that are not finite")
+    assert_refused(tmp_path / "x.pth", STViT(TINY, 10), says="head.bias has values that are not finite")
 
 
 def test_kernels_that_are_not_the_identity(golden: dict[str, Any], tmp_path: Path) -> None:
@@ -362,9 +374,9 @@ def test_foreign_files(tmp_path: Path) -> None:
     assert_refused(tmp_path, says="a folder")
     assert_refused(tmp_path / "absent.pth", says="no such weights file")
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    assert_refused(tmp_path / "list.pth", says="holds no weights")
+    assert_refused(tmp_path / "list.pth", says="has no weights")
     torch.save({"model": {}, "epoch": 3}, tmp_path / "empty.pth")
-    assert_refused(tmp_path / "empty.pth", says="holds no weights")
+    assert_refused(tmp_path / "empty.pth", says="has no weights")
     with zipfile.ZipFile(tmp_path / "archive.pth", "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert_refused(tmp_path / "archive.pth", says="another archive")
@@ -381,12 +393,12 @@ def test_a_program_is_not_loaded(tmp_path: Path) -> None:
 def test_another_architecture(tmp_path: Path) -> None:
     swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
     torch.save({"model": swin.state_dict()}, tmp_path / "swin.pth")
-    assert_refused(tmp_path / "swin.pth", says="no weights of this model")
-    with pytest.raises(UserError, match="no weights of a model known here"):
+    assert_refused(tmp_path / "swin.pth", says="not the weights of this model")
+    with pytest.raises(UserError, match="not the weights of a known model"):
         read_info(tmp_path / "swin.pth")
     save_file(swin.state_dict(), tmp_path / "swin.safetensors")
-    assert_refused(tmp_path / "swin.safetensors", says="no weights of this model")
-    assert_refused(PTH, says="no weights of this model")
+    assert_refused(tmp_path / "swin.safetensors", says="not the weights of this model")
+    assert_refused(PTH, says="not the weights of this model")
 
 
 MEASURE = """

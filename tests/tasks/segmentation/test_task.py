@@ -203,7 +203,7 @@ def test_a_segmenters_weights_come_back_and_tell_how_to_build_it(build: Build, s
 
 
 @pytest.mark.parametrize(
-    ("task", "said"), [("detection", "a model for detection"), ("classification", "no weights of this model")]
+    ("task", "said"), [("detection", "a model for detection"), ("classification", "not the weights of this model")]
 )
 def test_weights_of_another_task_or_model_are_refused(build: Build, tmp_path: Path, task: str, said: str) -> None:
     path = written(nn.Linear(2, 2), tmp_path / "other.safetensors", task=task)

@@ -1,12 +1,13 @@
 """Super token sampling and upsampling of `operators` on a GPU, by Triton.
 
-One program works on one cell: it reads the cell's tokens once where they lie in the channels-last image, so that no copy in
-cells is made and no association is read back. B C H W, h w, n = h * w, p q and the nine neighbours are as in `super_token`.
+Shapes as in `operators`. One program works on one cell and reads its tokens once, in the channels-last image: tokens are not
+copied into cells, and the association is not read back.
 
-- `_gather_kernel`: association and aggregation. Tokens and nine super tokens in; Q, and the cell's part of nine sums out.
-- `_spread_kernel`: upsampling. Q and nine super tokens in, tokens out.
+- `_gather_kernel`: association and aggregation. Reads tokens and nine super tokens; writes Q, and what the cell contributes to
+  the nine sums.
+- `_spread_kernel`: upsampling. Reads Q and nine super tokens, writes tokens.
 
-The backward pass of each is the other kernel, Q being constant.
+With Q constant, the backward pass of each is the other kernel.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stvit_cli.models.kernels.triton.layout import channels_last
 from stvit_cli.models.neighbours import EPS, sum_neighbours
 
-NEAR = tl.constexpr(16)  # nine neighbours, filled up to the least side of a matrix product
+NEAR = tl.constexpr(16)  # nine neighbours, padded to the smallest side of a matrix product
 
 
 @triton.jit
-def _places(cell, num_rows, num_columns, height, width, h: tl.constexpr, w: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of a cell: its image; its tokens' rows, columns, and which are there; its neighbours' numbers, and which are there."""
+def _positions(cell, num_rows, num_columns, height, width, h: tl.constexpr, w: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return for a cell: its image; rows, columns and mask of its tokens; indices and mask of its nine neighbours."""
     image = cell // (num_rows * num_columns)
     cell_row = cell // num_columns % num_rows
     cell_column = cell % num_columns
@@ -38,37 +40,37 @@ def _places(cell, num_rows, num_columns, height, width, h: tl.constexpr, w: tl.c
 
 @triton.jit
 def _gather_kernel(
-    tokens, super_tokens, association, parts, shares,
+    tokens, super_tokens, association, parts, column_sums,
     height, width, channels, num_rows, num_columns, stride_b, stride_h, stride_w, scale,
     h: tl.constexpr, w: tl.constexpr, ASSOCIATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """With ASSOCIATE write Q (.., 9, n), otherwise read it; write parts (.., 9, C) = Q^T X of the cell, and shares (.., 9)."""
+    """Write Q (9, n) if ASSOCIATE, else read it; write parts (9, C) = Q^T X of the cell, and if ASSOCIATE column_sums (9)."""
     cell = tl.program_id(0).to(tl.int64)
-    image, row, column, inside, near_index, exists = _places(cell, num_rows, num_columns, height, width, h, w, BLOCK_N)
+    image, row, column, inside, near_index, exists = _positions(cell, num_rows, num_columns, height, width, h, w, BLOCK_N)
     x = tokens + image * stride_b + row * stride_h + column * stride_w
     token, near = tl.arange(0, BLOCK_N), tl.arange(0, NEAR)
-    at = association + (cell * 9 + near[:, None]) * (h * w) + token[None, :]
+    q_at = association + (cell * 9 + near[:, None]) * (h * w) + token[None, :]
     valid = (near < 9)[:, None] & (token < h * w)[None, :]
     if ASSOCIATE:
         affinity = tl.zeros((NEAR, BLOCK_N), dtype=tl.float32)
         for start in range(0, channels, BLOCK_C):
             c = start + tl.arange(0, BLOCK_C)
-            of_cell = tl.load(x[:, None] + c[None, :], mask=inside[:, None] & (c < channels)[None, :], other=0.0)
-            around = super_tokens + near_index[:, None] * channels + c[None, :]
-            centres = tl.load(around, mask=exists[:, None] & (c < channels)[None, :], other=0.0)
-            affinity = tl.dot(centres, tl.trans(of_cell), affinity, input_precision="ieee")
-        # A neighbour outside the image is a zero vector: logit 0. Beyond the ninth there is none.
+            x_cell = tl.load(x[:, None] + c[None, :], mask=inside[:, None] & (c < channels)[None, :], other=0.0)
+            centres_at = super_tokens + near_index[:, None] * channels + c[None, :]
+            centres = tl.load(centres_at, mask=exists[:, None] & (c < channels)[None, :], other=0.0)
+            affinity = tl.dot(centres, tl.trans(x_cell), affinity, input_precision="ieee")
+        # A neighbour outside the image is a zero vector: logit 0. The padding beyond the ninth takes no part.
         affinity = tl.where((near < 9)[:, None], affinity * scale, float("-inf"))
         q = tl.exp(affinity - tl.max(affinity, 0)[None, :])
         q = tl.where(valid, q / tl.sum(q, 0)[None, :], 0.0).to(association.dtype.element_ty)
-        tl.store(at, q, mask=valid)
-        tl.store(shares + cell * 9 + near, tl.sum(q.to(tl.float32), 1), mask=near < 9)
+        tl.store(q_at, q, mask=valid)
+        tl.store(column_sums + cell * 9 + near, tl.sum(q.to(tl.float32), 1), mask=near < 9)
     else:
-        q = tl.load(at, mask=valid, other=0.0)
+        q = tl.load(q_at, mask=valid, other=0.0)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        of_cell = tl.load(x[:, None] + c[None, :], mask=inside[:, None] & (c < channels)[None, :], other=0.0)
-        part = tl.dot(q.to(of_cell.dtype), of_cell, input_precision="ieee")
+        x_cell = tl.load(x[:, None] + c[None, :], mask=inside[:, None] & (c < channels)[None, :], other=0.0)
+        part = tl.dot(q.to(x_cell.dtype), x_cell, input_precision="ieee")
         to = parts + (cell * 9 + near[:, None]) * channels + c[None, :]
         tl.store(to, part.to(parts.dtype.element_ty), mask=(near < 9)[:, None] & (c < channels)[None, :])
 
@@ -79,50 +81,45 @@ def _spread_kernel(
     height, width, channels, num_rows, num_columns, stride_b, stride_h, stride_w,
     h: tl.constexpr, w: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write tokens = Q S of the cell, S its nine super tokens."""
+    """Write the tokens of the cell, Q S with its nine super tokens S."""
     cell = tl.program_id(0).to(tl.int64)
-    image, row, column, inside, near_index, exists = _places(cell, num_rows, num_columns, height, width, h, w, BLOCK_N)
+    image, row, column, inside, near_index, exists = _positions(cell, num_rows, num_columns, height, width, h, w, BLOCK_N)
     y = tokens + image * stride_b + row * stride_h + column * stride_w
     token, near = tl.arange(0, BLOCK_N), tl.arange(0, NEAR)
-    at = association + (cell * 9 + near[None, :]) * (h * w) + token[:, None]
-    q = tl.load(at, mask=(token < h * w)[:, None] & (near < 9)[None, :], other=0.0)
+    q_at = association + (cell * 9 + near[None, :]) * (h * w) + token[:, None]
+    q = tl.load(q_at, mask=(token < h * w)[:, None] & (near < 9)[None, :], other=0.0)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        around = super_tokens + near_index[:, None] * channels + c[None, :]
-        centres = tl.load(around, mask=exists[:, None] & (c < channels)[None, :], other=0.0)
+        centres_at = super_tokens + near_index[:, None] * channels + c[None, :]
+        centres = tl.load(centres_at, mask=exists[:, None] & (c < channels)[None, :], other=0.0)
         mixed = tl.dot(q.to(centres.dtype), centres, input_precision="ieee")
         to = y[:, None] + c[None, :]
         tl.store(to, mixed.to(tokens.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
 
 
 def _blocks(grid_size: tuple[int, int], channels: int) -> dict[str, int]:
-    """Sides of a tile: the cell's tokens, and as many channels as leave it in the registers of four warps."""
+    """Return the sides of a tile: the tokens of a cell, and as many channels as the registers of four warps hold."""
     block_n = max(16, triton.next_power_of_2(grid_size[0] * grid_size[1]))
     return {"BLOCK_N": block_n, "BLOCK_C": min(max(16, triton.next_power_of_2(channels)), max(16, 4096 // block_n))}
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H, W, C) with the channels beside each other."""
-    x = x.permute(0, 2, 3, 1)
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
 def _gather(x: Tensor, super_tokens: Tensor | None, association: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Sums over the tokens by Q: (B, p, q, C), and the sum of Q itself (B, p, q, 1) where super tokens are given.
+    """Return Q^T x (B, p, q, C), and the column sums of Q (B, p, q, 1).
 
-    Then Q is computed and written to ``association`` (B, p, q, 9, n), else it is read from there.
+    With super tokens, Q is computed and written to ``association`` (B, p, q, 9, n); without, it is read from there, and the
+    column sums are undefined.
     """
     tokens = channels_last(x)
     b, height, width, channels = tokens.shape
     p, q = association.shape[1:3]
     parts = torch.empty(b, p, q, 9, channels, device=x.device, dtype=x.dtype)
-    shares = torch.empty(b, p, q, 9, 1, device=x.device, dtype=torch.float32)
+    column_sums = torch.empty(b, p, q, 9, 1, device=x.device, dtype=torch.float32)
     _gather_kernel[(b * p * q,)](
-        tokens, association if super_tokens is None else super_tokens, association, parts, shares,
+        tokens, association if super_tokens is None else super_tokens, association, parts, column_sums,
         height, width, channels, p, q, *tokens.stride()[:3], channels**-0.5,
         *grid_size, super_tokens is not None, **_blocks(grid_size, channels),
     )  # fmt: skip
-    return sum_neighbours(parts), shares if super_tokens is None else sum_neighbours(shares)
+    return sum_neighbours(parts), column_sums if super_tokens is None else sum_neighbours(column_sums)
 
 
 def associate_and_aggregate(x: Tensor, super_tokens: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:

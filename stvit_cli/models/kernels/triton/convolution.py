@@ -1,7 +1,12 @@
-"""The position encoding, and GELU before it, of `operators` on a GPU, by Triton.
+"""The position encoding of `operators`, and GELU before it, on a GPU, by Triton.
 
-A program goes down a strip of an image, some columns and channels wide: it reads each row once, and its neighbours to the left
-and right from the cache. Sums are in float32. B C H W as in `operators`.
+Shapes: tokens (B, H, W, C), contiguous; the depth-wise kernel (C, 1, 3, 3). Sums are in float32.
+
+A program works on a strip: `ROWS` rows of `COLUMNS` columns and `CHANNELS` channels of one image. It goes down the strip and
+reads each row once. A row contributes to three rows of the result, its own and the two beside it, so three partial sums are
+carried: `above` is complete once the row has been added, and is written; then `here` becomes `above` and `below` becomes `here`.
+
+`size` is (H, W, C) in all functions, `c` the channels of the program, `columns` the columns of its strip.
 """
 
 from __future__ import annotations
@@ -11,184 +16,220 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stvit_cli.models.kernels.triton.attention import channels_last
+from stvit_cli.models.kernels.triton.layout import channels_last
+
+ROWS, COLUMNS, CHANNELS = tl.constexpr(14), tl.constexpr(8), tl.constexpr(64)
+SUMS = tl.constexpr(11)
+"""The sums of a strip in the backward pass, for each channel: nine of the kernel, row by row, then the bias, then the shift."""
 
 
 @triton.jit
-def _value(tokens, shift, inside, GELU: tl.constexpr):
-    """Tokens in float32, after GELU where asked, zeros where not inside."""
-    x = tl.load(tokens, mask=inside, other=0.0).to(tl.float32)
+def _strip(size):
+    """Return the strip of this program: its image, its first row, the row after its last, its columns, its channels."""
+    height, width, _ = size
+    bands, strips = tl.cdiv(height, ROWS), tl.cdiv(width, COLUMNS)
+    program = tl.program_id(0).to(tl.int64)
+    first = program // strips % bands * ROWS
+    columns = program % strips * COLUMNS + tl.arange(0, COLUMNS)
+    return (
+        program // (strips * bands),
+        first,
+        tl.minimum(first + ROWS, height),
+        columns,
+        tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS),
+    )
+
+
+@triton.jit
+def _at(row, columns, c, size):
+    """Return the offsets (COLUMNS, CHANNELS) of tokens in their image, and which of them are inside it."""
+    height, width, channels = size
+    inside = (columns >= 0) & (columns < width) & (row >= 0) & (row < height)
+    return (row * width + columns[:, None]) * channels + c[None, :], inside[:, None] & (c < channels)[None, :]
+
+
+@triton.jit
+def _load_row(tokens, row, columns, c, size):
+    """Load the tokens of a row in float32, zeros outside the image; ``tokens`` points to the image."""
+    at, inside = _at(row, columns, c, size)
+    return tl.load(tokens + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_values(tokens, shift, row, columns, c, size, GELU: tl.constexpr):
+    """Load what is convolved: the tokens of a row, or GELU(tokens + shift); zeros outside the image."""
+    x = _load_row(tokens, row, columns, c, size)
     if GELU:
+        _, inside = _at(row, columns, c, size)
         x += shift[None, :]
         x = tl.where(inside, 0.5 * x * (1 + tl.erf(x * 0.7071067811865476)), 0.0)
     return x
 
 
 @triton.jit
-def _slope(tokens, shift, inside):
-    """The slope of GELU."""
-    x = tl.load(tokens, mask=inside, other=0.0).to(tl.float32) + shift[None, :]
+def _gelu_slope(x):
+    """Return the derivative of GELU: P(x) + x P'(x), with P the normal distribution."""
     return 0.5 * (1 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
 
 
 @triton.jit
-def _add_sums(near, under, level, over, top, mid, low):
-    """The sums of three taps of a column of the kernel, with what a row of tokens adds to them."""
-    return top + tl.sum(under * near, 0), mid + tl.sum(level * near, 0), low + tl.sum(over * near, 0)
+def _load_channels(vector, c, size, stride: tl.constexpr = 1):
+    """Load one number for each channel in float32."""
+    return tl.load(vector + c * stride, mask=c < size[2], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _strip(height, width, channels, bands, strips, BAND: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Of a program: its image, rows, columns and channels."""
-    number = tl.program_id(0).to(tl.int64)
-    first = number // strips % bands * BAND
-    column = number % strips * BLOCK_X + tl.arange(0, BLOCK_X)
-    return (
-        number // (strips * bands),
-        first,
-        tl.minimum(first + BAND, height),
-        column,
-        tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C),
-    )
+def _no_sums():
+    return tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
+
+
+@triton.jit
+def _add_column(sums, x, weight, j, c, size, FLIPPED: tl.constexpr):
+    """Add what a row ``x`` gives to the three rows of the result by column ``j`` of the kernel.
+
+    The row above takes it by the kernel's last row, the row below by its first; with FLIPPED, the transposed convolution of the
+    backward pass, the other way round.
+    """
+    above, here, below = sums
+    first = _load_channels(weight + j, c, size, stride=9)[None, :]
+    middle = _load_channels(weight + 3 + j, c, size, stride=9)[None, :]
+    last = _load_channels(weight + 6 + j, c, size, stride=9)[None, :]
+    if FLIPPED:
+        first, last = last, first
+    return above + x * last, here + x * middle, below + x * first
+
+
+@triton.jit
+def _store_row(result, values, row, columns, c, size, mask):
+    at, inside = _at(row, columns, c, size)
+    tl.store(result + at, values.to(result.dtype.element_ty), mask=inside & mask)
 
 
 @triton.jit
 def _convolve_kernel(
-    tokens, shift, weight, bias, result,
-    height, width, channels, bands, strips, stride_b, stride_h, stride_w,
-    GELU: tl.constexpr, RESIDUAL: tl.constexpr, BAND: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
+    tokens, shift, weight, bias, result, height, width, channels, GELU: tl.constexpr, RESIDUAL: tl.constexpr
 ):  # fmt: skip
-    """Depth-wise 3 x 3, down a strip of the image: each row is read once and gives its part to three rows of the result."""
-    image, first, last, column, c = _strip(height, width, channels, bands, strips, BAND, BLOCK_X, BLOCK_C)
-    there = (c < channels)[None, :]
-    add = tl.load(shift + c, mask=c < channels, other=0.0).to(tl.float32) if GELU else 0.0
-    of_bias = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
-    above = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
-    here = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
-    for row in range(first - 1, last + 1):
-        below = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
+    """Depth-wise 3 x 3 convolution of the tokens, or of GELU(tokens + shift), plus what is convolved where RESIDUAL."""
+    size = height, width, channels
+    image, first, end, columns, c = _strip(size)
+    tokens += image * height * width * channels
+    result += image * height * width * channels
+    add = _load_channels(shift, c, size) if GELU else 0.0
+    add_bias = _load_channels(bias, c, size)[None, :]
+    above, here = _no_sums(), _no_sums()
+    for row in range(first - 1, end + 1):
+        below = _no_sums()
         for j in tl.static_range(3):
-            x = column + j - 1
-            inside = ((x >= 0) & (x < width) & (row >= 0) & (row < height))[:, None] & there
-            near = _value(tokens + image * stride_b + row * stride_h + x[:, None] * stride_w + c[None, :], add, inside, GELU)
-            tap = weight + c * 9 + j
-            above += near * tl.load(tap + 6, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-            here += near * tl.load(tap + 3, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-            below += near * tl.load(tap, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+            x = _load_values(tokens, add, row, columns + j - 1, c, size, GELU)
+            above, here, below = _add_column((above, here, below), x, weight, j, c, size, False)
             if RESIDUAL and j == 1:
-                here += near
-        to = result + ((image * height + row - 1) * width + column[:, None]) * channels + c[None, :]
-        done = (row > first) & (column < width)[:, None] & there
-        tl.store(to, (above + of_bias[None, :]).to(result.dtype.element_ty), mask=done)
+                here += x
+        _store_row(result, above + add_bias, row - 1, columns, c, size, row > first)
         above, here = here, below
 
 
 @triton.jit
+def _add_products(sums, x, grad_above, grad_here, grad_below):
+    """Add to the sums of one column of the kernel (its first, middle and last row) the products of a row of tokens.
+
+    In the convolution the row ``x`` meets the kernel's first row in the result below it, and its last in the result above.
+    """
+    first, middle, last = sums
+    return first + tl.sum(grad_below * x, 0), middle + tl.sum(grad_here * x, 0), last + tl.sum(grad_above * x, 0)
+
+
+@triton.jit
 def _convolve_backward_kernel(
-    grad, tokens, shift, weight, result, sums,
-    height, width, channels, bands, strips,
-    grad_b, grad_h, grad_w, stride_b, stride_h, stride_w,
-    GELU: tl.constexpr, RESIDUAL: tl.constexpr, BAND: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad, tokens, shift, weight, grad_tokens, sums, height, width, channels, GELU: tl.constexpr, RESIDUAL: tl.constexpr
 ):  # fmt: skip
-    """Gradient of the tokens, and the strip's sums (11, C): nine taps, the bias, the shift."""
-    image, first, last, column, c = _strip(height, width, channels, bands, strips, BAND, BLOCK_X, BLOCK_C)
-    there = (c < channels)[None, :]
-    own = (column < width)[:, None] & there
-    add = tl.load(shift + c, mask=c < channels, other=0.0).to(tl.float32) if GELU else 0.0
-    g, u = grad + image * grad_b + c[None, :], tokens + image * stride_b + c[None, :]
-    above = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
-    here = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
-    # Sums over the strip's columns and rows; tap k = 3 i + j is row i of the kernel, column j.
-    top_0, top_1, top_2 = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
-    mid_0, mid_1, mid_2 = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
-    low_0, low_1, low_2 = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
-    of_bias, of_shift = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
-    for row in range(first - 1, last + 1):
-        below = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
+    """Write the gradient of the tokens, and the strip's SUMS for the gradients of kernel, bias and shift."""
+    size = height, width, channels
+    image, first, end, columns, c = _strip(size)
+    grad += image * height * width * channels
+    tokens += image * height * width * channels
+    grad_tokens += image * height * width * channels
+    add = _load_channels(shift, c, size) if GELU else 0.0
+    zero = tl.zeros((CHANNELS,), tl.float32)
+    left, centre, right, of_bias, of_shift = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero), zero, zero
+    above, here = _no_sums(), _no_sums()
+    for row in range(first - 1, end + 1):
+        # The gradient of the tokens: the transposed convolution of the gradient, times the slope of GELU.
+        below = _no_sums()
         for j in tl.static_range(3):
-            x = column - j + 1  # the kernel is turned
-            inside = ((x >= 0) & (x < width) & (row >= 0) & (row < height))[:, None] & there
-            near = tl.load(g + row * grad_h + x[:, None] * grad_w, mask=inside, other=0.0).to(tl.float32)
-            tap = weight + c * 9 + j
-            above += near * tl.load(tap, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-            here += near * tl.load(tap + 3, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-            below += near * tl.load(tap + 6, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+            g = _load_row(grad, row, columns + 1 - j, c, size)
+            above, here, below = _add_column((above, here, below), g, weight, j, c, size, True)
             if RESIDUAL and j == 1:
-                here += near
-        done = (row > first) & own
+                here += g
         if GELU:
-            above *= _slope(u + (row - 1) * stride_h + column[:, None] * stride_w, add, done)
-            of_shift += tl.sum(tl.where(done, above, 0.0), 0)
-        to = result + ((image * height + row - 1) * width + column[:, None]) * channels + c[None, :]
-        tl.store(to, above.to(result.dtype.element_ty), mask=done)
+            above *= _gelu_slope(_load_row(tokens, row - 1, columns, c, size) + add[None, :])
+            _, inside = _at(row - 1, columns, c, size)
+            of_shift += tl.sum(tl.where(inside & (row > first), above, 0.0), 0)
+        _store_row(grad_tokens, above, row - 1, columns, c, size, row > first)
         above, here = here, below
-        # The strip's own rows of the gradient that meet this row of tokens, as upper, middle and lower row of the kernel.
-        under = tl.load(g + (row + 1) * grad_h + column[:, None] * grad_w, mask=(row + 1 < last) & own, other=0.0).to(tl.float32)
-        level = tl.load(g + row * grad_h + column[:, None] * grad_w, mask=(row >= first) & (row < last) & own, other=0.0).to(
-            tl.float32
+        # The gradient of the kernel: products of this row of tokens with the strip's own gradient in the rows around it.
+        grad_above, grad_here, grad_below = (
+            _load_own(grad, row - 1, columns, c, size, first, end),
+            _load_own(grad, row, columns, c, size, first, end),
+            _load_own(grad, row + 1, columns, c, size, first, end),
         )
-        over = tl.load(g + (row - 1) * grad_h + column[:, None] * grad_w, mask=(row > first) & own, other=0.0).to(tl.float32)
-        of_bias += tl.sum(level, 0)
-        for j in tl.static_range(3):
-            x = column + j - 1
-            inside = ((x >= 0) & (x < width) & (row >= 0) & (row < height))[:, None] & there
-            near = _value(u + row * stride_h + x[:, None] * stride_w, add, inside, GELU)
-            if j == 0:
-                top_0, mid_0, low_0 = _add_sums(near, under, level, over, top_0, mid_0, low_0)
-            elif j == 1:
-                top_1, mid_1, low_1 = _add_sums(near, under, level, over, top_1, mid_1, low_1)
-            else:
-                top_2, mid_2, low_2 = _add_sums(near, under, level, over, top_2, mid_2, low_2)
-    to = sums + tl.program_id(0).to(tl.int64) * 11 * channels + c
-    tl.store(to, top_0, mask=c < channels)
-    tl.store(to + channels, top_1, mask=c < channels)
-    tl.store(to + 2 * channels, top_2, mask=c < channels)
-    tl.store(to + 3 * channels, mid_0, mask=c < channels)
-    tl.store(to + 4 * channels, mid_1, mask=c < channels)
-    tl.store(to + 5 * channels, mid_2, mask=c < channels)
-    tl.store(to + 6 * channels, low_0, mask=c < channels)
-    tl.store(to + 7 * channels, low_1, mask=c < channels)
-    tl.store(to + 8 * channels, low_2, mask=c < channels)
-    tl.store(to + 9 * channels, of_bias, mask=c < channels)
-    tl.store(to + 10 * channels, of_shift, mask=c < channels)
+        of_bias += tl.sum(grad_here, 0)
+        left = _add_products(left, _load_values(tokens, add, row, columns - 1, c, size, GELU), grad_above, grad_here, grad_below)
+        centre = _add_products(centre, _load_values(tokens, add, row, columns, c, size, GELU), grad_above, grad_here, grad_below)
+        right = _add_products(
+            right, _load_values(tokens, add, row, columns + 1, c, size, GELU), grad_above, grad_here, grad_below
+        )
+    sums += tl.program_id(0).to(tl.int64) * SUMS * channels
+    for i in tl.static_range(3):
+        _store_channels(sums, 3 * i, left[i], c, channels)
+        _store_channels(sums, 3 * i + 1, centre[i], c, channels)
+        _store_channels(sums, 3 * i + 2, right[i], c, channels)
+    _store_channels(sums, 9, of_bias, c, channels)
+    _store_channels(sums, 10, of_shift, c, channels)
 
 
-CONVOLVE = {"BAND": 14, "BLOCK_X": 8, "BLOCK_C": 64}  # rows, columns and channels of a program
+@triton.jit
+def _load_own(grad, row, columns, c, size, first, end):
+    """Load a row of the gradient, zeros where it belongs to another strip."""
+    at, inside = _at(row, columns, c, size)
+    return tl.load(grad + at, mask=inside & (row >= first) & (row < end), other=0.0).to(tl.float32)
 
 
-def _strips(tokens: Tensor) -> tuple[tuple[int, int], int, int]:
-    """The grid of programs for tokens (B, H, W, C); bands of rows and strips of columns of an image."""
+@triton.jit
+def _store_channels(sums, k, values, c, channels):
+    tl.store(sums + k * channels + c, values, mask=c < channels)
+
+
+def _grid(tokens: Tensor) -> tuple[int, int]:
+    """Return the numbers of programs for (B, H, W, C): strips of all images, blocks of channels."""
     b, height, width, channels = tokens.shape
-    bands, strips = triton.cdiv(height, CONVOLVE["BAND"]), triton.cdiv(width, CONVOLVE["BLOCK_X"])
-    return (b * bands * strips, triton.cdiv(channels, CONVOLVE["BLOCK_C"])), bands, strips
+    strips = b * triton.cdiv(height, ROWS.value) * triton.cdiv(width, COLUMNS.value)
+    return strips, triton.cdiv(channels, CHANNELS.value)
 
 
 def _convolve(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:
     tokens = channels_last(x)
-    grid, bands, strips = _strips(tokens)
-    y = torch.empty(tokens.shape, device=x.device, dtype=x.dtype)
-    _convolve_kernel[grid](
-        tokens, bias if shift is None else shift, weight.contiguous(), bias, y,
-        *tokens.shape[1:], bands, strips, *tokens.stride()[:3], shift is not None, residual, **CONVOLVE,
-    )  # fmt: skip
+    y = torch.empty_like(tokens)
+    _convolve_kernel[_grid(tokens)](
+        tokens, bias if shift is None else shift, weight.contiguous(), bias, y, *tokens.shape[1:], shift is not None, residual
+    )
     return y.permute(0, 3, 1, 2)
 
 
 def _convolve_backward(
     grad: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    of_y, tokens = channels_last(grad), channels_last(x)
-    grid, bands, strips = _strips(tokens)
-    of_x = torch.empty(tokens.shape, device=x.device, dtype=x.dtype)
-    channels = tokens.shape[3]
-    sums = torch.empty(grid[0], 11, channels, device=x.device, dtype=torch.float32)
+    """Return the gradients of x, shift, weight and bias."""
+    tokens, unused = channels_last(x), weight
+    grad_x = torch.empty_like(tokens)
+    grid = _grid(tokens)
+    sums = torch.empty(grid[0], SUMS.value, tokens.shape[3], device=x.device, dtype=torch.float32)
     _convolve_backward_kernel[grid](
-        of_y, tokens, weight if shift is None else shift, weight.contiguous(), of_x, sums,
-        *tokens.shape[1:], bands, strips, *of_y.stride()[:3], *tokens.stride()[:3], shift is not None, residual, **CONVOLVE,
+        channels_last(grad), tokens, unused if shift is None else shift, weight.contiguous(), grad_x, sums, *tokens.shape[1:],
+        shift is not None, residual,
     )  # fmt: skip
     totals = sums.sum(0).to(weight.dtype)
-    of_weight = totals[:9].t().contiguous().view(weight.shape)
-    return of_x.permute(0, 3, 1, 2), totals[10].clone(), of_weight, totals[9].clone()
+    grad_weight = totals[:9].t().contiguous().view(weight.shape)
+    return grad_x.permute(0, 3, 1, 2), totals[10].clone(), grad_weight, totals[9].clone()
 
 
 def conv_pos_enc(x: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:
@@ -197,9 +238,8 @@ def conv_pos_enc(x: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Ten
 
 
 def conv_pos_enc_backward(grad: Tensor, x: Tensor, weight: Tensor, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `conv_pos_enc`."""
-    of_x, _, of_weight, of_bias = _convolve_backward(grad, x, None, weight, residual)
-    return of_x, of_weight, of_bias
+    grad_x, _, grad_weight, grad_bias = _convolve_backward(grad, x, None, weight, residual)
+    return grad_x, grad_weight, grad_bias
 
 
 def gelu_conv_pos_enc(u: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""What runs the operators on a GPU. To import it is to register them; it needs the package triton."""
+"""Register the Triton kernels as the implementation of the operators on a GPU; importing this needs the package triton."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stvit_cli.models.kernels.triton.convolution import (
     gelu_conv_pos_enc_backward,
 )
 
-DEVICE = "CPU" if os.environ.get("TRITON_INTERPRET") == "1" else "CUDA"  # Triton's interpreter takes tensors of a CPU
+DEVICE = "CPU" if os.environ.get("TRITON_INTERPRET") == "1" else "CUDA"  # Triton's interpreter runs on tensors of a CPU
 
 for operator in (
     associate_and_aggregate,
