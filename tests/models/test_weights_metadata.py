@@ -147,7 +147,7 @@ def test_metadata_that_its_tensors_contradict_is_refused(
         ("shapes-mask-rcnn", {"in_chans": 1, "mean": [0.5], "std": [0.5]}, "in_chans: found 1, expected 3 for detection"),
         ("shapes-mask-rcnn", {"model": "isotropic-mini-stvit-12"}, "no four stages"),
         ("shapes-upernet", {"settings": ""}, "settings: found none"),
-        ("shapes-upernet", {"settings": {"class_names": ["a", "b", "c", "d", "e"]}}, "settings: class_names: not those of the file"),
+        ("shapes-upernet", {"settings": {"class_names": ["a", "b", "c", "d", "e"]}}, "settings: class_names: not those"),
         ("shapes-upernet", {"settings": {"dropout": 1.5}}, "settings: dropout"),
         ("shapes-upernet", {"settings": {"window": 64, "window_stride": 96}}, "settings: window_stride: found 96"),
         ("shapes-upernet", {"settings": {"max_size": [10**9, 10**9]}}, "settings: max_size.0"),
