@@ -238,6 +238,7 @@ def conv_pos_enc(x: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Ten
 
 
 def conv_pos_enc_backward(grad: Tensor, x: Tensor, weight: Tensor, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `conv_pos_enc`."""
     grad_x, _, grad_weight, grad_bias = _convolve_backward(grad, x, None, weight, residual)
     return grad_x, grad_weight, grad_bias
 
