@@ -1,10 +1,10 @@
 """The rows of Table II: Swin and STViT without convolution stem, projection, position-encoding convolutions and ConvFFN.
 
 All rows share the patch embedding (4 x 4, stride 4), torchvision's Swin block (layer norm -> attention -> layer norm -> MLP of
-ratio 4), the last layer norm, the mean over all places and the classifier. What differs is the attention, the patch merging
+ratio 4), the last layer norm, the mean over all positions and the classifier. What differs is the attention, the patch merging
 (Swin: 2 x 2 and linear; STViT: 3 x 3 of stride 2), the widths and depths, and the relative position encoding (RPE).
 
-B batch, C channels, H W rows and columns, p q super tokens. Inside, tokens are (B, H, W, C), which is what Swin's blocks take.
+Shapes: B batch, C channels, H W rows and columns, p q super tokens. Inside, tokens are (B, H, W, C), as in Swin's blocks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Variant:
     global_stage: int | None = None  # Swin† attends among all tokens in this stage (counted from 0)
     grid_sizes: GridSizes = (8, 4, 1, 1)  # STViT only
     window_size: int = 7  # Swin only
-    image_size: int = 224  # the size that the position tables are made for
+    image_size: int = 224  # that the position tables are made for
 
 
 WIDTHS_12, DEPTHS_12 = (96, 192, 384, 768), (2, 2, 6, 2)  # 12 blocks, Swin-T's
@@ -76,7 +76,7 @@ VARIANTS = {FULL + name: row for name, row in ROWS.items()} | {MINI + name: mini
 
 
 class WindowAttentionWithoutRPE(ShiftedWindowAttention):
-    """Swin's attention in windows with no position table. (B, H, W, C) -> the same."""
+    """Swin's attention in windows without a position table: (B, H, W, C) -> (B, H, W, C)."""
 
     def define_relative_position_bias_table(self) -> None:
         pass
@@ -89,22 +89,22 @@ class WindowAttentionWithoutRPE(ShiftedWindowAttention):
 
 
 def position_bias(table: Tensor, p: int, q: int) -> Tensor:
-    """Spread a table (heads, offsets down, offsets across) over all pairs of p * q places: (heads, p q, p q).
+    """Expand a table (heads, offsets down, offsets across) to all pairs of p * q positions: (heads, p q, p q).
 
-    Entry (a, b) is the table's at offset (y_a - y_b, x_a - x_b); its middle is offset 0. A table of another size is resampled.
+    Entry (a, b) is the table's at offset (y_a - y_b, x_a - x_b), offset 0 in the middle. A table of another size is resampled.
     """
     size = (2 * p - 1, 2 * q - 1)
     if table.shape[1:] != size:
         table = F.interpolate(table[None], size=size, mode="bicubic", align_corners=False)[0]
-    pairs = table.unfold(1, p, 1).unfold(2, q, 1).flip(3, 4)  # heads p q p q: place a, then place b
+    pairs = table.unfold(1, p, 1).unfold(2, q, 1).flip(3, 4)  # heads p q p q: position a, then position b
     return rearrange(pairs, "heads p q i j -> heads (p q) (i j)")
 
 
 class TableSuperTokenAttention(SuperTokenAttention):
-    """Super token attention of (B, H, W, C), its super tokens encoded by relative position.
+    """Super token attention of (B, H, W, C) with a relative position bias among its super tokens.
 
     Args:
-        table_size: super tokens down and across that the position table is made for; none for no encoding.
+        table_size: number of super tokens down and across that the position table is made for; None for no bias.
     """
 
     def __init__(self, dim: int, num_heads: int, grid_size: int, table_size: int | None) -> None:
@@ -127,7 +127,7 @@ class TableSuperTokenAttention(SuperTokenAttention):
 
 
 class ConvPatchMerging(nn.Module):
-    """Convolution 3 x 3 of stride 2 -> layer norm: STViT's merging. (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), out_dim)."""
+    """STViT's merging, convolution 3 x 3 of stride 2 -> layer norm: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), out_dim)."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class ConvPatchMerging(nn.Module):
 
 
 def make_attention(variant: Variant, stage: int, grid_sizes: GridSizes) -> Callable[..., nn.Module]:
-    """Return what makes a stage's attention, called as torchvision's block does: (dim, window, shift, heads, dropouts)."""
+    """Return the constructor of a stage's attention, with the arguments of torchvision's: dim, window, shift, heads, dropouts."""
     if variant.attention == "swin" and stage != variant.global_stage:
         return ShiftedWindowAttention if variant.rpe else WindowAttentionWithoutRPE
     is_global = variant.attention == "swin"  # with a grid of 1, super token attention is global attention
@@ -157,15 +157,15 @@ def make_attention(variant: Variant, stage: int, grid_sizes: GridSizes) -> Calla
 class Isotropic(Staged):
     """A row of Table II: (B, in_chans, H, W) of any size from 32 x 32 -> logits (B, num_classes).
 
-    Where a map is no multiple of Swin's window, torchvision pads it with zeros. Linear layers, 1 x 1 convolutions among them,
+    A map that is no multiple of Swin's window is padded with zeros by torchvision. Linear layers, 1 x 1 convolutions among them,
     start as a truncated normal of 0.02 in all rows, other convolutions as PyTorch's default.
 
     Args:
-        variant: the row.
-        num_classes: outputs of the classifier; 0 leaves it out.
-        in_chans: channels of an image.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        grid_sizes: other cells than the variant's, one for each stage.
+        variant: the row of the table.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of channels of an image.
+        drop_path_rate: stochastic depth rate of the last block; it increases linearly from 0 at the first.
+        grid_sizes: grid size of each stage instead of the variant's.
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -206,14 +206,14 @@ class Isotropic(Staged):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's tokens after their norm, (B, num_features, H / 32, W / 32)."""
+        """Return the normalized tokens of the last stage (B, num_features, H / 32, W / 32)."""
         height, width = x.shape[-2:]
         x = F.pad(x, (0, (width + 3) // 4 * 4 - width, 0, (height + 3) // 4 * 4 - height))
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         return self.norm(self.stages(self.patch_norm(x))).permute(0, 3, 1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of the last stage's tokens; with ``pre_logits`` the pooled (B, num_features)."""
+        """Return the logits (B, num_classes) of the last stage's tokens; with ``pre_logits`` the pooled (B, num_features)."""
         x = x.mean((2, 3))
         return x if pre_logits else self.head(x)
 
@@ -221,19 +221,19 @@ class Isotropic(Staged):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Make the classifier anew. ``global_pool`` is timm's; the mean is the only one here."""
+        """Replace the classifier by a new one. ``global_pool`` is timm's argument; only ``avg`` is supported."""
         if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}, only 'avg' is there")
+            raise ValueError(f"global_pool is {global_pool!r}, expected 'avg'")
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes).to(self.norm.weight) if num_classes else nn.Identity()
         self.head.apply(init_linear)
 
     def no_weight_decay(self) -> set[str]:
-        """The position tables, as in Swin."""
+        """Return the names of the position tables, which have no weight decay, as in Swin."""
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's layers for layer-wise rates: the patch embedding, each block, the rest."""
+        """Return timm's parameter groups for layer-wise learning rates: the patch embedding, each block, the rest."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm\.", (99999,))]
         return {"stem": r"^patch_", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 

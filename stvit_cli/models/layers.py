@@ -1,6 +1,7 @@
 """The convolutional parts of STViT that `timm.layers` does not have (supplement, section B and Table I).
 
-All take and give (B, C, H, W). They are fastest where the memory is channels-last; then the (B, H, W, C) view is contiguous.
+Shapes: B batch, C channels, H W rows and columns. All map (B, C, H, W) to (B, C, H, W), and are fastest in channels-last memory,
+where the (B, H, W, C) view is contiguous.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from stvit_cli.models.accelerated import Accelerated
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Exact GELU of (B, C, H, W), computed on the channels-last view: the strided 4-d form is 2 to 4 times slower on a CPU."""
+    """Apply exact GELU to (B, C, H, W), on the channels-last view: on a CPU the strided form is 2 to 4 times slower."""
     return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that also trains on a single value per channel (one small image), by its running statistics.
+    """Batch norm that also trains on a single value per channel (one small image).
 
-    PyTorch refuses there: one value has no variance. The statistics are left as they are.
+    PyTorch raises there, as one value has no variance. Here the running statistics are used, and left unchanged.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,11 +32,11 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class DropPath(timm.layers.DropPath):
-    """timm's stochastic depth, with the rate in a tensor: as a number it would make each block's compiled code another one."""
+    """timm's stochastic depth with the rate in a tensor: a Python number would cause a compilation for each block."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__(drop_prob)
-        # No buffer: a model that is built under torch.device("meta") gets its buffers from a file, and this is in none.
+        # Not a buffer: a model built under torch.device("meta") gets its buffers from a file, which does not contain the rate.
         self.keep_prob = torch.tensor(1 - drop_prob, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class ConvGelu(nn.Module):
         self.norm = BatchNorm2d(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Whoever runs the stem, channels-last memory begins here.
+        # From here on, memory is channels-last.
         return self.norm(gelu(self.conv(x.contiguous(memory_format=torch.channels_last))))
 
 
@@ -88,7 +89,7 @@ class ConvPosEnc(Accelerated):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
-        self.residual = True  # not in a fused copy, where x is in the convolution's kernel
+        self.residual = True  # False in a fused copy, whose convolution includes it
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernels is not None and self.kernels.supports(x):
@@ -97,7 +98,7 @@ class ConvPosEnc(Accelerated):
 
 
 class ConvFFN(Accelerated):
-    """1 x 1 to ``ratio`` times the width -> GELU -> h + depth-wise 3 x 3 of h -> 1 x 1 back."""
+    """Convolutional feed-forward network: 1 x 1 to ``ratio`` * C -> GELU -> h + depth-wise 3 x 3 of h -> 1 x 1 to C."""
 
     def __init__(self, dim: int, ratio: float = 4.0) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class ConvFFN(Accelerated):
     def forward(self, x: Tensor) -> Tensor:
         if self.kernels is not None and self.kernels.supports(x, self.conv.conv.in_channels):
             fc1 = self.fc1
-            assert fc1.bias is not None  # the kernel adds it
+            assert fc1.bias is not None  # added by the kernel
             u = F.conv2d(x, fc1.weight) if isinstance(fc1, nn.Conv2d) else fc1.multiply(x, None)  # `mkldnn.PackedConv`
             return self.fc2(self.kernels.gelu_conv_pos_enc(u, fc1.bias, self.conv.conv, self.conv.residual))
         return self.fc2(self.conv(gelu(self.fc1(x))))

@@ -1,4 +1,4 @@
-"""The models by name."""
+"""Create the built-in models by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from stvit_cli.utils.text import did_you_mean
 
 
 def list_models() -> list[str]:
-    """Return the names that `create_model` knows."""
+    """Return the names of the built-in models.
+
+    Example:
+        >>> list_models()[:4]
+        ['stvit-s', 'stvit-b', 'stvit-l', 'stvit-nano']
+    """
     return [*VARIANTS, *ISOTROPIC]
 
 
@@ -25,10 +30,26 @@ def create_model(
     grid_sizes: GridSizes | None = None,
     checkpointing: bool = False,
 ) -> nn.Module:
-    """Build a model by name, freshly initialised. See `STViT` for the arguments.
+    """Create a randomly initialized model by name.
+
+    Args:
+        name: one of `list_models`.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of channels of an image.
+        drop_path_rate: stochastic depth rate of the last block; it increases linearly from 0 at the first.
+        grid_sizes: grid size of each stage instead of the model's own; the weights do not depend on it.
+        checkpointing: recompute each block in the backward pass instead of keeping its activations.
+
+    Returns:
+        A module from images (B, in_chans, H, W), of any size from 32 x 32, to logits (B, num_classes).
 
     Raises:
-        UserError: no such model, or a grid for one that has no super tokens.
+        UserError: no such model, or ``grid_sizes`` for a model without super tokens.
+
+    Example:
+        >>> model = create_model("stvit-nano", num_classes=10).eval()
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        913402
     """
     if name in VARIANTS:
         return STViT(VARIANTS[name], num_classes, in_chans, drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)

@@ -1,8 +1,8 @@
 """The Super Token Vision Transformer (supplement, section B and Table I).
 
-B batch, C channels, H W rows and columns at the place spoken of. An image (B, in_chans, H, W) of any size from 32 x 32 goes
-through the stem (1/4), four stages (1/4, 1/8, 1/16, 1/32), the projection, the mean over all places and the classifier.
-Memory is channels-last throughout.
+Shapes: B batch, C channels, H W rows and columns of a layer's input. An image (B, in_chans, H, W) of any size from 32 x 32 passes
+the stem (1/4), four stages (1/4, 1/8, 1/16, 1/32), the projection, the mean over all positions and the classifier. Memory is
+channels-last throughout.
 """
 
 from __future__ import annotations
@@ -27,12 +27,21 @@ GridSizes = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Variant:
-    """A column of Table I."""
+    """A column of Table I, one value for each of the four stages.
+
+    Attributes:
+        embed_dims: number of channels.
+        depths: number of blocks.
+        num_heads: number of attention heads.
+        layer_scale: initial value of layer scale in stages 3 and 4; None for no layer scale.
+        grid_sizes: tokens of a cell down and across; 1 is ordinary self-attention.
+        proj_dim: number of channels of the projection before the classifier.
+    """
 
     embed_dims: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
     num_heads: tuple[int, int, int, int]
-    layer_scale: float | None  # initial value in stages 3 and 4
+    layer_scale: float | None
     grid_sizes: GridSizes = (8, 4, 1, 1)
     proj_dim: int = 1024
 
@@ -47,7 +56,7 @@ VARIANTS = {
 
 
 class Block(nn.Module):
-    """Position encoding, super token attention, ConvFFN; each added to its input. (B, C, H, W) -> (B, C, H, W)."""
+    """Position encoding, super token attention and ConvFFN, each with a residual connection: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(
         self, dim: int, num_heads: int, grid_size: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
@@ -69,12 +78,12 @@ class Block(nn.Module):
 
 
 def run_block(block: nn.Module, x: Tensor) -> Tensor:
-    """Apply a block. A plain function, so that one compilation serves all blocks of equal shape (see `STViT.compile_blocks`)."""
+    """Apply a block. As a function, so that all blocks of equal shape share one compilation (see `Staged.compile_blocks`)."""
     return block(x)
 
 
 class Stage(nn.Module):
-    """Patch merging (not in the first stage), then the blocks."""
+    """Patch merging (except in the first stage), then the blocks."""
 
     def __init__(self, downsample: nn.Module, blocks: list[Block]) -> None:
         super().__init__()
@@ -94,7 +103,7 @@ class Stage(nn.Module):
 
 
 class Staged(nn.Module):
-    """What a model has whose ``stages`` are of `Stage`: how its blocks are run."""
+    """A model whose ``stages`` are of `Stage`: activation checkpointing and compilation of its blocks."""
 
     stages: nn.Sequential
 
@@ -104,8 +113,8 @@ class Staged(nn.Module):
             stage.grad_checkpointing = enable
 
     def compile_blocks(self) -> None:
-        """Run the blocks through `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
-        # Eight shapes are compiled of a function's code, the rest runs as it is written: so every model has code of its own.
+        """Compile the blocks with `torch.compile`: one function for all of them, so that equal shapes are compiled once."""
+        # PyTorch compiles a code object for at most eight shapes, then runs it eagerly: each model gets its own code object.
         own_code = FunctionType(run_block.__code__.replace(), run_block.__globals__)
         compiled = torch.compile(own_code, dynamic=False)
         for stage in self.stages.children():
@@ -114,18 +123,25 @@ class Staged(nn.Module):
 
 
 class STViT(Staged):
-    """STViT of a `Variant`: (B, in_chans, H, W) -> logits (B, num_classes).
+    """Super Token Vision Transformer: (B, in_chans, H, W) -> logits (B, num_classes). `create_model` builds it by name.
 
     Args:
-        variant: widths, depths, heads, grid of each stage.
-        num_classes: outputs of the classifier; 0 leaves it out.
-        in_chans: channels of an image.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        mlp_ratio: hidden width of ConvFFN by its own width.
-        grid_sizes: other cells than the variant's, one for each stage. They carry no weights.
+        variant: widths, depths, heads and grid sizes of the stages.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of channels of an image.
+        drop_path_rate: stochastic depth rate of the last block; it increases linearly from 0 at the first.
+        mlp_ratio: ratio of the hidden width of ConvFFN to its input width.
+        grid_sizes: grid size of each stage instead of the variant's; the weights do not depend on it.
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
-        drop_rate: dropout before the classifier.
-        global_pool: ``avg``; or an empty string for the projected tokens themselves, with no classes.
+        drop_rate: dropout rate before the classifier.
+        global_pool: ``avg``; or an empty string for the projected tokens without pooling, which needs ``num_classes=0``.
+
+    Example:
+        >>> model = STViT(VARIANTS["stvit-nano"], num_classes=10).eval()
+        >>> model(torch.zeros(1, 3, 64, 48)).shape
+        torch.Size([1, 10])
+        >>> [tuple(f.shape) for f in model.forward_intermediates(torch.zeros(1, 3, 64, 64), intermediates_only=True)]
+        [(1, 32, 16, 16), (1, 64, 8, 8), (1, 96, 4, 4), (1, 128, 2, 2)]
     """
 
     def __init__(
@@ -187,11 +203,11 @@ class STViT(Staged):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's tokens, (B, num_features, H / 32, W / 32)."""
+        """Return the tokens of the last stage (B, num_features, H / 32, W / 32)."""
         return self.stages(self.stem(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of the last stage's tokens; with ``pre_logits`` the pooled (B, head_hidden_size)."""
+        """Return the logits (B, num_classes) of the last stage's tokens; with ``pre_logits`` the pooled (B, head_hidden_size)."""
         x = F.silu(self.norm(self.proj(x)))
         if self.global_pool:
             x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
@@ -206,12 +222,21 @@ class STViT(Staged):
         output_fmt: Literal["NCHW"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """timm's way to the features of the stages (B, C, H, W): ``(last tokens, features)``, or only the features.
+        """Return the features of the stages, as timm's models do.
 
-        ``norm`` is ignored: the projection's batch norm does not fit a stage's width.
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: the stages, or how many of the last ones; default all.
+            norm: ignored, as the batch norm of the projection has another width than the stages.
+            stop_early: do not run the stages after the last of ``indices``.
+            output_fmt: only ``NCHW``.
+            intermediates_only: return only the features.
+
+        Returns:
+            (tokens of the last stage that ran, features), or the list of features, each (B, C, H, W).
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}, only 'NCHW' is there")
+            raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW'")
         take, last = feature_take_indices(len(self.stages), indices)
         x = self.stem(x)
         features = []
@@ -226,7 +251,7 @@ class STViT(Staged):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last of ``indices`` (and the head), as timm's feature extraction asks for."""
+        """Remove the stages after the last of ``indices`` (and the head), for timm's feature extraction."""
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
@@ -240,16 +265,16 @@ class STViT(Staged):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Make the classifier anew. ``global_pool`` stays as it is, or becomes ``avg`` or an empty string (no pooling)."""
+        """Replace the classifier by a new one; ``global_pool`` is kept unless it is ``avg`` or an empty string (no pooling)."""
         reference = self.proj.weight
         head = self._make_head(num_classes, self.global_pool if global_pool is None else global_pool)
         self.head = head.to(reference.device, reference.dtype)
 
     def no_weight_decay(self) -> set[str]:
-        """Nothing beside the one-dimensional parameters, which an optimiser leaves out by their shape."""
+        """Return no names: only one-dimensional parameters are excluded from weight decay, by their shape."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's layers for layer-wise rates: the stem, each block, the rest."""
+        """Return timm's parameter groups for layer-wise learning rates: the stem, each block, the rest."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^proj|^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}

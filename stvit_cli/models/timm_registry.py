@@ -1,7 +1,7 @@
 """STViT in timm's registry: ``timm.create_model("stvit_small")`` after ``import stvit_cli.models``.
 
 The names follow timm (`stvit_small`, `stvit_base`, `stvit_large`, `stvit_nano`); the arguments are those of `STViT`, and all that
-timm itself takes: ``features_only``, ``out_indices``, ``pretrained_cfg``, ``checkpoint_path``. No weights can be downloaded.
+timm itself takes: ``features_only``, ``out_indices``, ``pretrained_cfg``, ``checkpoint_path``. There are no weights to download.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-# Their code asks about sizes, which symbolic tracing (torch.fx) cannot answer: a leaf each.
+# Their code depends on sizes, which torch.fx cannot trace symbolically: each is a leaf.
 for _module in (SuperTokenAttention, BatchNorm2d):
     register_notrace_module(_module)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename a published checkpoint's tensors; timm calls it on what it has read itself."""
+    """Rename the keys of a published checkpoint; timm calls it on every checkpoint that it reads."""
     return rename_keys(state_dict)[0]
 
 

@@ -1,1 +1,1 @@
-"""Copies of a model that run faster: fused, with weights packed, in the right memory format."""
+"""Faster copies of a model for inference: fused, with packed weights, in channels-last memory."""

@@ -1,9 +1,9 @@
-"""The same function with fewer operations, for inference only.
+"""Fold normalizations, residuals and layer scale into convolutions: the same function with fewer operations, for inference.
 
-Folded, each exactly up to rounding: a batch norm into the 1 x 1 convolution after it (the ConvFFN's) or the convolution before it
-(patch merging, projection); x + dw(x) into the middle of the depth-wise kernel; layer scale into the convolution before it, past
-the upsampling, which is linear. Not folded: the stem's batch norms, between which the next convolution pads with zeros, so that
-their shift would be missing at the border; and the layer norm before super token attention, which compares its tokens.
+Folded, exact up to rounding: a batch norm into the 1 x 1 convolution after it (ConvFFN) or the convolution before it (patch
+merging, projection); x + dw(x) into the center of the depth-wise kernel; layer scale into the convolution before it, past the
+upsampling, which is linear. Not folded: the batch norms of the stem, since the convolution after them pads with zeros and their
+shift would be missing at the border; and the layer norm before super token attention, whose output the association compares.
 """
 
 from __future__ import annotations
@@ -22,20 +22,30 @@ from stvit_cli.models.stvit import Block, STViT
 
 
 class Folded(nn.Identity):
-    """Stands where an operation was that is now in its neighbour's weights. Such a model cannot train."""
+    """Replaces an operation that was folded into the weights next to it. Such a model cannot train."""
 
     def train(self, mode: bool = True) -> Folded:
         if mode:
-            raise RuntimeError("this is a fused copy of a model, for inference only: its norms are folded. Train the original.")
+            raise RuntimeError("this is a fused copy of a model, for inference only. Train the original.")
         super().train(False)
         return self
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Return a copy in eval mode in which every STViT block, patch merging and projection found anywhere is folded.
+    """Return a copy in eval mode in which every STViT block, patch merging and projection is folded.
 
-    The original is left as it is. The copy holds plain convolutions: it can be copied, compiled, exported and moved as any
-    model; ``train()`` on it raises RuntimeError, and its weights need no gradient. A model without such parts is only copied.
+    The copy contains ordinary convolutions: it can be copied, compiled, exported and moved like any model. ``train()`` on it
+    raises RuntimeError, and its weights need no gradient.
+
+    Args:
+        model: any model with STViT layers, left unchanged; a model without them is only copied.
+
+    Example:
+        >>> from stvit_cli import create_model
+        >>> model = create_model("stvit-nano", num_classes=2).eval()
+        >>> images = torch.rand(1, 3, 64, 64)
+        >>> torch.allclose(fuse(model)(images), model(images), atol=1e-4)
+        True
     """
     fused = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
@@ -58,13 +68,13 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """The batch norm of eval mode as x * scale + shift, in float64."""
+    """Return the scale and shift, in float64, of a batch norm in eval mode: x * scale + shift."""
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
 def _fold_norm_before(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
-    """W (s x + t) + b = (W s) x + (W t + b); the kernel is 1 x 1, so that no padding comes between."""
+    """Fold by W (s x + t) + b = (W s) x + (W t + b), where W is 1 x 1 and thus without padding."""
     norm = getattr(parent, name)
     if not isinstance(norm, (_BatchNorm, FrozenBatchNorm2d)):
         return
@@ -92,7 +102,7 @@ def _fold_scale(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
 
 
 def _fold_residual(module: ConvPosEnc) -> None:
-    """x + dw(x) as one depth-wise convolution."""
+    """Fold x + dw(x) into one depth-wise convolution."""
     weight = module.conv.weight.double()
     weight[:, :, 1, 1] += 1
     _set(module.conv, weight, _bias(module.conv))
