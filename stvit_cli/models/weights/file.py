@@ -200,13 +200,28 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: bool = False) -> LoadReport:
-    """Load a weights file (its path, or what `read_weights` made of it) into ``model`` and report every name.
+    """Load a weights file into a model. Everything is checked before the first weight changes.
 
-    Everything is checked before the first weight changes. With ``new_head`` a classifier of another size stays as initialised
-    and a stem for another number of channels is adapted (the kernels repeated and scaled, as timm does).
+    Args:
+        model: the model to load into.
+        path: a weights file, or what `read_weights` returned.
+        new_head: keep the classifier of ``model`` if it has another size, and adapt the stem to another number of channels (the
+            kernels are repeated and scaled, as in timm).
+
+    Returns:
+        What was done with every key.
 
     Raises:
         UserError: the file cannot be read, is of another architecture, or has tensors of other shapes.
+
+    Example:
+        >>> import tempfile
+        >>> from stvit_cli import create_model, load_weights
+        >>> path = Path(tempfile.mkdtemp()) / "weights.safetensors"
+        >>> save_weights(path, create_model("stvit-nano", num_classes=2), WeightsInfo("stvit-nano", num_classes=2))
+        >>> report = load_weights(create_model("stvit-nano", num_classes=5), path, new_head=True)
+        >>> report.missing, report.reset
+        ([], ['head.weight', 'head.bias'])
     """
     file = path if isinstance(path, WeightsFile) else read_weights(path)
     state_dict, report = _matched(model, file, new_head)
@@ -215,7 +230,12 @@ def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: 
 
 
 def match_weights(model: nn.Module, file: WeightsFile, *, new_head: bool = False) -> LoadReport:
-    """Return what `load_weights` would report, and load nothing: the model may be on the meta device, where it takes no memory.
+    """Return the report of `load_weights` without loading; the model may be on the meta device, without memory.
+
+    Args:
+        model: the model.
+        file: what `read_weights` returned.
+        new_head: see `load_weights`.
 
     Raises:
         UserError: the file is of another architecture, or has tensors of other shapes or types.
