@@ -1,4 +1,4 @@
-"""Compile `cpu/` on this machine, for its processor, once; the result is kept in the user's cache."""
+"""Compile `cpu/` for the processor of this machine, once; the library is kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from stvit_cli.utils.text import printable
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("cpu")
-# OpenMP's library is the one that torch brings: it is loaded already, and there must be no second one.
+# Links to the OpenMP library of torch, which is loaded already: there must not be a second one.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++20", "-shared", "-fPIC")
-# What tells one processor from another in /proc/cpuinfo, on x86, ARM, POWER, s390 and RISC-V.
+# The lines of /proc/cpuinfo that identify a processor, on x86, ARM, POWER, s390 and RISC-V.
 PROCESSOR = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant", "cpu\t", "features", "isa", "uarch")
 INTERRUPTED = ("Interrupt signal terminated", "Terminated signal terminated", "Hangup signal terminated")
 
 
 def library() -> Path:
-    """Return the compiled library, after compiling it where this source, torch and processor have no undamaged one.
+    """Return the compiled library for this source, torch and processor; compile it if there is none, or a damaged one.
 
     Raises:
-        KernelsUnavailableError: not on Linux, no compiler, it ends with an error, or the cache cannot be used.
+        KernelsUnavailableError: not on Linux, no compiler, a compiler error, or a cache that cannot be used.
     """
     if sys.platform != "linux":
-        raise UnsupportedDeviceError("those of a CPU are for Linux")
+        raise UnsupportedDeviceError("the CPU kernels need Linux")
     compiler = _compiler()
     folder = cache.folder()
     cache.require_executable(folder)
@@ -52,20 +52,20 @@ def library() -> Path:
 
 
 def _compiler() -> list[str]:
-    """Return the command that compiles C++: ``CXX``, which may have several words (``ccache g++``), else ``c++``."""
-    command = os.environ.get("CXX", "").strip() or "c++"
+    """Return the command that compiles C++: ``CXX``, which may have arguments (``ccache g++``), else ``c++``."""
+    text = os.environ.get("CXX", "").strip() or "c++"
     try:
-        words = shlex.split(command)
+        command = shlex.split(text)
     except ValueError as error:
-        raise KernelsUnavailableError(f"CXX is {printable(command)!r}, which is no command ({error})") from error
-    program = shutil.which(words[0]) if words else None
+        raise KernelsUnavailableError(f"CXX is {printable(text)!r}, which is not a command ({error})") from error
+    program = shutil.which(command[0]) if command else None
     if program is None:
-        raise KernelsUnavailableError(f"no C++ compiler here ({printable(command)})")
-    return [program, *words[1:]]
+        raise KernelsUnavailableError(f"no C++ compiler here ({printable(text)})")
+    return [program, *command[1:]]
 
 
 def _key(compiler: list[str]) -> str:
-    """Tell apart what a compiled library depends on. A home may be shared by machines of other processors."""
+    """Return a hash of all that a compiled library depends on. Machines with other processors may share a home directory."""
     sources = [path.read_text() for path in sorted(SOURCES.iterdir())]
     system = [torch.__version__, sysconfig.get_platform(), *platform.libc_ver()]
     parts = [*sources, *system, *compiler, *FLAGS, *_processor()]
@@ -73,7 +73,7 @@ def _key(compiler: list[str]) -> str:
 
 
 def _processor() -> list[str]:
-    """Return what the system says about the first processor; where it says nothing, the machine's name stands for it."""
+    """Return the description of the first processor; if the system has none, the name of the machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -87,30 +87,30 @@ def _processor() -> list[str]:
 
 
 def _compile(compiler: list[str], built: Path) -> None:
-    """Compile into a file. A signal that was meant for this process may end the compiler; then it is started once more."""
+    """Compile to a file. A compiler that was ended by a signal meant for this process is run once more."""
     root = Path(torch.__file__).parent
     paths = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}", f"-L{root / 'lib'}"]
-    words = [*compiler, *FLAGS, str(SOURCES / "register.cpp"), "-o", str(built), *paths, "-ltorch_cpu", "-lc10"]
-    status, said = _run(words)
-    if status in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP) or any(sign in said for sign in INTERRUPTED):
-        status, said = _run(words)
+    command = [*compiler, *FLAGS, str(SOURCES / "register.cpp"), "-o", str(built), *paths, "-ltorch_cpu", "-lc10"]
+    status, stderr = _run(command)
+    if status in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP) or any(sign in stderr for sign in INTERRUPTED):
+        status, stderr = _run(command)
     if status:
         end = f"it ended with status {status}" if status > 0 else f"it was ended by signal {-status}"
-        lines = said.splitlines() or [end]
+        lines = stderr.splitlines() or [end]
         first = next((line for line in lines if "error" in line), lines[-1])
         raise KernelsUnavailableError(f"{' '.join(compiler)} failed: {printable(first.strip())}")
 
 
-def _run(words: list[str]) -> tuple[int, str]:
+def _run(command: list[str]) -> tuple[int, str]:
     """Run a command and return its status and its standard error.
 
-    It has a session of its own: Ctrl-C asks a run to save and end, and must not end the compiler under it, for then the run's
-    first step would be taken without the kernels and a resumed run by them.
+    It runs in its own session: Ctrl-C asks a training run to save and stop, and must not stop its compiler. Otherwise the first
+    step would run without the kernels, and the steps after resuming with them.
     """
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         process = subprocess.Popen(
-            words,
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -120,12 +120,12 @@ def _run(words: list[str]) -> tuple[int, str]:
             start_new_session=True,
         )
     except OSError as error:
-        raise KernelsUnavailableError(f"{words[0]} cannot be run ({error.strerror})") from error
+        raise KernelsUnavailableError(f"{command[0]} cannot be run ({error.strerror})") from error
     with process:
         try:
-            said = process.communicate()[1]
-        except BaseException:  # such as a KeyboardInterrupt, where no run is to be saved
+            stderr = process.communicate()[1]
+        except BaseException:  # such as a KeyboardInterrupt outside a training run
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-    return process.returncode, said
+    return process.returncode, stderr

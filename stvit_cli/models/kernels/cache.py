@@ -1,6 +1,6 @@
-"""Which compiled library of the user's cache may be loaded: one that is undamaged, and that nobody else can have put there.
+"""The compiled libraries in the user's cache, and which of them may be loaded: undamaged, and not writable by others.
 
-Loading a library runs it. A truncated one ends the process by SIGBUS, so its checksum lies beside it and is compared first.
+Loading a library runs it. A truncated one ends the process by SIGBUS, so the checksum in the file beside it is compared first.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from stvit_cli.models.kernels.errors import KernelsUnavailableError
 from stvit_cli.utils.files import cache_dir, replace_file, replacing
 
 STALE_S = 3600
-"""Age in seconds of a partly written file whose process is gone: compiling takes less."""
+"""Age in seconds after which a partial file is removed: its process has ended, as compiling takes less."""
 
 
 def folder() -> Path:
-    """Return the folder of the compiled libraries, after creating it where there is none.
+    """Return the folder of the compiled libraries, created if it is missing.
 
     Raises:
-        KernelsUnavailableError: it cannot be had, or others may write to it.
+        KernelsUnavailableError: it cannot be created, or others may write to it.
     """
     try:
         path = cache_dir() / "kernels"
-        if not path.is_dir():  # the mode, as the umask of many systems lets the group write to a new folder
+        if not path.is_dir():  # with a mode, as many umasks let the group write
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
@@ -42,11 +42,11 @@ def folder() -> Path:
 
 
 def untrusted(path: Path, *, group_may_write: bool = False) -> str | None:
-    """Return why what is in a file or folder is not to be run, with what mends it; None where it may be.
+    """Return why code in a file or folder must not be run, and how to change that; None if it may be run.
 
     Args:
         path: the file or folder.
-        group_may_write: only other users must not.
+        group_may_write: allow writing by the group.
     """
     if not hasattr(os, "geteuid"):
         return None
@@ -60,7 +60,7 @@ def untrusted(path: Path, *, group_may_write: bool = False) -> str | None:
 
 
 def damage(library: Path) -> str | None:
-    """Return why a compiled library must be compiled again: others may have written it, or it is not what was compiled."""
+    """Return why a library must be compiled again (writable by others, no checksum, or another one); None if it may be loaded."""
     if untrusted(library) is not None:
         return "can be written by other users"
     try:
@@ -72,17 +72,17 @@ def damage(library: Path) -> str | None:
 
 @contextmanager
 def storing(library: Path) -> Iterator[Path]:
-    """Yield the path of a file to compile into. On success it is flushed and moved to ``library``, with its checksum beside it.
+    """Yield the path of a temporary file to compile to. On success it is moved to ``library``, with its checksum beside it.
 
     Raises:
         KernelsUnavailableError: the folder cannot be written.
     """
     try:
         _remove_stale(library.parent)
-        with replacing(library) as aside:
-            yield aside
-            aside.chmod(0o755)
-            checksum = _checksum(aside)
+        with replacing(library) as temporary:
+            yield temporary
+            temporary.chmod(0o755)
+            checksum = _checksum(temporary)
         replace_file(_checksum_file(library), f"{checksum}\n".encode())
     except OSError as error:
         raise _not_writable(error) from error
@@ -110,7 +110,7 @@ def _checksum(path: Path) -> str:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what processes left behind that were killed as they compiled."""
+    """Remove the partial files of processes that were killed while they compiled."""
     for part in path.glob(".*.part"):
         if time.time() - part.stat().st_mtime > STALE_S:
             part.unlink(missing_ok=True)

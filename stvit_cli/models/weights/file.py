@@ -117,10 +117,10 @@ def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], in
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     text = info.to_json()
     path = Path(path)
-    with replacing(path) as aside:
-        mode = aside.stat().st_mode  # of the user's umask; the library would make the file unreadable to others
-        save_file(tensors, aside, metadata={METADATA_KEY: f'{text[:-1]},"crc32":"{_checksum(tensors, text)}"}}'})
-        aside.chmod(mode)
+    with replacing(path) as temporary:
+        mode = temporary.stat().st_mode  # of the user's umask; the library would make the file unreadable to others
+        save_file(tensors, temporary, metadata={METADATA_KEY: f'{text[:-1]},"crc32":"{_checksum(tensors, text)}"}}'})
+        temporary.chmod(mode)
 
 
 def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:

@@ -217,7 +217,7 @@ def test_a_compiler_of_several_words(compiler: Compiler, tmp_path: Path, monkeyp
     build.library()
     assert (tmp_path / "first").read_text() == "g++\n"
     monkeypatch.setenv("CXX", "g++ 'unclosed")
-    with pytest.raises(KernelsUnavailableError, match="which is no command"):
+    with pytest.raises(KernelsUnavailableError, match="which is not a command"):
         build.library()
 
 

@@ -1,4 +1,4 @@
-// The operators of `operators.py` on a CPU, float32. Compiled on the user's machine by `build.py`.
+// Implements the operators of `operators.py` on a CPU in float32. Compiled on the user's machine by `build.py`.
 
 #include <torch/library.h>
 

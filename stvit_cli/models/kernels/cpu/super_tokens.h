@@ -1,4 +1,4 @@
-// Super token sampling and upsampling: B C H W, h w, n = h * w, p q and the nine neighbours are as in `super_token.py`.
+// Super token sampling and upsampling. Shapes as in `operators.py`.
 
 #pragma once
 
@@ -7,9 +7,9 @@
 namespace {
 
 constexpr int64_t NEAR = 9;
-constexpr float EPS = 1e-12f;  // of the normaliser in Algorithm 1
+constexpr float EPS = 1e-12f;  // of the normalizer in Algorithm 1, as in `neighbours.py`
 
-// How the tokens of an image lie in cells.
+// The grid of cells over the tokens of an image.
 struct Grid {
   int64_t height, width, channels, h, w, p, q;
   Grid(int64_t height, int64_t width, int64_t channels, int64_t h, int64_t w)
@@ -26,7 +26,7 @@ struct Grid {
     }
   }
 
-  // The numbers of the nine cells around one; -1 outside the image.
+  // Indices of the nine cells around a cell; -1 outside the image.
   std::array<int64_t, NEAR> around(int64_t cell) const {
     const int64_t row = cell / q % p, column = cell % q;
     std::array<int64_t, NEAR> found;
@@ -43,24 +43,23 @@ INLINE Vector softmax(Vector x) {
   return powers / sum(powers);
 }
 
-// Equation 1 for TOKENS tokens; `centres` holds the scaled super tokens as [channel][neighbour]. Writes their columns of Q (9,
-// n).
+// Equation 1 for TOKENS tokens: writes their columns of Q (9, n). `centres` are the scaled super tokens, [channel][neighbour].
 template <int TOKENS>
 INLINE void associate(const float* const* tokens, const float* centres, int64_t channels, float* q, int64_t n) {
   Vector affinity[TOKENS];
   for (int t = 0; t < TOKENS; t++)
-    for (int k = 0; k < LANES; k++) affinity[t][k] = k < NEAR ? 0.0f : -1e30f;  // beyond the ninth there is none
+    for (int k = 0; k < LANES; k++) affinity[t][k] = k < NEAR ? 0.0f : -1e30f;  // the padding beyond the ninth takes no part
   for (int64_t c = 0; c < channels; c++) {
     const Vector centre = load(centres + c * LANES);
     for (int t = 0; t < TOKENS; t++) affinity[t] += centre * tokens[t][c];
   }
-  float shares[TOKENS][LANES];
-  for (int t = 0; t < TOKENS; t++) store(shares[t], softmax(affinity[t]));
+  float column_sums[TOKENS][LANES];
+  for (int t = 0; t < TOKENS; t++) store(column_sums[t], softmax(affinity[t]));
   for (int64_t k = 0; k < NEAR; k++)
-    for (int t = 0; t < TOKENS; t++) q[k * n + t] = shares[t][k];
+    for (int t = 0; t < TOKENS; t++) q[k * n + t] = column_sums[t][k];
 }
 
-// Q^T X of a cell, VECTORS vectors of channels from c on: part (9, C).
+// Q^T X of a cell, part (9, C), for VECTORS vectors of channels from c.
 template <int VECTORS>
 INLINE void gather(const float* const* tokens, const float* q, int64_t n, int64_t c, int64_t channels, float* part) {
   Vector sums[NEAR][VECTORS] = {};
@@ -74,7 +73,7 @@ INLINE void gather(const float* const* tokens, const float* q, int64_t n, int64_
     for (int v = 0; v < VECTORS; v++) store(part + k * channels + c + v * LANES, sums[k][v]);
 }
 
-// Q S of a cell: each token the mix of its nine super tokens.
+// Q S of a cell: each token is the sum of its nine super tokens weighted by Q.
 template <int VECTORS>
 INLINE void spread(const float* const* near, const float* q, int64_t n, int64_t c, float* const* tokens) {
   Vector centres[NEAR][VECTORS];
@@ -95,12 +94,12 @@ INLINE void for_channels(int64_t channels, const Body& body) {
   if (c < channels) body(c, std::integral_constant<int, 1>{});
 }
 
-// Sums over the tokens by Q: (cells, C). Where super tokens (cells, C) are given, Q is computed and written first, and its own
-// sums (cells) are returned too.
+// Q^T X (cells, C). With super tokens (cells, C), Q is computed and written first, `totals` are normalized, and the column sums
+// of Q are written to `weights` (cells).
 void gather_all(const Grid& grid, int64_t images, const float* base, const float* super_tokens, float* association,
                 float* totals, float* weights) {
   const int64_t n = grid.h * grid.w, channels = grid.channels, cells = images * grid.p * grid.q;
-  std::vector<float> parts(cells * NEAR * channels), shares(super_tokens ? cells * NEAR : 0);
+  std::vector<float> parts(cells * NEAR * channels), column_sums(super_tokens ? cells * NEAR : 0);
   const std::vector<float> zeros(channels, 0.0f);
   const float scale = 1.0f / std::sqrt(static_cast<float>(channels));
   at::parallel_for(0, cells, 1, [&](int64_t begin, int64_t end) {
@@ -119,9 +118,9 @@ void gather_all(const Grid& grid, int64_t images, const float* base, const float
         for (; t + 8 <= n; t += 8) associate<8>(&tokens[t], centres.data(), channels, q + t, n);
         for (; t < n; t++) associate<1>(&tokens[t], centres.data(), channels, q + t, n);
         for (int64_t k = 0; k < NEAR; k++) {
-          float share = 0.0f;
-          for (int64_t token = 0; token < n; token++) share += q[k * n + token];
-          shares[cell * NEAR + k] = share;
+          float column_sum = 0.0f;
+          for (int64_t token = 0; token < n; token++) column_sum += q[k * n + token];
+          column_sums[cell * NEAR + k] = column_sum;
         }
       }
       for_channels(channels, [&](int64_t c, auto vectors) {
@@ -129,12 +128,12 @@ void gather_all(const Grid& grid, int64_t images, const float* base, const float
       });
     }
   });
-  // Super token s receives of neighbour k the part 8 - k.
+  // A super token receives part 8 - k of its neighbour k.
   at::parallel_for(0, cells, 16, [&](int64_t begin, int64_t end) {
     for (int64_t cell = begin; cell < end; cell++) {
       const auto around = grid.around(cell);
       float weight = 0.0f;
-      for (int64_t k = 0; super_tokens && k < NEAR; k++) weight += around[k] < 0 ? 0.0f : shares[around[k] * NEAR + 8 - k];
+      for (int64_t k = 0; super_tokens && k < NEAR; k++) weight += around[k] < 0 ? 0.0f : column_sums[around[k] * NEAR + 8 - k];
       weight += EPS;
       if (super_tokens) weights[cell] = weight;
       for (int64_t c = 0; c < channels; c += LANES) {
@@ -147,7 +146,7 @@ void gather_all(const Grid& grid, int64_t images, const float* base, const float
   });
 }
 
-// Equations 1 and 2: super tokens (B, p, q, C), Q (B, p, q, 9, n) and its sums (B, p, q, 1) of tokens (B, C, H, W).
+// See `operators.py`.
 std::tuple<Tensor, Tensor, Tensor> associate_and_aggregate(const Tensor& x, const Tensor& super_tokens, int64_t h, int64_t w) {
   const Tensor tokens = channels_last(x), centres = super_tokens.contiguous();
   const Shape shape(tokens);
@@ -160,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> associate_and_aggregate(const Tensor& x, cons
   return {sampled, association, weight};
 }
 
-// Sums of the tokens (B, C, H, W) by a given Q (B, p, q, 9, n): (B, p, q, C).
+// See `operators.py`.
 Tensor aggregate(const Tensor& association, const Tensor& x, int64_t h, int64_t w) {
   const Tensor tokens = channels_last(x), dense = association.contiguous();
   const Shape shape(tokens);
@@ -171,7 +170,7 @@ Tensor aggregate(const Tensor& association, const Tensor& x, int64_t h, int64_t 
   return totals;
 }
 
-// Tokens (B, C, H, W), each the mix of its nine super tokens (B, p, q, C) by Q (B, p, q, 9, n).
+// See `operators.py`.
 Tensor upsample(const Tensor& association, const Tensor& super_tokens, int64_t h, int64_t w, int64_t height, int64_t width) {
   const Tensor centres = super_tokens.contiguous(), dense = association.contiguous();
   const int64_t images = centres.size(0), channels = centres.size(3), n = h * w;
@@ -182,7 +181,7 @@ Tensor upsample(const Tensor& association, const Tensor& super_tokens, int64_t h
   const std::vector<float> zeros(channels, 0.0f);
   at::parallel_for(0, images * grid.p * grid.q, 1, [&](int64_t begin, int64_t end) {
     std::vector<float*> tokens(n);
-    std::vector<float> absent(channels);  // where tokens of the padding go
+    std::vector<float> absent(channels);  // target of the padding
     for (int64_t cell = begin; cell < end; cell++) {
       grid.tokens(cell, base, absent.data(), tokens);
       std::array<const float*, NEAR> near;

@@ -1,5 +1,5 @@
-// Sixteen numbers at a time, by GCC's or Clang's vector extensions, which become AVX-512, AVX2 or NEON; and tensors in
-// channels-last memory, whose channels are a multiple of sixteen.
+// Vectors of sixteen floats by GCC's or Clang's vector extensions, which compile to AVX-512, AVX2 or NEON; and channels-last
+// tensors, whose number of channels is a multiple of sixteen.
 
 #pragma once
 
@@ -26,8 +26,8 @@ INLINE Vector load(const float* from) { return *reinterpret_cast<const Vector*>(
 INLINE void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
 
 INLINE Vector exponential(Vector x) {
-  x = x < -87.0f ? Vector{} - 87.0f : x;        // only x <= 0 comes here
-  const Vector magic = Vector{} + 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  x = x < -87.0f ? Vector{} - 87.0f : x;        // x <= 0 in all calls
+  const Vector magic = Vector{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Vector shifted = x * 1.44269504f + magic;
   const Vector whole = shifted - magic;
   const Vector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // log 2 in two parts
@@ -41,7 +41,7 @@ INLINE Vector exponential(Vector x) {
   return y * reinterpret_cast<Vector>(exponent << 23);
 }
 
-// What combines all lanes, in every lane.
+// Reduces all lanes; the result is in every lane.
 template <typename Operation>
 INLINE Vector over_lanes(Vector x, const Operation& combine) {
   x = combine(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
@@ -58,7 +58,7 @@ INLINE Vector sum(Vector x) {
   return over_lanes(x, [](Vector a, Vector b) { return a + b; });
 }
 
-// Sizes of tokens (B, H, W, C), and where a place of theirs is.
+// Sizes of tokens (B, H, W, C), and the offset of a channel in a row.
 struct Shape {
   int64_t images, height, width, channels;
   explicit Shape(const Tensor& nhwc)
