@@ -1,7 +1,7 @@
-"""The operators of our kernels against the plain form: C++ here, and Triton through its interpreter.
+"""The custom kernels against the eager form: C++ here, and Triton by its interpreter.
 
-`test_gpu_kernels` runs this file again in a process that began with TRITON_INTERPRET=1, where Triton computes the same operators;
-by hand: TRITON_INTERPRET=1 pytest tests/models/test_kernels.py
+`test_triton` runs this file again in a process started with TRITON_INTERPRET=1, where Triton computes the same operators;
+by hand: TRITON_INTERPRET=1 pytest tests/models/kernels/test_kernels.py
 """
 
 from __future__ import annotations

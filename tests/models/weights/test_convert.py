@@ -96,7 +96,7 @@ def test_refused(tmp_path: Path, stvit: Stvit) -> None:
     before = sorted(tmp_path.iterdir())
     for source, target, says in [
         ("page.pth", "x.safetensors", "it starts with b'<!DOCTYPE html>'"),
-        ("half.pth", "x.safetensors", "cut short"),
+        ("half.pth", "x.safetensors", "truncated"),
         ("foreign.pth", "x.safetensors", "not the weights of a known model"),
         ("absent.pth", "x.safetensors", "no such weights file"),
         ("page.pth", "x.pth", "expected a name ending in .safetensors"),
