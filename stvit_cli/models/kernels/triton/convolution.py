@@ -114,7 +114,7 @@ def _convolve_kernel(
     image, first, end, columns, c = _strip(size)
     tokens += image * height * width * channels
     result += image * height * width * channels
-    add = _load_channels(shift, c, size) if GELU else 0.0
+    add = _load_channels(shift, c, size)  # not used without GELU
     add_bias = _load_channels(bias, c, size)[None, :]
     above, here = _no_sums(), _no_sums()
     for row in range(first - 1, end + 1):
@@ -148,7 +148,7 @@ def _convolve_backward_kernel(
     grad += image * height * width * channels
     tokens += image * height * width * channels
     grad_tokens += image * height * width * channels
-    add = _load_channels(shift, c, size) if GELU else 0.0
+    add = _load_channels(shift, c, size)  # not used without GELU
     zero = tl.zeros((CHANNELS,), tl.float32)
     left, centre, right, of_bias, of_shift = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero), zero, zero
     above, here = _no_sums(), _no_sums()
