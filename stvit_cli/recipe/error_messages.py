@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: the key, what was found, what is expected, made of the schema's own annotations."""
+"""Messages about an invalid recipe, made from the schema's annotations: the key, what was found, what is expected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dotted_keys() -> tuple[str, ...]:
 
 
 def nearest_key(wrong: str, task: object = None) -> str:
-    """Return `` Did you mean 'x'?`` for the dotted key that was probably meant, or an empty string.
+    """Return `` Did you mean 'x'?`` with the most similar dotted key, or an empty string.
 
     A key of the section that was named comes first, then a key of the very same name in another one; a key that is merely
     similar is suggested from another section only where no section, or none that there is, was named.
@@ -88,17 +88,17 @@ def _did_you_mean(keys: Sequence[str]) -> str:
 
 
 def expected(field: FieldInfo) -> str:
-    """Say what a key accepts, such as ``a number (above 0) or null``."""
+    """Describe the values that a key accepts, such as ``a number (above 0) or null``."""
     return _describe(field.annotation, list(field.metadata))
 
 
-def problems(error: ValidationError, data: Mapping[str, Any], places: Mapping[str, str], source: str) -> str:
+def problems(error: ValidationError, data: Mapping[str, Any], origin_of: Mapping[str, str], source: str) -> str:
     """Turn a validation's errors into at most six lines.
 
     Args:
         error: what pydantic found.
         data: the recipe as it was read, with the overrides in it.
-        places: where a dotted key comes from: ``line 3, ``, or nothing for an override.
+        origin_of: where a dotted key comes from: ``line 3, ``, or nothing for an override.
         source: the recipe's file or name.
     """
     found: dict[str, str] = {}
@@ -110,7 +110,7 @@ def problems(error: ValidationError, data: Mapping[str, Any], places: Mapping[st
             continue
         key, problem = _problem(item["type"], item["loc"], data)
         found.setdefault(key, problem)
-    lines = [f"{places.get(key, '')}{key}: {problem}" for key, problem in found.items()]
+    lines = [f"{origin_of.get(key, '')}{key}: {problem}" for key, problem in found.items()]
     if len(lines) == 1:
         return f"{source}: {lines[0]}"
     more = f" (the first {_MAX_SHOWN - 1})" if len(lines) > _MAX_SHOWN else ""
@@ -119,7 +119,7 @@ def problems(error: ValidationError, data: Mapping[str, Any], places: Mapping[st
 
 
 def _problem(kind: str, loc: tuple[int | str, ...], data: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the dotted key that an error is about, and the error in words."""
+    """Return the dotted key of an error, and its message."""
     section: type[Section] = Recipe
     value: Any = data
     for depth, part in enumerate(loc):
@@ -136,7 +136,7 @@ def _problem(kind: str, loc: tuple[int | str, ...], data: Mapping[str, Any]) -> 
 
 
 def _hint(value: Any, field: FieldInfo) -> str:
-    """Say what to write where a value is right but for the way it is written: ``0,001``, ``'5e-4'``, ``1 000``, ``on``."""
+    """Return the correct spelling of a value such as ``0,001``, ``'5e-4'``, ``1 000`` or ``on``."""
     text = expected(field)
     if isinstance(value, str):
         meant = number_meant(value, whole="a number" not in text) if "number" in text else None
@@ -177,7 +177,7 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _bounds(metadata: list[Any]) -> str:
-    """Say the limits of a number, such as `` (above 0)``."""
+    """Describe the limits of a number, such as `` (above 0)``."""
     limits = {name: getattr(m, name) for m in metadata for name in ("gt", "ge", "lt", "le") if hasattr(m, name)}
     if {"ge", "le"} <= set(limits):
         return f" from {limits['ge']:g} to {limits['le']:g}"

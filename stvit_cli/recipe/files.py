@@ -1,4 +1,4 @@
-"""The files of recipes: those that are shipped, found by name, and those of the user, found by path. Imports no torch."""
+"""Files of recipes: shipped ones, found by name, and the user's, found by path. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers of a recipe: its file, the files that it is based on, and overrides, with the line that each key comes from."""
+"""Inheritance by the key ``base``: the layers of a recipe, which are its file and the files it is based on, and overrides."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from stvit_cli.recipe.tasks import TASK_SECTIONS, other_tasks_sections
 from stvit_cli.recipe.yaml import flow, parse, without_typography
 
 BASE = "base"
-"""The key of a file that names the recipe it is based on; not a setting, and so not in the schema."""
+"""Key of a file that names the recipe it is based on; not a setting, so not in the schema."""
 _MAX_BASES = 4
 _OWN = ("name", "description")
-"""What says something of one file, and is not inherited."""
+"""Keys that are not inherited."""
 
 
 class Layer(NamedTuple):
     """One file of a recipe."""
 
     source: str
-    """How messages name it: as it was asked for, a base by the name or path that its file gives."""
+    """Its name in messages: as the user or the file based on it gives it."""
     text: str
     data: dict[str, Any]
     lines: dict[str, int]
@@ -41,13 +41,13 @@ def read_layers(text: str, source: str, path: Path | None) -> list[Layer]:
     Args:
         text: the YAML text.
         source: the file's name, for messages.
-        path: the text's own file; a base's relative path begins at its folder. Without one at the working directory.
+        path: file of the text, to whose folder the path of a base is relative; None: to the working directory.
 
     Returns:
         The layer of the text, then that of its base, and so on.
 
     Raises:
-        UserError: anything that cannot be read, a base that is not there, bases in a circle, or too many of them.
+        UserError: a file cannot be read, a base is missing, or bases are circular or nested too deeply.
     """
     layers: list[Layer] = []
     seen = [] if path is None else [path.resolve()]
@@ -75,7 +75,7 @@ def read_layers(text: str, source: str, path: Path | None) -> list[Layer]:
 
 
 def _drop_other_tasks(layers: Sequence[Layer]) -> None:
-    """Leave out the other tasks' sections where a file has those of all tasks: earlier versions wrote recipes in full so."""
+    """Drop the other tasks' sections from a file that has those of all tasks, as earlier versions wrote recipes in full."""
     task = next((layer.data["task"] for layer in layers if "task" in layer.data), "classification")
     for layer in layers:
         if all(section in layer.data for section in TASK_SECTIONS):
@@ -84,9 +84,9 @@ def _drop_other_tasks(layers: Sequence[Layer]) -> None:
 
 
 def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the settings of all layers, and for messages where each dotted key comes from, such as ``line 3, ``."""
+    """Return the merged settings, and for messages the origin of each dotted key, such as ``line 3, ``."""
     data: dict[str, Any] = {}
-    places: dict[str, str] = {}
+    origin_of: dict[str, str] = {}
     for layer in reversed(layers):
         is_base = layer is not layers[0]
         for key, value in layer.data.items():
@@ -102,12 +102,12 @@ def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
             top = key.partition(".")[0]
             was_merged = isinstance(data.get(top), dict) or not isinstance(layer.data.get(top), dict)
             if was_merged and not (is_base and key in _OWN):
-                places[key] = f"line {line}{of}, "
-    return data, places
+                origin_of[key] = f"line {line}{of}, "
+    return data, origin_of
 
 
 def origins(layers: Sequence[Layer]) -> dict[str, Layer]:
-    """Return the layer that each dotted key has its value from; keys that are in none are left out."""
+    """Return the layer that sets each dotted key; keys with their default are omitted."""
     found: dict[str, Layer] = {}
     for key in dotted_keys():
         section, _, leaf = key.rpartition(".")
@@ -118,19 +118,19 @@ def origins(layers: Sequence[Layer]) -> dict[str, Layer]:
     return found
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str], places: dict[str, str]) -> list[str]:
-    """Set the ``key=value`` overrides in ``data``; note in ``places`` that the value is from there.
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str], origin_of: dict[str, str]) -> list[str]:
+    """Set the ``key=value`` overrides in ``data``, and clear the origin of their keys.
 
     Returns:
-        What was given under an old name, a sentence each.
+        A sentence for each renamed key or value.
     """
     known = dotted_keys()
     seen: set[str] = set()
     renamed: list[str] = []
-    for word in overrides:
-        given, equals, text = word.partition("=")
+    for override in overrides:
+        given, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"Found {word!r}, expected key=value, such as optim.lr=5e-4.")
+            raise UserError(f"Found {override!r}, expected key=value, such as optim.lr=5e-4.")
         key, sentence = rename_key(given)
         renamed += sentence
         if _is_section(key):
@@ -148,12 +148,12 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], places: dict
             data[leaf] = value
         elif isinstance(data.setdefault(section, {}), dict):
             data[section] = data[section] | {leaf: value}
-        places[key] = ""
+        origin_of[key] = ""
     return renamed
 
 
 def _unknown(key: str, text: str, task: object) -> UserError:
-    """Say what is wrong with an override's key that is none of a recipe."""
+    """Return the error for an override whose key does not exist."""
     if key == BASE:
         return UserError(f"{BASE} is a key of recipe files and cannot be set by key=value; name another recipe instead.")
     if (plain := without_typography(key)) in dotted_keys():
@@ -178,11 +178,11 @@ def _is_section(key: str) -> bool:
 
 
 def as_single_file(layers: Sequence[Layer], *, show_origins: bool = False) -> str:
-    """Return one file with the settings of all layers, under the head of the first.
+    """Return the settings of all layers as the text of one file, with the head comment of the first.
 
     Args:
         layers: as `read_layers` returns them.
-        show_origins: put the file and the line that a value comes from behind it.
+        show_origins: append to each value the file and line that set it.
     """
     head = list(takewhile(lambda line: not line or line.startswith("#"), layers[0].text.lstrip("\ufeff").splitlines()))
     chain = " -> ".join(layer.source for layer in layers)
@@ -197,7 +197,7 @@ def as_single_file(layers: Sequence[Layer], *, show_origins: bool = False) -> st
 
 
 def _block(layer: Layer, key: str, show_origins: bool) -> list[str]:
-    """Return the lines of a key, without indentation: as its file has them where that can be done, else written again."""
+    """Return the lines of a key, dedented: as in its file if they read back the same, otherwise generated."""
     section, _, leaf = key.rpartition(".")
     value = (layer.data[section] if section else layer.data)[leaf]
     origin = f"<- {layer.source}:{layer.lines[key]}" if show_origins else ""
@@ -206,7 +206,7 @@ def _block(layer: Layer, key: str, show_origins: bool) -> list[str]:
 
 
 def _source_lines(layer: Layer, key: str, origin: str) -> list[str]:
-    """Return the lines of a key as its file has them, with its origin behind the first."""
+    """Return the lines of a key as in its file, with its origin appended to the first."""
     text = layer.text.splitlines()
     first = layer.lines[key] - 1
     last = min(

@@ -1,7 +1,7 @@
-"""Recipes read, checked, written and compared. Imports no torch.
+"""Read, validate, write and compare recipes. Imports no torch.
 
-A recipe is made of layers, each over the one before: the defaults of the schema, the files that its file is based on, the file
-itself, and ``key=value`` overrides.
+A recipe is made of layers, each overriding the one before: the defaults of the schema, the files that its file is based on, the
+file itself, and ``key=value`` overrides.
 """
 
 from __future__ import annotations
@@ -37,24 +37,29 @@ class Resolved(NamedTuple):
     layers: list[Layer]
     """The file, then the file it is based on, and so on."""
     renamed: list[str]
-    """What was given under an old name: a sentence for each file, and one for the overrides."""
+    """Renamed keys and values that were given: a sentence per file, and one for the overrides."""
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
+    """Read and validate a recipe.
+
+    The recipe of a run of version 0.1.0 may have ``data.mean`` on the scale of 0 to 255, with a warning.
 
     Args:
-        name_or_path: the name of a shipped recipe, or a path.
+        name_or_path: name of a shipped recipe, or path of a file.
         overrides: such as ``optim.lr=5e-4``; values are read as YAML.
 
     Raises:
-        UserError: no such recipe, or anything wrong in it, all at once where possible.
+        UserError: there is no such recipe, or it is invalid; all problems at once where possible.
+
+    >>> load("quickstart", ["schedule.epochs=3"]).schedule.epochs
+    3
     """
     return resolve(name_or_path, overrides).recipe
 
 
 def resolve(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Read a recipe as ``load`` does, and say of which files it is made."""
+    """Read a recipe as `load` does, and return its layers too."""
     path = find(name_or_path)
     return _resolve(read_layers(read(path), str(name_or_path), path), overrides, path.stem, saved=_is_of_run(path))
 
@@ -70,10 +75,10 @@ def _is_of_run(path: Path) -> bool:
 
 
 def _resolve(layers: list[Layer], overrides: Sequence[str], name: str, *, saved: bool) -> Resolved:
-    data, places = merge(layers)
+    data, origin_of = merge(layers)
     data = {"name": name} | data
     renamed = [f"{layer.source}: {', '.join(layer.renamed)}" for layer in layers if layer.renamed]
-    if changed := apply_overrides(data, overrides, places):
+    if changed := apply_overrides(data, overrides, origin_of):
         renamed.append(", ".join(changed))
     for sentence in renamed:
         warn_once(sentence)
@@ -81,14 +86,14 @@ def _resolve(layers: list[Layer], overrides: Sequence[str], name: str, *, saved:
     try:
         recipe = Recipe.model_validate(_tuples(data), context={"saved": saved})
     except ValidationError as error:
-        raise UserError(problems(error, data, places, layers[0].source)) from None
+        raise UserError(problems(error, data, origin_of, layers[0].source)) from None
     for problem in byte_scale(recipe.data) if saved else ():
         warn_once(f"{layers[0].source}: {problem.partition(';')[0]}; kept, as the model was trained with it")
     return Resolved(recipe, layers, renamed)
 
 
 def _count_shapes_from_1(data: dict[str, Any]) -> None:
-    """Set the key that the label maps of the synthetic shapes need, where a recipe of them does not say."""
+    """Set segmentation.reduce_zero_label for synthetic shapes, where the recipe does not."""
     section, source = data.get("segmentation", {}), data.get("data")
     is_shapes = data.get("task") == "segmentation" and isinstance(source, dict) and source.get("kind") == "shapes"
     if is_shapes and isinstance(section, dict) and not {"reduce_zero_label", "label_values"} & section.keys():
@@ -96,18 +101,18 @@ def _count_shapes_from_1(data: dict[str, Any]) -> None:
 
 
 def dump(recipe: Recipe, *, only_changes: bool = False, explain: bool = False) -> str:
-    """Return the recipe as YAML that ``from_text`` reads back to an equal one: the sections of its task.
+    """Return the recipe as YAML with the sections of its task; `from_text` reads it back to an equal recipe.
 
     Args:
         recipe: the recipe.
-        only_changes: leave out what has its default.
-        explain: put a key's meaning and what it accepts above it.
+        only_changes: omit keys that have their default.
+        explain: precede each key by a comment with its meaning and the values it accepts.
     """
     return "".join(f"{line}\n" for line in _lines(recipe, "", only_changes, explain)) or "{}\n"
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Return 12 hexadecimal digits that stand for every setting but the name, the description and paths."""
+    """Return a hash, of 12 hexadecimal digits, of all settings but the name, the description and paths."""
     settings = {key: value for key, value in flatten(recipe).items() if key not in ("name", "description", "data.dir")}
     settings["detection.results_json"] = None  # also a path; kept as a key so that the hashes of older runs stay the same
     if settings["segmentation.label_values"] is None:  # older runs do not have it
@@ -118,7 +123,7 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with every path resolved, so that it names the same data from every working directory."""
+    """Return the recipe with absolute paths, so that it does not depend on the working directory."""
     for key in PATH_KEYS:
         section, _, leaf = key.partition(".")
         value = getattr(getattr(recipe, section), leaf)
@@ -141,7 +146,7 @@ class Change(NamedTuple):
 
 
 def difference(old: Recipe, new: Recipe) -> list[Change]:
-    """Return the keys that differ and decide what is learned (all but ``FREE_ON_RESUME``), in the order of the schema."""
+    """Return the differences in keys that decide what is learned (all but `FREE_ON_RESUME`), in the order of the schema."""
     before, after = flatten(old), flatten(new)
     return [Change(key, before[key], after[key]) for key in before if before[key] != after[key] and key not in FREE_ON_RESUME]
 
@@ -153,7 +158,7 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
 
 
 def _tuples(value: Any) -> Any:
-    """Return the data with tuples for lists, as the strict schema wants them."""
+    """Return the data with tuples in place of lists, as the strict schema requires."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

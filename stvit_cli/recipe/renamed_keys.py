@@ -1,4 +1,4 @@
-"""Keys and values that had another name: the old one still works, with one line of warning. Imports no torch."""
+"""Renamed keys and values: the old name still works, with a warning. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""YAML read without surprises, and written so that it reads back the same. Knows nothing of recipes; imports no torch.
+"""YAML 1.2 scalars, read strictly and written so that they read back the same. Independent of recipes; imports no torch.
 
-PyYAML follows YAML 1.1: ``5e-4`` is text to it, ``on`` is true, ``010`` is eight, and of two equal keys the last wins without a
-word. Here scalars are read by the core schema of YAML 1.2, equal keys are refused, and so are anchors, aliases and tags.
+PyYAML follows YAML 1.1: ``5e-4`` is text, ``on`` is true, ``010`` is eight, and the last of two equal keys wins silently. Here
+scalars are read by the core schema of YAML 1.2, equal keys are refused, and so are anchors, aliases and tags.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_a_class_that_is_in_no_map_is_said(tmp_path: Path) -> None:
     assert line.endswith("count from 1: segmentation.reduce_zero_label=true")
     (line,) = check(maps(tmp_path, [0, 1, 2], [1, 2, 2], names="[a, b, c]", words=REDUCE))
     assert "the class c is in none" in line
-    assert line.endswith("where it is a class: segmentation.reduce_zero_label=false")
+    assert line.endswith("if it is a class: segmentation.reduce_zero_label=false")
 
 
 def test_more_than_half_of_the_pixels_ignored_is_said(tmp_path: Path) -> None:
