@@ -1,4 +1,4 @@
-"""The cached index: used where nothing changed, made anew where anything did, never trusted when damaged."""
+"""The cached index: used where nothing changed, rebuilt where anything did, never trusted when damaged."""
 
 from __future__ import annotations
 

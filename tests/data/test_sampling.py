@@ -52,7 +52,7 @@ def test_repeated_augmentation_shows_fewer_images_in_several_views(num_samples: 
 
 
 def test_the_processes_get_what_deits_sampler_would_deal_them() -> None:
-    """Its rule, written anew: every image three times in a row, process r takes every W-th sample from the r-th on."""
+    """Its rule, written independently: every image three times in a row, process r takes every W-th sample from the r-th on."""
     world_size, batch_size, num_samples = 4, 6, 24 * 5
     order = [key.index for key in sample_order(num_samples, epoch=0, seed=3, repeats=1)]
     tripled = torch.tensor(order).repeat_interleave(3)[:num_samples]

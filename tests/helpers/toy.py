@@ -159,7 +159,7 @@ class Ended:
 def start(work: Callable[[], None], folder: Path, world_size: int = 1) -> Callable[[], list[Ended]]:
     """Run ``work`` in forked processes, joined as torchrun would; return the function that waits for their ends.
 
-    Forked, as importing torch anew would take longer than the test.
+    Forked, as importing torch again would take longer than the test.
     """
     folder.mkdir(exist_ok=True)
     with socket.socket() as probe:

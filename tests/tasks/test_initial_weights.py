@@ -1,4 +1,4 @@
-"""What is loaded to start from, and what is made anew: other classes, other names of classes, other channels."""
+"""What is loaded to start from, and what is reinitialized: other classes, other names of classes, other channels."""
 
 from pathlib import Path
 

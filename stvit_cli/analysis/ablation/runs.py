@@ -233,8 +233,8 @@ def _slots(num_parallel: int) -> list[Slot]:
     """Assign a GPU to each process, or an equal part of the CPU's threads. Raises UserError if there are too few GPUs."""
     num_gpus = torch.cuda.device_count()
     if not num_gpus:
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_parallel))}
-        return [Slot(f"{threads['OMP_NUM_THREADS']} CPU threads", threads)] * num_parallel
+        threads = max(1, (os.cpu_count() or 1) // num_parallel)
+        return [Slot(f"the CPU with OMP_NUM_THREADS={threads}", {"OMP_NUM_THREADS": str(threads)})] * num_parallel
     if num_parallel > num_gpus:
         raise UserError(f"{num_parallel} parallel runs: found {num_gpus} GPUs, but each run needs its own.")
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
