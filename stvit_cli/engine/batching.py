@@ -1,4 +1,4 @@
-"""From the recipe's global batch to what one process does: the size of a micro-batch and how many are accumulated."""
+"""How the global batch is divided: size of a micro-batch and number of accumulation steps."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class BatchPlan:
 
 
 def plan_batches(train: TrainSection, world_size: int, multiple: int = 1, fits: Callable[[int], bool] | None = None) -> BatchPlan:
-    """Divide the global batch.
+    """Divide the global batch among processes and accumulation steps.
 
     Args:
         train: the recipe's section.
-        world_size: processes.
+        world_size: number of processes.
         multiple: a micro-batch must be a multiple of this.
-        fits: for ``batch_size_per_device: auto``, whether a device holds a micro-batch of so many; None: any.
+        fits: for ``batch_size_per_device: auto``, whether a micro-batch of a given size fits on the device; None: any does.
 
     Raises:
-        UserError: it does not come out even; the message lists settings that do.
+        UserError: it does not divide evenly; the message lists settings that do.
     """
-    whole = train.global_batch_size
-    if whole % (world_size * multiple):
-        raise UserError(_cannot_share(whole, world_size, multiple))
-    share = whole // world_size
-    sizes = [size for size in range(share, 0, -1) if share % size == 0 and size % multiple == 0]
+    global_batch = train.global_batch_size
+    if global_batch % (world_size * multiple):
+        raise UserError(_uneven_processes(global_batch, world_size, multiple))
+    per_process = global_batch // world_size
+    sizes = [size for size in range(per_process, 0, -1) if per_process % size == 0 and size % multiple == 0]
     if train.batch_size_per_device == "auto":
         size = next((size for size in sizes if fits is None or fits(size)), None)
         if size is None:
@@ -54,39 +54,38 @@ def plan_batches(train: TrainSection, world_size: int, multiple: int = 1, fits: 
     else:
         size = train.batch_size_per_device
         if size not in sizes:
-            raise UserError(_does_not_divide(size, sizes, share, train, world_size))
-    return BatchPlan(whole, size, share // size, world_size)
+            raise UserError(_uneven_micro_batches(size, sizes, per_process, train, world_size))
+    return BatchPlan(global_batch, size, per_process // size, world_size)
 
 
 def smaller_sizes(plan: BatchPlan, multiple: int = 1) -> list[int]:
     """Return the smaller micro-batches that keep the global batch, the largest first."""
-    share = plan.global_batch_size // plan.world_size
-    return [size for size in range(plan.micro_batch_size - 1, 0, -1) if share % size == 0 and size % multiple == 0]
+    per_process = plan.global_batch_size // plan.world_size
+    return [size for size in range(plan.micro_batch_size - 1, 0, -1) if per_process % size == 0 and size % multiple == 0]
 
 
-def _cannot_share(whole: int, world_size: int, multiple: int) -> str:
+def _uneven_processes(global_batch: int, world_size: int, multiple: int) -> str:
     step = world_size * multiple
-    counts = [n for n in range(1, max(2 * world_size, 8) + 1) if whole % (n * multiple) == 0]
-    near = [size for size in (whole // step * step, -(-whole // step) * step) if size]
+    counts = [n for n in range(1, max(2 * world_size, 8) + 1) if global_batch % (n * multiple) == 0]
+    near = [size for size in (global_batch // step * step, -(-global_batch // step) * step) if size]
     each = f", {multiple} images at a time" if multiple > 1 else ""
-    lines = [
-        f"train.global_batch_size is {whole}, which {world_size} process{'es' * (world_size > 1)} cannot share evenly{each}."
-    ]
+    processes = f"{world_size} process{'es' * (world_size > 1)}"
+    lines = [f"train.global_batch_size is {global_batch}, which {processes} cannot share evenly{each}."]
     if counts:
         lines.append(f"Numbers of processes that can: {', '.join(map(str, counts))}.")
     lines.append(
-        f"Another global batch must be asked for: train.global_batch_size={' or '.join(map(str, near))}"
-        " (optim.scale_lr_from scales the rate with it)."
+        f"Use another global batch: train.global_batch_size={' or '.join(map(str, near))}"
+        " (optim.scale_lr_from scales the learning rate with it)."
     )
     return "\n".join(lines)
 
 
-def _does_not_divide(size: int, sizes: list[int], share: int, train: TrainSection, world_size: int) -> str:
+def _uneven_micro_batches(size: int, sizes: list[int], per_process: int, train: TrainSection, world_size: int) -> str:
     near = sorted(sorted(sizes, key=lambda other: abs(other - size))[:5], reverse=True)
-    options = ", ".join(f"{other} ({share // other} accumulated)" for other in near)
+    options = ", ".join(f"{other} ({per_process // other} accumulated)" for other in near)
     processes = f"{world_size} process{'es' * (world_size > 1)}"
     return (
-        f"train.batch_size_per_device is {size}, with which {processes} cannot make up "
-        f"train.global_batch_size={train.global_batch_size}.\n"
+        f"train.batch_size_per_device is {size}, which does not divide "
+        f"train.global_batch_size={train.global_batch_size} among {processes}.\n"
         f"Sizes that do: {options}."
     )

@@ -1,4 +1,4 @@
-"""A new run that starts from a checkpoint of another one, with other settings: the way on after a run has diverged."""
+"""A new run that starts from a checkpoint of another one, with other settings, such as after it has diverged."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.checkpoint import Checkpoint
-from stvit_cli.engine.damage import DamagedError, check_alone
+from stvit_cli.engine.damage import DamagedError, check_alone, differing_tensors
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import fingerprint
@@ -34,9 +32,9 @@ class Branch:
 
     def require(self) -> None:
         """Raise UserError where there is no such checkpoint, with those that there are."""
-        places = RunDir(self.run_dir)
-        places.require_run()
-        if self.path not in checkpoint.checkpoints(places.checkpoints):
+        paths = RunDir(self.run_dir)
+        paths.require_run()
+        if self.path not in checkpoint.checkpoints(paths.checkpoints):
             steps = [str(step) for step in saved_steps(self.run_dir)]
             there = f"it has those of step {first_few(steps, 12)}" if steps else "it has none"
             raise UserError(f"{self.run_dir} holds no checkpoint of step {self.step}; {there}.")
@@ -68,8 +66,8 @@ def saved_steps(run_dir: Path) -> list[int]:
     return [int(path.name.removeprefix("step_")) for path in checkpoint.checkpoints(RunDir(run_dir).checkpoints)]
 
 
-def calmer_start(recipe: Recipe, run_dir: Path | None, last_step: int) -> list[str]:
-    """Return, in two or three lines, how a run that has diverged is started again from one of its checkpoints; none without one.
+def restart_advice(recipe: Recipe, run_dir: Path | None, last_step: int) -> list[str]:
+    """Return two or three lines on how to restart a diverged run from a checkpoint; an empty list if it has none.
 
     Args:
         recipe: of the run that has diverged.
@@ -79,7 +77,7 @@ def calmer_start(recipe: Recipe, run_dir: Path | None, last_step: int) -> list[s
     steps = [] if run_dir is None else [step for step in saved_steps(run_dir) if step <= last_step]
     if run_dir is None or not steps:
         return []
-    command = shell_command("stvit", "train", "--resume", run_dir, "--from-step", str(steps[-1]), *calmer(recipe))
+    command = shell_command("stvit", "train", "--resume", run_dir, "--from-step", str(steps[-1]), *stabilizing_overrides(recipe))
     lines = ["Where the images are sound, start a new run from a checkpoint, with settings such as:", f"  {command}"]
     if len(steps) > 1:
         earlier = first_few([str(step) for step in steps[-2::-1]])
@@ -87,14 +85,14 @@ def calmer_start(recipe: Recipe, run_dir: Path | None, last_step: int) -> list[s
     return lines
 
 
-def calmer(recipe: Recipe) -> list[str]:
-    """Return settings with which a run that has diverged may not diverge again."""
+def stabilizing_overrides(recipe: Recipe) -> list[str]:
+    """Return overrides that make a run less likely to diverge."""
     schedule, peak = recipe.schedule, recipe.peak_lr / 2
-    words = [f"optim.lr={recipe.optim.lr / 2:g}"]
-    words += [f"schedule.{key}=0" for key in ("min_lr", "warmup_lr") if getattr(schedule, key) > peak]
+    overrides = [f"optim.lr={recipe.optim.lr / 2:g}"]
+    overrides += [f"schedule.{key}=0" for key in ("min_lr", "warmup_lr") if getattr(schedule, key) > peak]
     if recipe.optim.clip_grad_norm is None or recipe.optim.clip_grad_norm > 1:
-        words.append("optim.clip_grad_norm=1")
-    return [*words, "train.precision=bf16"] if recipe.train.precision == "fp16" else words
+        overrides.append("optim.clip_grad_norm=1")
+    return [*overrides, "train.precision=bf16"] if recipe.train.precision == "fp16" else overrides
 
 
 def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:
@@ -108,9 +106,9 @@ def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:
     assert source is not None
     before, now = source.state["fingerprint"], fingerprint(session)
     changed = [key for key in _KEPT if key in before and key in now and before[key] != now[key]]
-    differing = _differing(source.tensors["model"], session.model)
+    differing = differing_tensors(source.tensors["model"], session.model.state_dict())
     if changed or differing:
-        what = f"{changed[0]} is another one" if changed else f"{len(differing)} tensors differ, such as {differing[0]}"
+        what = f"{changed[0]} is another one" if changed else f"{len(differing)} tensors differ, such as {next(iter(differing))}"
         raise UserError(
             f"{source.path} does not fit the changed recipe: {what}.\n"
             "Keep the model and its classes; or start from weights alone: --weights FILE, without --resume and --from-step."
@@ -127,12 +125,3 @@ def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:
     run = source.state["run"] | {"best": {}, "evaluated": -1}
     scaler = source.state["scaler"] or session.scaler.state_dict()  # empty where it ran in another precision
     return source.state | {"run": run, "scaler": scaler}
-
-
-def _differing(tensors: dict[str, Tensor], model: nn.Module) -> list[str]:
-    own = model.state_dict()
-    return [
-        name
-        for name in sorted(own.keys() | tensors.keys())
-        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    ]

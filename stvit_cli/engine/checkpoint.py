@@ -1,7 +1,7 @@
-"""Checkpoints: a directory of safetensors files and one JSON file, whole or not there.
+"""Checkpoints: a directory of safetensors files and one JSON file, complete or absent.
 
 ``checkpoints/step_00001250/`` holds ``state.json`` (written last, with the size and SHA-256 of every other file and of itself)
-and one safetensors file for each group of tensors. It is written under another name, flushed, and renamed when it is whole.
+and one safetensors file for each group of tensors. It is written under another name, flushed, and renamed when complete.
 Nothing in it is pickled: reading one runs no code.
 """
 
@@ -34,13 +34,13 @@ NAME = re.compile(r"step_(\d{1,15})$")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: the groups of tensors (on the CPU), the state, and the checkpoints that had to be passed over, with why."""
+    """What was read: groups of tensors (on the CPU), the state, and the damaged checkpoints that were skipped, with reasons."""
 
     path: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
-    passed_over: dict[Path, str] = field(default_factory=dict)
+    skipped_damaged: dict[Path, str] = field(default_factory=dict)
 
 
 def save(folder: Path, step: int, groups: Mapping[str, Tensors], state: Mapping[str, Any], keep: int) -> Path:
@@ -57,25 +57,25 @@ def save(folder: Path, step: int, groups: Mapping[str, Tensors], state: Mapping[
         UserError: the directory cannot be written or the disk is full; the older checkpoints are intact.
     """
     path = folder / f"step_{step:08d}"
-    aside = folder / f".{path.name}.writing"
+    temporary = folder / f".{path.name}.writing"
     with writing(path):
         remove_leftovers(folder)
         try:
-            aside.mkdir(parents=True)
+            temporary.mkdir(parents=True)
             files = {}
             for group, tensors in groups.items():
                 data = safetensors.torch.save({name: _plain(tensor) for name, tensor in tensors.items()})
-                write_synced(aside / f"{group}.safetensors", data)
+                write_synced(temporary / f"{group}.safetensors", data)
                 files[f"{group}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             counts = {group: len(tensors) for group, tensors in groups.items()}
             content = {"format": FORMAT, "step": step, "files": files, "tensors": counts, "state": dict(state)}
-            write_synced(aside / STATE, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
-            sync_directory(aside)
-            if path.exists():  # a damaged one that this run passed over when it was resumed
-                set_aside(path)
-            aside.rename(path)
+            write_synced(temporary / STATE, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
+            sync_directory(temporary)
+            if path.exists():  # a damaged one that was skipped when the run was resumed
+                quarantine(path)
+            temporary.rename(path)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_directory(folder)
         for old in checkpoints(folder)[:-keep]:
@@ -90,7 +90,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint:
-    """Read the newest whole checkpoint.
+    """Read the newest complete checkpoint.
 
     Args:
         folder: the checkpoints of a run.
@@ -104,18 +104,18 @@ def load_newest(folder: Path, check: Callable[[Checkpoint], None] | None = None)
         raise UserError(
             f"{folder} holds no checkpoint, so there is nothing to resume.\nStart the run again, into another directory."
         )
-    passed_over: dict[Path, str] = {}
+    skipped_damaged: dict[Path, str] = {}
     for path in reversed(candidates):
         try:
             tensors, content = read(path)
-            found = Checkpoint(path, content["step"], tensors, content["state"], passed_over)
+            found = Checkpoint(path, content["step"], tensors, content["state"], skipped_damaged)
             if check is not None:
                 check(found)
         except DamagedError as error:
-            passed_over[path] = str(error)
+            skipped_damaged[path] = str(error)
             continue
         return found
-    reasons = [f"{path.name}: {reason}" for path, reason in passed_over.items()]
+    reasons = [f"{path.name}: {reason}" for path, reason in skipped_damaged.items()]
     raise UserError("\n".join([f"Every checkpoint in {folder} is damaged:", *reasons[:4]]))
 
 
@@ -143,7 +143,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         raise DamagedError(f"{Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         failure = machine_failure(error)
-        # Without memory or files to read it with, a checkpoint is not damaged; a disk that cannot read it is passed over.
+        # Without memory or files to read it with, a checkpoint is not damaged; one that the disk cannot read is skipped.
         if isinstance(error, UserError) or (failure is not None and failure.kind != "disk"):
             raise
         raise DamagedError(f"cannot be read ({error})") from error
@@ -158,8 +158,8 @@ def _content_of(folder: Path, name: str) -> bytes:
     return path.read_bytes()
 
 
-def set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint, so that it neither counts among those kept nor is taken for one again."""
+def quarantine(path: Path) -> None:
+    """Rename a damaged checkpoint to ``NAME.damaged``, so that it is neither counted nor read again."""
     target = path.with_name(path.name + ".damaged")
     _remove(target)
     path.rename(target)
@@ -174,7 +174,7 @@ def _remove(path: Path) -> None:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """On the CPU in plain memory order, which safetensors asks for."""
+    """Return the tensor on the CPU and contiguous, as safetensors requires."""
     return tensor.detach().cpu().contiguous()
 
 

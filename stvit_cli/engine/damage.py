@@ -160,16 +160,27 @@ def _validate(schema: type[_Content], content: Any, prefix: str = "") -> None:
         raise DamagedError(f"{key or 'its content'} {found}") from None
 
 
-def _check_tensors(group: str, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    for name, tensor in own.items():
-        if name not in found:
-            raise DamagedError(f"{group}.safetensors lacks {name}")
-        if found[name].shape != tensor.shape or found[name].is_floating_point() != tensor.is_floating_point():
-            raise DamagedError(
-                f"{group}.safetensors has {name} as {tuple(found[name].shape)} of {found[name].dtype}, "
-                f"the model has {tuple(tensor.shape)} of {tensor.dtype}"
-            )
-    _refuse_others(group, found, own)
+def differing_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the names that are missing, unexpected, or differ in shape or kind of number, each with what is wrong with it.
+
+    Args:
+        found: tensors of a checkpoint, by name.
+        expected: tensors of the model.
+    """
+    differing = {name: f"lacks {name}" for name in expected if name not in found}
+    for name, tensor in found.items():
+        own = expected.get(name)
+        if own is None:
+            differing[name] = f"holds {shortened(name, 60)}, which the run does not have"
+        elif tensor.shape != own.shape or tensor.is_floating_point() != own.is_floating_point():
+            model = f"the model has {tuple(own.shape)} of {own.dtype}"
+            differing[name] = f"has {name} as {tuple(tensor.shape)} of {tensor.dtype}, {model}"
+    return differing
+
+
+def _check_tensors(group: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for problem in differing_tensors(found, expected).values():
+        raise DamagedError(f"{group}.safetensors {problem}")
 
 
 def _check_optimizer(found: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
@@ -185,10 +196,6 @@ def _check_optimizer(found: Mapping[str, Tensor], parameters: Mapping[str, Tenso
             raise DamagedError(
                 f"optimizer.safetensors has {name} as {tuple(found[name].shape)} of {found[name].dtype}, expected {shape}"
             )
-    _refuse_others("optimizer", found, expected)
-
-
-def _refuse_others(group: str, found: Mapping[str, Tensor], expected: Mapping[str, Any]) -> None:
     others = [name for name in found if name not in expected]
     if others:
-        raise DamagedError(f"{group}.safetensors holds {shortened(others[0], 60)}, which the run does not have")
+        raise DamagedError(f"optimizer.safetensors holds {shortened(others[0], 60)}, which the run does not have")

@@ -1,4 +1,4 @@
-"""A run tried out: everything is built, a step is taken, nothing is written."""
+"""Dry run: build everything, take a training step, write nothing."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from stvit_cli.tasks.base import NOT_FINITE, Evaluation, NonFiniteOutputsError, 
 from stvit_cli.utils.text import first_few
 
 ENOUGH = 50
-"""Images without finite outputs after which a process ends the evaluation."""
+"""Number of images without finite outputs after which a process stops the evaluation."""
 NUM_NAMED = 4
-"""Of such images, so many are named."""
+"""Number of such images that are named in the message."""
 
 
 class NonFiniteEvaluationError(UserError):
@@ -28,7 +28,7 @@ class NonFiniteEvaluationError(UserError):
 def evaluate(
     task: Evaluation, model: nn.Module, device: torch.device | str = "cpu", *, batch_size: int = 64, num_workers: int = 0
 ) -> dict[str, float]:
-    """Return the task's metrics of ``model`` on its validation set. Under torchrun the processes share the work.
+    """Return the task's metrics of ``model`` on its validation set. Under torchrun the images are divided among the processes.
 
     The model is moved to the device and left in evaluation mode.
 
@@ -60,22 +60,22 @@ def evaluate_models(
         world: the processes that share the data.
         batch_size: images in one forward pass of one process.
         num_workers: loader workers of one process.
-        stopped: asked between batches; where it says yes on any process, the evaluation is given up.
-        advance: told how many batches are done, and of how many.
+        stopped: called after each batch; if it returns True on any process, the evaluation is abandoned.
+        advance: called with the number of batches done and their total.
 
     Returns:
-        The metrics of each model, the same on every process; None where the evaluation was given up.
+        The metrics of each model, the same on every process; None if the evaluation was abandoned.
 
     Raises:
         NonFiniteEvaluationError: on rank 0, where outputs are not finite: how many images have such, and some of their names. The
-            other processes then end without a word, with code 2.
+            other processes then exit with code 2 and no message.
     """
     loader = build_eval_loader(task.val_set, task.collate_eval, batch_size, num_workers, world.rank, world.size)
     evaluators = {name: task.evaluator() for name in models}
     bad = {name: Bad() for name in models}
     for model in models.values():
         model.eval()
-    given_up = False
+    is_abandoned = False
     # Compiled blocks run as written here: another compilation for each shape would take longer than it saves.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), closing(iter(loader)) as batches:
         for done, batch in enumerate(batches, start=1):
@@ -87,11 +87,11 @@ def evaluate_models(
                     bad[name].add(error.finite, task.describe_eval(batch))
             advance(done, len(loader))
             if stopped():
-                given_up = True
+                is_abandoned = True
                 break
             if any(found.count >= ENOUGH for found in bad.values()):
                 break
-    reports = world.gather((given_up, bad, {name: evaluator.state() for name, evaluator in evaluators.items()}))
+    reports = world.gather((is_abandoned, bad, {name: evaluator.state() for name, evaluator in evaluators.items()}))
     if any(report[0] for report in reports):
         return None
     for name in models:
@@ -101,7 +101,7 @@ def evaluate_models(
 
 @dataclass
 class Bad:
-    """The images for which a model's outputs are not finite, as far as one process has come: how many, and some names."""
+    """The images for which a model's outputs are not finite, seen by one process: their number, and some names."""
 
     count: int = 0
     names: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What goes wrong around a run, said in words: memory, dead workers, lost processes, numbers that are not finite."""
+"""Failures of a run explained: memory, dead workers, lost processes, losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from stvit_cli.data.loader import explain_dead_worker
 from stvit_cli.engine.batching import smaller_sizes
-from stvit_cli.engine.branch import calmer, calmer_start
+from stvit_cli.engine.branch import restart_advice, stabilizing_overrides
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.step import NonFiniteError
@@ -33,7 +33,7 @@ LESS_MEMORY = "a lower train.batch_size_per_device, model.checkpointing=true and
 
 @contextmanager
 def explained(session: Session, run_dir: Path | None) -> Iterator[None]:
-    """Turn the failures a person can do something about into a UserError; other ones pass through."""
+    """Turn failures that the user can fix into a UserError; others pass through."""
     try:
         yield
     except WriteError as error:
@@ -64,7 +64,7 @@ def explained(session: Session, run_dir: Path | None) -> Iterator[None]:
 
 
 def resume_advice(run_dir: Path | None) -> str:
-    """Return how to resume the run in a directory; nothing where it has not come so far that it can be."""
+    """Return how to resume the run in a directory, or an empty string if it cannot be resumed yet."""
     if run_dir is None or not RunDir(run_dir).recipe.is_file():
         return ""
     return f"The last checkpoint is intact: {shell_command('stvit', 'train', '--resume', run_dir)}"
@@ -89,7 +89,7 @@ def _out_of_memory(session: Session) -> str:
 
 
 def _non_finite(error: NonFiniteError, session: Session, run_dir: Path | None) -> str:
-    """Say which files were in the batch: a few here, all of them in a file beside the metrics."""
+    """Name some files of the batch in the message, and list all of them in a file beside the metrics."""
     shown = ", ".join(error.names[:4])
     if len(error.names) > 4 and run_dir is not None:
         path = run_dir / f"non_finite_step_{error.step}.txt"
@@ -99,7 +99,7 @@ def _non_finite(error: NonFiniteError, session: Session, run_dir: Path | None) -
         except OSError:
             shown += f" and {len(error.names) - 4} more"
     lines = [f"The {error.what} is not finite at step {error.step}; stopped before the update.", f"In the batch: {shown}."]
-    advice = calmer_start(session.recipe, run_dir, error.step)
+    advice = restart_advice(session.recipe, run_dir, error.step)
     if not advice:
-        return "\n".join([*lines, f"Where the images are sound, try {' '.join(calmer(session.recipe))}"])
+        return "\n".join([*lines, f"Where the images are sound, try {' '.join(stabilizing_overrides(session.recipe))}"])
     return "\n".join([*lines, *advice])

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from stvit_cli.engine import checkpoint
-from stvit_cli.engine.branch import calmer_start
+from stvit_cli.engine.branch import restart_advice
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import RunState
 from stvit_cli.errors import UserError
 
 
-def require_finite_weights(session: Session, state: RunState, places: RunDir) -> None:
-    """Look at the weights and at their moving average.
+def require_finite_weights(session: Session, state: RunState, run_dir: RunDir) -> None:
+    """Check the weights and their moving average.
 
     Raises:
         UserError: they are infinite or not a number; the message says which weights are still good.
@@ -31,11 +31,11 @@ def require_finite_weights(session: Session, state: RunState, places: RunDir) ->
     for what, model in models.items():
         names = non_finite(model)
         if names:
-            advice = calmer_start(session.recipe, places.path, state.step - 1) or [
+            advice = restart_advice(session.recipe, run_dir.path, state.step - 1) or [
                 f"Train with a lower optim.lr (it is {session.recipe.optim.lr:g}), or with optim.clip_grad_norm=1."
             ]
             first = f"The {what} became infinite or not a number by step {state.step}: {len(names)} tensors, such as {names[0]}."
-            raise UserError("\n".join([first, still_good(state, places), *advice]))
+            raise UserError("\n".join([first, still_good(state, run_dir), *advice]))
 
 
 def non_finite(model: nn.Module) -> list[str]:
@@ -52,10 +52,10 @@ def non_finite(model: nn.Module) -> list[str]:
     ]
 
 
-def still_good(state: RunState, places: RunDir) -> str:
-    """Say which weights of a run were saved before and can be used, in a line."""
-    earlier = [path for path in checkpoint.checkpoints(places.checkpoints) if path.name != f"step_{state.step:08d}"]
+def still_good(state: RunState, run_dir: RunDir) -> str:
+    """Return a line that names the earlier weights of a run that can be used."""
+    earlier = [path for path in checkpoint.checkpoints(run_dir.checkpoints) if path.name != f"step_{state.step:08d}"]
     good = [f"the checkpoint {path}" for path in earlier[-1:]]
-    if state.best and state.best["step"] != state.step and places.best.is_file():
-        good.append(f"{places.best}, of step {state.best['step']}")
+    if state.best and state.best["step"] != state.step and run_dir.best.is_file():
+        good.append(f"{run_dir.best}, of step {state.best['step']}")
     return f"Still good: {', and '.join(good)}." if good else "No earlier weights of this run were saved."

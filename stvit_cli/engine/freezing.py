@@ -1,4 +1,4 @@
-"""What does not train: the backbone in a linear probe, batch norms and drop path in the authors' fine-tuning."""
+"""Freezing: the backbone in a linear probe, batch norms and drop path in the authors' fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stvit_cli.tasks.base import Task
 
 
 def freeze(task: Task, section: FinetuneSection) -> None:
-    """Take the gradient from what stays as it is. Before the optimiser is made."""
+    """Freeze the backbone if the recipe says so. Call before the optimizer is built."""
     if not section.freeze_backbone:
         return
     task.model.requires_grad_(False)
@@ -19,7 +19,7 @@ def freeze(task: Task, section: FinetuneSection) -> None:
 
 
 def set_training_mode(task: Task, section: FinetuneSection) -> None:
-    """Put the model in training mode, but for what is frozen: that keeps its statistics and drops nothing."""
+    """Put the model in training mode, except frozen modules, which keep their statistics and drop nothing."""
     task.model.train()
     if section.freeze_norm:
         for module in task.model.modules():

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: a line for every logged step and every evaluation; cut back to the checkpoint when a run is resumed.
+"""``metrics.jsonl``: a line for every logged step and every evaluation; truncated to the checkpoint when a run is resumed.
 
 Strict JSON: a value that is not finite, such as the norm of a gradient that fp16's scaler drops, is null.
 """
@@ -14,8 +14,8 @@ from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import writing
 
 
-class History:
-    """Rows are dicts with ``kind`` (train or eval), ``step`` and figures."""
+class MetricsLog:
+    """Rows are dicts with ``kind`` (train or eval), ``step`` and metrics."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,13 +32,13 @@ class History:
             os.fsync(file.fileno())
             return file.tell()
 
-    def cut(self, size: int) -> bool:
-        """Drop what was written after the first ``size`` bytes; return whether all of those are there."""
+    def truncate(self, size: int) -> bool:
+        """Truncate the file to ``size`` bytes; return False if it is shorter than that."""
         with writing(self.path), self.path.open("ab") as file:
-            whole = file.tell() >= size
-            if whole:
+            is_complete = file.tell() >= size
+            if is_complete:
                 file.truncate(size)
-            return whole
+            return is_complete
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -47,14 +47,14 @@ class History:
         return [row for row in rows if row["kind"] == kind]
 
 
-class Board:
-    """TensorBoard events of the same rows."""
+class TensorBoardLog:
+    """The same rows as TensorBoard events."""
 
     def __init__(self, path: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         with writing(path):
-            # What a run that is resumed had written after its checkpoint is not shown.
+            # TensorBoard hides what a resumed run had written after its checkpoint.
             self.writer = SummaryWriter(str(path), purge_step=step)
 
     def add(self, row: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: bars on a terminal, plain lines elsewhere, nothing on other ranks. All of it on standard error."""
+"""Progress of a run on standard error: bars on a terminal, lines elsewhere, nothing on ranks other than 0."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rich.progress import Progress as Bars
 from stvit_cli.engine.schedule import Timeline
 from stvit_cli.utils.text import metric_text, printable
 
-# Without a terminal: at most one line in so many seconds, beside those of the evaluations.
+# Without a terminal: seconds between two lines, beside those of the evaluations.
 LINE_SECONDS = 10.0
-# Weight of the newest step in the mean time of a step.
+# Weight of the newest step in the moving average of the time per step.
 NEWEST = 0.1
 
 
@@ -67,19 +67,19 @@ class Progress:
             )
         self._last_step = now
         rate = f"{images / self.step_seconds:.0f} images/s" if self.step_seconds else ""
-        figures = f"loss {loss:.4f}  lr {lr:.2e}  {rate}"
+        values = f"loss {loss:.4f}  lr {lr:.2e}  {rate}"
         epoch = (done - 1) // self.timeline.steps_per_epoch
         total = -(-self.timeline.num_steps // self.timeline.steps_per_epoch)
         within = done - epoch * self.timeline.steps_per_epoch
         if not self.bars.disable:
-            self.bars.update(self.epoch_bar, description=f"epoch {epoch + 1}/{total}", completed=within, text=figures)
+            self.bars.update(self.epoch_bar, description=f"epoch {epoch + 1}/{total}", completed=within, text=values)
             self.bars.update(self.run_bar, description="run", completed=done, text=f"{self.time_left(done)} left")
         elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self.say(f"epoch {epoch + 1}/{total}  step {done}/{self.timeline.num_steps}  {figures}  {self.time_left(done)} left")
+            self.say(f"epoch {epoch + 1}/{total}  step {done}/{self.timeline.num_steps}  {values}  {self.time_left(done)} left")
 
     def pause(self) -> None:
-        """What follows (an evaluation, a checkpoint) is no part of a step's time."""
+        """Exclude what follows (an evaluation, a checkpoint) from the time of a step."""
         self._last_step = None
 
     def evaluating(self, done: int, total: int) -> None:
@@ -88,15 +88,15 @@ class Progress:
     def evaluated(self, epoch: float, metrics: Mapping[str, float], best: bool, seconds: float) -> None:
         self.eval_seconds = seconds
         self.bars.update(self.epoch_bar, total=self.timeline.steps_per_epoch)
-        # A name with a slash is a part of another figure, such as the IoU of one class among 150: for metrics.jsonl alone.
+        # A name with a slash belongs to a breakdown, such as the IoU of each of 150 classes: for metrics.jsonl only.
         shown = {name: value for name, value in metrics.items() if isinstance(value, float) and "/" not in name}
-        figures = "  ".join(
+        values = "  ".join(
             f"{name} {metric_text(name, value, metrics.get('num_images', 100_000))}" for name, value in shown.items()
         )
-        self.say(f"epoch {epoch:g}: {figures}{'  (best so far)' if best else ''}")
+        self.say(f"epoch {epoch:g}: {values}{'  (best so far)' if best else ''}")
 
     def time_left(self, done: int) -> str:
-        """Of the steps and the evaluations to come; a dash before it is known."""
+        """Return the time left for steps and evaluations, or a dash before it is known."""
         if self.step_seconds is None:
             return "-"
         evaluations = -(-self.timeline.num_steps // self.timeline.eval_every) - done // self.timeline.eval_every
@@ -104,7 +104,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: 45 s, 3 min 20 s, 5 h 12 min, 2 d 7 h."""
+    """Format a time: 45 s, 3 min 20 s, 5 h 12 min, 2 d 7 h."""
     whole = int(seconds + 0.5)
     for size, name, smaller, smaller_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:

@@ -1,8 +1,8 @@
-"""The run directory: what is in it, how a run begins in it and how it is taken up again. Imports no torch at module level.
+"""The run directory: its files, and the checks before a run starts or resumes in it. Imports no torch at module level.
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, ``best.safetensors``, ``last.safetensors``
 (with ``last_ema.safetensors`` where there is a moving average), ``curves.png``, ``events/`` (TensorBoard, on request); and
-``.lock`` while the run goes on.
+``.lock`` while the run is active.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSIONS_OF = ("stvit", "torch", "torchvision", "timm", "numpy", "pillow", "safe
 
 
 class RunDir:
-    """The places in a run directory."""
+    """The paths in a run directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class RunDir:
         self.events = path / "events"
 
     def clear(self) -> RunLock:
-        """Make the directory, empty, and lock it. Raises UserError as ``require_free`` does, or where another run is in it."""
+        """Create the directory, empty it and lock it. Raises UserError as ``require_free`` does, or if another run is in it."""
         if not self.path.is_dir():
             require_free(self.path)
         with writing(self.path):
@@ -126,13 +126,13 @@ def require_free(path: Path) -> None:
         raise UserError(f"{path} is a file; expected a directory for the run, new or empty.")
     names = _names(path)
     if not _is_unstarted(path, names):
-        hint = f" To go on with the run in it: {shell_command('--resume', path)}" if RECIPE in names else ""
+        hint = f" To resume the run in it: {shell_command('--resume', path)}" if RECIPE in names else ""
         raise UserError(f"{path} is not empty; expected a new or empty directory for the run.{hint}")
     require_writable_folder(path)
 
 
 def make_new(path: Path) -> Path:
-    """Make an empty directory ``path``, or with -2, -3, ... at its end where that is taken, and return it. Raises UserError."""
+    """Create and return the directory ``path``, or ``path-2``, ``path-3``, ... if that exists. Raises UserError."""
     number, candidate = 1, path
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _names(path: Path) -> set[str]:
 
 
 def environment(device: str, world_size: int, kernels: bool) -> dict[str, object]:
-    """Return what a person needs to run this again: versions, machine, command, time."""
+    """Return what is needed to reproduce a run: versions, machine, command, time."""
     versions = {}
     for name in VERSIONS_OF:
         try:

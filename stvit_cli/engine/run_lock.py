@@ -63,7 +63,7 @@ class RunLock:
             os.close(handle)  # its holder has just removed it: lock the next one
 
     def require_held(self) -> None:
-        """Raise UserError where the directory is no longer that of this run: removed, renamed or begun again by another one."""
+        """Raise UserError where the directory is no longer that of this run: removed, renamed or replaced by another run."""
         try:
             if _is_at(self._handle, self._path):
                 return
@@ -90,7 +90,7 @@ class RunLock:
 
 
 def require_unlocked(run_dir: Path) -> None:
-    """Raise UserError where another process runs in the directory; a look before the work, which holds nothing."""
+    """Raise UserError if another process holds the lock. A check before the work; it takes no lock."""
     try:
         handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CLOEXEC)
     except OSError:  # no lock, or not for us to open: to be found when the run starts

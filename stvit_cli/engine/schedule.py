@@ -18,7 +18,7 @@ class Timeline:
     eval_every: int
 
     def epoch(self, step: int) -> float:
-        """How many epochs are done after ``step`` steps."""
+        """Return the number of epochs after ``step`` steps."""
         return step / self.steps_per_epoch
 
     def eval_due(self, step: int) -> bool:
@@ -27,7 +27,7 @@ class Timeline:
 
 
 def build_timeline(recipe: Recipe, num_samples: int) -> Timeline:
-    """Lay out the run; an epoch is as many whole batches as the data set holds.
+    """Compute the lengths of a run. An epoch is the number of complete batches in the training set.
 
     Raises:
         UserError: the data set is smaller than one batch.
@@ -47,17 +47,20 @@ def build_timeline(recipe: Recipe, num_samples: int) -> Timeline:
 
 
 def length(schedule: ScheduleSection, steps_per_epoch: int) -> int:
-    """Return how many steps a run has."""
+    """Return the number of steps of a run."""
     return schedule.steps or schedule.epochs * steps_per_epoch
 
 
 def lr_at(step: int, schedule: ScheduleSection, peak_lr: float, steps_per_epoch: int) -> float:
     """Return the learning rate of a step, before a layer's own factor.
 
-    Linear warm-up from ``warmup_lr``, which the course itself does not wait for (it starts at epoch 0). The course is a cosine to
-    ``min_lr``, with the warm-up timm's CosineLRScheduler with DeiT's arguments; with kind step a tenth from each milestone on;
-    with kind poly a power of what is left of the run, to which the warm-up leads as in mmcv. With ``update: epoch`` the rate
-    stands still within an epoch, as in DeiT, but for a warm-up counted in steps.
+    Linear warm-up from ``warmup_lr``, then one of three schedules, which all count from step 0, warm-up included:
+
+    - ``cosine``: down to ``min_lr``; with the warm-up this is timm's CosineLRScheduler with DeiT's arguments.
+    - ``step``: multiplied by 0.1 at each of the milestones.
+    - ``poly``: polynomial decay to ``min_lr``; the warm-up ends on the decayed rate, as in mmcv.
+
+    With ``update: epoch`` the rate is constant within an epoch, as in DeiT, except in a warm-up counted in steps.
     """
     epoch = step // steps_per_epoch if schedule.update == "epoch" else step / steps_per_epoch
     num_epochs = schedule.epochs if schedule.steps is None else schedule.steps / steps_per_epoch

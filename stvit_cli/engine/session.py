@@ -1,4 +1,4 @@
-"""Everything of a run that is not the loop: the model on its device and wrapped, the optimiser, the batches, the timeline."""
+"""What a training loop needs: the model on its device and wrapped, the optimizer, the batches, the timeline."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
         UserError: the batch cannot be met, or the settings do not go together with the device.
     """
     train, device = recipe.train, world.device
-    timeline = world.on_main(lambda: _lay_out(task, recipe, world))
+    timeline = world.on_main(lambda: _check_settings(task, recipe, world))
     freeze(task, recipe.finetune)
     task.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if train.sync_bn and world.size > 1:
@@ -108,8 +108,8 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
 
 
-def _lay_out(task: Task, recipe: Recipe, world: World) -> Timeline:
-    """Check the settings against data, model, device and number of processes: what all would find wrong is said by one."""
+def _check_settings(task: Task, recipe: Recipe, world: World) -> Timeline:
+    """Check the settings against data, model, device and number of processes: one checks for all."""
     train = recipe.train
     timeline = build_timeline(recipe, len(cast(Sized, task.train_set)))
     plan_batches(train, world.size, task.batch_multiple)

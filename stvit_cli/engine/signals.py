@@ -1,4 +1,4 @@
-"""Signals that end a run in good order: the first asks, the second insists."""
+"""Signals that end a run in good order: the first poll, the second insists."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StopRequest:
                 with suppress(OSError):  # after SIGHUP the terminal is gone
                     os.write(2, b"\nEnding the step and saving; the same signal again exits at once.\n")
         elif time.monotonic() - self._since >= self._echo and os.getpid() == self._pid:
-            # Files are renamed into place when they are whole, so there is nothing to tidy up.
+            # Files are renamed into place when complete, so nothing needs cleaning up.
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(exit_code(number))

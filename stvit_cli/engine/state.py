@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a run, and how a run is put back to it, bit by bit."""
+"""What a checkpoint keeps of a run, and how a run is restored from it, bit-identical."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunState:
         evaluated: the step after which the last evaluation was made; -1 for none.
         metrics: of that evaluation.
         best: the best evaluation so far: ``step``, ``ema`` (whether of the moving average) and its metrics; empty for none.
-        window: sums of the losses since the last line of the metrics, over ``window_steps`` steps.
+        window: sums of the losses since the last row of the metrics, over ``window_steps`` steps.
         skipped: images that could not be read, so far.
         seconds: spent in training so far.
     """
@@ -42,7 +42,7 @@ class RunState:
 
 
 def fingerprint(session: Session) -> dict[str, Any]:
-    """What must be the same when a run is resumed and no recipe can say: the data and their classes."""
+    """Return what a resumed run must share with the checkpoint beside the recipe: the data and their classes."""
     info = asdict(session.task.weights_info())
     named = {key: list(value) if isinstance(value, tuple) else value for key, value in info.items() if key != "recipe_hash"}
     return named | {"num_samples": len(cast(Sized, session.task.train_set)), "data": session.task.data_fingerprint()}

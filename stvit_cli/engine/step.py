@@ -1,4 +1,4 @@
-"""One optimiser step: the micro-batches, the agreement of all processes that it is sound, the update."""
+"""One optimizer step: the micro-batches, the check on all processes that losses and gradients are finite, the update."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stvit_cli.engine.seeding import seed_micro_batch
 from stvit_cli.engine.session import Session
 from stvit_cli.tasks.base import Batch, move
 
-# fp16 gradients that overflow are the scaler's business until it has nothing left to scale down.
+# Above this scale, fp16 gradients that overflow are skipped by the scaler, which then lowers its scale.
 SMALLEST_SCALE = 1.0
 
 
@@ -31,25 +31,25 @@ class NonFiniteError(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a step gave, the same on all processes but for ``waited``.
+class StepResult:
+    """The result of a training step, equal on all processes except for ``waited``.
 
     Attributes:
         losses: each named loss and their sum ``loss``, the mean over the global batch.
-        lr: the rate used.
-        grad_norm: of the whole gradient, before clipping.
-        waited: seconds this process waited for data.
-        stop: the signal by which some process was asked to stop; 0 for none.
-        save: whether rank 0 wants a checkpoint.
-        skipped: the names of files that could not be read.
+        lr: the learning rate used.
+        grad_norm: norm of the gradient of all parameters, before clipping.
+        waited: time this process waited for data, in seconds.
+        stop_signal: number of the signal that asked a process to stop, 0 for none.
+        checkpoint_due: whether rank 0 asked for a checkpoint.
+        skipped: names of files that could not be read.
     """
 
     losses: dict[str, float]
     lr: float
     grad_norm: float
     waited: float
-    stop: int
-    save: bool
+    stop_signal: int
+    checkpoint_due: bool
     skipped: list[str]
 
 
@@ -60,16 +60,16 @@ class TrainStep:
         self.session = session
         self.parameters = parameters_of(session.optimizer)
 
-    def __call__(self, step: int, feed: Iterator[Batch], asks: Callable[[], tuple[int, bool]] = lambda: (0, False)) -> Outcome:
+    def __call__(self, step: int, feed: Iterator[Batch], poll: Callable[[], tuple[int, bool]] = lambda: (0, False)) -> StepResult:
         """Take step ``step`` (from 0) with the next micro-batches of ``feed``.
 
         Args:
             step: number of the step, from 0.
             feed: yields the micro-batches of this process.
-            asks: called before the update: the signal that this process has received (0 for none), whether it wants a checkpoint.
+            poll: called before the update; returns the signal this process received (0 for none) and whether to checkpoint.
 
         Raises:
-            NonFiniteError: on every process; weights and optimiser are as they were before the step.
+            NonFiniteError: on every process; the weights and the optimizer are unchanged.
         """
         session = self.session
         lr = lr_at(step, session.recipe.schedule, session.recipe.peak_lr, session.timeline.steps_per_epoch)
@@ -86,20 +86,20 @@ class TrainStep:
             skipped += session.task.skipped(batch)
             parts.append(self._forward_backward(step, index, move(batch, session.world.device)))
         norm = self._grad_norm()
-        wants = [float(wish) for wish in (*asks(), len(skipped))]
-        losses, rows = self._agree(step, parts, norm, names, wants)
+        flags = [float(flag) for flag in (*poll(), len(skipped))]
+        losses, rows = self._agree(step, parts, norm, names, flags)
         self._update(norm)
         norm_value, stops, saves, skips = float(rows[0, -4]), rows[:, -3], rows[:, -2], rows[:, -1]
         if skips.any():
             skipped = [name for part in session.world.gather(skipped) for name in part]
-        return Outcome(losses, lr, norm_value, waited, int(stops.max()), bool(saves.any()), skipped)
+        return StepResult(losses, lr, norm_value, waited, int(stops.max()), bool(saves.any()), skipped)
 
     def _forward_backward(self, step: int, index: int, batch: Batch) -> dict[str, Tensor]:
-        """Add a micro-batch's share to the gradients; return its losses and their sum, detached."""
+        """Accumulate the gradients of a micro-batch; return its losses and their sum, detached."""
         session = self.session
         plan, world = session.plan, session.world
         seed_micro_batch(session.recipe.train.seed, step, index * world.size + world.rank)
-        with self._gradients_meet(last=index == plan.accum_steps - 1):
+        with self._gradient_sync(last=index == plan.accum_steps - 1):
             with session.autocast():
                 losses = session.task.training_loss(session.parallel, batch)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
@@ -107,8 +107,8 @@ class TrainStep:
         named = losses if len(losses) > 1 else {}
         return {"loss": total.detach()} | {name: loss.detach() for name, loss in named.items()}
 
-    def _gradients_meet(self, last: bool) -> AbstractContextManager[None]:
-        """The processes add up their gradients once a step, with the last micro-batch."""
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        """Reduce gradients over the processes once a step, with the last micro-batch."""
         parallel = self.session.parallel
         return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext()
 
@@ -119,30 +119,30 @@ class TrainStep:
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None]).to(self.session.world.device)
 
     def _agree(
-        self, step: int, parts: list[dict[str, Tensor]], norm: Tensor, names: list[list[str]], wants: list[float]
+        self, step: int, parts: list[dict[str, Tensor]], norm: Tensor, names: list[list[str]], flags: list[float]
     ) -> tuple[dict[str, float], Tensor]:
-        """Tell the others, hear the others; the only time that a step waits for the device.
+        """Exchange losses, norm and flags with the other processes; the only time that a step waits for the device.
 
         Returns:
-            The mean losses, and a row for each process that ends with its norm and its ``wants``.
+            The mean losses, and a row for each process that ends with its norm and its ``flags``.
 
         Raises:
             NonFiniteError: on every process where one has a bad loss or gradient.
         """
         keys = list(parts[0])
         means = torch.stack([torch.stack([part[key].double() for part in parts]).mean() for key in keys])
-        asked = torch.tensor(wants, dtype=torch.float64, device=means.device)
-        rows = self.session.world.exchange(torch.cat([means, norm.double()[None], asked]))
-        figures, norms = rows[:, : len(keys)], rows[:, len(keys)]
+        flag_tensor = torch.tensor(flags, dtype=torch.float64, device=means.device)
+        rows = self.session.world.exchange(torch.cat([means, norm.double()[None], flag_tensor]))
+        means_by_rank, norms = rows[:, : len(keys)], rows[:, len(keys)]
         scaler = self.session.scaler
         overflow = scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE
-        bad_loss = not bool(figures.isfinite().all())
+        bad_loss = not bool(means_by_rank.isfinite().all())
         if bad_loss or not (bool(norms.isfinite().all()) or overflow):
             bad = [not bool(torch.stack(list(part.values())).isfinite().all()) for part in parts]
             mine = [name for part, is_bad in zip(names, bad, strict=True) if is_bad or not bad_loss for name in part]
             everyone = [name for part in self.session.world.gather(mine) for name in part]
             raise NonFiniteError("loss" if bad_loss else "gradient", step, everyone)
-        return dict(zip(keys, figures.mean(0).tolist(), strict=True)), rows
+        return dict(zip(keys, means_by_rank.mean(0).tolist(), strict=True)), rows
 
     def _update(self, norm: Tensor) -> None:
         session = self.session

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.branch import Branch, adapted
-from stvit_cli.engine.curves import draw_curves
 from stvit_cli.engine.damage import check_content
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
-from stvit_cli.engine.metrics_log import Board, History
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.run_lock import RunLock
+from stvit_cli.engine.run_writer import RunWriter
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.signals import StopRequest, stop_request
-from stvit_cli.engine.state import RunState, capture, inexact_changes, restore
-from stvit_cli.engine.step import Outcome, TrainStep
+from stvit_cli.engine.state import RunState, inexact_changes, restore
+from stvit_cli.engine.step import StepResult, TrainStep
 from stvit_cli.errors import Interrupted, UserError
-from stvit_cli.models.weights.file import save_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
-from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.files import writing
 from stvit_cli.utils.machine_failures import machine_failures_explained
 from stvit_cli.utils.streams import lasting_output
 from stvit_cli.utils.text import metric_text, shell_command
@@ -40,71 +38,80 @@ CURVES_SECONDS = 60.0
 
 
 def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False, branch: Branch | None = None) -> dict[str, float]:
-    """Train ``task`` by ``recipe`` into ``run_dir``, alone or with the other processes that torchrun started.
+    """Train a task and write the run into a directory, in one process or in those that torchrun started.
 
     Args:
         task: model, data, loss and metrics.
         recipe: the run's settings.
         run_dir: the run's directory.
-        resume: go on with the run in ``run_dir`` from its newest whole checkpoint. Processes that torchrun has started again
-            after one of them ended do so by themselves.
-        branch: start the run from this checkpoint of another one, whose recipe may differ in all but the model and its classes.
+        resume: resume the run in ``run_dir`` from its newest complete checkpoint. Processes that torchrun restarted after a
+            failure do so without being told.
+        branch: a checkpoint of another run to start from. The recipe may differ from that run's, except in the model and its
+            classes.
 
     Returns:
-        The metrics of the best weights, under their own names, with ``best_epoch``, ``epochs``, ``steps``, ``seconds``, and
-        those of the last evaluation as ``last_...``.
+        The metrics of the best weights by name; ``best_epoch``, ``epochs``, ``steps`` and ``seconds``; and the metrics of the
+        last evaluation as ``last_NAME``.
 
     Raises:
-        UserError: something that the person can mend; what was saved before is intact.
-        Interrupted: a signal asked to stop; the state is saved.
+        UserError: the data, the recipe, the machine or the directory need the user's attention; saved files are intact.
+        Interrupted: a signal stopped the run; its state is saved.
     """
     with lasting_output("stdout", "stderr"), joined_world(recipe.train.device) as world, stop_request() as stop:
         with machine_failures_explained(LESS_MEMORY):
             session = build_session(task, recipe, world)
         with explained(session, run_dir):
-            places = RunDir(run_dir)
-            go_on = world.broadcast(resume or (was_restarted() and places.recipe.is_file()))
-            with closing(Trainer(session, places, stop)) as trainer:
-                if go_on:
-                    trainer.take_up()
+            paths = RunDir(run_dir)
+            is_resumed = world.broadcast(resume or (was_restarted() and paths.recipe.is_file()))
+            with closing(Trainer(session, paths, stop)) as trainer:
+                if is_resumed:
+                    trainer.resume()
                 elif branch is not None:
-                    trainer.branch_off(branch)
+                    trainer.start_from(branch)
                 else:
-                    trainer.begin()
+                    trainer.start()
                 return trainer.run()
 
 
 class Trainer:
-    """A run in its directory. Rank 0 alone writes; the others wait for it, and end with it where it cannot."""
+    """A run in its directory: `start`, `start_from` or `resume` first, then `run`.
 
-    def __init__(self, session: Session, places: RunDir, stop: StopRequest) -> None:
-        self.session, self.places, self.stop = session, places, stop
+    Args:
+        session: the model, the data and the optimizer.
+        run_dir: the run's directory.
+        stop: tells whether a signal asked to stop.
+    """
+
+    def __init__(self, session: Session, run_dir: RunDir, stop: StopRequest) -> None:
+        self.session, self.run_dir, self.stop = session, run_dir, stop
         self.recipe, self.world, self.timeline = session.recipe, session.world, session.timeline
         self.state = RunState()
-        self.history = History(places.metrics)
+        self.writer = RunWriter(session, run_dir)
         self.notes: list[str] = []
-        self.lock: RunLock | None = None  # rank 0's
-        self.saved_step = -1
-        self.saved_at = self.drawn_at = self.window_since = time.monotonic()
+        self.window_since = time.monotonic()
         self.waited = 0.0
 
-    def begin(self) -> None:
-        """Start a run: the first checkpoint holds the initial weights, so that there is always one to go back to."""
+    def close(self) -> None:
+        """Release the run directory."""
+        self.writer.close()
+
+    def start(self) -> None:
+        """Start a run. The first checkpoint holds the initial weights, so that there is always one to resume from."""
         self.notes += self.world.on_main(self.session.task.check_data)
-        self._lock(self.places.clear)
+        self.notes += self.writer.lock(self.run_dir.clear)
         self._write_environment()
         self._start()
 
     def _start(self) -> None:
-        self.save()
-        self.world.on_main(lambda: self.places.write_recipe(self.recipe))
+        self.writer.save_checkpoint(self.state)
+        self.world.on_main(lambda: self.run_dir.write_recipe(self.recipe))
 
     def _write_environment(self, started_from: dict[str, object] | None = None) -> None:
         device, size, kernels = str(self.world.device), self.world.size, self.session.preparation.kernels
-        self.world.on_main(lambda: self.places.write_environment(device, size, kernels, started_from))
+        self.world.on_main(lambda: self.run_dir.write_environment(device, size, kernels, started_from))
 
-    def branch_off(self, branch: Branch) -> None:
-        """Start a run from a checkpoint of another one: with the same recipe its continuation, bit by bit."""
+    def start_from(self, branch: Branch) -> None:
+        """Start a run from a checkpoint of another one. With the same recipe it is bit-identical to that run's continuation."""
         source: checkpoint.Checkpoint | None = None
 
         def read() -> dict[str, Any]:
@@ -119,101 +126,79 @@ class Trainer:
         self.state = restore(self.session, source, adapted)
         self.world.on_main(self._require_finite_weights)
         self.notes += self.world.on_main(self.session.task.check_data)
-        self._lock(self.places.clear)
+        self.notes += self.writer.lock(self.run_dir.clear)
         self._write_environment({"run": str(branch.run_dir.resolve()), "step": branch.step})
-        self.world.on_main(lambda: branch.copy_metrics(self.places.metrics, content["metrics_bytes"], is_kept))
+        self.world.on_main(lambda: branch.copy_metrics(self.run_dir.metrics, content["metrics_bytes"], is_kept))
         self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")
         self.notes += inexact_changes(self.session, content)
         self._start()
 
-    def take_up(self) -> None:
-        """Go on with a run where its newest whole checkpoint left it."""
-        self.world.on_main(self.places.require_run)
-        self._lock(lambda: RunLock.acquire(self.places.path))
-        self.world.on_main(self.places.remove_leftovers)
-        self.world.on_main(lambda: self.places.check_resumable(self.recipe))
+    def resume(self) -> None:
+        """Resume the run from its newest complete checkpoint."""
+        self.world.on_main(self.run_dir.require_run)
+        self.notes += self.writer.lock(lambda: RunLock.acquire(self.run_dir.path))
+        self.world.on_main(self.run_dir.remove_leftovers)
+        self.world.on_main(lambda: self.run_dir.check_resumable(self.recipe))
         newest: checkpoint.Checkpoint | None = None
 
         def read() -> dict[str, Any]:
             nonlocal newest
             newest = checkpoint.load_newest(
-                self.places.checkpoints, lambda found: check_content(self.session, found.step, found.tensors, found.state)
+                self.run_dir.checkpoints, lambda found: check_content(self.session, found.step, found.tensors, found.state)
             )
             return newest.state
 
         content = self.world.on_main(read)
         self.state = restore(self.session, newest)
-        self.saved_step = self.state.step
+        self.writer.saved_step = self.state.step
         self.notes.append(f"Resumed after step {self.state.step}.")
         self.notes += inexact_changes(self.session, content)
         self.world.on_main(self._require_finite_weights)
         self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
 
-    def _lock(self, acquire: Callable[[], RunLock]) -> None:
-        """Lock the run directory on rank 0: all processes that torchrun started are one run."""
-
-        def lock() -> None:
-            self.lock = acquire()
-            if self.lock.is_shared:
-                self.notes.append(f"Warning: the file system of {self.places.path} has no locks; start no other run in it.")
-
-        self.world.on_main(lock)
-
-    def close(self) -> None:
-        """Free the run directory for another run."""
-        if self.lock is not None:
-            self.lock.release()
-
-    def _write(self, work: Callable[[], None]) -> None:
-        """Write into the run directory on rank 0, where it still is this run's."""
-
-        def write() -> None:
-            assert self.lock is not None
-            self.lock.require_held()
-            work()
-
-        self.world.on_main(write)
-
     def _require_finite_weights(self) -> None:
-        require_finite_weights(self.session, self.state, self.places)
+        require_finite_weights(self.session, self.state, self.run_dir)
 
     def _tidy(self, newest: checkpoint.Checkpoint | None, metrics_bytes: int) -> None:
-        """Put damaged checkpoints aside and drop the metrics of steps that will be taken again."""
+        """Quarantine damaged checkpoints and drop the metrics of steps that will be taken again."""
         assert newest is not None
-        for path, reason in newest.passed_over.items():
+        for path, reason in newest.skipped_damaged.items():
             self.notes.append(
                 f"Warning: {path.name} is damaged ({reason}); {newest.path.name} is used. It is now {path.name}.damaged."
             )
             with writing(path):
-                checkpoint.set_aside(path)
-        if not self.history.cut(metrics_bytes):
-            self.notes.append(f"Warning: {self.places.metrics} has lost lines that were there at the checkpoint.")
+                checkpoint.quarantine(path)
+        if not self.writer.metrics_log.truncate(metrics_bytes):
+            self.notes.append(f"Warning: {self.run_dir.metrics} has lost lines that were there at the checkpoint.")
 
     def run(self) -> dict[str, float]:
-        """Train to the end, or to a signal."""
-        with ExitStack() as stack:
-            self.progress = stack.enter_context(Progress(self.timeline, self.state.step, quiet=not self.world.is_main))
-            self.board = (
-                Board(self.places.events, self.state.step) if self.recipe.train.tensorboard and self.world.is_main else None
-            )
-            stack.callback(lambda: self.board.close() if self.board else None)
-            self._greet()
+        """Train to the end.
+
+        Returns:
+            The result of the run; see `fit`.
+
+        Raises:
+            Interrupted: a signal stopped the run; its state is saved.
+        """
+        with Progress(self.timeline, self.state.step, quiet=not self.world.is_main) as self.progress:
+            self.writer.open_tensorboard(self.state.step)
+            self._print_summary()
             self._loop()
-            self._write(self._draw)
+            self.writer.draw_curves()
             result = self._result()
             spent = duration(self.state.seconds)
             main = self.session.task.main_metric
             best = metric_text(main, result[main], result.get("num_images", 100_000))
-            self.progress.say(f"Best {main} {best} (epoch {result['best_epoch']:g}) after {spent}: {self.places.best}")
+            self.progress.say(f"Best {main} {best} (epoch {result['best_epoch']:g}) after {spent}: {self.run_dir.best}")
         return result
 
-    def _greet(self) -> None:
+    def _print_summary(self) -> None:
         plan, timeline = self.session.plan, self.timeline
         with_kernels = " with custom kernels" if self.session.preparation.kernels_in_training else ""
         trained = sum(p.numel() for p in self.session.model.parameters() if p.requires_grad)
         self.progress.say(
             f"{self.recipe.name}: {trained / 1e6:.2f} M trained parameters on {self.world.device}{with_kernels}, batch {plan}, "
-            f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {self.places.path}"
+            f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {self.run_dir.path}"
         )
         if self.recipe.train.kernels is True and not with_kernels:
             precision = self.recipe.train.precision
@@ -228,7 +213,7 @@ class Trainer:
         take_step = TrainStep(self.session)
         if self.timeline.eval_due(state.step) and state.evaluated != state.step:  # a signal had come before it was over
             self._evaluate()
-            self.save()
+            self.writer.save_checkpoint(self.state)
         set_training_mode(self.session.task, self.recipe.finetune)
         self.window_since = time.monotonic()
         with closing(iter(training_batches(self.session, state.step))) as feed:
@@ -238,56 +223,50 @@ class Trainer:
         state, checkpoints = self.state, self.recipe.checkpoint
         since = time.monotonic()
         while state.step < self.timeline.num_steps:
-            outcome = take_step(state.step, feed, lambda: (self.stop.number, self._clock_asks()))
+            step_result = take_step(state.step, feed, lambda: (self.stop.number, self._checkpoint_due()))
             state.step += 1
             state.seconds += time.monotonic() - since
             since = time.monotonic()
-            self._log(outcome)
-            if outcome.stop:
-                self._stop(outcome.stop)
+            self._log(step_result)
+            if step_result.stop_signal:
+                self._stop(step_result.stop_signal)
             due = self.timeline.eval_due(state.step)
             if due:
                 self._evaluate()
                 set_training_mode(self.session.task, self.recipe.finetune)
-            if due or outcome.save or (checkpoints.every_steps and state.step % checkpoints.every_steps == 0):
-                self.save()
+            if due or step_result.checkpoint_due or (checkpoints.every_steps and state.step % checkpoints.every_steps == 0):
+                self.writer.save_checkpoint(self.state)
 
-    def _clock_asks(self) -> bool:
+    def _checkpoint_due(self) -> bool:
         minutes = self.recipe.checkpoint.every_minutes
-        return self.world.is_main and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return self.world.is_main and minutes is not None and time.monotonic() - self.writer.saved_at >= 60 * minutes
 
-    def _log(self, outcome: Outcome) -> None:
+    def _log(self, step_result: StepResult) -> None:
         state = self.state
-        for name, value in outcome.losses.items():
+        for name, value in step_result.losses.items():
             state.window[name] = state.window.get(name, 0.0) + value
         state.window_steps += 1
-        self.waited += outcome.waited
+        self.waited += step_result.waited
         batch = self.session.plan.global_batch_size
-        if outcome.skipped:
-            state.skipped += len(outcome.skipped)
+        if step_result.skipped:
+            state.skipped += len(step_result.skipped)
             self.progress.warn(
-                f"{len(outcome.skipped)} unreadable, other images in their place: {', '.join(outcome.skipped[:3])}"
+                f"{len(step_result.skipped)} unreadable images replaced by others: {', '.join(step_result.skipped[:3])}"
             )
-        self.progress.step(state.step, outcome.losses["loss"], outcome.lr, batch)
+        self.progress.step(state.step, step_result.losses["loss"], step_result.lr, batch)
         if state.step % self.recipe.train.log_every_steps and state.step != self.timeline.num_steps:
             return
         seconds = time.monotonic() - self.window_since
         row = {name: value / state.window_steps for name, value in state.window.items()} | {
-            "lr": outcome.lr,
-            "grad_norm": outcome.grad_norm,
+            "lr": step_result.lr,
+            "grad_norm": step_result.grad_norm,
             "images_per_second": state.window_steps * batch / seconds,
             "data_wait": self.waited / seconds,
             "skipped": state.skipped,
         }
         state.window, state.window_steps = {}, 0
         self.window_since, self.waited = time.monotonic(), 0.0
-        self._write(lambda: self._record("train", row))
-
-    def _record(self, kind: str, figures: dict[str, Any]) -> None:
-        row = {"kind": kind, "step": self.state.step, "epoch": self.timeline.epoch(self.state.step)} | figures
-        self.history.append(row)
-        if self.board is not None:
-            self.board.add(row)
+        self.writer.record("train", state.step, row)
 
     def _evaluate(self) -> None:
         """Evaluate the weights and their moving average, keep the best; on a signal save without it."""
@@ -308,7 +287,7 @@ class Trainer:
                 advance=self.progress.evaluating,
             )
         except NonFiniteEvaluationError as error:
-            raise UserError(f"After step {state.step}: {error}\n{still_good(state, self.places)}") from error
+            raise UserError(f"After step {state.step}: {error}\n{still_good(state, self.run_dir)}") from error
         if results is None:
             self._stop(max(self.world.gather(self.stop.number)))
             return
@@ -320,53 +299,18 @@ class Trainer:
         is_best = not state.best or results[winner][main] > state.best["metrics"][main]
         if is_best:
             state.best = {"step": state.step, "ema": winner == "ema_", "metrics": results[winner]}
-        self._write(lambda: self._record("eval", state.metrics | {"seconds": seconds}))
-        self._write(lambda: self._write_weights(is_best))
+        self.writer.record("eval", state.step, state.metrics | {"seconds": seconds})
+        self.writer.save_weights(state, is_best=is_best)
         self.progress.evaluated(self.timeline.epoch(state.step), state.metrics, is_best, seconds)
-        if time.monotonic() - self.drawn_at >= CURVES_SECONDS:
-            self._write(self._draw)
+        self.writer.draw_curves(interval=CURVES_SECONDS)
         self.window_since += time.monotonic() - began
 
-    def _write_weights(self, is_best: bool) -> None:
-        session, info = self.session, self.session.task.weights_info()
-        weights = {self.places.last: session.model}
-        if session.ema is not None:
-            weights[self.places.last_ema] = session.ema.module
-        if is_best:
-            weights[self.places.best] = (
-                session.ema.module if session.ema is not None and self.state.best["ema"] else session.model
-            )
-        for path, model in weights.items():
-            with writing(path):
-                save_weights(path, model, info)
-
-    def _draw(self) -> None:
-        self.drawn_at = time.monotonic()
-        image = draw_curves(
-            self.history.rows("train"), self.history.rows("eval"), self.session.task.main_metric, self.recipe.name
-        )
-        with writing(self.places.curves):
-            replace_file(self.places.curves, image)
-
-    def save(self) -> None:
-        """Write a checkpoint of the step that is over; once for each step."""
-        if self.saved_step == self.state.step:
-            return
-
-        def write() -> None:
-            self._require_finite_weights()
-            groups, content = capture(self.session, self.state, self.history.size())
-            checkpoint.save(self.places.checkpoints, self.state.step, groups, content, self.recipe.checkpoint.keep)
-
-        self._write(write)
-        self.saved_step, self.saved_at = self.state.step, time.monotonic()
-
     def _stop(self, number: int) -> None:
-        self.save()
-        self._write(self._draw)
+        self.writer.save_checkpoint(self.state)
+        self.writer.draw_curves()
         name = signal.Signals(number).name
-        resume = shell_command("stvit", "train", "--resume", self.places.path)
-        self.progress.say(f"Stopped by {name}; saved after step {self.state.step}. Go on with: {resume}")
+        resume = shell_command("stvit", "train", "--resume", self.run_dir.path)
+        self.progress.say(f"Stopped by {name}; saved after step {self.state.step}. Resume with: {resume}")
         raise Interrupted(number)
 
     def _result(self) -> dict[str, float]:

@@ -123,22 +123,22 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the file cannot be written; an older ``path`` is intact and nothing is left beside it.
     """
     # Letters beyond ASCII may need several bytes, and a name may have 255.
-    aside = path.with_name(f".{path.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(4)}.part")
     try:
-        aside.open("xb").close()
-        yield aside
-        with aside.open("rb") as file:
+        temporary.open("xb").close()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically. Raises OSError as `replacing` does."""
-    with replacing(path) as aside:
-        aside.write_bytes(data)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def remove_leftovers(folder: Path) -> None:

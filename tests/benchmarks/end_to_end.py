@@ -28,7 +28,7 @@ from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.cli.output import print_table
 from stvit_cli.engine import trainer
 from stvit_cli.engine.session import Session
-from stvit_cli.engine.step import Outcome, TrainStep
+from stvit_cli.engine.step import StepResult, TrainStep
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.base import move
 
@@ -60,9 +60,9 @@ class Alternating:
         self.seconds: dict[str, list[float]] = {"whole": [], "bare": []}
         self.turn_start = 0.0
         self.batch: Any = None
-        self.last: Outcome | None = None
+        self.last: StepResult | None = None
 
-    def __call__(self, step: int, feed: Iterator[Any], asks: Callable[[], tuple[int, bool]]) -> Outcome:
+    def __call__(self, step: int, feed: Iterator[Any], poll: Callable[[], tuple[int, bool]]) -> StepResult:
         turn, index = divmod(step, self.steps)
         if index == 0:
             now = time.perf_counter()
@@ -70,7 +70,7 @@ class Alternating:
                 self.seconds["bare" if turn % 2 == 0 else "whole"].append(now - self.turn_start)
             self.turn_start = now
         if turn % 2 == 0 or self.last is None:
-            self.last = self.whole_step(step, self._kept(feed), asks)
+            self.last = self.whole_step(step, self._kept(feed), poll)
         else:
             self._bare_step()
         return self.last

@@ -192,9 +192,9 @@ def test_the_advice_after_a_nan_can_be_followed(diverged: Path) -> None:
     "settings", [("schedule.min_lr=9e-3",), ("schedule.warmup_lr=1e-2",), ("optim.clip_grad_norm=null", "train.precision=fp16")]
 )
 def test_the_advice_is_a_valid_recipe_whatever_the_settings(settings: tuple[str, ...]) -> None:
-    from stvit_cli.engine.branch import calmer
+    from stvit_cli.engine.branch import stabilizing_overrides
 
     recipe = toy.recipe(*settings)
-    changed = recipe_io.from_text(recipe_io.dump(recipe), calmer(recipe))
+    changed = recipe_io.from_text(recipe_io.dump(recipe), stabilizing_overrides(recipe))
     assert changed.optim.lr == recipe.optim.lr / 2
     assert changed.optim.clip_grad_norm == 1

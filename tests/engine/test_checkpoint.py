@@ -23,7 +23,7 @@ def groups(value: float) -> dict[str, dict[str, torch.Tensor]]:
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     save(tmp_path, 12, groups(0.1), STATE, keep=2)
     found = load_newest(tmp_path)
-    assert (found.step, found.state, found.passed_over) == (12, STATE, {})
+    assert (found.step, found.state, found.skipped_damaged) == (12, STATE, {})
     assert torch.equal(found.tensors["model"]["image"], groups(0.1)["model"]["image"])
     assert found.tensors["model"]["count"].dtype == torch.int64
     assert found.tensors["optimizer"] == {}
@@ -63,7 +63,7 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: object) -> None:
         read(newest)
     found = load_newest(tmp_path)
     assert found.step == 10
-    assert list(found.passed_over) == [newest]
+    assert list(found.skipped_damaged) == [newest]
 
 
 def test_all_damaged_or_none_is_the_users_error(tmp_path: Path) -> None:

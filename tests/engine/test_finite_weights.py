@@ -15,7 +15,7 @@ from stvit_cli import engine
 from stvit_cli.engine import checkpoint, step
 from stvit_cli.engine.evaluation import ENOUGH, NonFiniteEvaluationError
 from stvit_cli.engine.finite_weights import non_finite
-from stvit_cli.engine.metrics_log import History
+from stvit_cli.engine.metrics_log import MetricsLog
 from stvit_cli.errors import UserError
 
 
@@ -53,7 +53,7 @@ def test_a_last_update_that_overflows_ends_the_run_and_keeps_the_best(
     assert checkpoint.load_newest(run / "checkpoints").step == 8
     written = [tensor for path in run.rglob("*.safetensors") for tensor in load_file(path).values()]
     assert all(tensor.isfinite().all() and tensor.abs().max() < 1e3 for tensor in written if tensor.is_floating_point())
-    assert [row["step"] for row in History(run / "metrics.jsonl").rows("eval")] == [5]
+    assert [row["step"] for row in MetricsLog(run / "metrics.jsonl").rows("eval")] == [5]
     last_rate.clear()
     toy.train(tmp_path, "schedule.epochs=2", resume=True)  # what was said to be good is
 
@@ -125,7 +125,7 @@ def test_large_finite_values_are_finite() -> None:
 
 
 def test_metrics_are_strict_json(tmp_path: Path) -> None:
-    history = History(tmp_path / "metrics.jsonl")
+    history = MetricsLog(tmp_path / "metrics.jsonl")
     history.append({"kind": "train", "step": 1, "grad_norm": float("inf"), "iou/cat": float("nan"), "loss": 1.5})
 
     def refuse(constant: str) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from stvit_cli.data.loader import SampleKey, derive_seed
-from stvit_cli.engine.metrics_log import History
+from stvit_cli.engine.metrics_log import MetricsLog
 from stvit_cli.engine.signals import exit_code
 from stvit_cli.engine.trainer import fit
 from stvit_cli.errors import Interrupted, UserError
@@ -218,7 +218,7 @@ def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return every tensor of the newest checkpoint and every row of the metrics without what depends on the clock."""
     newest = sorted((run_dir / "checkpoints").glob("step_????????"))[-1]
     tensors = {f"{path.stem}/{name}": tensor for path in newest.glob("*.safetensors") for name, tensor in load_file(path).items()}
-    history = History(run_dir / "metrics.jsonl")
+    history = MetricsLog(run_dir / "metrics.jsonl")
     rows = [
         {key: value for key, value in row.items() if key not in TIMES} for kind in ("train", "eval") for row in history.rows(kind)
     ]

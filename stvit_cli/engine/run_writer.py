@@ -1,0 +1,143 @@
+"""Writes into a run directory: metrics, curves, weights and checkpoints, by rank 0 alone and only while it holds the lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from stvit_cli.engine import checkpoint
+from stvit_cli.engine.curves import draw_curves
+from stvit_cli.engine.finite_weights import require_finite_weights
+from stvit_cli.engine.metrics_log import MetricsLog, TensorBoardLog
+from stvit_cli.engine.run_dir import RunDir
+from stvit_cli.engine.run_lock import RunLock
+from stvit_cli.engine.session import Session
+from stvit_cli.engine.state import RunState, capture
+from stvit_cli.models.weights.file import save_weights
+from stvit_cli.utils.files import replace_file, writing
+
+
+class RunWriter:
+    """The files of a run. Its methods are called on every rank; rank 0 writes, and the others wait for it.
+
+    Attributes:
+        metrics_log: the rows of ``metrics.jsonl``.
+        saved_step: step of the newest checkpoint, -1 for none.
+        saved_at: when that was written, by `time.monotonic`.
+
+    Args:
+        session: the run.
+        run_dir: its directory.
+    """
+
+    def __init__(self, session: Session, run_dir: RunDir) -> None:
+        self.session, self.run_dir = session, run_dir
+        self.metrics_log = MetricsLog(run_dir.metrics)
+        self.saved_step = -1
+        self.saved_at = self._drawn_at = time.monotonic()
+        self._lock: RunLock | None = None  # rank 0's
+        self._tensorboard: TensorBoardLog | None = None
+
+    def lock(self, acquire: Callable[[], RunLock]) -> list[str]:
+        """Lock the run directory on rank 0: all processes that torchrun started are one run.
+
+        Args:
+            acquire: takes the lock.
+
+        Returns:
+            Warnings for the user.
+
+        Raises:
+            UserError: another run is in the directory.
+        """
+
+        def work() -> bool:
+            self._lock = acquire()
+            return self._lock.is_shared
+
+        is_shared = self.session.world.on_main(work)
+        path = self.run_dir.path
+        return [f"Warning: the file system of {path} has no locks; start no other run in it."] if is_shared else []
+
+    def open_tensorboard(self, step: int) -> None:
+        """Start a TensorBoard log at ``step``, if the recipe asks for one."""
+        if self.session.recipe.train.tensorboard and self.session.world.is_main:
+            self._tensorboard = TensorBoardLog(self.run_dir.events, step)
+
+    def close(self) -> None:
+        """Close the TensorBoard log and release the lock."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Add a row to the metrics.
+
+        Args:
+            kind: ``train`` or ``eval``.
+            step: steps taken.
+            values: what was measured, by name.
+        """
+        row = {"kind": kind, "step": step, "epoch": self.session.timeline.epoch(step)} | values
+
+        def work() -> None:
+            self.metrics_log.append(row)
+            if self._tensorboard is not None:
+                self._tensorboard.add(row)
+
+        self._write(work)
+
+    def save_weights(self, state: RunState, *, is_best: bool) -> None:
+        """Write the last weights and their moving average, and the best weights where the last evaluation found them."""
+        self._write(lambda: self._save_weights(state, is_best))
+
+    def _save_weights(self, state: RunState, is_best: bool) -> None:
+        session, info = self.session, self.session.task.weights_info()
+        averaged = None if session.ema is None else session.ema.module
+        weights = {self.run_dir.last: session.model}
+        if averaged is not None:
+            weights[self.run_dir.last_ema] = averaged
+        if is_best:
+            weights[self.run_dir.best] = averaged if averaged is not None and state.best["ema"] else session.model
+        for path, model in weights.items():
+            with writing(path):
+                save_weights(path, model, info)
+
+    def draw_curves(self, *, interval: float = 0.0) -> None:
+        """Draw ``curves.png``, unless that was done less than ``interval`` seconds ago."""
+        if self.session.world.broadcast(time.monotonic() - self._drawn_at >= interval):
+            self._write(self._draw_curves)
+
+    def _draw_curves(self) -> None:
+        self._drawn_at = time.monotonic()
+        train, evals = self.metrics_log.rows("train"), self.metrics_log.rows("eval")
+        image = draw_curves(train, evals, self.session.task.main_metric, self.session.recipe.name)
+        with writing(self.run_dir.curves):
+            replace_file(self.run_dir.curves, image)
+
+    def save_checkpoint(self, state: RunState) -> None:
+        """Write a checkpoint of ``state``; at most one for each step.
+
+        Raises:
+            UserError: weights are not finite, or the checkpoint cannot be written.
+        """
+        if self.saved_step == state.step:
+            return
+
+        def work() -> None:
+            require_finite_weights(self.session, state, self.run_dir)
+            tensors, content = capture(self.session, state, self.metrics_log.size())
+            checkpoint.save(self.run_dir.checkpoints, state.step, tensors, content, self.session.recipe.checkpoint.keep)
+
+        self._write(work)
+        self.saved_step, self.saved_at = state.step, time.monotonic()
+
+    def _write(self, work: Callable[[], None]) -> None:
+        def checked() -> None:
+            assert self._lock is not None
+            self._lock.require_held()
+            work()
+
+        self.session.world.on_main(checked)
