@@ -1,4 +1,4 @@
-"""The two ways in which a run ends early without an internal error."""
+"""Exceptions by which a run ends early without an internal error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class WriteError(UserError):
 
 
 class Interrupted(Exception):  # noqa: N818  # no error, as KeyboardInterrupt is none
-    """A signal asked the run to end and its state is saved. The command line exits with 130 (Ctrl-C) or 143 (any other)."""
+    """A signal stopped the run; its state is saved. The command line exits with 130 (Ctrl-C) or 143 (any other)."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")

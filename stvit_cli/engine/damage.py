@@ -79,19 +79,19 @@ class _State(_Content):
     scaler: dict[str, float]
     metrics_bytes: Count
     micro_batch_size: Annotated[int, Field(gt=0)]
-    kernels: bool = False  # checkpoints of before there were any do not say it
+    kernels: bool = False  # older checkpoints lack it
     fingerprint: _Fingerprint
 
 
 def check_envelope(content: Any, step: int | None) -> None:
-    """Check the content of ``state.json`` but for the run's state.
+    """Check the content of ``state.json`` except the run's state.
 
     Args:
         content: the parsed JSON.
-        step: that of the folder's name; none where it has another name.
+        step: step in the folder's name; None if it has another name.
 
     Raises:
-        DamagedError: a key is missing or of the wrong type, or a file that is named is none of the folder.
+        DamagedError: a key is missing or of the wrong type, or a named file lies outside the folder.
     """
     _validate(_Envelope, content)
     if step not in (None, content["step"]):
@@ -103,6 +103,11 @@ def check_envelope(content: Any, step: int | None) -> None:
 
 def check_alone(step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Check a run's state and its tensors by themselves, for a run with other settings.
+
+    Args:
+        step: step of the checkpoint.
+        tensors: its tensors by group and name.
+        state: the run's state in it.
 
     Raises:
         DamagedError: something is missing or of the wrong type, or the optimizer's tensors do not fit the model's.
@@ -117,7 +122,13 @@ def check_alone(step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: M
 
 
 def check_content(session: Session, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Check a run's state and its tensors against the session that is to continue from them.
+    """Check a run's state and its tensors against the session that is resumed from them.
+
+    Args:
+        session: the run that is resumed.
+        step: step of the checkpoint.
+        tensors: its tensors by group and name.
+        state: the run's state in it.
 
     Raises:
         DamagedError: something is missing, of the wrong type or of the wrong shape.
@@ -184,7 +195,7 @@ def _check_tensors(group: str, found: Mapping[str, Tensor], expected: Mapping[st
 
 
 def _check_optimizer(found: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    """Of a parameter that was trained there are a count and two moments; of one that never was, nothing."""
+    """Check that a trained parameter has a step count and two moments, and one that was never trained has none."""
     trained = {name.rpartition("/")[0] for name in found}
     expected = {f"{name}/{key}": None for name in parameters if name in trained for key in ("step", "exp_avg", "exp_avg_sq")}
     for name in expected:

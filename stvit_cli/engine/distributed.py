@@ -1,4 +1,4 @@
-"""The processes of one run: one alone, or many that torchrun started, over gloo (CPU) or NCCL (GPU)."""
+"""The processes of a run: a single one, or those that torchrun started, connected by gloo (CPU) or NCCL (GPU)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import local_rank, require_group, restart_count, world_size
 
-# How long a process waits for the others before it gives up: longer than writing a checkpoint or a slow evaluation takes.
+# Timeout of collective operations: longer than writing a checkpoint or a slow evaluation takes.
 PATIENCE = timedelta(minutes=30)
 
 Result = TypeVar("Result")
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others. With ``size`` 1 every method is the plain thing without communication."""
+    """The group of processes and this one's rank in it. With ``size`` 1 no method communicates."""
 
     device: torch.device
     rank: int = 0
@@ -43,12 +43,12 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def exchange(self, figures: Tensor) -> Tensor:
-        """Return every process's 1-d ``figures`` (N,) as (size, N) on the CPU. A step waits for the device here alone."""
+    def exchange(self, values: Tensor) -> Tensor:
+        """Return every process's 1-d ``values`` (N,) as (size, N) on the CPU. Only here a step waits for the device."""
         if self.size == 1:
-            return figures.cpu()[None]
-        rows = [torch.empty_like(figures) for _ in range(self.size)]
-        dist.all_gather(rows, figures)
+            return values.cpu()[None]
+        rows = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(rows, values)
         return torch.stack(rows).cpu()
 
     def broadcast(self, value: Any) -> Any:
@@ -72,7 +72,7 @@ class World:
         """Run ``work`` on rank 0 and return its result everywhere; the others wait.
 
         Raises:
-            UserError: on rank 0, where ``work`` raised one; the other processes then end without a word, with code 2.
+            UserError: on rank 0, where ``work`` raised one; the other processes then exit with code 2 and no message.
         """
         if self.size == 1:
             return work()
@@ -106,13 +106,13 @@ def pick_device(key: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def joined_world(device_key: str = "auto") -> Iterator[World]:
-    """Join the processes that torchrun started (by its environment), or be alone; leave them at the end.
+    """Join the process group that torchrun's environment describes, if any, and leave it at the end.
 
-    Inside another such block they stay joined: several runs one after the other must not join anew, for torchrun's store still
-    holds the addresses of the time before.
+    Inside another such block the group stays as it is: consecutive runs must not join again, since torchrun's store still holds
+    the previous addresses.
 
     Raises:
-        UserError: the environment does not say where the others are, or they cannot be reached.
+        UserError: the environment lacks the addresses, or the other processes cannot be reached.
     """
     require_group()
     local = local_rank()
@@ -143,5 +143,5 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
 
 
 def was_restarted() -> bool:
-    """Whether torchrun started these processes again after one of them had ended (elastic restart)."""
+    """Return whether torchrun restarted these processes after one of them failed (elastic restart)."""
     return restart_count() > 0

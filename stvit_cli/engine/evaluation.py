@@ -30,7 +30,15 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the task's metrics of ``model`` on its validation set. Under torchrun the images are divided among the processes.
 
-    The model is moved to the device and left in evaluation mode.
+    Args:
+        task: the validation set and its metrics.
+        model: moved to the device and left in evaluation mode.
+        device: where to evaluate.
+        batch_size: images in one forward pass of one process.
+        num_workers: loader workers of one process.
+
+    Returns:
+        The metrics by name, the same on every process.
 
     Raises:
         NonFiniteEvaluationError: see `evaluate_models`.
@@ -57,7 +65,7 @@ def evaluate_models(
     Args:
         task: computes the metrics.
         models: by name, such as the weights and their moving average.
-        world: the processes that share the data.
+        world: the processes among which the images are divided.
         batch_size: images in one forward pass of one process.
         num_workers: loader workers of one process.
         stopped: called after each batch; if it returns True on any process, the evaluation is abandoned.
@@ -67,7 +75,7 @@ def evaluate_models(
         The metrics of each model, the same on every process; None if the evaluation was abandoned.
 
     Raises:
-        NonFiniteEvaluationError: on rank 0, where outputs are not finite: how many images have such, and some of their names. The
+        NonFiniteEvaluationError: on rank 0 if outputs are not finite; it gives the number of such images and some names. The
             other processes then exit with code 2 and no message.
     """
     loader = build_eval_loader(task.val_set, task.collate_eval, batch_size, num_workers, world.rank, world.size)

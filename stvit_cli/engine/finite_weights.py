@@ -22,8 +22,13 @@ from stvit_cli.errors import UserError
 def require_finite_weights(session: Session, state: RunState, run_dir: RunDir) -> None:
     """Check the weights and their moving average.
 
+    Args:
+        session: holds the weights.
+        state: how far the run is.
+        run_dir: where earlier weights were saved.
+
     Raises:
-        UserError: they are infinite or not a number; the message says which weights are still good.
+        UserError: they are infinite or NaN; the message says which weights are still good.
     """
     models: Mapping[str, nn.Module] = {"weights": session.model}
     if session.ema is not None:

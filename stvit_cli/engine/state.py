@@ -19,7 +19,7 @@ from stvit_cli.errors import UserError
 
 @dataclass
 class RunState:
-    """The part that is not tensors; every field is exact in JSON. No generator's state is among them: see `seeding`.
+    """The state of a run beside its tensors, exact in JSON. It has no state of random generators: see `seeding`.
 
     Attributes:
         step: steps taken.
@@ -49,7 +49,16 @@ def fingerprint(session: Session) -> dict[str, Any]:
 
 
 def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """Return the groups of tensors and the JSON of a checkpoint."""
+    """Return the content of a checkpoint.
+
+    Args:
+        session: the run.
+        state: how far it is.
+        metrics_bytes: size of ``metrics.jsonl``, to which it is truncated on resumption.
+
+    Returns:
+        The tensors by group and name, and the JSON beside them.
+    """
     groups: dict[str, Tensors] = {
         "model": session.model.state_dict(),
         "optimizer": optimizer_tensors(session.model, session.optimizer),
@@ -70,15 +79,18 @@ def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict
 def restore(
     session: Session, checkpoint: Checkpoint | None, check: Callable[[Session, Checkpoint | None], dict[str, Any]] | None = None
 ) -> RunState:
-    """Put the session back to a checkpoint that rank 0 has read; the other ranks give None and receive it.
+    """Restore a session from a checkpoint that rank 0 has read and sends to the other ranks.
 
     Args:
-        session: is changed in place.
-        checkpoint: what rank 0 has read.
-        check: called on rank 0 first, it returns the checkpoint's state; by default it refuses other data.
+        session: changed in place.
+        checkpoint: what rank 0 has read; None on the other ranks.
+        check: called on rank 0 first, returns the checkpoint's state; by default it refuses other data.
+
+    Returns:
+        The state of the run at the checkpoint.
 
     Raises:
-        UserError: the data are other ones than the run was started with.
+        UserError: the run was started with other data.
     """
     world = session.world
     content = world.on_main(lambda: (check or _checked)(session, checkpoint))

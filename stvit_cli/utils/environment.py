@@ -28,7 +28,7 @@ def local_world_size() -> int:
 
 
 def restart_count() -> int:
-    """Return how often torchrun has started these processes again after one of them had ended (elastic restart)."""
+    """Return how often torchrun has restarted these processes after one of them failed (elastic restart)."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
@@ -58,7 +58,7 @@ _HOW = "torchrun sets these; for a single process, unset WORLD_SIZE and RANK."
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that prints and writes: the only one, or the first of those that torchrun started."""
+    """Return whether this is the process that prints and writes: rank 0."""
     return rank() == 0
 
 

@@ -1,4 +1,4 @@
-"""What a machine that is at its limit raises, told from internal errors: the one table of it.
+"""Errors of a machine at its limit, told apart from internal errors by one table.
 
 The errors come from Python, PyTorch, oneDNN, CUDA and safetensors. Few have a type of their own; most are known by what they say.
 A DataLoader worker's come with its traceback in the message.
@@ -72,7 +72,7 @@ AMBIGUOUS = (
     "without exception set",
 )
 NEARLY = 0.6
-"""Share of the limit from which a process counts as near it: what was asked for last may be large."""
+"""Fraction of the limit from which a process counts as near it: the last request may have been large."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class MachineFailure:
 
 
 def machine_failure(error: BaseException | None) -> MachineFailure | None:
-    """Return which limit of the machine an error, or one that it was raised from, is about; None for any other error."""
+    """Return the limit of the machine that an error, or one of its causes, is about; None for any other error."""
     seen = 0
     while error is not None and seen < 20:
         found = _failure_of(error)

@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their reader: a pipe whose other end closed, a terminal that is gone, a full disk."""
+"""Standard output and error that never fail: a pipe closed at the other end, a terminal that is gone, a full disk."""
 
 from __future__ import annotations
 

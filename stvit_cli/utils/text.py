@@ -1,4 +1,4 @@
-"""Text for people: the nearest right name, a list cut short, control characters made visible."""
+"""Text of messages: the closest valid name, truncated lists, escaped control characters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def metric_text(name: str, value: float, num_images: float) -> str:
-    """Return a metric with as many digits as so many images support: of a percentage, those that a single image changes.
+    """Format a metric with the digits that ``num_images`` images support: of a percentage, those that a single image changes.
 
     A mean that is no percentage, such as a loss, gets two more: it is 100 times finer.
     """
