@@ -19,7 +19,7 @@ from stvit_cli import engine, tasks
 from stvit_cli.analysis.ablation.report import Report, report_training
 from stvit_cli.analysis.ablation.table import NUMBERS, Setting, build_table, family_of
 from stvit_cli.engine.distributed import joined_world, was_restarted
-from stvit_cli.engine.metrics_log import History
+from stvit_cli.engine.metrics_log import MetricsLog
 from stvit_cli.engine.run_dir import RunDir, require_free
 from stvit_cli.engine.signals import stop_request
 from stvit_cli.errors import Interrupted, UserError
@@ -54,7 +54,7 @@ class Run:
     @property
     def score(self) -> float | None:
         """Top-1 in percent after the last epoch; None until the run has finished."""
-        rows = History(RunDir(self.path).metrics).rows("eval")
+        rows = MetricsLog(RunDir(self.path).metrics).rows("eval")
         finished = bool(rows) and rows[-1]["epoch"] >= self.recipe.schedule.epochs
         return rows[-1]["top1"] if finished else None
 
