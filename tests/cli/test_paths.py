@@ -69,7 +69,7 @@ def test_a_run_started_from_python_keeps_it_too(tmp_path: Path, monkeypatch: pyt
     recipe = recipe_io.from_text("{task: detection, data: {kind: coco}}", ["data.dir=photos", "detection.results_json=out.json"])
     run_dir = RunDir(tmp_path / "run")
     lock = run_dir.clear()
-    run_dir.begin(recipe, "cpu", 1, False)
+    run_dir.write_recipe(recipe)
     monkeypatch.chdir("/")
     kept = recipe_io.load(run_dir.recipe)
     assert (kept.data.dir, kept.detection.results_json) == (str(tmp_path / "photos"), str(tmp_path / "out.json"))

@@ -55,7 +55,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: object) -> None:
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, damage: object) -> None:
     save(tmp_path, 10, groups(1), STATE, keep=3)
     newest = save(tmp_path, 20, groups(2), STATE, keep=3)
     damage(newest)  # type: ignore[operator]
@@ -74,7 +74,7 @@ def test_all_damaged_or_none_is_the_users_error(tmp_path: Path) -> None:
         load_newest(tmp_path)
 
 
-def test_one_that_was_passed_over_can_be_written_again(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_skipped_as_damaged_can_be_written_again(tmp_path: Path) -> None:
     flip_a_bit(save(tmp_path, 1, groups(1), STATE, keep=3) / "model.safetensors")
     save(tmp_path, 1, groups(2), STATE, keep=3)
     assert load_newest(tmp_path).tensors["model"]["image"].max() == 2

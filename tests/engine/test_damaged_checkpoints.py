@@ -1,4 +1,4 @@
-"""A checkpoint whose checksums are right but whose content is not what a run needs is set aside, and the older one is used."""
+"""A checkpoint whose checksums are right but whose content is not what a run needs is quarantined, and the older one is used."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def last_two(unbroken: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED.keys())
-def test_a_tampered_checkpoint_is_set_aside_and_the_older_one_used(last_two: Path, tmp_path: Path, change: Change) -> None:
+def test_a_tampered_checkpoint_is_quarantined_and_the_older_one_used(last_two: Path, tmp_path: Path, change: Change) -> None:
     run_dir = shutil.copytree(last_two, tmp_path / "run")
     newest = run_dir / "checkpoints" / "step_00000020"
     rewrite(newest, change)
