@@ -251,7 +251,7 @@ class Trainer:
         if step_result.skipped:
             state.skipped += len(step_result.skipped)
             self.progress.warn(
-                f"{len(step_result.skipped)} unreadable images replaced by others: {', '.join(step_result.skipped[:3])}"
+                f"{len(step_result.skipped)} unreadable, replaced by other images: {', '.join(step_result.skipped[:3])}"
             )
         self.progress.step(state.step, step_result.losses["loss"], step_result.lr, batch)
         if state.step % self.recipe.train.log_every_steps and state.step != self.timeline.num_steps:

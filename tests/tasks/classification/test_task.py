@@ -194,7 +194,7 @@ def test_unreadable_images_are_skipped_and_counted_where_the_recipe_says_so(
     engine.fit(task, recipe, tmp_path / "run")
     rows = [line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
     assert '"skipped": 2' in rows[-1]
-    assert f"1 unreadable, other images in their place: {broken}" in capfd.readouterr().err
+    assert f"1 unreadable, replaced by other images: {broken}" in capfd.readouterr().err
 
     recipe = recipe_io.from_text("name: test", settings)
     with pytest.raises(UserError, match=r"3\.png.*(\n.*)*data.unreadable=skip"):
