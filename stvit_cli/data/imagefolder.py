@@ -116,6 +116,9 @@ def find_images(folder: str | Path | None, val_fraction: float = 0.2) -> tuple[F
     notes = _notes(root / splits.train, train)
     if splits.left_out is not None:
         notes.append(f"{splits.left_out}/ is left out: the evaluation is on {splits.val}/.")
+    others = [name for name in folders_in(root) if name not in (splits.train, splits.val, splits.left_out)]
+    if others:
+        notes.append(f"Beside {splits.train}/ and {splits.val}/, not used: {first_few(others)}.")
     return FolderImages(train, train.class_names, notes=notes), FolderImages(
         val, train.class_names, notes=_notes(root / splits.val, val)
     )

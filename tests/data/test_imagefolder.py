@@ -174,6 +174,13 @@ def test_test_is_not_evaluated_on_where_there_is_val(tmp_path: Path) -> None:
     assert "test/ is left out: the evaluation is on valid/." in train.notes
 
 
+def test_a_folder_beside_the_splits_is_not_ignored_in_silence(tmp_path: Path) -> None:
+    write(tmp_path, *[f"{split}/{name}/{split}.png" for split in ("Train", "Train_old", "val") for name in ("a", "b")])
+    train, _ = find_images(tmp_path)
+    assert named(train) == {"a/Train.png", "b/Train.png"}
+    assert train.notes == ["Beside Train/ and val/, not used: Train_old."]
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
