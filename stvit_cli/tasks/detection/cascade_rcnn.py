@@ -1,6 +1,6 @@
-"""Cascade Mask R-CNN's heads: three box heads, each refining the boxes of the one before, and three mask heads.
+"""Cascade Mask R-CNN's heads (arXiv 1906.09756): three stages, each refining the boxes of the one before.
 
-Of torchvision's parts, with the settings and the order of mmdetection. R regions, K classes with the background as class 0.
+torchvision's layers with mmdetection's settings and order. R RoIs, K classes with the background as class 0.
 """
 
 from __future__ import annotations
@@ -9,76 +9,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
-from stvit_cli.recipe import DetectionSection
 from stvit_cli.tasks.detection.mask_rcnn import BOX_WEIGHTS, Detections, as_detections
-from stvit_cli.tasks.detection.roi import (
-    BOX_SIDE,
-    MASK_SIDE,
-    RegionAlign,
-    Targets,
-    build_mask_head,
-    class_masks,
-    init_box_layers,
-    mask_loss,
-    objects_only,
-)
+from stvit_cli.tasks.detection.roi import BOX_SIDE, BoxMaskHeads, Targets, class_masks, mask_loss, positives
 from stvit_cli.tasks.finite import require_finite
 
-OVERLAPS = (0.5, 0.6, 0.7)
-"""A region of a stage is an object from this overlap on."""
+IOU_THRESHOLDS = (0.5, 0.6, 0.7)
+"""The least IoU with an object of a positive sample, for each stage."""
 
 CODER_WEIGHTS = (BOX_WEIGHTS, (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
-"""One by the deviations .1 .1 .2 .2, .05 .05 .1 .1, .033 .033 .067 .067 (a tenth and a fifth, by 1, 2 and 3)."""
+"""Weights of the box coder of each stage: 1 / the standard deviations (0.1, 0.1, 0.2, 0.2), divided by 1, 2 and 3."""
 
 LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 GIOU_WEIGHT = 10.0
 
 
-class Stage(RoIHeads):
-    """One box head and one mask head: four normed convolutions and a linear layer; four convolutions."""
-
-    def __init__(self, section: DetectionSection, num_classes: int, number: int) -> None:
-        channels = section.channels
-        head = FastRCNNConvFCHead((channels, BOX_SIDE, BOX_SIDE), [channels] * 4, [section.fc_dim], norm_layer=nn.BatchNorm2d)
-        predictor = FastRCNNPredictor(section.fc_dim, num_classes + 1)
-        init_box_layers(head, predictor)
-        super().__init__(
-            box_roi_pool=RegionAlign(BOX_SIDE),
-            box_head=head,
-            box_predictor=predictor,
-            fg_iou_thresh=OVERLAPS[number],
-            bg_iou_thresh=OVERLAPS[number],
-            batch_size_per_image=section.num_samples,
-            positive_fraction=0.25,
-            bbox_reg_weights=CODER_WEIGHTS[number],
-            score_thresh=section.score_threshold,
-            nms_thresh=section.nms_threshold,
-            detections_per_img=section.max_detections,
-            mask_roi_pool=RegionAlign(MASK_SIDE),
-            mask_head=build_mask_head(channels, num_classes + 1),
-        )
-
-    def predict(self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return class logits (R, K) and, class by class, what to change of the boxes (R, 4 K)."""
-        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, shapes)))
-        return logits, regression
-
-    def masks(self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]) -> Tensor:
-        """Return mask logits (R, K, 28, 28)."""
-        logits: Tensor = self.mask_head(self.mask_roi_pool(features, boxes, shapes))
-        return logits
-
-
 class CascadeHeads(nn.Module):
-    """Three stages, one after the other."""
+    """Three stages of a box head (four convolutions with batch norm, a linear layer) and a mask head, one after the other.
 
-    def __init__(self, section: DetectionSection, num_classes: int) -> None:
+    Args:
+        channels: channels of the feature maps.
+        num_classes: number of object classes, without the background.
+        fc_dim, num_samples, score_threshold, nms_threshold, max_detections: see `create_detector`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        fc_dim: int,
+        num_samples: int,
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+    ) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(Stage(section, num_classes, number) for number in range(len(OVERLAPS)))
+        self.stages = nn.ModuleList(
+            BoxMaskHeads(
+                FastRCNNConvFCHead((channels, BOX_SIDE, BOX_SIDE), [channels] * 4, [fc_dim], norm_layer=nn.BatchNorm2d),
+                channels=channels,
+                fc_dim=fc_dim,
+                num_classes=num_classes,
+                iou_threshold=iou_threshold,
+                box_weights=box_weights,
+                num_samples=num_samples,
+                score_threshold=score_threshold,
+                nms_threshold=nms_threshold,
+                max_detections=max_detections,
+            )
+            for iou_threshold, box_weights in zip(IOU_THRESHOLDS, CODER_WEIGHTS, strict=True)
+        )
 
     def forward(
         self,
@@ -107,16 +90,16 @@ class CascadeHeads(nn.Module):
             label = torch.cat(labels)
             losses[f"class_{number}"] = weight * F.cross_entropy(logits, label)
             losses[f"box_{number}"] = weight * box_loss(stage.box_coder, regression, boxes, label, matched, targets)
-            of_objects = objects_only(boxes, matched, labels)
-            masks = stage.masks(features, of_objects[0], shapes)
-            losses[f"mask_{number}"] = weight * mask_loss(masks, *of_objects, targets)
+            positive_boxes, objects = positives(boxes, matched, labels)
+            masks = stage.masks(features, positive_boxes, shapes)
+            losses[f"mask_{number}"] = weight * mask_loss(masks, positive_boxes, objects, targets)
             likeliest = 1 + logits[:, 1:].argmax(1)
             refined = refine(stage.box_coder, regression, boxes, torch.where(label > 0, label, likeliest), shapes)
-            boxes = [without_true_boxes(part, given, own) for part, given, own in zip(refined, boxes, targets, strict=True)]
+            boxes = [drop_ground_truth(part, before, own) for part, before, own in zip(refined, boxes, targets, strict=True)]
         return losses
 
     def _detect(self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]) -> Detections:
-        """Classes by the mean logits of the three stages, boxes by the last, masks by the mean of the three probabilities."""
+        """Take the classes from the mean logits of the stages, boxes from the last stage, masks from the mean probabilities."""
         all_logits = []
         for stage in self._stages():
             logits, regression = stage.predict(features, boxes, shapes)
@@ -129,40 +112,36 @@ class CascadeHeads(nn.Module):
         probabilities = torch.stack([logits.sigmoid() for logits in masks]).mean(0)
         return as_detections(found, class_masks(probabilities, found[2]))
 
-    def on_cut_regions(self, regions: Tensor, mask_regions: Tensor) -> list[Tensor]:
-        """As `MaskRCNNHeads.on_cut_regions`, for every stage."""
-        return [
-            output
-            for stage in self._stages()
-            for output in (*stage.box_predictor(stage.box_head(regions)), stage.mask_head(mask_regions))
-        ]
+    def forward_roi_features(self, box_features: Tensor, mask_features: Tensor) -> list[Tensor]:
+        """See `BoxMaskHeads.forward_roi_features`; the outputs of every stage."""
+        return [output for stage in self._stages() for output in stage.forward_roi_features(box_features, mask_features)]
 
-    def _stages(self) -> list[Stage]:
-        return [stage for stage in self.stages if isinstance(stage, Stage)]
+    def _stages(self) -> list[BoxMaskHeads]:
+        return [stage for stage in self.stages if isinstance(stage, BoxMaskHeads)]
 
 
 def box_loss(
     coder: BoxCoder, regression: Tensor, boxes: list[Tensor], labels: Tensor, matched: list[Tensor], targets: Targets
 ) -> Tensor:
-    """Return ten times the GIoU loss between decoded and true boxes of the objects, over all regions.
+    """Return the GIoU loss of the decoded boxes of positive RoIs, times `GIOU_WEIGHT`, divided by the number of RoIs.
 
     Args:
-        coder: decodes the regression into boxes.
-        regression: (R, 4 K), class by class.
-        boxes: the regions of each image.
-        labels: (R,).
-        matched: for each image, which object a region is.
-        targets: boxes and labels of the objects of each image.
+        coder: decodes the deltas of the stage.
+        regression: predicted deltas of every class, (R, 4 K).
+        boxes: the RoIs of each image, (R of the image, 4).
+        labels: classes of the RoIs, 0 for the background, (R,).
+        matched: for each image, the index of each RoI's object.
+        targets: the objects of each image.
     """
     positive = torch.where(labels > 0)[0]
-    mine = regression.reshape(len(labels), -1, 4)[positive, labels[positive]]
-    wanted = torch.cat([_matched_boxes(own, index) for own, index in zip(targets, matched, strict=True)])
-    decoded = coder.decode_single(mine, torch.cat(boxes)[positive])
-    return GIOU_WEIGHT * generalized_box_iou_loss(decoded, wanted[positive], reduction="sum") / max(len(labels), 1)
+    of_class = regression.reshape(len(labels), -1, 4)[positive, labels[positive]]
+    true_boxes = torch.cat([_matched_boxes(own, index) for own, index in zip(targets, matched, strict=True)])
+    decoded = coder.decode_single(of_class, torch.cat(boxes)[positive])
+    return GIOU_WEIGHT * generalized_box_iou_loss(decoded, true_boxes[positive], reduction="sum") / max(len(labels), 1)
 
 
 def _matched_boxes(target: dict[str, Tensor], matched: Tensor) -> Tensor:
-    """Return the true box of each region (R, 4); where the image has no object, zeros, as torchvision does."""
+    """Return the true box of each RoI (R, 4); zeros where the image has no object, as in torchvision."""
     boxes = target["boxes"]
     return boxes[matched] if len(boxes) else boxes.new_zeros(len(matched), 4)
 
@@ -171,16 +150,16 @@ def _matched_boxes(target: dict[str, Tensor], matched: Tensor) -> Tensor:
 def refine(
     coder: BoxCoder, regression: Tensor, boxes: list[Tensor], labels: Tensor, shapes: list[tuple[int, int]]
 ) -> list[Tensor]:
-    """Return the boxes of each image, changed as their class's part of ``regression`` (R, 4 K) says, within the image."""
-    mine = regression.reshape(len(labels), -1, 4)[torch.arange(len(labels), device=labels.device), labels]
-    # In training the next stage gets these boxes before the step learns that the loss is not a number, and RoIAlign, where it is
-    # given NaN, takes memory without end.
-    decoded = coder.decode_single(mine, torch.cat(boxes)).nan_to_num(nan=0.0)
+    """Return the boxes of each image, refined by the deltas of their class out of ``regression`` (R, 4 K), clipped to the image."""
+    of_class = regression.reshape(len(labels), -1, 4)[torch.arange(len(labels), device=labels.device), labels]
+    # In training the next stage gets these boxes before the step finds that the loss is NaN, and RoIAlign allocates memory
+    # without limit for a box of NaN.
+    decoded = coder.decode_single(of_class, torch.cat(boxes)).nan_to_num(nan=0.0)
     by_image = decoded.split([len(part) for part in boxes])
     return [clip_boxes_to_image(part, shape) for part, shape in zip(by_image, shapes, strict=True)]
 
 
-def without_true_boxes(refined: Tensor, before: Tensor, target: dict[str, Tensor]) -> Tensor:
-    """Drop the regions that were true boxes, added to the proposals: the next stage would learn from answers that it is given."""
+def drop_ground_truth(refined: Tensor, before: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """Drop the RoIs that were ground-truth boxes added to the proposals, as mmdetection does: in inference there are none."""
     is_true = (before[:, None] == target["boxes"].to(before)).all(2).any(1)  # (R,)
     return refined[~is_true]

@@ -1,6 +1,6 @@
-"""Mask R-CNN's heads: what each region shows, its box, its mask. torchvision's, with mmdetection's losses.
+"""Mask R-CNN's heads (arXiv 1703.06870): class, box and mask of each RoI. torchvision's, with mmdetection's losses.
 
-R regions, K classes with the background as class 0. A loss is the mean over the regions drawn in the whole batch.
+R RoIs, K classes with the background as class 0. A loss is the mean over the RoIs sampled in the whole batch.
 """
 
 from __future__ import annotations
@@ -8,54 +8,48 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
-from stvit_cli.recipe import DetectionSection
-from stvit_cli.tasks.detection.roi import (
-    BOX_SIDE,
-    MASK_SIDE,
-    RegionAlign,
-    Targets,
-    build_mask_head,
-    class_masks,
-    init_box_layers,
-    mask_loss,
-    objects_only,
-)
+from stvit_cli.tasks.detection.roi import BOX_SIDE, BoxMaskHeads, Targets, class_masks, mask_loss, positives
 from stvit_cli.tasks.finite import require_finite
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-"""Of the box coder: one by mmdetection's deviations .1 .1 .2 .2."""
+"""Weights of the box coder: 1 / mmdetection's standard deviations 0.1, 0.1, 0.2, 0.2."""
 
 Detections = list[dict[str, Tensor]]
 
 
-class MaskRCNNHeads(RoIHeads):
-    """Classes, boxes and masks of proposed regions.
+class MaskRCNNHeads(BoxMaskHeads):
+    """Classes, boxes and masks of the proposals: one box head of two linear layers, one mask head.
 
     Args:
-        num_classes: kinds of objects, without the background.
+        channels: channels of the feature maps.
+        num_classes: number of object classes, without the background.
+        fc_dim, num_samples, score_threshold, nms_threshold, max_detections: see `create_detector`.
     """
 
-    def __init__(self, section: DetectionSection, num_classes: int) -> None:
-        head = TwoMLPHead(section.channels * BOX_SIDE**2, section.fc_dim)
-        predictor = FastRCNNPredictor(section.fc_dim, num_classes + 1)
-        init_box_layers(head, predictor)
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        fc_dim: int,
+        num_samples: int,
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+    ) -> None:
         super().__init__(
-            box_roi_pool=RegionAlign(BOX_SIDE),
-            box_head=head,
-            box_predictor=predictor,
-            fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
-            batch_size_per_image=section.num_samples,
-            positive_fraction=0.25,
-            bbox_reg_weights=BOX_WEIGHTS,
-            score_thresh=section.score_threshold,
-            nms_thresh=section.nms_threshold,
-            detections_per_img=section.max_detections,
-            mask_roi_pool=RegionAlign(MASK_SIDE),
-            mask_head=build_mask_head(section.channels, num_classes + 1),
+            TwoMLPHead(channels * BOX_SIDE**2, fc_dim),
+            channels=channels,
+            fc_dim=fc_dim,
+            num_classes=num_classes,
+            iou_threshold=0.5,
+            box_weights=BOX_WEIGHTS,
+            num_samples=num_samples,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
         )
 
     def forward(
@@ -73,41 +67,37 @@ class MaskRCNNHeads(RoIHeads):
         if self.training:
             assert targets is not None
             proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
-            logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
-            boxes, matched = objects_only(proposals, matched, labels)
-            masks = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
+            logits, regression = self.predict(features, proposals, image_shapes)
+            boxes, matched = positives(proposals, matched, labels)
+            masks = self.masks(features, boxes, image_shapes)
             return [], {
                 "class": F.cross_entropy(logits, torch.cat(labels)),
                 "box": box_loss(regression, torch.cat(labels), torch.cat(deltas)),
                 "mask": mask_loss(masks, boxes, matched, targets),
             }
-        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        logits, regression = self.predict(features, proposals, image_shapes)
         require_finite(logits, regression, counts=[len(part) for part in proposals])
         found = self.postprocess_detections(logits, regression, proposals, image_shapes)
-        masks = self.mask_head(self.mask_roi_pool(features, found[0], image_shapes))
+        masks = self.masks(features, found[0], image_shapes)
         require_finite(masks, counts=[len(part) for part in found[0]])
         probabilities = masks.sigmoid()
         return as_detections(found, class_masks(probabilities, found[2])), {}
 
-    def on_cut_regions(self, regions: Tensor, mask_regions: Tensor) -> list[Tensor]:
-        """Run the heads on regions that are cut out already, (R, C, 7, 7) and (R, C, 14, 14): what they cost is counted so."""
-        return [*self.box_predictor(self.box_head(regions)), self.mask_head(mask_regions)]
-
 
 def box_loss(regression: Tensor, labels: Tensor, deltas: Tensor) -> Tensor:
-    """Return the L1 loss of the true class's box, over all regions; torchvision's is smooth, with a bend at 1/9.
+    """Return the L1 loss of the true class's box deltas, divided by the number of RoIs; torchvision's is smooth L1 (beta 1/9).
 
     Args:
-        regression: (R, 4 K), class by class.
-        labels: (R,).
-        deltas: (R, 4), of the regions that are no background.
+        regression: predicted deltas of every class, (R, 4 K).
+        labels: classes of the RoIs, 0 for the background, (R,).
+        deltas: target deltas, (R, 4); those of the background are not used.
     """
     positive = torch.where(labels > 0)[0]
-    mine = regression.reshape(len(labels), -1, 4)[positive, labels[positive]]
-    return F.l1_loss(mine, deltas[positive], reduction="sum") / max(len(labels), 1)
+    of_class = regression.reshape(len(labels), -1, 4)[positive, labels[positive]]
+    return F.l1_loss(of_class, deltas[positive], reduction="sum") / max(len(labels), 1)
 
 
 def as_detections(found: tuple[list[Tensor], list[Tensor], list[Tensor]], masks: list[Tensor]) -> Detections:
-    """Return boxes, scores and labels, and masks (R, 1, 28, 28) within the boxes, as a dict for each image."""
+    """Return boxes, scores and labels (``found``) and masks (R of the image, 1, 28, 28) as a dict for each image."""
     columns = zip(*found, masks, strict=True)
     return [{"boxes": box, "scores": score, "labels": label, "masks": mask} for box, score, label, mask in columns]
