@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from timm.layers import DropPath
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from stvit_cli.models.layers import freeze_batch_norms
 from stvit_cli.recipe import FinetuneSection
 from stvit_cli.tasks.base import Task
 
@@ -22,8 +22,9 @@ def set_training_mode(task: Task, section: FinetuneSection) -> None:
     """Put the model in training mode, except frozen modules, which keep their statistics and drop nothing."""
     task.model.train()
     if section.freeze_norm:
+        freeze_batch_norms(task.model)
         for module in task.model.modules():
-            if isinstance(module, (_BatchNorm, DropPath)):
+            if isinstance(module, DropPath):
                 module.eval()
     if section.freeze_backbone:
         in_heads = {module for head in task.heads() for module in head.modules()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +13,22 @@ from torch import Tensor, nn
 from stvit_cli import engine, tasks
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import DetectionSection, SegmentationSection
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.classification.task import ClassificationEvaluator
 from stvit_cli.tasks.detection.detector import create_detector
 from stvit_cli.tasks.finite import require_finite
-from stvit_cli.tasks.segmentation.label_maps import label_map
+from stvit_cli.tasks.segmentation.label_maps import Inferer
 
-SMALL = DetectionSection(
-    short_sides=(64,), long_side=96, channels=16, fc_dim=16, anchor_scale=4.0, num_samples=16, score_threshold=0.0
-)
+SMALL: dict[str, Any] = {
+    "short_sides": (64,),
+    "long_side": 96,
+    "channels": 16,
+    "fc_dim": 16,
+    "anchor_scale": 4.0,
+    "num_samples": 16,
+    "score_threshold": 0.0,
+}
 
 
 class Given(nn.Module):
@@ -66,7 +72,7 @@ def test_values_whose_sum_overflows_are_finite() -> None:
 )
 def test_a_detector_never_drops_what_is_not_a_number(head: str, layer: str, value: float) -> None:
     """Non-maximum suppression and the least score would: no object in the images, it would seem."""
-    detector = create_detector("stvit-nano", 2, SMALL.model_copy(update={"head": head})).eval()
+    detector = create_detector("stvit-nano", 2, **(SMALL | {"head": head})).eval()
     parameters = [p for name, p in detector.named_parameters() if (name.endswith(layer) and "rpn" not in name) or name == layer]
     assert len(parameters) == (3 if "cascade" in head and "." not in layer.removesuffix(".bias") else 1)
     with torch.no_grad():
@@ -77,7 +83,7 @@ def test_a_detector_never_drops_what_is_not_a_number(head: str, layer: str, valu
 
 
 def test_one_image_of_a_detector_s_batch_is_told_from_the_others() -> None:
-    detector = create_detector("stvit-nano", 2, SMALL).eval()
+    detector = create_detector("stvit-nano", 2, **SMALL).eval()
     with torch.no_grad(), pytest.raises(NonFiniteOutputsError) as caught:
         detector([torch.rand(3, 64, 64), torch.full((3, 64, 64), float("inf"))])
     assert caught.value.finite == [True, False]
@@ -85,7 +91,7 @@ def test_one_image_of_a_detector_s_batch_is_told_from_the_others() -> None:
 
 def test_a_cascade_that_trains_astray_gives_a_loss_that_is_not_finite() -> None:
     """Boxes of NaN would have RoIAlign ask for memory without end."""
-    detector = create_detector("stvit-nano", 2, SMALL.model_copy(update={"head": "cascade-mask-rcnn"}))
+    detector = create_detector("stvit-nano", 2, **(SMALL | {"head": "cascade-mask-rcnn"}))
     target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 64).byte()}
     with torch.no_grad():
         detector.roi_heads.stages[0].box_predictor.bbox_pred.bias.fill_(float("nan"))
@@ -94,13 +100,13 @@ def test_a_cascade_that_trains_astray_gives_a_loss_that_is_not_finite() -> None:
     assert losses["class_2"].isfinite()
 
 
-@pytest.mark.parametrize("section", [SegmentationSection(), SegmentationSection(window=32, eval_flip=True)])
-def test_one_pixel_that_is_not_finite_is_no_label_map(section: SegmentationSection) -> None:
+@pytest.mark.parametrize("infer", [Inferer(), Inferer(window=32, flip=True)])
+def test_one_pixel_that_is_not_finite_is_no_label_map(infer: Inferer) -> None:
     image = torch.rand(1, 3, 40, 40)
-    assert label_map(Given(), [image], (40, 40), section).shape == (40, 40)
+    assert infer(Given(), [image], (40, 40)).shape == (40, 40)
     image[0, 1, 20, 20] = float("-inf")  # in no pixel the largest
     with pytest.raises(NonFiniteOutputsError):
-        label_map(Given(), [image], (40, 40), section)
+        infer(Given(), [image], (40, 40))
 
 
 WORDS = {

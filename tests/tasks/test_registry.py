@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from stvit_cli.analysis.cost.profile_recipe import profile_recipe
 from stvit_cli.analysis.evaluate import evaluate, recipe_for
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo
-from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import DetectionSection, Recipe, SegmentationSection
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.recipe.field_types import Section
 from stvit_cli.tasks import ImagePrediction, PredictOptions, TaskSpec, Trained, registry
+from stvit_cli.tasks.detection.detector import create_detector
 from stvit_cli.tasks.preparation import PreparedModel
+from stvit_cli.tasks.segmentation.upernet import create_segmenter
 
 # A toy task: the brightness of an image.
 
@@ -190,3 +194,13 @@ def test_the_tasks_are_registered_under_their_names(name: str) -> None:
 def test_a_classifier_imports_no_library_of_the_other_tasks() -> None:
     code = "import sys, stvit_cli.tasks as t; t.registry.get('classification'); sys.exit('pycocotools' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("create", "section"), [(create_detector, DetectionSection()), (create_segmenter, SegmentationSection())]
+)
+def test_defaults_in_python_are_those_of_a_recipe(create: Callable[..., nn.Module], section: Section) -> None:
+    parameters = inspect.signature(create).parameters
+    common = {name: parameters[name].default for name in type(section).model_fields if name in parameters}
+    assert len(common) >= 3
+    assert common == {name: getattr(section, name) for name in common}

@@ -150,7 +150,7 @@ def _matched_boxes(target: dict[str, Tensor], matched: Tensor) -> Tensor:
 def refine(
     coder: BoxCoder, regression: Tensor, boxes: list[Tensor], labels: Tensor, shapes: list[tuple[int, int]]
 ) -> list[Tensor]:
-    """Return the boxes of each image, refined by the deltas of their class out of ``regression`` (R, 4 K), clipped to the image."""
+    """Return the boxes of each image, refined by the deltas of their class in ``regression`` (R, 4 K), clipped to the image."""
     of_class = regression.reshape(len(labels), -1, 4)[torch.arange(len(labels), device=labels.device), labels]
     # In training the next stage gets these boxes before the step finds that the loss is NaN, and RoIAlign allocates memory
     # without limit for a box of NaN.

@@ -1,11 +1,12 @@
-"""The detector: images of any size in, boxes, classes, scores and masks in the images' own pixels out.
+"""The detector: Mask R-CNN or Cascade Mask R-CNN on an STViT backbone, for images of any size.
 
-N objects or detections of an image, H W its rows and columns. Boxes are left, top, right, bottom.
+N objects or detections of an image, H W its rows and columns, M side of a mask. Boxes are left, top, right, bottom in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,54 +15,74 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from stvit_cli.models.stvit import GridSizes
-from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, DetectionSection
-from stvit_cli.tasks.detection.backbone import Pyramid, create_body
+from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD
+from stvit_cli.tasks.detection.backbone import BackboneWithFPN, create_backbone
 from stvit_cli.tasks.detection.cascade_rcnn import CascadeHeads
 from stvit_cli.tasks.detection.mask_rcnn import Detections, MaskRCNNHeads
 from stvit_cli.tasks.detection.roi import Targets
-from stvit_cli.tasks.detection.rpn import Proposals
+from stvit_cli.tasks.detection.rpn import RPN
 
 SIZE_DIVISOR = 32
-"""Batches are padded with zeros, right and below, to a multiple of this."""
+"""Batches are padded with zeros, right and bottom, to a multiple of this, in pixels."""
+
+Head = Literal["mask-rcnn", "cascade-mask-rcnn"]
 
 
 class Detector(nn.Module):
-    """Mask R-CNN or Cascade Mask R-CNN.
+    """Mask R-CNN or Cascade Mask R-CNN; see `create_detector` for the other arguments.
 
     Args:
-        pyramid: a model's four stages and the maps over them.
-        section: head, sizes, thresholds.
-        num_classes: kinds of objects; labels are 1 to this.
-        mean, std: of the channels of images in 0..1.
+        backbone: stages and FPN; its ``out_channels`` is the width of the heads' convolutions.
+        num_classes: number of object classes; labels are 1 to ``num_classes``.
     """
 
     def __init__(
         self,
-        pyramid: Pyramid,
-        section: DetectionSection,
+        backbone: BackboneWithFPN,
         num_classes: int,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        *,
+        head: Head,
+        short_sides: Sequence[int],
+        long_side: int,
+        fc_dim: int,
+        anchor_scale: float,
+        num_proposals: int,
+        num_samples: int,
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.transform = _Resize(section.short_sides, section.long_side, list(mean), list(std), size_divisible=SIZE_DIVISOR)
-        self.backbone = pyramid
-        is_cascade = section.head == "cascade-mask-rcnn"
-        self.rpn = Proposals(
-            section.channels, section.anchor_scale, section.num_proposals, box_loss="smooth-l1" if is_cascade else "l1"
+        self.transform = _Resize(tuple(short_sides), long_side, list(mean), list(std), size_divisible=SIZE_DIVISOR)
+        self.backbone = backbone
+        is_cascade = head == "cascade-mask-rcnn"
+        box_loss: Literal["l1", "smooth-l1"] = "smooth-l1" if is_cascade else "l1"
+        self.rpn = RPN(backbone.out_channels, anchor_scale, num_proposals, box_loss)
+        self.roi_heads = (CascadeHeads if is_cascade else MaskRCNNHeads)(
+            backbone.out_channels,
+            num_classes,
+            fc_dim=fc_dim,
+            num_samples=num_samples,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
         )
-        self.roi_heads = CascadeHeads(section, num_classes) if is_cascade else MaskRCNNHeads(section, num_classes)
 
     def forward(self, images: list[Tensor], targets: Targets | None = None) -> dict[str, Tensor] | Detections:
-        """Return named losses in training mode, otherwise what was found.
+        """Return named losses in training mode, otherwise the detections of each image.
 
         Args:
             images: images (3, H, W) in 0..1, each of its own size.
             targets: in training, for each image ``boxes`` (N, 4), ``labels`` (N,), ``masks`` (N, H, W).
 
         Returns:
-            For each image ``boxes`` (N, 4), ``scores`` (N,) falling, ``labels`` (N,), ``masks`` (N, 1, 28, 28): probabilities
-            within the boxes. `paste_masks` makes masks of the image of them.
+            In evaluation, for each image ``boxes`` (N, 4), ``scores`` (N,) in descending order, ``labels`` (N,) and ``masks``
+            (N, 1, 28, 28), probabilities within the boxes, which `paste_masks` turns into masks of the image.
+
+        Raises:
+            NonFiniteOutputsError: in evaluation, where outputs are infinite or NaN.
         """
         batch, resized = self.transform(images, targets)
         features = self.backbone(batch.tensors)
@@ -80,7 +101,7 @@ class Detector(nn.Module):
 
 
 class _Resize(GeneralizedRCNNTransform):
-    """torchvision's resizing, but an image so thin that a side would round to nothing keeps a pixel there."""
+    """torchvision's transform, but the short side of a very thin image is at least one pixel after resizing."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         height, width = image.shape[-2:]
@@ -96,9 +117,14 @@ class _Resize(GeneralizedRCNNTransform):
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the masks of an image (N, H, W), bool, of the probabilities (N, 1, M, M) within boxes (N, 4); H, W is ``size``.
+    """Return the masks of an image, bool (N, H, W), from probabilities within its boxes.
 
-    One at a time: all of them together, as numbers, fill the memory where the image is large.
+    Masks are pasted one at a time: as floats, all masks of a large image would fill the memory.
+
+    Args:
+        masks: probabilities within the boxes, (N, 1, M, M).
+        boxes: (N, 4), in pixels of the image.
+        size: H and W.
     """
     result = torch.zeros(len(boxes), *size, dtype=torch.bool, device=masks.device)
     for i in range(len(boxes)):
@@ -109,29 +135,72 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def create_detector(
     name: str,
     num_classes: int,
-    section: DetectionSection | None = None,
     *,
+    head: Head = "mask-rcnn",
+    short_sides: Sequence[int] = (800,),
+    long_side: int = 1333,
+    freeze_batch_norm: bool = True,
+    channels: int = 256,
+    fc_dim: int = 1024,
+    anchor_scale: float = 8.0,
+    num_proposals: int = 1000,
+    num_samples: int = 512,
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
+    max_detections: int = 100,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     drop_path_rate: float = 0.0,
     grid_sizes: GridSizes | None = None,
     checkpointing: bool = False,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
 ) -> Detector:
-    """Build a detector on a model of `list_models`, freshly initialised.
+    """Create a detector on a model of `list_models`, freshly initialised. The defaults are Mask R-CNN's on COCO.
 
     Args:
-        name: of the model, one of `list_models`.
-        num_classes: kinds of objects.
-        section: head, sizes, thresholds; Mask R-CNN on COCO if none.
+        name: the backbone, such as ``stvit-s``.
+        num_classes: number of object classes, without the background.
+        head: ``mask-rcnn``, or ``cascade-mask-rcnn`` with three stages of heads.
+        short_sides: images are resized to a short side of one of these in training, of the last in evaluation, in pixels.
+        long_side: the largest long side after resizing, in pixels.
+        freeze_batch_norm: batch norms of the backbone keep their running statistics in training.
+        channels: channels of the FPN and of the heads' convolutions.
+        fc_dim: width of the heads' linear layers.
+        anchor_scale: side of a square anchor, in strides of its level.
+        num_proposals: proposals of an image in training.
+        num_samples: proposals of an image that the heads learn from, at most a quarter of them positive.
+        score_threshold: detections with a lower score are dropped.
+        nms_threshold: of two detections of a class with a larger IoU, the one with the lower score is dropped.
+        max_detections: the largest number of detections of an image.
+        mean: of the channels, for images in 0..1.
+        std: of the channels, for images in 0..1.
         drop_path_rate: largest rate of stochastic depth.
         grid_sizes: super-token cell of each stage, in tokens; None: the model's own.
         checkpointing: recompute activations in the backward pass, to save memory.
-        mean: of the channels, for images in 0..1.
-        std: of the channels, for images in 0..1.
 
     Raises:
         UserError: no such model, or one without four stages.
+
+    Example:
+        >>> detector = create_detector("stvit-nano", num_classes=4, channels=32, fc_dim=32, short_sides=(64,)).eval()
+        >>> with torch.no_grad():
+        ...     (detections,) = detector([torch.rand(3, 64, 80)])
+        >>> sorted(detections)
+        ['boxes', 'labels', 'masks', 'scores']
     """
-    section = section or DetectionSection()
-    body = create_body(name, drop_path_rate, grid_sizes, checkpointing)
-    return Detector(Pyramid(body, section.channels, section.freeze_batch_norm), section, num_classes, mean, std)
+    body = create_backbone(name, drop_path_rate=drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
+    return Detector(
+        BackboneWithFPN(body, channels, freeze_batch_norm),
+        num_classes,
+        head=head,
+        short_sides=short_sides,
+        long_side=long_side,
+        fc_dim=fc_dim,
+        anchor_scale=anchor_scale,
+        num_proposals=num_proposals,
+        num_samples=num_samples,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        max_detections=max_detections,
+        mean=mean,
+        std=std,
+    )

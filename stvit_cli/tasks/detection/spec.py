@@ -11,15 +11,14 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction
 from stvit_cli.tasks.detection import predict
 from stvit_cli.tasks.detection.cost import CountedDetector
-from stvit_cli.tasks.detection.detector import create_detector
-from stvit_cli.tasks.detection.task import build_detection_evaluation, build_detection_task, create_from
+from stvit_cli.tasks.detection.task import build_detection_evaluation, build_detection_task, create_from, create_from_recipe
 from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
 
 COCO_CLASSES = 80
 
 
 def _create_cost_model(recipe: Recipe) -> CountedDetector:
-    return CountedDetector(create_detector(recipe.model.name, COCO_CLASSES, recipe.detection, grid_sizes=recipe.model.grid_sizes))
+    return CountedDetector(create_from_recipe(recipe, COCO_CLASSES))
 
 
 def _predict(

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 # So many images of each set are opened in the search for problems.
 NUM_OPENED = 200
 
+TRAINING_KEYS = ("freeze_batch_norm", "num_proposals", "num_samples")
+"""The keys of a recipe's section that belong to a detector in training; see `DETECTOR_KEYS` for the others."""
+
 # The last layer of each head has a row for each class.
 BY_CLASS = ("cls_score", "bbox_pred", "mask_fcn_logits")
 
@@ -186,16 +189,7 @@ def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
     _try_results(recipe.detection)
     data = build_detection(recipe.data, recipe.detection, recipe.shapes, recipe.augment.hflip, recipe.train.seed)
     with seeded(derive_seed(recipe.train.seed, "model")):
-        model = create_detector(
-            recipe.model.name,
-            len(data.class_names),
-            recipe.detection,
-            drop_path_rate=recipe.drop_path_rate,
-            grid_sizes=recipe.model.grid_sizes,
-            checkpointing=recipe.model.checkpointing,
-            mean=recipe.data.mean,
-            std=recipe.data.std,
-        )
+        model = create_from_recipe(recipe, len(data.class_names))
     if weights is not None:
         return DetectionTask(recipe, data, model, load_initial_weights(model, weights))
     notes = []
@@ -222,7 +216,28 @@ def _try_results(section: DetectionSection) -> None:
 def create_from(info: WeightsInfo) -> Detector:
     """Build the detector that a weights file describes."""
     section = DetectionSection.model_validate_json(info.settings)
-    return create_detector(info.model, info.num_classes, section, grid_sizes=info.grid_sizes, mean=info.mean, std=info.std)
+    return create_detector(
+        info.model, info.num_classes, **_arguments(section), grid_sizes=info.grid_sizes, mean=info.mean, std=info.std
+    )
+
+
+def create_from_recipe(recipe: Recipe, num_classes: int) -> Detector:
+    """Build the detector of a recipe."""
+    return create_detector(
+        recipe.model.name,
+        num_classes,
+        **_arguments(recipe.detection),
+        drop_path_rate=recipe.drop_path_rate,
+        grid_sizes=recipe.model.grid_sizes,
+        checkpointing=recipe.model.checkpointing,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+    )
+
+
+def _arguments(section: DetectionSection) -> dict[str, Any]:
+    """Return the arguments of `create_detector` that have the name of a recipe's key."""
+    return section.model_dump(include={*DETECTOR_KEYS, *TRAINING_KEYS})
 
 
 def load_initial_weights(model: Detector, weights: Path) -> list[str]:

@@ -20,8 +20,7 @@ from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.base import NonFiniteOutputsError
-from stvit_cli.tasks.segmentation.label_maps import label_map
-from stvit_cli.tasks.segmentation.task import section_of
+from stvit_cli.tasks.segmentation.task import inferer, section_of
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import printable
 
@@ -114,7 +113,7 @@ def _predict_one(
     device: torch.device,
 ) -> SegmentationPrediction:
     info, image = trained.info, open_image(path)
-    classes = label_map(model, [scale.to(device) for scale in transform(image)], (image.height, image.width), section)
+    classes = inferer(section)(model, [scale.to(device) for scale in transform(image)], (image.height, image.width))
     numbers_of_classes = class_numbers(len(section.class_names), section.reduce_zero_label, section.label_values)
     pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()
     shares = [

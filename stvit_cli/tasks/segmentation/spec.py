@@ -7,17 +7,15 @@ from pathlib import Path
 
 import torch
 
-from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction
 from stvit_cli.tasks.segmentation import predict
-from stvit_cli.tasks.segmentation.task import build_segmentation_evaluation, build_segmentation_task, create_from
-from stvit_cli.tasks.segmentation.upernet import UPerNet, create_segmenter
+from stvit_cli.tasks.segmentation.task import (
+    build_segmentation_evaluation,
+    build_segmentation_task,
+    create_from,
+    create_from_recipe,
+)
 from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
-
-
-def _create_cost_model(recipe: Recipe) -> UPerNet:
-    section = recipe.segmentation
-    return create_segmenter(recipe.model.name, len(section.class_names), section, grid_sizes=recipe.model.grid_sizes)
 
 
 def _predict(
@@ -32,7 +30,7 @@ SPEC = TaskSpec(
     build_evaluation=build_segmentation_evaluation,
     create_model=create_from,
     predict=_predict,
-    create_cost_model=_create_cost_model,
+    create_cost_model=create_from_recipe,
     folder_kind="ade20k",
     published_size=(512, 2048),
 )

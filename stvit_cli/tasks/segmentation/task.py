@@ -5,7 +5,7 @@ B batch, S side of a training crop, h w rows and columns of what the model sees,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.segmentation.data import build_segmentation, build_segmentation_eval_set
-from stvit_cli.tasks.segmentation.label_maps import label_map
+from stvit_cli.tasks.segmentation.label_maps import Inferer
 from stvit_cli.tasks.segmentation.metrics import confusion, figures
 from stvit_cli.tasks.segmentation.upernet import UPerNet, create_segmenter
 
@@ -57,7 +57,7 @@ class SegmentationEvaluation:
         return {key: [sample[key] for sample in samples] for key in ("images", "target", "index")}
 
     def evaluator(self) -> SegmentationEvaluator:
-        return SegmentationEvaluator(self.section)
+        return SegmentationEvaluator(self.section.class_names, inferer(self.section))
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.images.path(index) for index in batch["index"]]
@@ -165,21 +165,24 @@ class SegmentationTask(PreparedModel, SegmentationEvaluation):
 class SegmentationEvaluator:
     """Counts pixels by class and prediction, at the original size.
 
-    Images go through the model one by one and counts are integers, so any division among processes and batches gives the same.
+    Images go through the model one by one and counts are integers, so the metrics do not depend on processes and batches.
+
+    Args:
+        class_names: the names of the K classes.
+        infer: computes label maps.
     """
 
-    def __init__(self, section: SegmentationSection) -> None:
-        self.section = section
+    def __init__(self, class_names: Sequence[str], infer: Inferer) -> None:
+        self.class_names, self.infer = class_names, infer
         self.num_images = 0
-        classes = len(section.class_names)
-        self.matrix = torch.zeros(classes, classes, dtype=torch.int64)
+        self.matrix = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """See `tasks.base.Evaluator`."""
         finite = []
         for images, target in zip(batch["images"], batch["target"], strict=True):
             try:
-                predicted = label_map(model, images, tuple(target.shape), self.section)
+                predicted = self.infer(model, images, tuple(target.shape))
             except NonFiniteOutputsError:
                 finite.append(False)
                 continue
@@ -194,21 +197,14 @@ class SegmentationEvaluator:
 
     def compute(self, states: list[tuple[int, Tensor]]) -> Iterable[tuple[str, float]]:
         yield "num_images", sum(count for count, _ in states)
-        yield from figures(torch.stack([matrix for _, matrix in states]).sum(0), self.section.class_names)
+        yield from figures(torch.stack([matrix for _, matrix in states]).sum(0), self.class_names)
 
 
 def build_segmentation_task(recipe: Recipe, weights: Path | None) -> SegmentationTask:
     """Build data and model; the initial weights follow from the recipe's seed. Raises UserError as `tasks.build` does."""
     data = build_segmentation(recipe)
     with seeded(derive_seed(recipe.train.seed, "model")):
-        model = create_segmenter(
-            recipe.model.name,
-            len(recipe.segmentation.class_names),
-            recipe.segmentation,
-            drop_path_rate=recipe.drop_path_rate,
-            grid_sizes=recipe.model.grid_sizes,
-            checkpointing=recipe.model.checkpointing,
-        )
+        model = create_from_recipe(recipe)
     notes = [] if weights is None else load_initial_weights(model, weights, recipe.segmentation.class_names)
     return SegmentationTask(recipe, data, model, notes)
 
@@ -228,7 +224,35 @@ def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: b
 
 def create_from(info: WeightsInfo) -> UPerNet:
     """Build the segmenter that a weights file describes."""
-    return create_segmenter(info.model, info.num_classes, section_of(info), grid_sizes=info.grid_sizes)
+    section = section_of(info)
+    return create_segmenter(
+        info.model,
+        info.num_classes,
+        channels=section.channels,
+        aux_channels=section.aux_channels,
+        dropout=section.dropout,
+        grid_sizes=info.grid_sizes,
+    )
+
+
+def create_from_recipe(recipe: Recipe) -> UPerNet:
+    """Build the segmenter of a recipe."""
+    section = recipe.segmentation
+    return create_segmenter(
+        recipe.model.name,
+        len(section.class_names),
+        channels=section.channels,
+        aux_channels=section.aux_channels,
+        dropout=section.dropout,
+        drop_path_rate=recipe.drop_path_rate,
+        grid_sizes=recipe.model.grid_sizes,
+        checkpointing=recipe.model.checkpointing,
+    )
+
+
+def inferer(section: SegmentationSection) -> Inferer:
+    """Return what computes label maps in evaluation and prediction."""
+    return Inferer(section.window, section.window_stride, section.size_divisor, section.eval_flip)
 
 
 def section_of(info: WeightsInfo) -> SegmentationSection:

@@ -1,4 +1,4 @@
-"""UperNet (arXiv 1807.10221) over the four stages of a model, with the settings published for it with Swin.
+"""UperNet (arXiv 1807.10221) on the four stages of a model, with the settings published for it with Swin.
 
 B batch, C channels, K classes, H W rows and columns of the image, of any size.
 """
@@ -18,18 +18,17 @@ from torch import Tensor, nn
 
 from stvit_cli.models.layers import BatchNorm2d
 from stvit_cli.models.stvit import GridSizes, STViT
-from stvit_cli.recipe import SegmentationSection
-from stvit_cli.tasks.detection.backbone import create_body
+from stvit_cli.tasks.detection.backbone import create_backbone
 
 AUX_STAGE = 2
-"""The stage, counted from 0, from which the auxiliary head learns."""
+"""The stage, counted from 0, whose features the auxiliary head takes."""
 
 
 class Decoder(UPerNetDecoder):
     """Features of the stages (B, C, h, w) at 1/4, 1/8, 1/16 and 1/32 -> (B, channels, H / 4, W / 4).
 
-    Two changes to segmentation-models-pytorch's: no layer norms on what comes in, as in the published UperNet, and a list that
-    begins with the stages, where theirs begins with the image itself.
+    segmentation-models-pytorch's decoder with two changes: no layer norms on its inputs, as in the published UPerNet, and a list
+    of features that starts with the first stage, not with the image.
     """
 
     def __init__(self, dims: Sequence[int], channels: int) -> None:
@@ -46,26 +45,28 @@ class UPerNet(nn.Module):
     The stages compute in the precision of the surrounding autocast, the heads in float32.
 
     Args:
-        body: the stages of a model, see `create_body`.
-        section: widths and dropout.
+        backbone: the four stages, see `create_backbone`.
         num_classes: K.
+        channels: channels of the decoder.
+        aux_channels: channels of the auxiliary head.
+        dropout: rate at which channels are dropped before both classifiers.
     """
 
-    def __init__(self, body: STViT, section: SegmentationSection, num_classes: int) -> None:
+    def __init__(self, backbone: STViT, num_classes: int, *, channels: int, aux_channels: int, dropout: float) -> None:
         super().__init__()
-        dims = [info["num_chs"] for info in body.feature_info]
+        dims = [info["num_chs"] for info in backbone.feature_info]
         self.num_classes = num_classes
-        self.backbone = body
-        self.decoder = Decoder(dims, section.channels)
-        self.dropout = nn.Dropout2d(section.dropout)
-        self.classifier = nn.Conv2d(section.channels, num_classes, 1)
-        self.aux = Conv2dReLU(dims[AUX_STAGE], section.aux_channels, 3, padding=1)
-        self.aux_classifier = nn.Conv2d(section.aux_channels, num_classes, 1)
+        self.backbone = backbone
+        self.decoder = Decoder(dims, channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.aux = Conv2dReLU(dims[AUX_STAGE], aux_channels, 3, padding=1)
+        self.aux_classifier = nn.Conv2d(aux_channels, num_classes, 1)
         for head in (self.decoder, self.aux):
             initialize_decoder(head)
             _train_on_single_values(head)
-        # Not the published N(0, 0.01): where the rate is not as small as theirs, the first steps then make all channels of a
-        # classifier alike, as they learn which class is frequent, and the channels before it follow.
+        # Not the published N(0, 0.01): with a learning rate larger than the published one, the first steps then make all channels
+        # of a classifier alike, as they learn which class is frequent, and the channels before it follow.
         for classifier in (self.classifier, self.aux_classifier):
             initialize_head(classifier)
 
@@ -95,7 +96,7 @@ def _enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _train_on_single_values(head: nn.Module) -> None:
-    """Replace the batch norms by ours: pooled to one value, a single image has no variance, and PyTorch's refuse it."""
+    """Replace the batch norms by `models.layers.BatchNorm2d`, which trains on a single value per channel (one image, pooled)."""
     for module in list(head.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
@@ -105,24 +106,33 @@ def _train_on_single_values(head: nn.Module) -> None:
 def create_segmenter(
     name: str,
     num_classes: int,
-    section: SegmentationSection | None = None,
     *,
+    channels: int = 512,
+    aux_channels: int = 256,
+    dropout: float = 0.1,
     drop_path_rate: float = 0.0,
     grid_sizes: GridSizes | None = None,
     checkpointing: bool = False,
 ) -> UPerNet:
-    """Build UperNet on a model of `list_models`, freshly initialised.
+    """Create UPerNet on a model of `list_models`, freshly initialised. The defaults are those published for ADE20K with Swin.
 
     Args:
-        name: of the model, one of `list_models`.
+        name: the backbone, such as ``stvit-s``.
         num_classes: number of classes.
-        section: widths and dropout; those of ADE20K if none.
+        channels: channels of the decoder.
+        aux_channels: channels of the auxiliary head, which is used in training only.
+        dropout: rate at which channels are dropped before both classifiers.
         drop_path_rate: largest rate of stochastic depth.
         grid_sizes: super-token cell of each stage, in tokens; None: the model's own.
         checkpointing: recompute activations in the backward pass, to save memory.
 
     Raises:
         UserError: no such model, or one without four stages.
+
+    Example:
+        >>> segmenter = create_segmenter("stvit-nano", num_classes=3, channels=32).eval()
+        >>> segmenter(torch.rand(1, 3, 64, 48)).shape
+        torch.Size([1, 3, 64, 48])
     """
-    body = create_body(name, drop_path_rate, grid_sizes, checkpointing)
-    return UPerNet(body, section or SegmentationSection(), num_classes)
+    backbone = create_backbone(name, drop_path_rate=drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
+    return UPerNet(backbone, num_classes, channels=channels, aux_channels=aux_channels, dropout=dropout)

@@ -10,31 +10,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from stvit_cli.recipe import DetectionSection
 from stvit_cli.tasks.detection.cascade_rcnn import (
     CODER_WEIGHTS,
     GIOU_WEIGHT,
     CascadeHeads,
-    Stage,
     box_loss,
+    drop_ground_truth,
     refine,
-    without_true_boxes,
 )
 from stvit_cli.tasks.detection.detector import create_detector
+from stvit_cli.tasks.detection.roi import BoxMaskHeads
 
-SMALL = DetectionSection(head="cascade-mask-rcnn", channels=8, fc_dim=8, num_samples=16, score_threshold=0.0)
+SMALL: dict[str, Any] = {"fc_dim": 8, "num_samples": 16, "score_threshold": 0.0, "nms_threshold": 0.5, "max_detections": 100}
 SHAPES = [(64, 64)]
 
 
 @pytest.mark.parametrize(("name", "millions"), [("stvit-s", 81.96), ("stvit-b", 108.18)])
 def test_as_many_parameters_as_the_authors_backbone_under_the_cascade(name: str, millions: float) -> None:
     with torch.device("meta"):
-        detector = create_detector(name, 80, DetectionSection(head="cascade-mask-rcnn"))
+        detector = create_detector(name, 80, head="cascade-mask-rcnn")
     assert sum(p.numel() for p in detector.parameters()) / 1e6 == pytest.approx(millions, rel=0.001)
 
 
 def test_each_stage_asks_for_more_and_corrects_less() -> None:
-    stages = [stage for stage in CascadeHeads(SMALL, 3).stages if isinstance(stage, Stage)]
+    stages = [stage for stage in CascadeHeads(8, 3, **SMALL).stages if isinstance(stage, BoxMaskHeads)]
     assert [stage.proposal_matcher.high_threshold for stage in stages] == [0.5, 0.6, 0.7]
     assert [stage.proposal_matcher.low_threshold for stage in stages] == [0.5, 0.6, 0.7]
     deviations = [tuple(round(1 / weight, 3) for weight in weights) for weights in CODER_WEIGHTS]
@@ -57,7 +56,7 @@ def test_box_loss_is_ten_giou_of_the_decoded_boxes_over_all_regions() -> None:
     regression = torch.zeros(3, 3, 4)
     regression[0, 2] = torch.tensor([1.0, 0, 0, 0])  # by 1 / 10 of the width: 2 pixels to the right
     regression[0, 1] = 50  # another class's
-    coder = CascadeHeads(SMALL, 2).stages[0].box_coder
+    coder = CascadeHeads(8, 2, **SMALL).stages[0].box_coder
     matched = [torch.tensor([0, 0]), torch.tensor([0])]
     loss = box_loss(coder, regression.flatten(1), boxes, torch.tensor([2, 0, 0]), matched, targets)
     expected = GIOU_WEIGHT * (1 - _giou(torch.tensor([12.0, 10, 32, 30]), targets[0]["boxes"][0])) / 3
@@ -65,7 +64,7 @@ def test_box_loss_is_ten_giou_of_the_decoded_boxes_over_all_regions() -> None:
 
 
 def test_boxes_move_as_their_class_says_and_stay_within_the_image() -> None:
-    coder = CascadeHeads(SMALL, 2).stages[0].box_coder
+    coder = CascadeHeads(8, 2, **SMALL).stages[0].box_coder
     regression = torch.zeros(2, 3, 4)
     regression[0, 1], regression[1, 2] = torch.tensor([5.0, 0, 0, 0]), torch.tensor([0.0, 9, 0, 0])
     boxes = [torch.tensor([[10.0, 10, 30, 30], [40, 40, 60, 60]])]
@@ -79,8 +78,8 @@ def test_true_boxes_are_not_handed_on() -> None:
     true = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
     before = torch.tensor([[1.0, 2, 3, 4], [1, 2, 3, 5], [5, 6, 7, 8]])
     refined = torch.arange(12.0).reshape(3, 4)
-    assert without_true_boxes(refined, before, {"boxes": true}).tolist() == [[4, 5, 6, 7]]
-    assert len(without_true_boxes(refined, before, {"boxes": torch.zeros(0, 4)})) == 3
+    assert drop_ground_truth(refined, before, {"boxes": true}).tolist() == [[4, 5, 6, 7]]
+    assert len(drop_ground_truth(refined, before, {"boxes": torch.zeros(0, 4)})) == 3
 
 
 def _features() -> dict[str, Tensor]:
@@ -89,7 +88,7 @@ def _features() -> dict[str, Tensor]:
 
 
 def test_losses_of_later_stages_weigh_less_and_no_gradient_goes_through_the_boxes() -> None:
-    heads = CascadeHeads(SMALL, 2).train()
+    heads = CascadeHeads(8, 2, **SMALL).train()
     masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks[0, 10:40, 10:40] = 1
     targets = [{"boxes": torch.tensor([[10.0, 10, 40, 40]]), "labels": torch.tensor([2]), "masks": masks}]
@@ -105,7 +104,7 @@ def test_losses_of_later_stages_weigh_less_and_no_gradient_goes_through_the_boxe
 
 
 def test_the_stages_logits_are_averaged_raw_and_their_masks_as_probabilities() -> None:
-    heads = CascadeHeads(SMALL, 2).eval()
+    heads = CascadeHeads(8, 2, **SMALL).eval()
     biases = ([0.0, 4.0, 0.0], [0.0, 1.0, 0.0], [0.0, -2.0, 0.0])
     logits = (-2.0, 0.0, 5.0)
     for stage, bias, logit in zip(heads.stages, biases, logits, strict=True):

@@ -25,16 +25,22 @@ from stvit_cli import tasks
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo, save_weights
-from stvit_cli.recipe import DetectionSection
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.detection.detector import Detector, create_detector, paste_masks
 from stvit_cli.tasks.detection.mask_rcnn import BOX_WEIGHTS, box_loss
-from stvit_cli.tasks.detection.roi import RegionAlign, mask_loss, mask_targets
+from stvit_cli.tasks.detection.roi import MultiScaleRoIAlign, mask_loss, mask_targets
 from stvit_cli.tasks.detection.rpn import AnchorMatcher
+from stvit_cli.tasks.detection.task import create_from_recipe
 
-SMALL = DetectionSection(
-    short_sides=(64,), long_side=96, channels=16, fc_dim=16, anchor_scale=4.0, num_samples=16, freeze_batch_norm=False
-)
+SMALL: dict[str, Any] = {
+    "short_sides": (64,),
+    "long_side": 96,
+    "channels": 16,
+    "fc_dim": 16,
+    "anchor_scale": 4.0,
+    "num_samples": 16,
+    "freeze_batch_norm": False,
+}
 WORDS = (
     "detection.short_sides=[64]",
     "detection.long_side=96",
@@ -75,7 +81,7 @@ def test_as_many_parameters_as_the_authors_backbone_under_mask_rcnn(name: str, m
 @pytest.mark.parametrize("size", [(1, 20_000), (600, 2)])
 def test_a_thin_image_keeps_a_pixel_on_its_short_side(size: tuple[int, int]) -> None:
     height, width = size
-    detector = create_detector("stvit-nano", 3, SMALL)
+    detector = create_detector("stvit-nano", 3, **SMALL)
     target = {"boxes": torch.tensor([[0.0, 0, width, height]]), "labels": torch.tensor([1])}
     for training in (True, False):
         detector.transform.train(training)
@@ -117,7 +123,7 @@ def test_proposals_learn_by_l1_or_smooth_l1_over_the_anchors_drawn() -> None:
     drawn = [0, 1, 3, 4, 5]
     wanted = torch.tensor([1.0, 0, 0, 0, 0])
     for head, beta in (("mask-rcnn", 0.0), ("cascade-mask-rcnn", 1 / 9)):
-        rpn = create_detector("stvit-nano", 2, SMALL.model_copy(update={"head": head})).rpn
+        rpn = create_detector("stvit-nano", 2, **(SMALL | {"head": head})).rpn
         classes, boxes = rpn.compute_loss(objectness, deltas, labels, targets)
         probability = objectness.flatten()[drawn].sigmoid()
         by_hand = -(wanted * probability.log() + (1 - wanted) * (1 - probability).log()).mean()
@@ -136,12 +142,12 @@ def test_an_object_s_best_anchor_counts_from_an_overlap_of_three_tenths() -> Non
 def test_regions_are_cut_out_aligned_of_the_level_that_suits_their_size() -> None:
     maps = {str(i): torch.rand(2, 4, 128 >> i, 128 >> i) for i in range(4)} | {"pool": torch.rand(2, 4, 8, 8)}
     boxes = [torch.tensor([[8.0, 8, 60, 90], [0, 0, 500, 400]]), torch.tensor([[10.0, 20, 240, 250]])]
-    out = RegionAlign(7)(maps, boxes, [(512, 512)] * 2)
+    out = MultiScaleRoIAlign(7)(maps, boxes, [(512, 512)] * 2)
     for row, (number, box, level) in enumerate(((0, boxes[0][0], 0), (0, boxes[0][1], 2), (1, boxes[1][0], 2))):
         alone = [box[None] if i == number else box.new_zeros(0, 4) for i in range(2)]
         expected = roi_align(maps[str(level)], alone, 7, 1 / (4 << level), sampling_ratio=0, aligned=True)
         assert torch.allclose(out[row], expected[0])
-    assert RegionAlign(7)(maps, [torch.zeros(0, 4)] * 2, [(512, 512)] * 2).shape == (0, 4, 7, 7)
+    assert MultiScaleRoIAlign(7)(maps, [torch.zeros(0, 4)] * 2, [(512, 512)] * 2).shape == (0, 4, 7, 7)
 
 
 def test_what_a_mask_should_be_is_exact_where_cells_are_pixels() -> None:
@@ -179,7 +185,7 @@ def test_masks_are_pasted_where_their_boxes_are() -> None:
 
 @pytest.mark.parametrize("head", ["mask-rcnn", "cascade-mask-rcnn"])
 def test_every_parameter_learns_with_and_without_objects(head: str) -> None:
-    detector = create_detector("stvit-nano", 3, SMALL.model_copy(update={"head": head}))
+    detector = create_detector("stvit-nano", 3, **(SMALL | {"head": head}))
     image, target = _image()
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "masks": torch.zeros(0, 50, 70)}
     for images, targets in (([image, torch.rand(3, 50, 70)], [target, nothing]), ([torch.rand(3, 50, 70)], [nothing])):
@@ -191,7 +197,7 @@ def test_every_parameter_learns_with_and_without_objects(head: str) -> None:
 
 
 def test_detections_are_in_the_images_own_pixels() -> None:
-    detector = create_detector("stvit-nano", 3, SMALL.model_copy(update={"score_threshold": 0.0})).eval()
+    detector = create_detector("stvit-nano", 3, **(SMALL | {"score_threshold": 0.0})).eval()
     images = [torch.rand(3, 40, 120), torch.rand(3, 200, 90)]
     with torch.no_grad():
         found = detector(images)
@@ -206,7 +212,7 @@ def test_detections_are_in_the_images_own_pixels() -> None:
 
 
 def test_the_backbone_computes_in_half_precision_and_the_rest_does_not() -> None:
-    detector = create_detector("stvit-nano", 3, SMALL)
+    detector = create_detector("stvit-nano", 3, **SMALL)
     seen: dict[str, torch.dtype] = {}
     detector.backbone.body.stages[3].register_forward_hook(lambda m, i, out: seen.update(stage=out.dtype))
     detector.backbone.fpn.register_forward_hook(lambda m, i, out: seen.update(fpn=out["0"].dtype))
@@ -220,7 +226,7 @@ def test_the_backbone_computes_in_half_precision_and_the_rest_does_not() -> None
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_batch_norms_keep_their_statistics(frozen: bool) -> None:
-    detector = create_detector("stvit-nano", 3, SMALL.model_copy(update={"freeze_batch_norm": frozen})).train()
+    detector = create_detector("stvit-nano", 3, **(SMALL | {"freeze_batch_norm": frozen})).train()
     image, target = _image()
     norms = [module for module in detector.backbone.body.modules() if isinstance(module, _BatchNorm)]
     before = torch.cat([norm.running_mean.clone() for norm in norms])
@@ -244,9 +250,7 @@ def test_weights_to_start_from(tmp_path: Path) -> None:
     assert any(f"{len(body)} tensors of the backbone" in note for note in task.notes())
 
     other = tmp_path / "detector.safetensors"
-    save_weights(
-        other, create_detector("stvit-nano", 2, recipe_io.load("shapes-mask-rcnn", list(WORDS)).detection), task.weights_info()
-    )
+    save_weights(other, create_from_recipe(recipe_io.load("shapes-mask-rcnn", list(WORDS)), 2), task.weights_info())
     notes = " ".join(_task(weights=other).notes())
     assert "6 tensors are new: the file has another number of classes" in notes
 
@@ -362,7 +366,7 @@ def test_bad_input_is_answered_in_words(stvit: Any, coco_tree: Path, tmp_path: P
 def test_a_detector_in_three_lines() -> None:
     import stvit_cli
 
-    detector: Detector = stvit_cli.create_detector("stvit-nano", 2, SMALL).eval()
+    detector: Detector = stvit_cli.create_detector("stvit-nano", 2, **SMALL).eval()
     with torch.no_grad():
         (found,) = detector([torch.rand(3, 64, 64)])
     assert {"boxes", "labels", "scores", "masks"} == set(found)

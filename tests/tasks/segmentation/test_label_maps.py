@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvit_cli.recipe import SegmentationSection
-from stvit_cli.tasks.segmentation.label_maps import label_map, sliding_logits
+from stvit_cli.tasks.segmentation.label_maps import Inferer, sliding_logits
 
 
 class Colours(nn.Module):
@@ -28,7 +27,7 @@ class Lopsided(nn.Module):
 def test_the_whole_image_at_its_original_size() -> None:
     image = torch.randn(1, 3, 40, 56)
     expected = F.interpolate(Colours()(image), (30, 42), mode="bilinear", align_corners=False).argmax(1)[0]
-    found = label_map(Colours(), [image], (30, 42), SegmentationSection())
+    found = Inferer()(Colours(), [image], (30, 42))
     assert found.dtype == torch.int64
     assert torch.equal(found, expected)
 
@@ -59,7 +58,7 @@ def test_the_model_sees_sides_of_a_multiple_and_the_padding_is_left_out() -> Non
             return x
 
     image = torch.randn(1, 3, 40, 65)
-    found = label_map(Identity(), [image], (40, 65), SegmentationSection(size_divisor=32))
+    found = Inferer(size_divisor=32)(Identity(), [image], (40, 65))
     assert torch.equal(found, image.argmax(1)[0])
     assert seen[0].shape == (1, 3, 64, 96)
     assert torch.equal(seen[0][..., :40, :65], image)
@@ -69,10 +68,7 @@ def test_the_model_sees_sides_of_a_multiple_and_the_padding_is_left_out() -> Non
 
 def test_a_window_as_large_as_the_image_is_the_image() -> None:
     image = torch.randn(1, 3, 40, 56)
-    section = SegmentationSection(window=64)
-    assert torch.equal(
-        label_map(Colours(), [image], (40, 56), section), label_map(Colours(), [image], (40, 56), SegmentationSection())
-    )
+    assert torch.equal(Inferer(window=64)(Colours(), [image], (40, 56)), Inferer()(Colours(), [image], (40, 56)))
     assert not torch.equal(sliding_logits(Colours(), image, 32, 21), Colours()(image))
 
 
@@ -84,6 +80,6 @@ def test_scales_and_mirrored_images_are_averaged_as_probabilities() -> None:
             logits = Lopsided()(image.flip(3) if turn else image)
             probabilities = F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
             total += probabilities.flip(3) if turn else probabilities
-    found = label_map(Lopsided(), images, size, SegmentationSection(eval_flip=True))
+    found = Inferer(flip=True)(Lopsided(), images, size)
     assert torch.equal(found, total.argmax(1)[0])
-    assert not torch.equal(found, label_map(Lopsided(), images, size, SegmentationSection()))
+    assert not torch.equal(found, Inferer()(Lopsided(), images, size))

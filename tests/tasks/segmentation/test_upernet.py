@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.segmentation.upernet import Decoder, UPerNet, create_segmenter
 
 DENSE = {
@@ -24,7 +23,7 @@ DENSE = {
 
 def small() -> UPerNet:
     torch.manual_seed(0)
-    return create_segmenter("stvit-nano", 5, SegmentationSection(channels=32, aux_channels=16))
+    return create_segmenter("stvit-nano", 5, channels=32, aux_channels=16)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("stvit-s", 54.4e6), ("stvit-b", 80.8e6)])
