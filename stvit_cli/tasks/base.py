@@ -1,4 +1,4 @@
-"""What the trainer needs of a task. Engine and tasks meet here and nowhere else."""
+"""The interface of a task, as the engine sees it. Engine and tasks meet here and nowhere else."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.utils.text import printable
 
 Batch = Any
-"""What ``collate`` made of a list of samples: tensors in dicts, lists or tuples; the engine only moves it to a device."""
+"""The result of ``collate``: tensors in dicts, lists or tuples. The engine only moves it to a device."""
 
 
 NOT_FINITE = "not finite (NaN or infinite)"
-"""What a message says of such outputs."""
+"""How messages describe such outputs."""
 
 
 class NonFiniteOutputsError(UserError):
@@ -39,7 +39,7 @@ class NonFiniteOutputsError(UserError):
 
     @staticmethod
     def of(path: Path) -> str:
-        """Return what to say of a single image."""
+        """Return the message about a single image."""
         return f"{printable(str(path))}: the model's outputs for it are {NOT_FINITE}; take other weights."
 
 
@@ -71,10 +71,10 @@ class ImagePrediction(Protocol):
 
 
 class Evaluator(Protocol):
-    """Collects what is needed for the metrics of one evaluation.
+    """Accumulates the metrics of one evaluation.
 
     ``state`` is what one process saw; ``compute`` takes the states of all processes, in the order of their ranks, so that
-    the figures are the same however many processes there are.
+    the metrics do not depend on the number of processes.
     """
 
     def update(self, model: nn.Module, batch: Batch) -> None:
@@ -91,7 +91,7 @@ class Evaluator(Protocol):
 
 
 class Evaluation(Protocol):
-    """What an evaluation needs: data and metrics. ``val_set`` is indexed by int, without randomness."""
+    """Validation data and metrics. ``val_set`` is indexed by int, without randomness."""
 
     name: str
 
@@ -105,14 +105,14 @@ class Evaluation(Protocol):
     def evaluator(self) -> Evaluator: ...
 
     def describe_eval(self, batch: Batch) -> list[str]:
-        """Return the names of the images of a validation batch, for a message about some of them."""
+        """Return the names of the images of a validation batch, for messages."""
         ...
 
     def check_data(self) -> list[str]:
-        """Look at a part of the data in little time, before they are used; return what looks wrong, a line each.
+        """Check a small part of the data, in seconds, before they are used; return one line for each suspicious finding.
 
         Raises:
-            UserError: what is wrong would end the training or the evaluation, or make its metrics meaningless.
+            UserError: a problem that would end the training or the evaluation, or make its metrics meaningless.
         """
         ...
 
@@ -143,12 +143,12 @@ class Task(Evaluation, Protocol):
     """A model, its data, its loss and its metrics.
 
     Attributes:
-        model: on the CPU, initialised (or loaded); the engine moves and wraps it.
+        model: the model on the CPU, initialised or loaded; the engine moves and wraps it.
         train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone.
         aspect_ratios: width / height of each training image, where images of similar shape are to share a micro-batch, which
             saves padding; otherwise None. See `data.sampling.TrainBatches`.
         main_metric: the name of the metric that decides which weights are best; higher is better.
-        batch_multiple: a micro-batch must hold a multiple of so many samples (2 where images are mixed in pairs).
+        batch_multiple: the size of a micro-batch must be a multiple of this (2 where images are mixed in pairs).
     """
 
     model: nn.Module
@@ -184,42 +184,47 @@ class Task(Evaluation, Protocol):
         ...
 
     def training_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return named scalar losses, each the mean over the batch; their sum is what is minimised.
+        """Return named scalar losses, each the mean over the batch; their sum is minimised.
 
         The global generators (random, numpy, torch) are seeded by the engine with (seed, step, micro-batch) before the call.
         """
         ...
 
     def heads(self) -> list[nn.Module]:
-        """Return the modules of ``model`` that a linear probe trains; all else is the backbone."""
+        """Return the modules of ``model`` that a linear probe trains; all others are the backbone."""
         ...
 
     def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
-        """Return the optimiser's groups of what requires a gradient; each has ``params``, ``weight_decay`` and ``lr_scale``."""
+        """Return the optimizer's groups of the trainable parameters, each with ``params``, ``weight_decay`` and ``lr_scale``.
+
+        Args:
+            weight_decay: of the parameters that decay.
+            layer_decay: factor of the learning rate from one layer to the layer before it; None: the same rate for all.
+        """
         ...
 
     def weights_info(self) -> WeightsInfo:
-        """Return what goes into the metadata of a weights file."""
+        """Return the metadata of the model's weights file."""
         ...
 
     def notes(self) -> list[str]:
-        """Return what a person should know when a run begins: how much data there is, what became of given weights."""
+        """Return the lines that are shown when a run starts: the size of the data, what was loaded from given weights."""
         ...
 
     def data_problems(self) -> list[str]:
-        """Return what looks wrong with the data, found by opening a larger part of them; may take a minute."""
+        """Return one line for each problem found in a larger part of the data; may take a minute."""
         ...
 
     def data_fingerprint(self) -> str:
-        """Return a hash of the training data's names, classes and order; a resumed run must have the same."""
+        """Return a hash of the names, classes and order of the training data; it must be the same when a run is resumed."""
         ...
 
     def describe(self, batch: Batch) -> list[str]:
-        """Return the names of the batch's files, for a message about a bad batch."""
+        """Return the names of the files of a training batch, for messages."""
         ...
 
     def skipped(self, batch: Batch) -> list[str]:
-        """Return the names of files that could not be read and that other samples of the batch stand in for."""
+        """Return the names of the files that could not be read; the batch has other samples in their place."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A trained model, opened from a weights file or from the directory of a run."""
+"""Open a trained model from a weights file or a run directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def weights_file(path: Path) -> Path:
 
 
 def open_trained(path: str | Path, model: str | None = None) -> Trained:
-    """Open a weights file, ours or a published one, or a run directory.
+    """Open a trained model.
 
     Args:
         path: a weights file, or the directory of a run.
@@ -51,9 +51,9 @@ def open_trained(path: str | Path, model: str | None = None) -> Trained:
 
 
 def _require_fit(file: WeightsFile, info: WeightsInfo) -> None:
-    """Hold the description against the tensors before a model is built: by the meta device, whatever sizes it speaks of."""
+    """Check that tensors and metadata belong together, on the meta device: metadata may describe a model of any size."""
     for problem in missing_parts(info):
-        raise UserError(f"{file.path}: its description is not complete: {problem}.")
+        raise UserError(f"{file.path}: its metadata is incomplete: {problem}.")
     spec = registry.get(info.task)  # outside of the context below: modules that are imported within get meta tensors
     try:
         with torch.device("meta"):
@@ -62,9 +62,9 @@ def _require_fit(file: WeightsFile, info: WeightsInfo) -> None:
         raise UserError(f"{file.path}: {error}") from None
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = shortened(str(error).splitlines()[0], 160)
-        raise UserError(f"{file.path}: its description is of a model that cannot be built: {reason}.") from error
+        raise UserError(f"{file.path}: its metadata describes a model that cannot be built: {reason}.") from error
     report = match_weights(model, file)
     if report.missing or report.unexpected:
         name = shortened((report.missing + report.unexpected)[0])
         count = f"{len(report.missing)} tensors missing, {len(report.unexpected)} too many"
-        raise UserError(f"{file.path}: not the weights of a whole {info.model}: {count}, such as {name}.")
+        raise UserError(f"{file.path}: not the weights of a complete {info.model}: {count}, such as {name}.")

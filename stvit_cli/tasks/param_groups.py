@@ -1,4 +1,4 @@
-"""The optimiser's groups: those of the dense tasks, and layer scale in all of them."""
+"""Parameter groups of the optimizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def without_decay_on_norms(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the groups of what is trained: as in the published settings biases decay, and norms, found by their type, do not."""
+    """Return the groups of the dense tasks: norm layers do not decay, all other parameters do, biases too, as published.
+
+    Args:
+        model: its parameters that require a gradient are in a group.
+        weight_decay: of the parameters that decay.
+    """
     norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, (_BatchNorm, nn.LayerNorm)))
     groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
     for name, parameter in model.named_parameters():
@@ -20,7 +25,13 @@ def without_decay_on_norms(model: nn.Module, weight_decay: float) -> list[dict[s
 
 
 def decay_layer_scale(model: nn.Module, groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
-    """Return the groups with the gammas of layer scale in groups of their own that decay, at the rates they had."""
+    """Return the groups with the parameters of layer scale moved into groups that decay; the learning rates stay the same.
+
+    Args:
+        model: the model of the parameters.
+        groups: the optimizer's groups.
+        weight_decay: of layer scale.
+    """
     gammas = {module.gamma for module in model.modules() if isinstance(module, (LayerScale, LayerScale2d))}
     result = []
     for group in groups:

@@ -20,7 +20,7 @@ from stvit_cli.data.coco_index import CocoIndex, read_coco
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
 from stvit_cli.tasks.detection.data import build_detection, build_detection_eval_set
-from stvit_cli.tasks.detection.metrics import FIGURES, as_result, coco_metrics
+from stvit_cli.tasks.detection.metrics import METRICS, as_result, coco_metrics
 from stvit_cli.tasks.detection.task import DetectionEvaluator
 
 Content = dict[str, Any]
@@ -318,7 +318,7 @@ def test_of_a_clean_file_the_figures_are_those_of_pycocotools_on_the_raw_file(tm
                 alone.accumulate()
                 alone.summarize()
             expected = [100 * value if value >= 0 else -1 for value in alone.stats.tolist()]
-            assert [figures[f"{prefix}_{name}"] for name in FIGURES] == expected
+            assert [figures[f"{prefix}_{name}"] for name in METRICS] == expected
             assert 0 < figures[f"{prefix}_ap50"] < 100
 
 

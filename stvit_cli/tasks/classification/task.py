@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,23 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from stvit_cli.data import ClassificationData, EvalSet, derive_seed
-from stvit_cli.data.inspection import evenly_spaced, find_unusable, require_usable
+from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import seeded
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
-from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.classification.data import build_classification, build_eval_set
+from stvit_cli.tasks.data_checks import unusable_images
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.param_groups import decay_layer_scale
 from stvit_cli.tasks.preparation import PreparedModel
+from stvit_cli.tasks.weights import recipe_weights_info, report_notes
 
-# So many images of each set are opened in the search for problems.
 NUM_OPENED = 500
-# Of unreadable images, so many are named.
-NUM_NAMED = 5
+"""The largest number of images of a set that are opened in the search for problems."""
 TOP = 5
-"""Of ``top5``."""
+"""The number of classes that ``top5`` counts."""
 
 
 class ClassificationEvaluation:
@@ -91,9 +91,9 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         return [self.model.get_classifier()]  # type: ignore[operator]
 
     def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
-        """No decay on biases and other one-dimensional weights (DeiT); with ``layer_decay`` a factor on the rate by depth.
+        """Return groups in which biases and other one-dimensional weights do not decay (DeiT).
 
-        The gammas of layer scale decay where the recipe says so.
+        With ``layer_decay`` the learning rate falls with the depth; layer scale decays with ``optim.decay_layer_scale``.
         """
         exempt = self.model.no_weight_decay()  # type: ignore[operator]
         if layer_decay is None:
@@ -106,21 +106,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         return decay_layer_scale(self.model, groups, weight_decay) if self.recipe.optim.decay_layer_scale else groups
 
     def weights_info(self) -> WeightsInfo:
-        recipe = self.recipe
-        return WeightsInfo(
-            model=recipe.model.name,
-            task=self.name,
-            num_classes=len(self.data.class_names),
-            class_names=self.data.class_names,
-            in_chans=recipe.model.in_chans,
-            image_size=recipe.data.image_size,
-            mean=recipe.data.mean,
-            std=recipe.data.std,
-            crop_pct=recipe.eval.crop_pct,
-            interpolation=recipe.augment.interpolation,
-            recipe_hash=recipe_hash(recipe),
-            grid_sizes=recipe.model.grid_sizes,
-        )
+        return replace(recipe_weights_info(self.recipe, self.data.class_names), crop_pct=self.recipe.eval.crop_pct)
 
     def notes(self) -> list[str]:
         sizes = (
@@ -129,7 +115,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         return [sizes, *self._notes]
 
     def check_data(self) -> list[str]:
-        """Open some images of the validation set: the first evaluation would stop at them, after an epoch."""
+        """Open some images of the validation set: an unreadable one would end the run at its first evaluation."""
         train, val = self.train_set.images, self.val_set.images
         require_usable("validation", val.open, len(val))
         return [*train.notes, *val.notes]
@@ -145,12 +131,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         """Open some images of both sets, evenly spaced, and count the classes."""
         problems = [*self.train_set.images.notes, *self.val_set.images.notes]
         for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
-            unreadable = find_unusable(images.open, evenly_spaced(len(images), NUM_OPENED))
-            problems += [f"{name}: {message.splitlines()[0]}" for message in unreadable[:NUM_NAMED]]
-            if len(unreadable) > NUM_NAMED:
-                problems.append(
-                    f"{name}: {len(unreadable)} of {min(len(images), NUM_OPENED)} images that were tried are unreadable"
-                )
+            problems += unusable_images(name, images.open, len(images), NUM_OPENED)
             counts = Counter(images.target(index) for index in range(len(images)))
             (largest, most), (smallest, fewest) = counts.most_common()[0], counts.most_common()[-1]
             if most > 10 * fewest:
@@ -168,9 +149,9 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
 
 
 class ClassificationEvaluator:
-    """Counts images whose class is the first, or among the first five; equal scores are ranked by the number of the class.
+    """Accumulates top-1 and top-5 accuracy and the loss. Classes with equal scores are ranked by their index.
 
-    Counts are integers, so any division among processes and batches gives the same. ``top5`` is counted where there are more than
+    Counts are integers, so the accuracies do not depend on processes and batches. ``top5`` is computed where there are more than
     five classes. The sums stay on the device.
     """
 
@@ -199,7 +180,7 @@ class ClassificationEvaluator:
 
     def compute(self, states: list[tuple[int, int, int, int, float]]) -> Iterable[tuple[str, float]]:
         """Yield the metrics; see `tasks.base.Evaluator`."""
-        num_classes = max(state[0] for state in states)  # a process without an image has not met them
+        num_classes = max(state[0] for state in states)  # 0 in a process without an image
         num_images, top1, top5, loss = (sum(column) for column in zip(*(state[1:] for state in states), strict=True))
         yield "num_images", num_images
         yield "top1", 100 * top1 / num_images
@@ -209,7 +190,7 @@ class ClassificationEvaluator:
 
 
 def build_mixup(augment: AugmentSection, num_classes: int) -> Mixup | None:
-    """Return timm's Mixup and CutMix with DeiT's way of choosing (one for the batch); None where both are off."""
+    """Return timm's Mixup and CutMix, one of them for each batch as in DeiT; None where both are off."""
     if not (augment.mixup or augment.cutmix):
         return None
     return Mixup(
@@ -259,7 +240,7 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
 
 
 def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str]) -> list[str]:
-    """Load a file to start from; where its classes are other ones, the classifier stays new. Return what a person should know.
+    """Load a file to start from; the classifier is not loaded where the classes differ. Return notes for the user.
 
     Raises:
         UserError: the file cannot be read or is of another model.
@@ -267,7 +248,7 @@ def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[
     file = read_weights(weights)
     report = load_weights(model, file, new_head=True)
     notes = [f"{len(report.loaded)} tensors from {weights}."]
-    # Where the classifier was loaded the file has one; a file of some model's part has no names.
+    # Only where the classifier was loaded: a file without one has no class names.
     before = describe(file).class_names if not report.missing and not report.reset else ()
     if report.reset:
         notes.append(f"The classifier is new: the file's has another number of classes than {len(class_names)}.")
@@ -275,9 +256,5 @@ def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[
         model.reset_classifier(len(class_names))  # type: ignore[operator]
         notes.append(f"The classifier is new: the file's {len(before)} classes have other names.")
     if report.adapted:
-        notes.append("The stem's first kernel was made for three channels and is adapted.")
-    if report.missing:
-        notes.append(f"Warning: {len(report.missing)} tensors were not in the file and start anew, such as {report.missing[0]}.")
-    if report.unexpected:
-        notes.append(f"Warning: {len(report.unexpected)} tensors of the file were not used, such as {report.unexpected[0]}.")
-    return notes
+        notes.append("The stem's first kernel was made for three channels and is adapted to the model's.")
+    return [*notes, *report_notes(report)]

@@ -1,4 +1,4 @@
-"""COCO's twelve figures for boxes and twelve for masks, by pycocotools."""
+"""COCO's twelve metrics for boxes and twelve for masks, by pycocotools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stvit_cli.data.coco_index import CocoIndex
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import replace_file, require_writable_file, require_writable_folder
 
-FIGURES = (
+METRICS = (
     "ap",
     "ap50",
     "ap75",
@@ -31,17 +31,17 @@ FIGURES = (
     "ar_medium",
     "ar_large",
 )
-"""Average precision and average recall in the order of pycocotools, with our names; in percent, as the paper has them."""
+"""Names of the metrics (average precision, average recall), in the order of pycocotools."""
 
 Results = list[dict[str, Any]]
 
 
 def coco_metrics(index: CocoIndex, results: Results) -> Iterator[tuple[str, float]]:
-    """Yield ``box_ap`` ... ``box_ar_large`` and ``mask_ap`` ... ``mask_ar_large``, in percent; -1 where no object has that size.
+    """Yield ``box_ap`` ... ``box_ar_large`` and ``mask_ap`` ... ``mask_ar_large``, in percent; -1 where there is no object of that size.
 
     Args:
         index: the annotation file; all of its images count.
-        results: of each detection ``image_id``, ``category_id``, ``score``, ``bbox`` and ``segmentation``, as COCO wants them.
+        results: of each detection ``image_id``, ``category_id``, ``score``, ``bbox`` and ``segmentation``, in COCO's result format.
     """
     truth = ground_truth(index)
     results = _numbered(index, results)
@@ -51,19 +51,19 @@ def coco_metrics(index: CocoIndex, results: Results) -> Iterator[tuple[str, floa
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        for name, value in zip(FIGURES, evaluation.stats.tolist(), strict=True):
+        for name, value in zip(METRICS, evaluation.stats.tolist(), strict=True):
             yield f"{prefix}_{name}", 100 * value if value >= 0 else -1.0
 
 
 def _numbered(index: CocoIndex, results: Results) -> Results:
-    """Return the results with the ids of `ground_truth` in place of the file's."""
+    """Return the results with the ids of `ground_truth` instead of those of the file."""
     images = image_numbers(index)
     labels = {category.written_id: label for label, category in enumerate(index.categories, start=1)}
     return [entry | {"image_id": images[entry["image_id"]], "category_id": labels[entry["category_id"]]} for entry in results]
 
 
 def only(kind: str, results: Results) -> Results:
-    """Return the results for boxes (bbox) or masks (segm) alone: beside a box, pycocotools takes its area for the mask's."""
+    """Return the results for boxes (bbox) or masks (segm) only: with both, pycocotools uses the area of the box for the mask."""
     other = "segmentation" if kind == "bbox" else "bbox"
     return [{key: value for key, value in entry.items() if key != other} for entry in results]
 
@@ -71,7 +71,7 @@ def only(kind: str, results: Results) -> Results:
 def _loaded(truth: COCO, results: Results) -> COCO:
     if results:
         return truth.loadRes(results)
-    empty = COCO()  # loadRes asks the first result what it holds
+    empty = COCO()  # loadRes fails without results: it reads the format from the first one
     empty.dataset = {"images": truth.dataset["images"], "categories": truth.dataset["categories"], "annotations": []}
     empty.createIndex()
     return empty
@@ -93,7 +93,7 @@ def results_files(path: Path) -> dict[Path, str]:
 
 
 def write_results(path: Path, results: Results) -> list[Path]:
-    """Write the results as two files that pycocotools reads: for ``x.json``, ``x.bbox.json`` and ``x.segm.json``.
+    """Write the results as two files for pycocotools: ``x.bbox.json`` and ``x.segm.json`` for ``x.json``.
 
     Raises:
         UserError: they cannot be written.
@@ -110,7 +110,7 @@ def write_results(path: Path, results: Results) -> list[Path]:
 
 
 def as_result(image_id: Any, category_id: Any, score: float, box: Sequence[float], mask: dict[str, Any]) -> dict[str, Any]:
-    """Return a detection in COCO's format; ``box`` is left, top, right, bottom."""
+    """Return a detection in COCO's result format; ``box`` is left, top, right, bottom in pixels."""
     left, top, right, bottom = box
     return {
         "image_id": image_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,28 @@ from torch import Tensor, nn
 from stvit_cli.data.coco import DetectionData, DetectionEvalSet, encode_mask
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import derive_seed, seeded
-from stvit_cli.errors import UserError
-from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, is_counter, load_weights, read_weights
+from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.models.weights.info import DETECTOR_KEYS
 from stvit_cli.recipe import DetectionSection, Recipe
-from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.tasks.data_checks import unusable_images
 from stvit_cli.tasks.detection.data import build_detection, build_detection_eval_set
 from stvit_cli.tasks.detection.detector import Detector, create_detector, paste_masks
 from stvit_cli.tasks.detection.metrics import as_result, coco_metrics, require_writable_results, write_results
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
+from stvit_cli.tasks.weights import load_initial_weights, recipe_weights_info
 from stvit_cli.utils.environment import is_main_process
 
 log = logging.getLogger(__name__)
 
-# So many images of each set are opened in the search for problems.
 NUM_OPENED = 200
+"""The largest number of images of a set that are opened in the search for problems."""
 
 TRAINING_KEYS = ("freeze_batch_norm", "num_proposals", "num_samples")
 """The keys of a recipe's section that belong to a detector in training; see `DETECTOR_KEYS` for the others."""
 
-# The last layer of each head has a row for each class.
-BY_CLASS = ("cls_score", "bbox_pred", "mask_fcn_logits")
+CLASS_LAYERS = ("box_predictor.", "mask_fcn_logits.")
+"""The last layers of the heads, with a row for each class."""
 
 
 class DetectionEvaluation:
@@ -89,19 +90,12 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
         return without_decay_on_norms(self.model, weight_decay)
 
     def weights_info(self) -> WeightsInfo:
-        recipe = self.recipe
-        return WeightsInfo(
-            model=recipe.model.name,
-            task=self.name,
-            num_classes=len(self.data.class_names),
-            class_names=self.data.class_names,
-            image_size=recipe.detection.short_sides[-1],
-            mean=recipe.data.mean,
-            std=recipe.data.std,
+        section = self.recipe.detection
+        return replace(
+            recipe_weights_info(self.recipe, self.data.class_names),
+            image_size=section.short_sides[-1],
             interpolation="bilinear",
-            recipe_hash=recipe_hash(recipe),
-            grid_sizes=recipe.model.grid_sizes,
-            settings=json.dumps(recipe.detection.model_dump(include=set(DETECTOR_KEYS), mode="json"), sort_keys=True),
+            settings=json.dumps(section.model_dump(include=set(DETECTOR_KEYS), mode="json"), sort_keys=True),
         )
 
     def notes(self) -> list[str]:
@@ -112,11 +106,11 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
         left_out = f"; {empty} images without objects are left out" if empty else ""
         data = [*train.index.notes(of_training=True), *val.index.notes(of_training=False)]
         if not val.index.num_annotations:
-            data.append(f"Warning: {val.index.path.name} has no annotations, so no weights can be told to be the best.")
+            data.append(f"Warning: {val.index.path.name} has no annotations, so the best weights cannot be chosen.")
         return [f"{sizes}{len(self.data.class_names)} classes{left_out}.", *data, *self._notes]
 
     def check_data(self) -> list[str]:
-        """Open some images of the validation set: the first evaluation would stop at them, after an epoch."""
+        """Open some images of the validation set: an unreadable one would end the run at its first evaluation."""
         images = self.val_set.images
         require_usable("validation", images.open, len(images))
         return []
@@ -130,15 +124,11 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
 
     def data_problems(self) -> list[str]:
         """Open some images of both sets, evenly spaced, with their masks."""
-        problems = []
-        for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
-            for index in range(0, len(images), -(-len(images) // NUM_OPENED)):
-                try:
-                    images.open(index)
-                    images.targets(index)
-                except UserError as error:
-                    problems.append(f"{name}: {str(error).splitlines()[0]}")
-        return problems
+        train, val = self.train_set.images, self.val_set.images
+        return [
+            *unusable_images("training", lambda index: (train.open(index), train.targets(index)), len(train), NUM_OPENED),
+            *unusable_images("validation", lambda index: (val.open(index), val.targets(index)), len(val), NUM_OPENED),
+        ]
 
     def describe(self, batch: dict[str, Any]) -> list[str]:
         return [self.train_set.path(index) for index in batch["index"]]
@@ -148,7 +138,7 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
 
 
 class DetectionEvaluator:
-    """Collects detections in COCO's format, with the original ids; masks are run-length encoded image by image."""
+    """Accumulates detections in COCO's format, with the ids of the annotation file and run-length encoded masks."""
 
     def __init__(self, val_set: DetectionEvalSet, results_json: str | None = None) -> None:
         self.images, self.results_json = val_set.images, results_json
@@ -160,7 +150,7 @@ class DetectionEvaluator:
             self.add(index, image.shape[-2:], found)
 
     def add(self, index: int, size: tuple[int, int], found: dict[str, Tensor]) -> None:
-        """Take up what was found in an image of a size (height, width); see `Detector.forward`."""
+        """Add the detections of an image of a size (height, width); see `Detector.forward`."""
         categories = self.images.index.categories
         found = {key: value.float().cpu() for key, value in found.items()}
         masks = paste_masks(found["masks"], found["boxes"], size).numpy()
@@ -191,10 +181,18 @@ def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
     with seeded(derive_seed(recipe.train.seed, "model")):
         model = create_from_recipe(recipe, len(data.class_names))
     if weights is not None:
-        return DetectionTask(recipe, data, model, load_initial_weights(model, weights))
+        notes = load_initial_weights(
+            model,
+            model.backbone.body,
+            weights,
+            task="detection",
+            class_names=data.class_names,
+            class_layers=CLASS_LAYERS,
+        )
+        return DetectionTask(recipe, data, model, notes)
     notes = []
     if recipe.detection.freeze_batch_norm:
-        notes.append("Warning: no weights to start from, so the frozen batch norms of the backbone know no image: --weights FILE")
+        notes.append("Warning: no weights to start from, so the frozen batch norms of the backbone have no statistics of images.")
     return DetectionTask(recipe, data, model, notes)
 
 
@@ -214,7 +212,7 @@ def _try_results(section: DetectionSection) -> None:
 
 
 def create_from(info: WeightsInfo) -> Detector:
-    """Build the detector that a weights file describes."""
+    """Create the detector that a weights file describes, freshly initialised."""
     section = DetectionSection.model_validate_json(info.settings)
     return create_detector(
         info.model, info.num_classes, **_arguments(section), grid_sizes=info.grid_sizes, mean=info.mean, std=info.std
@@ -222,7 +220,7 @@ def create_from(info: WeightsInfo) -> Detector:
 
 
 def create_from_recipe(recipe: Recipe, num_classes: int) -> Detector:
-    """Build the detector of a recipe."""
+    """Create the detector of a recipe, freshly initialised."""
     return create_detector(
         recipe.model.name,
         num_classes,
@@ -238,38 +236,3 @@ def create_from_recipe(recipe: Recipe, num_classes: int) -> Detector:
 def _arguments(section: DetectionSection) -> dict[str, Any]:
     """Return the arguments of `create_detector` that have the name of a recipe's key."""
     return section.model_dump(include={*DETECTOR_KEYS, *TRAINING_KEYS})
-
-
-def load_initial_weights(model: Detector, weights: Path) -> list[str]:
-    """Load a file to start from, a classifier's into the backbone or a detector's. Return what a person should know.
-
-    Raises:
-        UserError: the file cannot be read, or is of another model or task.
-    """
-    file = read_weights(weights)
-    info = describe(file)
-    if info.task == "detection":
-        return _load_detector(model, file)
-    if info.task != "classification":
-        raise UserError(f"{weights} holds a model for {info.task}; expected a classifier's or a detector's weights.")
-    report = load_weights(model.backbone.body, file)
-    notes = [f"{len(report.loaded)} tensors of the backbone from {weights}; pyramid and heads are new."]
-    if report.missing:
-        notes.append(f"Warning: {len(report.missing)} tensors were not in the file and start anew, such as {report.missing[0]}.")
-    return notes
-
-
-def _load_detector(model: Detector, file: WeightsFile) -> list[str]:
-    own = model.state_dict()
-    fitting = {name: value for name, value in file.state_dict.items() if name in own and own[name].shape == value.shape}
-    anew = [name for name in own if name not in fitting]
-    foreign = [name for name in anew if not is_counter(name) and not any(layer in name for layer in BY_CLASS)]
-    if foreign:
-        raise UserError(
-            f"{file.path}: these are no weights of this detector: {len(foreign)} of its {len(own)} tensors are not there or of "
-            f"another shape, such as {foreign[0]}."
-        )
-    model.load_state_dict(fitting, strict=False)
-    by_class = [name for name in anew if not is_counter(name)]
-    new = [f"{len(by_class)} tensors are new: the file has another number of classes."] if by_class else []
-    return [f"{len(fitting)} tensors from {file.path}.", *new]

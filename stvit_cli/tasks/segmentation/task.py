@@ -22,27 +22,23 @@ from stvit_cli.data.loader import derive_seed, seeded
 from stvit_cli.data.segmentation import SegmentationData, SegmentationEvalSet
 from stvit_cli.data.segmentation_transforms import IGNORED
 from stvit_cli.errors import UserError
-from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
+from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe, SegmentationSection
-from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.tasks.base import NonFiniteOutputsError
+from stvit_cli.tasks.data_checks import named_problems
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.segmentation.data import build_segmentation, build_segmentation_eval_set
 from stvit_cli.tasks.segmentation.label_maps import Inferer
-from stvit_cli.tasks.segmentation.metrics import confusion, figures
+from stvit_cli.tasks.segmentation.metrics import confusion, segmentation_metrics
 from stvit_cli.tasks.segmentation.upernet import UPerNet, create_segmenter
+from stvit_cli.tasks.weights import load_initial_weights, recipe_weights_info
 
-# So many images of each set are opened in the search for problems.
 NUM_OPENED = 200
-# Of problems of one kind, so many are named.
-NUM_NAMED = 5
+"""The largest number of images of a set that are opened in the search for problems."""
 
-OF_THE_CLASSES = ("classifier.", "aux_classifier.")
+CLASS_LAYERS = ("classifier.", "aux_classifier.")
 """The layers with a row for each class."""
-
-OF_A_CLASSIFIER = ("proj.", "norm.", "head.")
-"""What a classifier has after its stages, and a segmenter has not."""
 
 
 class SegmentationEvaluation:
@@ -63,7 +59,7 @@ class SegmentationEvaluation:
         return [self.val_set.images.path(index) for index in batch["index"]]
 
     def check_data(self) -> list[str]:
-        """Look at the numbers in some label maps."""
+        """Check the numbers in some label maps."""
         images = self.val_set.images
         return [*images.notes, *check_labels("validation", images, to_train=False, open_images=False)]
 
@@ -87,9 +83,9 @@ class SegmentationTask(PreparedModel, SegmentationEvaluation):
         return batch | {"skipped": [path for sample in samples for path in sample["skipped"]]}
 
     def training_loss(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy of both heads: the mean over all pixels, ignored ones counting as 0.
+        """Return the cross-entropy of both heads: the mean over all pixels, with 0 for ignored pixels, as in the published runs.
 
-        So it is in the published runs; and as every micro-batch has as many pixels, accumulation changes nothing.
+        Every micro-batch has the same number of pixels, so accumulation does not change the loss.
         """
         logits, aux_logits = model(batch["image"])  # B K S S
         target = batch["target"]
@@ -108,27 +104,15 @@ class SegmentationTask(PreparedModel, SegmentationEvaluation):
         return without_decay_on_norms(self.model, weight_decay)
 
     def weights_info(self) -> WeightsInfo:
-        recipe = self.recipe
-        return WeightsInfo(
-            model=recipe.model.name,
-            task=self.name,
-            num_classes=len(self.section.class_names),
-            class_names=self.section.class_names,
-            image_size=recipe.data.image_size,
-            mean=recipe.data.mean,
-            std=recipe.data.std,
-            interpolation=recipe.augment.interpolation,
-            recipe_hash=recipe_hash(recipe),
-            grid_sizes=recipe.model.grid_sizes,
-            settings=self.section.model_dump_json(),
-        )
+        settings = self.section.model_dump_json()
+        return replace(recipe_weights_info(self.recipe, self.section.class_names), settings=settings)
 
     def notes(self) -> list[str]:
         classes = len(self.section.class_names)
         return [f"{len(self.train_set)} images to train on, {len(self.val_set)} to evaluate, {classes} classes.", *self._notes]
 
     def check_data(self) -> list[str]:
-        """Look at the numbers in some label maps of both sets, and open their images where they are to be evaluated."""
+        """Check the numbers in some label maps of both sets, and open the images of the validation set."""
         train, val = self.train_set.images, self.val_set.images
         return [
             *train.notes,
@@ -145,13 +129,12 @@ class SegmentationTask(PreparedModel, SegmentationEvaluation):
         return self._fingerprint
 
     def data_problems(self) -> list[str]:
-        """Open some images of both sets with their label maps, evenly spread; name classes that were not met."""
+        """Open some images of both sets with their label maps, evenly spaced; name the classes without a pixel."""
         problems = []
         for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
-            count = count_numbers(images, evenly_spaced(len(images), NUM_OPENED), open_images=True)
-            problems += [*images.notes, *(f"{name}: {message.splitlines()[0]}" for message in count.problems[:NUM_NAMED])]
-            if len(count.problems) > NUM_NAMED:
-                problems.append(f"{name}: {len(count.problems)} images or label maps of those that were tried cannot be used")
+            opened = evenly_spaced(len(images), NUM_OPENED)
+            count = count_numbers(images, opened, open_images=True)
+            problems += [*images.notes, *named_problems(name, count.problems, len(opened))]
             problems += [f"{name}: {line}" for line in suspicions(images, count)]
         return problems
 
@@ -163,7 +146,7 @@ class SegmentationTask(PreparedModel, SegmentationEvaluation):
 
 
 class SegmentationEvaluator:
-    """Counts pixels by class and prediction, at the original size.
+    """Accumulates the confusion matrix of an evaluation at the original size of the images.
 
     Images go through the model one by one and counts are integers, so the metrics do not depend on processes and batches.
 
@@ -197,7 +180,7 @@ class SegmentationEvaluator:
 
     def compute(self, states: list[tuple[int, Tensor]]) -> Iterable[tuple[str, float]]:
         yield "num_images", sum(count for count, _ in states)
-        yield from figures(torch.stack([matrix for _, matrix in states]).sum(0), self.class_names)
+        yield from segmentation_metrics(torch.stack([matrix for _, matrix in states]).sum(0), self.class_names)
 
 
 def build_segmentation_task(recipe: Recipe, weights: Path | None) -> SegmentationTask:
@@ -205,7 +188,16 @@ def build_segmentation_task(recipe: Recipe, weights: Path | None) -> Segmentatio
     data = build_segmentation(recipe)
     with seeded(derive_seed(recipe.train.seed, "model")):
         model = create_from_recipe(recipe)
-    notes = [] if weights is None else load_initial_weights(model, weights, recipe.segmentation.class_names)
+    if weights is None:
+        return SegmentationTask(recipe, data, model, [])
+    notes = load_initial_weights(
+        model,
+        model.backbone,
+        weights,
+        task="segmentation",
+        class_names=recipe.segmentation.class_names,
+        class_layers=CLASS_LAYERS,
+    )
     return SegmentationTask(recipe, data, model, notes)
 
 
@@ -213,7 +205,7 @@ def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: b
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
     names = recipe.segmentation.class_names
     if names != info.class_names:
-        differing = next((ours for ours in names if ours not in info.class_names), None)
+        differing = next((name for name in names if name not in info.class_names), None)
         detail = f", and {differing!r} is none of them" if differing is not None else ", or in another order"
         raise UserError(
             f"segmentation.class_names has {len(names)} classes, the model {len(info.class_names)}{detail}.\n"
@@ -223,7 +215,7 @@ def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: b
 
 
 def create_from(info: WeightsInfo) -> UPerNet:
-    """Build the segmenter that a weights file describes."""
+    """Create the segmenter that a weights file describes, freshly initialised."""
     section = section_of(info)
     return create_segmenter(
         info.model,
@@ -236,7 +228,7 @@ def create_from(info: WeightsInfo) -> UPerNet:
 
 
 def create_from_recipe(recipe: Recipe) -> UPerNet:
-    """Build the segmenter of a recipe."""
+    """Create the segmenter of a recipe, freshly initialised."""
     section = recipe.segmentation
     return create_segmenter(
         recipe.model.name,
@@ -251,39 +243,10 @@ def create_from_recipe(recipe: Recipe) -> UPerNet:
 
 
 def inferer(section: SegmentationSection) -> Inferer:
-    """Return what computes label maps in evaluation and prediction."""
+    """Return the `Inferer` of a recipe's evaluation."""
     return Inferer(section.window, section.window_stride, section.size_divisor, section.eval_flip)
 
 
 def section_of(info: WeightsInfo) -> SegmentationSection:
-    """Return the settings with which a segmenter was trained, out of its weights file."""
+    """Return the settings of a segmenter's training from the metadata of its weights file."""
     return SegmentationSection.model_validate_json(info.settings)
-
-
-def load_initial_weights(model: UPerNet, weights: Path, class_names: tuple[str, ...]) -> list[str]:
-    """Load a file to start from: a classifier's into the backbone, or a segmenter's. Return what a person should know.
-
-    Raises:
-        UserError: the file cannot be read, or is of another model or task.
-    """
-    file = read_weights(weights)
-    info = describe(file)
-    if info.task not in ("classification", "segmentation"):
-        raise UserError(f"{weights} holds a model for {info.task}; expected a classifier's or a segmenter's weights.")
-    if info.task == "classification":
-        stages = {name: value for name, value in file.state_dict.items() if not name.startswith(OF_A_CLASSIFIER)}
-        report = load_weights(model.backbone, replace(file, state_dict=stages))
-        notes = [f"{len(report.loaded)} tensors of the backbone from {weights}; UperNet is new."]
-    elif info.class_names == class_names:
-        report = load_weights(model, file)
-        notes = [f"{len(report.loaded)} tensors from {weights}."]
-    else:
-        kept = {name: value for name, value in file.state_dict.items() if not name.startswith(OF_THE_CLASSES)}
-        report = load_weights(model, replace(file, state_dict=kept))
-        notes = [f"{len(report.loaded)} tensors from {weights}; the classifiers are new: the file's classes are other ones."]
-    anew = [name for name in report.missing if not name.startswith(OF_THE_CLASSES)]
-    if anew:
-        notes.append(f"Warning: {len(anew)} tensors were not in the file and start anew, such as {anew[0]}.")
-    if report.unexpected:
-        notes.append(f"Warning: {len(report.unexpected)} tensors of the file were not used, such as {report.unexpected[0]}.")
-    return notes

@@ -17,7 +17,7 @@ from stvit_cli.data.coco import CocoImages, DetectionEvalSet, decode_mask, encod
 from stvit_cli.data.coco_index import CocoIndex, read_coco
 from stvit_cli.data.shapes import write_coco_tree
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.detection.metrics import FIGURES, Results, as_result, coco_metrics, require_writable_results, write_results
+from stvit_cli.tasks.detection.metrics import METRICS, Results, as_result, coco_metrics, require_writable_results, write_results
 from stvit_cli.tasks.detection.task import DetectionEvaluator
 
 
@@ -95,7 +95,7 @@ def test_pycocotools_alone_says_the_same_of_the_written_files(tree: Path, tmp_pa
             alone.accumulate()
             alone.summarize()
         expected = [100 * value if value >= 0 else -1 for value in alone.stats.tolist()]
-        assert [figures[f"{prefix}_{name}"] for name in FIGURES] == expected
+        assert [figures[f"{prefix}_{name}"] for name in METRICS] == expected
         assert {entry["category_id"] for entry in json.loads(path.read_text())} <= {1, 2, 4, 8}
 
 

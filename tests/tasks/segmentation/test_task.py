@@ -21,7 +21,7 @@ from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo, read_info, save_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.tasks.segmentation.metrics import confusion, figures
+from stvit_cli.tasks.segmentation.metrics import confusion, segmentation_metrics
 from stvit_cli.tasks.segmentation.task import SegmentationTask, create_from, section_of
 
 NAMES = ("background", "circle", "square", "triangle", "star")
@@ -73,7 +73,7 @@ def evaluated(task: SegmentationTask, processes: int, batch_size: int) -> dict[s
     return dict(task.evaluator().compute(states))
 
 
-def test_the_figures_are_those_of_torchmetrics() -> None:
+def test_metrics_are_those_of_torchmetrics() -> None:
     """Random maps; class 3 is nowhere, class 4 only predicted, class 5 never predicted."""
     metrics = pytest.importorskip("torchmetrics.classification")
     generator = torch.Generator().manual_seed(0)
@@ -82,7 +82,7 @@ def test_the_figures_are_those_of_torchmetrics() -> None:
     matrix = sum(confusion(p, t, 7) for p, t in zip(predicted, target, strict=True))
     assert matrix.dtype == torch.int64
     assert int(matrix.sum()) == int((target >= 0).sum())
-    ours = dict(figures(matrix, [f"c{i}" for i in range(7)]))
+    ours = dict(segmentation_metrics(matrix, [f"c{i}" for i in range(7)]))
     settings = {"num_classes": 7, "ignore_index": -1}
     assert ours["miou"] == pytest.approx(100 * float(metrics.MulticlassJaccardIndex(**settings)(predicted, target)), rel=1e-5)
     each = metrics.MulticlassJaccardIndex(average="none", **settings)(predicted, target)
@@ -96,12 +96,12 @@ def test_the_figures_are_those_of_torchmetrics() -> None:
 
 def test_a_perfect_and_an_empty_prediction() -> None:
     target = torch.tensor([[0, 1], [1, -1]])
-    assert dict(figures(confusion(target.clamp(min=0), target, 2), ("a", "b"))) == {
+    assert dict(segmentation_metrics(confusion(target.clamp(min=0), target, 2), ("a", "b"))) == {
         **{"miou": 100.0, "pixel_accuracy": 100.0, "class_accuracy": 100.0},
         **{"iou/a": 100.0, "iou/b": 100.0},
     }
     nothing = torch.zeros(2, 2, dtype=torch.int64)
-    assert dict(figures(nothing, ("a", "b"))) == {"miou": 0.0, "pixel_accuracy": 0.0, "class_accuracy": 0.0}
+    assert dict(segmentation_metrics(nothing, ("a", "b"))) == {"miou": 0.0, "pixel_accuracy": 0.0, "class_accuracy": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_classifiers_weights_go_into_the_backbone(build: Build, tmp_path: Path
     assert all(torch.equal(value, classifier.state_dict()[name]) for name, value in own.items())
     assert task.notes() == [
         "4 images to train on, 7 to evaluate, 5 classes.",
-        f"{len(own)} tensors of the backbone from {path}; UperNet is new.",
+        f"{len(own)} tensors of the backbone from {path}; the other layers are new.",
     ]
 
 
@@ -196,7 +196,7 @@ def test_a_segmenters_weights_come_back_and_tell_how_to_build_it(build: Build, s
     other = build("segmentation.class_names=[background, circle, square, triangle, flower]", "train.seed=1", weights=path)
     assert torch.equal(other.model.decoder.fusion_block[0].weight, task.model.decoder.fusion_block[0].weight)
     assert not torch.equal(other.model.classifier.weight, task.model.classifier.weight)
-    assert "the classifiers are new" in other.notes()[1]
+    assert "4 tensors are new: the file has other classes." in other.notes()
     words = ("segmentation.class_names=[background, circle, square, triangle, flower]",)
     with pytest.raises(UserError, match="'flower' is none of them"):
         tasks.build_evaluation(recipe(scenes, *words), info)
