@@ -37,11 +37,11 @@ Results = list[dict[str, Any]]
 
 
 def coco_metrics(index: CocoIndex, results: Results) -> Iterator[tuple[str, float]]:
-    """Yield ``box_ap`` ... ``box_ar_large`` and ``mask_ap`` ... ``mask_ar_large``, in percent; -1 where there is no object of that size.
+    """Yield ``box_ap`` ... ``box_ar_large`` and ``mask_ap`` ... ``mask_ar_large``, in percent; -1 without objects of that size.
 
     Args:
         index: the annotation file; all of its images count.
-        results: of each detection ``image_id``, ``category_id``, ``score``, ``bbox`` and ``segmentation``, in COCO's result format.
+        results: the detections in COCO's result format, see `as_result`.
     """
     truth = ground_truth(index)
     results = _numbered(index, results)
