@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from timm.layers import DropPath
 
-from stvit_cli.models.layers import freeze_batch_norms
 from stvit_cli.recipe import FinetuneSection
-from stvit_cli.tasks.base import Task
+from stvit_cli.tasks.base import Task, freeze_batch_norms
 
 
 def freeze(task: Task, section: FinetuneSection) -> None:

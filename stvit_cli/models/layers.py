@@ -10,7 +10,6 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stvit_cli.models.accelerated import Accelerated
 
@@ -30,13 +29,6 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
-
-
-def freeze_batch_norms(model: nn.Module) -> None:
-    """Put every batch norm of ``model`` into evaluation mode: it then uses its running statistics and leaves them unchanged."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
 
 
 class DropPath(timm.layers.DropPath):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from stvit_cli.errors import UserError
@@ -226,6 +227,13 @@ class Task(Evaluation, Protocol):
     def skipped(self, batch: Batch) -> list[str]:
         """Return the names of the files that could not be read; the batch has other samples in their place."""
         ...
+
+
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Put every batch norm of ``model`` into evaluation mode: it then uses its running statistics and leaves them unchanged."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def move(batch: Batch, device: torch.device) -> Batch:

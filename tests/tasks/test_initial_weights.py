@@ -8,6 +8,9 @@ import torch
 from stvit_cli import create_model
 from stvit_cli.models.weights.file import WeightsInfo, read_state_dict, save_weights
 from stvit_cli.tasks.classification.task import load_initial_weights
+from stvit_cli.tasks.detection.detector import create_detector
+from stvit_cli.tasks.detection.task import CLASS_LAYERS
+from stvit_cli.tasks.weights import load_initial_weights as load_dense_weights
 
 
 @pytest.fixture
@@ -36,3 +39,17 @@ def test_what_stays_and_what_is_new(
     stored, loaded = read_state_dict(weights), model.state_dict()
     assert torch.equal(loaded["proj.weight"], stored["proj.weight"])
     assert torch.equal(loaded["head.weight"], stored["head.weight"]) != new_head
+
+
+@pytest.mark.parametrize(("names", "num_new"), [(("ant", "bee"), 0), (("ant", "cow"), 6)])
+def test_a_detector_s_heads_are_loaded_for_the_same_classes_only(tmp_path: Path, names: tuple[str, ...], num_new: int) -> None:
+    trained, model = (create_detector("stvit-nano", 2, channels=16, fc_dim=16) for _ in range(2))
+    path = tmp_path / "detector.safetensors"
+    settings = '{"channels": 16, "fc_dim": 16}'
+    save_weights(path, trained, WeightsInfo("stvit-nano", "detection", 2, ("ant", "bee"), settings=settings))
+    notes = load_dense_weights(model, model.backbone.body, path, task="detection", class_names=names, class_layers=CLASS_LAYERS)
+    own, stored = model.state_dict(), trained.state_dict()
+    new = [name for name in own if not torch.equal(own[name], stored[name])]
+    assert all(name.endswith(("cls_score.weight", "bbox_pred.weight", "mask_fcn_logits.weight")) for name in new)
+    assert len(new) == num_new // 2  # the new biases are zero, as the stored ones
+    assert len(notes) == 1 + (num_new > 0)

@@ -12,8 +12,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
-from stvit_cli.models.layers import freeze_batch_norms
 from stvit_cli.models.stvit import GridSizes, STViT
+from stvit_cli.tasks.base import freeze_batch_norms
 
 STRIDES = (4, 8, 16, 32, 64)
 LEVELS = ("0", "1", "2", "3")
