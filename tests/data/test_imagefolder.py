@@ -178,7 +178,7 @@ def test_a_folder_beside_the_splits_is_not_ignored_in_silence(tmp_path: Path) ->
     write(tmp_path, *[f"{split}/{name}/{split}.png" for split in ("Train", "Train_old", "val") for name in ("a", "b")])
     train, _ = find_images(tmp_path)
     assert named(train) == {"a/Train.png", "b/Train.png"}
-    assert train.notes == ["Beside Train/ and val/, not used: Train_old."]
+    assert train.notes == ("Beside Train/ and val/, not used: Train_old.",)
 
 
 @pytest.mark.parametrize(
