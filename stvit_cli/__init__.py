@@ -5,24 +5,89 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
-__all__ = ["__version__", "create_detector", "create_model", "create_segmenter", "list_models", "load_weights", "open_trained"]
-
 if TYPE_CHECKING:
-    from stvit_cli.models import create_model, list_models, load_weights
+    from stvit_cli.api import (
+        DryRunResult,
+        EvaluationResult,
+        ExportResult,
+        TrainedModel,
+        TrainingResult,
+        dry_run,
+        evaluate,
+        load,
+        resume,
+        train,
+    )
+    from stvit_cli.errors import Interrupted, UserError
+    from stvit_cli.models.kernels import use_kernels
+    from stvit_cli.models.optimize.inference import for_inference
+    from stvit_cli.models.registry import create_model, list_models
+    from stvit_cli.models.weights import LoadReport, WeightsInfo, load_weights, save_weights
     from stvit_cli.tasks.detection.detector import create_detector
     from stvit_cli.tasks.loading import open_trained
     from stvit_cli.tasks.segmentation.upernet import create_segmenter
 
-_HOMES = {
+__version__ = "0.2.0"
+__all__ = [
+    "DryRunResult",
+    "EvaluationResult",
+    "ExportResult",
+    "Interrupted",
+    "LoadReport",
+    "TrainedModel",
+    "TrainingResult",
+    "UserError",
+    "WeightsInfo",
+    "__version__",
+    "create_detector",
+    "create_model",
+    "create_segmenter",
+    "dry_run",
+    "evaluate",
+    "for_inference",
+    "list_models",
+    "load",
+    "load_weights",
+    "open_trained",
+    "resume",
+    "save_weights",
+    "train",
+    "use_kernels",
+]
+
+_MODULES = {
+    "DryRunResult": "api",
+    "EvaluationResult": "api",
+    "ExportResult": "api",
+    "Interrupted": "errors",
+    "LoadReport": "models.weights",
+    "TrainedModel": "api",
+    "TrainingResult": "api",
+    "UserError": "errors",
+    "WeightsInfo": "models.weights",
     "create_detector": "tasks.detection.detector",
+    "create_model": "models.registry",
     "create_segmenter": "tasks.segmentation.upernet",
+    "dry_run": "api",
+    "evaluate": "api",
+    "for_inference": "models.optimize.inference",
+    "list_models": "models.registry",
+    "load": "api",
+    "load_weights": "models.weights",
     "open_trained": "tasks.loading",
+    "resume": "api",
+    "save_weights": "models.weights",
+    "train": "api",
+    "use_kernels": "models.kernels",
 }
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that `stvit --help` does not wait for torch.
-    if name in __all__:
-        return getattr(importlib.import_module(f"stvit_cli.{_HOMES.get(name, 'models')}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"stvit_cli.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'stvit_cli' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

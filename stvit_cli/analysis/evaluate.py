@@ -15,9 +15,6 @@ from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
 from stvit_cli.tasks.loading import Trained
 
-FOLDERS = {"classification": "imagefolder", "detection": "coco", "segmentation": "ade20k"}
-"""The ``data.kind`` of a user's own folder, by task."""
-
 
 def evaluate(
     trained: Trained, recipe: Recipe, *, whole: bool = False, say: Callable[[str], None] = lambda line: None

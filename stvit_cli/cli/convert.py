@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Json, new_file
+from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, reporting
 from stvit_cli.recipe.field_types import MAX_SIDE
+from stvit_cli.utils.files import require_new_file
 
 
 @app.command()
@@ -33,7 +34,7 @@ def convert(
     stvit convert stvit-b-384.pth stvit-b-384.safetensors --image-size 384
     stvit convert checkpoint.pth averaged.safetensors --from model_ema
     """
-    new_file(target, ".safetensors")
+    require_new_file(target, ".safetensors")
     with reporting(json_file) as report:
         from stvit_cli.models.weights.convert import convert as run
 

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from stvit_cli import api
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Json, new_file
+from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, reporting
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import require_new_file
 
 
 class Precision(StrEnum):
@@ -38,23 +40,17 @@ def export(
     stvit export stvit-s.pth stvit-s.onnx
     stvit export runs/RUN half.safetensors --precision fp16
     """
-    new_file(target, ".onnx", ".safetensors")
+    require_new_file(target, ".onnx", ".safetensors")
     if target.suffix == ".onnx" and precision != Precision.fp32:
         raise UserError(f"--precision {precision}: an .onnx file is written in fp32; half precision is for .safetensors.")
     with reporting(json_file) as report:
-        from stvit_cli.analysis.export import export_onnx, export_weights
-        from stvit_cli.tasks.loading import open_trained
-
-        trained = open_trained(source)
+        trained = api.load(source)
         if target.suffix == ".onnx":
             echo(f"Writing {trained.info.model} as ONNX; this takes up to a few minutes.", err=True)
-            done = export_onnx(trained, target)
-            worst = max(done["largest_difference"].values())
-            echo(
-                f"Checked with onnxruntime at {', '.join(done['largest_difference'])}: differs by {worst:.1e} at most.", err=True
-            )
-        else:
-            done = export_weights(trained, target, precision.value)
-        size = target.stat().st_size
-        echo(f"Wrote {target}, {size / 1e6:.1f} MB", err=True)
-        report({"file": str(target), "model": trained.info.model, "size_bytes": size} | done)
+        result = trained.export(target, precision.value)
+        if target.suffix == ".onnx":
+            differences = result.details["largest_difference"]
+            worst = max(differences.values())
+            echo(f"Checked with onnxruntime at {', '.join(differences)}: differs by {worst:.1e} at most.", err=True)
+        echo(f"Wrote {target}, {result.size_bytes / 1e6:.1f} MB", err=True)
+        report(result.to_dict())

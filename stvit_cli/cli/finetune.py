@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from stvit_cli import api
+from stvit_cli.api.overrides import as_words
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, words
-from stvit_cli.cli.output import reporting
-from stvit_cli.cli.training import new_run, say_what_next
-from stvit_cli.recipe import io as recipe_io
+from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides
+from stvit_cli.cli.output import print_next_commands, reporting
 
 
 @app.command()
@@ -32,9 +32,11 @@ def finetune(
     stvit finetune --recipe mine.yaml --weights stvit-s.pth --data FOLDER schedule.epochs=20
     stvit finetune --recipe mine.yaml --weights stvit-s.pth --data FOLDER finetune.freeze_backbone=true
     """
+    given = as_words(overrides or (), model, data)
     with reporting(json_file) as report:
-        settings = recipe_io.load(recipe, words(overrides, model, data))
-        run_dir, figures = new_run(settings, output, weights, dry_run)
-        report(figures)
-        if not dry_run:
-            say_what_next(run_dir)
+        if dry_run:
+            report(api.dry_run(recipe, given, weights=weights).to_dict())
+            return
+        result = api.train(recipe, given, output=output, weights=weights)
+        report(result.to_dict())
+        print_next_commands(result.run_dir)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stvit_cli.api.overrides import as_words
+from stvit_cli.api.training import new_run_dir
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Data, Json, Output, Overrides, RecipeName, command, words
-from stvit_cli.cli.output import echo, print_table, reporting
-from stvit_cli.cli.training import new_directory
+from stvit_cli.cli.options import Data, Json, Output, Overrides, RecipeName
+from stvit_cli.cli.output import command, echo, print_table, reporting
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
@@ -51,7 +52,7 @@ def isotropic_ablation(
     stvit isotropic-ablation --resume RUNS
     """
     numbers = None if rows is None else parse_rows(rows)
-    given = words(overrides, None, data)
+    given = as_words(overrides or (), data=data)
     with reporting(json_file) as report:
         if resume is not None:
             if recipe is not None or output is not None:
@@ -100,7 +101,7 @@ def _train_anew(
     from stvit_cli.analysis.ablation.runs import Ablation
 
     require_group()
-    with new_directory(output, settings.name) as folder:
+    with new_run_dir(output, settings.name) as folder:
         ablation = Ablation(folder, settings, numbers or ALL_ROWS, seeds or 1)
         ablation.require_free()
         return _train(ablation, parallel), folder

@@ -18,7 +18,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.environment import is_main_process
 from stvit_cli.utils.files import reason_of, replace_file, try_file
-from stvit_cli.utils.text import printable
+from stvit_cli.utils.text import printable, shell_command
 
 
 @contextlib.contextmanager
@@ -68,6 +68,20 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     if title is not None:  # not the table's own title, which is broken at the table's width
         console.print(Text(printable(title)), style="italic", soft_wrap=True)
     console.print(table, markup=False)
+
+
+def command(*parts: str | Path) -> str:
+    """Return a command to paste, quoted for the shell where a path needs it."""
+    return "  " + shell_command(*parts)
+
+
+def print_next_commands(run_dir: Path) -> None:
+    """Print the commands that use a finished run; of several processes only the first does."""
+    if is_main_process():
+        sample = run_dir / "samples" / "digit-3.png"
+        echo("Next:", err=True)
+        echo(command("stvit", "eval", run_dir), err=True)
+        echo(command("stvit", "predict", sample if sample.exists() else "IMAGE", "--weights", run_dir), err=True)
 
 
 def _write(path: Path, text: str) -> None:

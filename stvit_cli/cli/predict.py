@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stvit_cli import api
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, reporting
@@ -15,26 +15,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_writable_folder
 
 if TYPE_CHECKING:
-    from stvit_cli.tasks.loading import Trained
-
-
-class Prediction(Protocol):
-    """What a model says of one image, or why that could not be read."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def error(self) -> str | None: ...
-
-    @property
-    def is_unanswered(self) -> bool: ...
-
-    def summary(self) -> str: ...
-
-    def to_json(self) -> dict[str, Any]: ...
-
-    def draw(self, target: Path) -> None: ...
+    from stvit_cli.tasks.base import ImagePrediction
 
 
 @app.command()
@@ -59,26 +40,26 @@ def predict(
     """
     from stvit_cli.data.drawing import drawn_name
     from stvit_cli.tasks.classification.predict import list_images
-    from stvit_cli.tasks.loading import open_trained
 
     if output is not None:
         require_writable_folder(output)
     with reporting(json_file) as report:
         images = list_images(paths, lambda line: typer.echo(line, err=True))
-        trained = open_trained(weights)
-        results: list[Prediction] = []
+        trained = api.load(weights)
+        results: list[ImagePrediction] = []
         unread: list[str] = []
         unanswered: list[str] = []
         undrawn: list[str] = []
-        for number, result in enumerate(_predictions(trained, images, top, score_threshold)):
+        found = trained.iter_predictions(images, top=top, score_threshold=score_threshold)
+        for number, (image, result) in enumerate(zip(images, found, strict=True)):
             results.append(result)
             if result.error is not None:
                 (unanswered if result.is_unanswered else unread).append(result.error)
                 continue
-            echo(f"{result.path}  {result.summary()}")
+            echo(f"{image}  {result.summary()}")
             if output is not None:
-                undrawn += _draw(result, output / drawn_name(number, result.path))
-        report([result.to_json() for result in results])
+                undrawn += _draw(result, image, output / drawn_name(number, image))
+        report([result.to_dict() for result in results])
     if unread or unanswered or undrawn:
         counts = [(unread, "read"), (unanswered, "answered"), (undrawn, "drawn")]
         head = " and ".join(f"{len(some)} of {len(results)} images could not be {what}" for some, what in counts if some)
@@ -88,30 +69,12 @@ def predict(
         raise UserError("\n".join([f"{head}:", *shown, *more]))
 
 
-def _draw(result: Prediction, target: Path) -> list[str]:
+def _draw(result: ImagePrediction, image: Path, target: Path) -> list[str]:
     """Draw what was found; return what kept it from being drawn: the other images are answered nevertheless."""
     from stvit_cli.data.images import explain_failure
 
     try:
         result.draw(target)
     except Exception as error:
-        return [explain_failure(result.path, error)]
+        return [explain_failure(image, error)]
     return []
-
-
-def _predictions(trained: Trained, images: list[Path], top: int, score_threshold: float) -> Iterator[Prediction]:
-    """Ask the model's own task; what all predictions have is `Prediction`."""
-    from stvit_cli.engine.distributed import pick_device
-
-    device = pick_device("auto")
-    if trained.info.task == "detection":
-        from stvit_cli.tasks.detection import predict as predict_detection
-
-        return predict_detection.predict(trained, images, score_threshold=score_threshold, device=device)
-    if trained.info.task == "segmentation":
-        from stvit_cli.tasks.segmentation import predict as predict_segmentation
-
-        return predict_segmentation.predict(trained, images, device=device)
-    from stvit_cli.tasks.classification import predict as classification
-
-    return classification.predict(trained, images, top=top, device=device)

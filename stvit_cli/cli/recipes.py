@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Json, Overrides, command
-from stvit_cli.cli.output import echo, print_table, reporting
+from stvit_cli.cli.options import Json, Overrides
+from stvit_cli.cli.output import command, echo, print_table, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.files import read

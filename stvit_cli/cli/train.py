@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from stvit_cli import api
+from stvit_cli.api.overrides import as_words
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName, words
-from stvit_cli.cli.output import reporting
-from stvit_cli.cli.training import branched_run, new_run, resumed_run, say_what_next
+from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName
+from stvit_cli.cli.output import print_next_commands, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 
@@ -26,7 +27,7 @@ def train(
         Path | None, typer.Option(metavar="FILE", help="Start from these weights: a file, or the directory of a run.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run from its last checkpoint; its recipe is in it.")
+        Path | None, typer.Option(metavar="RUN_DIR", help="Resume this run from its last checkpoint, by its own recipe.")
     ] = None,
     from_step: Annotated[
         int | None,
@@ -45,24 +46,25 @@ def train(
     stvit train --resume runs/RUN
     stvit train --resume runs/RUN --from-step 5000 optim.lr=5e-4 --output runs/CALMER
     """
-    given = words(overrides, model, data)
+    given = as_words(overrides or (), model, data)
+    if from_step is not None and (resume is None or weights is not None):
+        raise UserError("--from-step N takes a checkpoint of the run that --resume RUN_DIR names; leave --weights out.")
+    if resume is not None and from_step is None and (output is not None or weights is not None):
+        raise UserError(
+            "--resume continues in the run's own folder, from its checkpoint; leave --output out, and --weights too.\n"
+            "A new run from one of its checkpoints: add --from-step N."
+        )
+    if resume is None and recipe is None:
+        shipped = ", ".join(path.stem for path in recipe_io.list_recipes())
+        raise UserError(f"Which recipe? Give --recipe NAME (one of {shipped}) or --resume RUN_DIR.")
     with reporting(json_file) as report:
-        if from_step is not None:
-            if resume is None or weights is not None:
-                raise UserError("--from-step N takes a checkpoint of the run that --resume RUN_DIR names; leave --weights out.")
-            run_dir, figures = branched_run(resume, from_step, recipe, given, output, dry_run)
-        elif resume is not None:
-            if output is not None or weights is not None:
-                raise UserError(
-                    "--resume continues in the run's own folder, from its checkpoint; leave --output out, and --weights too.\n"
-                    "A new run from one of its checkpoints: add --from-step N."
-                )
-            run_dir, figures = resumed_run(resume, recipe, given, dry_run)
-        elif recipe is None:
-            shipped = ", ".join(path.stem for path in recipe_io.list_recipes())
-            raise UserError(f"Which recipe? Give --recipe NAME (one of {shipped}) or --resume RUN_DIR.")
+        if dry_run:
+            report(api.dry_run(recipe, given, weights=weights, resume=resume, from_step=from_step).to_dict())
+            return
+        if resume is not None:
+            result = api.resume(resume, given, recipe=recipe, from_step=from_step, output=output)
         else:
-            run_dir, figures = new_run(recipe_io.load(recipe, given), output, weights, dry_run)
-        report(figures)
-        if not dry_run:
-            say_what_next(run_dir)
+            assert recipe is not None
+            result = api.train(recipe, given, output=output, weights=weights)
+        report(result.to_dict())
+        print_next_commands(result.run_dir)

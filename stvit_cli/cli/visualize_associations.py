@@ -82,7 +82,7 @@ def visualize_associations(
                     _print_segmentations(item.segmentations)
             except Exception as error:  # one bad image does not end the others
                 failed.append(explain_failure(image, error))
-        report([item.to_json() for item in written])
+        report([item.to_dict() for item in written])
     if failed:
         head = [f"{len(failed)} of {len(images)} images could not be shown:"] if len(images) > 1 else []
         shown = failed[:4] + (["..."] if len(failed) > 4 else [])

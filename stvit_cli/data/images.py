@@ -9,16 +9,20 @@ import logging
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import reason_of
 from stvit_cli.utils.machine_failures import machine_failure
 from stvit_cli.utils.text import did_you_mean, printable
+
+ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+"""An image: a file, an image of Pillow, or an RGB array of shape (H, W, 3)."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """Formats that are decoded, whatever the file name. Not all of Pillow's: its EPS reader, for one, starts a program."""
@@ -65,27 +69,58 @@ class UnreadableImageError(UserError):
     """The file can be read, but its content cannot be decoded as an image."""
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file in mode RGB, rotated upright by its EXIF orientation.
+def open_image(source: ImageSource) -> Image.Image:
+    """Read an image in mode RGB, rotated upright by its EXIF orientation.
 
     Grey, palette and CMYK images are converted; 16-bit grey is scaled, not clipped; transparent pixels are blended with white;
     of several frames the first is read.
 
     Args:
-        path: of the file; its content, not its name, decides about the format.
+        source: a file, whose content, not its name, decides about the format; an image of Pillow; or an RGB array (H, W, 3)
+            of uint8.
 
     Returns:
         The image, 8 bits per channel.
 
     Raises:
-        UnreadableImageError: what the file holds cannot be decoded.
-        UserError: the file itself cannot be read (missing, a folder, no permission, a failing disk).
+        UnreadableImageError: what the file holds cannot be decoded, or the image has no conversion to RGB.
+        UserError: the file itself cannot be read (missing, a folder, no permission, a failing disk), or the array has another
+            shape or type.
     """
-    name, content = printable(str(path)), _read(Path(path))
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _decoded(lambda: _converted(source), image_name(source))
+    name, content = printable(str(source)), _read(Path(source))
     if not content:
         raise UnreadableImageError(f"{name}: not an image: the file is empty (0 bytes).")
+    return _decoded(lambda: _decode(content), name)
+
+
+def image_name(source: ImageSource) -> str:
+    """Return what messages call an image: its path, or its size in pixels where it comes from memory."""
+    if isinstance(source, Image.Image):
+        return f"image of {source.width} x {source.height}"
+    if isinstance(source, np.ndarray):
+        return f"array of shape {source.shape}"
+    return printable(str(source))
+
+
+def image_path(source: ImageSource) -> Path | None:
+    """Return the path of an image, None for one that comes from memory."""
+    return None if isinstance(source, Image.Image | np.ndarray) else Path(source)
+
+
+def _from_array(array: NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise UserError(f"an array of shape {array.shape} and type {array.dtype}; expected an RGB image: (H, W, 3), uint8.")
+    return Image.fromarray(array)
+
+
+def _decoded(decode: Callable[[], Image.Image], name: str) -> Image.Image:
+    """Return what ``decode`` returns. Raises UnreadableImageError, which says why in one line."""
     try:
-        return _decode(content)
+        return decode()
     except Image.UnidentifiedImageError:
         reason = f"not an image in a known format ({', '.join(FORMATS)})"
     except Image.DecompressionBombError as error:
@@ -97,7 +132,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     raise UnreadableImageError(f"{name}: {printable(reason.rstrip('.'))}.") from None
 
 
-def explain_failure(path: str | os.PathLike[str], error: Exception) -> str:
+def explain_failure(source: ImageSource, error: Exception) -> str:
     """Return a line on why an image could not be used: what `open_image`, a transform or a model raised for it.
 
     Raises:
@@ -107,7 +142,7 @@ def explain_failure(path: str | os.PathLike[str], error: Exception) -> str:
         return str(error)
     failure = machine_failure(error)
     if failure is not None and failure.kind in ("memory", "GPU memory"):
-        return f"{printable(str(path))}: there is not enough memory for an image of its size."
+        return f"{image_name(source)}: there is not enough memory for an image of its size."
     raise error
 
 
@@ -167,7 +202,11 @@ def _decode(content: bytes) -> Image.Image:
 def _decode_as_it_is(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
-        return _with_orientation(_to_rgb(_turn_upright(image)), image)
+        return _converted(image)
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    return _with_orientation(_to_rgb(_turn_upright(image)), image)
 
 
 def _without_texts(content: bytes) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stvit_cli.data.images import ImageSource
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
@@ -70,7 +71,7 @@ def create_from(info: WeightsInfo) -> nn.Module:
 
 
 def predict(
-    trained: Trained, images: Sequence[Path], options: PredictOptions | None = None, *, device: torch.device | str = "cpu"
+    trained: Trained, images: Sequence[ImageSource], options: PredictOptions | None = None, *, device: torch.device | str = "cpu"
 ) -> Iterator[ImagePrediction]:
     """Yield the prediction for each image file, in order.
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
+from stvit_cli.data.images import ImageSource, image_name
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo
-from stvit_cli.utils.text import printable
 
 Batch = Any
 """The result of ``collate``: tensors in dicts, lists or tuples. The engine only moves it to a device."""
@@ -39,30 +39,34 @@ class NonFiniteOutputsError(UserError):
         self.finite = list(finite)
 
     @staticmethod
-    def of(path: Path) -> str:
+    def of(source: ImageSource) -> str:
         """Return the message about a single image."""
-        return f"{printable(str(path))}: the model's outputs for it are {NOT_FINITE}; take other weights."
+        return f"{image_name(source)}: the model's outputs for it are {NOT_FINITE}; take other weights."
 
 
 class ImagePrediction(Protocol):
     """The prediction of a model for one image, whatever its task is.
 
     Attributes:
-        path: the image's file.
+        path: the image's file; None for an image that comes from memory.
         error: why the image could not be read or predicted; None where it was.
+        is_unanswered: the image was read, but the model's outputs for it are not finite.
     """
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path | None: ...
 
     @property
     def error(self) -> str | None: ...
+
+    @property
+    def is_unanswered(self) -> bool: ...
 
     def summary(self) -> str:
         """Return the prediction as one line of text."""
         ...
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the prediction as `stvit predict --json` writes it."""
         ...
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from stvit_cli.data.images import ImageSource
+from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
@@ -28,6 +30,19 @@ class Trained:
     model: nn.Module
     info: WeightsInfo
     path: Path
+    _prepared: dict[tuple[object, ...], nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def prepared(self, device: torch.device) -> nn.Module:
+        """Return the model as `for_inference` makes it: once for a device, and again after its weights have changed."""
+        versions = tuple(
+            (id(tensor), 0 if tensor.is_inference() else tensor._version)
+            for tensor in (*self.model.parameters(), *self.model.buffers())
+        )
+        key = (device, versions)
+        if key not in self._prepared:
+            self._prepared.clear()
+            self._prepared[key] = for_inference(self.model, device)
+        return self._prepared[key]
 
 
 @dataclass(frozen=True)
@@ -48,10 +63,10 @@ class PredictOptions:
 
 
 class Predict(Protocol):
-    """Yields the prediction for each image file, in order."""
+    """Yields the prediction for each image, in order."""
 
     def __call__(
-        self, trained: Trained, images: Sequence[Path], options: PredictOptions, device: torch.device
+        self, trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
     ) -> Iterator[ImagePrediction]: ...
 
 

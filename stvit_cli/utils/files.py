@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stvit_cli.errors import WriteError
+from stvit_cli.errors import UserError, WriteError
 
 TRIAL_BYTES = 256
 """Written to find out whether there is room at all: a full disk still makes empty files."""
@@ -61,6 +61,17 @@ def require_writable_file(path: Path) -> None:
     """Find out whether ``path`` can be written, by trying; see `try_file`. Raises UserError where it cannot."""
     with writing(path, advice=""):
         try_file(path)
+
+
+def require_new_file(path: Path, *endings: str) -> None:
+    """Raise UserError where ``path`` has another ending, exists already or cannot be written: before the work, not after it."""
+    if path.suffix not in endings:
+        raise UserError(f"{path}: expected a name ending in {' or '.join(endings)}.")
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists; choose another name, or remove it first.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}.")
+    require_writable_file(path)
 
 
 def try_file(path: Path) -> None:

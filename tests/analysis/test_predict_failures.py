@@ -25,12 +25,13 @@ CLASSIFIER |= {"mean": 0, "std": 1, "crop_pct": 1, "interpolation": "", "in_chan
 
 
 def detect(paths: list[Path]) -> Iterator[Any]:
-    trained: Any = SimpleNamespace(model=None)
+    trained: Any = SimpleNamespace(prepared=lambda device: None)
     return predict_detection.predict(trained, paths, score_threshold=0.5, device=CPU)
 
 
 def segment(paths: list[Path]) -> Iterator[Any]:
-    trained: Any = SimpleNamespace(model=None, info=SimpleNamespace(interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)))
+    info = SimpleNamespace(interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
+    trained: Any = SimpleNamespace(prepared=lambda device: None, info=info)
     return predict_segmentation.predict(trained, paths, device=CPU)
 
 
@@ -38,7 +39,6 @@ def segment(paths: list[Path]) -> Iterator[Any]:
 def predict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """Return a function that predicts, each image failing with what it is given."""
     module = predict_detection if request.param == "detection" else predict_segmentation
-    monkeypatch.setattr(module, "for_inference", lambda model, device: model)
     monkeypatch.setattr(predict_segmentation, "section_of", lambda info: SegmentationSection())
 
     def run(*errors: Exception | None) -> list[Any]:

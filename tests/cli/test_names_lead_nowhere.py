@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stvit_cli.cli.training import new_directory
+from stvit_cli.api.training import new_run_dir
 from stvit_cli.errors import UserError
 from stvit_cli.recipe.files import find, list_recipes
 
@@ -16,7 +16,7 @@ def test_new_run_stays_under_runs_whatever_its_recipe_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with new_directory(None, name) as run_dir:
+    with new_run_dir(None, name) as run_dir:
         assert run_dir.resolve().parent == tmp_path / "runs"
         assert run_dir.is_dir()
         assert not run_dir.name.startswith((".", "-"))
@@ -25,7 +25,7 @@ def test_new_run_stays_under_runs_whatever_its_recipe_is_called(
 @pytest.mark.parametrize("name", ["quickstart", "my run_2.b", "\u00e9tude"])
 def test_ordinary_names_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with new_directory(None, name) as run_dir:
+    with new_run_dir(None, name) as run_dir:
         assert run_dir.name.startswith(f"{name}-")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stvit_cli.api import TrainingResult
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.recipe import FREE_ON_RESUME, PATH_KEYS
 from stvit_cli.recipe import io as recipe_io
@@ -28,11 +29,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a run would have been started with."""
     found: dict[str, Any] = {}
 
-    def note(recipe: Any, run_dir: Path, weights: Path | None, **_: Any) -> dict[str, Any]:
+    def note(recipe: Any, run_dir: Path, *, weights: Path | None, **_: Any) -> TrainingResult:
         found.update(dir=recipe.data.dir, results_json=recipe.detection.results_json, output=run_dir, weights=weights)
-        return {}
+        return TrainingResult(run_dir, {})
 
-    monkeypatch.setattr("stvit_cli.cli.training._run", note)
+    monkeypatch.setattr("stvit_cli.api.training._fit", note)
     return found
 
 

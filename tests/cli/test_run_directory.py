@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stvit_cli.api import TrainingResult
 from stvit_cli.engine.run_lock import RunLock
 
 
@@ -33,15 +34,15 @@ def test_runs_without_output_that_start_in_one_second_have_directories_of_their_
 ) -> None:
     seen: list[Path] = []
 
-    def run(recipe: Any, run_dir: Path, *_: Any, **__: Any) -> dict[str, Any]:
+    def run(recipe: Any, run_dir: Path, *_: Any, **__: Any) -> TrainingResult:
         seen.append(run_dir)
         if len(seen) < 3:  # the next run starts while this one is there
             assert stvit("train", "--recipe", "quickstart").code == 0
-        return {}
+        return TrainingResult(run_dir, {})
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
-    monkeypatch.setattr("stvit_cli.cli.training._run", run)
+    monkeypatch.setattr("stvit_cli.api.training._fit", run)
     assert stvit("train", "--recipe", "quickstart").code == 0
     assert [path.name for path in seen] == [f"quickstart-20260101-000000{end}" for end in ("", "-2", "-3")]
     assert list(tmp_path.iterdir()) == []  # nothing was written into them, so nothing is left

@@ -91,7 +91,7 @@ class WrittenFile:
     segmentations: tuple[Segmentation, ...] = ()
     notice: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the entry of this file in a ``--json`` report."""
         entry: dict[str, Any] = {"file": str(self.file), "image": str(self.image), "kind": self.kind}
         if self.segmentations:

@@ -16,10 +16,9 @@ from torch.utils.data import Dataset
 from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.drawing import font_for, save_png, write_text
 from stvit_cli.data.file_listing import left_out_note, list_files
-from stvit_cli.data.images import explain_failure, open_image
+from stvit_cli.data.images import ImageSource, explain_failure, image_path, open_image
 from stvit_cli.data.loader import DeadWorkerError, Loader, explain_dead_worker
 from stvit_cli.errors import UserError
-from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import did_you_mean
@@ -41,14 +40,19 @@ class Guess:
 class Prediction:
     """The likeliest classes of one image, the likeliest first; or why it could not be read."""
 
-    path: Path
+    source: ImageSource
     guesses: tuple[Guess, ...] = ()
     error: str | None = None
     is_unanswered: bool = False
     """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
 
-    def to_json(self) -> dict[str, Any]:
-        figures: dict[str, Any] = {"file": str(self.path), "task": "classification"}
+    @property
+    def path(self) -> Path | None:
+        """The image's file; None for an image that comes from memory."""
+        return image_path(self.source)
+
+    def to_dict(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "classification"}
         if self.error is not None:
             return figures | {"error": self.error}
         return figures | {"classes": [asdict(guess) for guess in self.guesses]}
@@ -59,7 +63,7 @@ class Prediction:
 
     def draw(self, target: Path) -> None:
         """Write the image, with what was found on a band below it, as PNG."""
-        image = open_image(self.path)
+        image = open_image(self.source)
         image.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE))
         font, size = font_for(image, 24, smallest=12)
         lines = [f"{guess.name} {guess.probability:.1%}" for guess in self.guesses]
@@ -100,7 +104,7 @@ def list_images(paths: Sequence[Path], say: Callable[[str], None] = lambda line:
 
 
 def predict(
-    trained: Trained, images: Sequence[Path], *, top: int, device: torch.device, batch_size: int = 32, num_workers: int = 8
+    trained: Trained, images: Sequence[ImageSource], *, top: int, device: torch.device, batch_size: int = 32, num_workers: int = 8
 ) -> Iterator[Prediction]:
     """Yield the prediction of every image, in order; images are decoded by workers while the model computes.
 
@@ -116,7 +120,7 @@ def predict(
     names = class_names(trained)
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(images) >= _WORKERS_FROM else 0
-    model = for_inference(trained.model, device)
+    model = trained.prepared(device)
     num_answered = 0
     while num_answered < len(images):
         rest = _Images(images[num_answered:], transform)
@@ -149,38 +153,38 @@ def class_names(trained: Trained) -> Sequence[str]:
     return [str(index) for index in range(info.num_classes)]
 
 
-class _Images(Dataset[tuple[Path, Tensor | str]]):
-    """Item i is the file's path and the image as C H W, or in its place what is wrong with the file."""
+class _Images(Dataset[tuple[ImageSource, Tensor | str]]):
+    """Item i is the image's source and the image as C H W, or in its place what is wrong with the file."""
 
-    def __init__(self, paths: Sequence[Path], transform: Any) -> None:
-        self.paths, self.transform = paths, transform
+    def __init__(self, sources: Sequence[ImageSource], transform: Any) -> None:
+        self.sources, self.transform = sources, transform
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
-    def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
-        path = self.paths[index]
+    def __getitem__(self, index: int) -> tuple[ImageSource, Tensor | str]:
+        source = self.sources[index]
         try:
-            return path, self.transform(open_image(path))
+            return source, self.transform(open_image(source))
         except Exception as error:
-            return path, explain_failure(path, error)
+            return source, explain_failure(source, error)
 
 
-Batch = tuple[list[Path], list[str | None], Tensor | None]
+Batch = tuple[list[ImageSource], list[str | None], Tensor | None]
 
 
-def _collate(samples: list[tuple[Path, Tensor | str]]) -> Batch:
-    """Return the paths, what is wrong with each (or None), and the readable images as B C H W."""
+def _collate(samples: list[tuple[ImageSource, Tensor | str]]) -> Batch:
+    """Return the sources, what is wrong with each (or None), and the readable images as B C H W."""
     errors = [content if isinstance(content, str) else None for _, content in samples]
     images = [content for _, content in samples if isinstance(content, Tensor)]
-    return [path for path, _ in samples], errors, torch.stack(images) if images else None
+    return [source for source, _ in samples], errors, torch.stack(images) if images else None
 
 
 @torch.inference_mode()
 def _predict_batch(
     batch: Batch, model: torch.nn.Module, names: Sequence[str], top: int, device: torch.device
 ) -> list[Prediction]:
-    paths, errors, images = batch
+    sources, errors, images = batch
     rows: Iterator[tuple[list[float], list[int], bool]] = iter(())
     if images is not None:
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -188,14 +192,14 @@ def _predict_batch(
         probabilities, indices = logits.softmax(dim=-1).topk(top)  # both B top
         rows = zip(probabilities.tolist(), indices.tolist(), logits.isfinite().all(1).tolist(), strict=True)
     predictions = []
-    for path, error in zip(paths, errors, strict=True):
+    for source, error in zip(sources, errors, strict=True):
         if error is not None:
-            predictions.append(Prediction(path, error=error))
+            predictions.append(Prediction(source, error=error))
             continue
         *likeliest, is_finite = next(rows)
         if not is_finite:
-            predictions.append(Prediction(path, error=NonFiniteOutputsError.of(path), is_unanswered=True))
+            predictions.append(Prediction(source, error=NonFiniteOutputsError.of(source), is_unanswered=True))
             continue
         guesses = (Guess(names[index], index, probability) for probability, index in zip(*likeliest, strict=True))
-        predictions.append(Prediction(path, tuple(guesses)))
+        predictions.append(Prediction(source, tuple(guesses)))
     return predictions

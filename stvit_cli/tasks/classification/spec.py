@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from stvit_cli.data.images import ImageSource
 from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
@@ -26,7 +26,7 @@ def _create_cost_model(recipe: Recipe) -> nn.Module:
 
 
 def _predict(
-    trained: Trained, images: Sequence[Path], options: PredictOptions, device: torch.device
+    trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
 ) -> Iterator[ImagePrediction]:
     return predict.predict(
         trained, images, top=options.top, device=device, batch_size=options.batch_size, num_workers=options.num_workers

@@ -16,8 +16,7 @@ from torchvision.transforms.functional import to_tensor
 
 from stvit_cli.data.coco import decode_mask, encode_mask
 from stvit_cli.data.drawing import font_for, save_png, write_text
-from stvit_cli.data.images import explain_failure, open_image
-from stvit_cli.models.optimize.inference import for_inference
+from stvit_cli.data.images import ImageSource, explain_failure, image_path, open_image
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.detection.detector import paste_masks
 from stvit_cli.tasks.spec import Trained
@@ -41,7 +40,7 @@ class Found:
 class DetectionPrediction:
     """The objects of one image, the surest first; or why it could not be read."""
 
-    path: Path
+    source: ImageSource
     width: int = 0
     height: int = 0
     objects: tuple[Found, ...] = ()
@@ -49,13 +48,18 @@ class DetectionPrediction:
     is_unanswered: bool = False
     """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
 
+    @property
+    def path(self) -> Path | None:
+        """The image's file; None for an image that comes from memory."""
+        return image_path(self.source)
+
     def summary(self) -> str:
         """Say in a line what was found."""
         counts = Counter(found.name for found in self.objects)
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
 
-    def to_json(self) -> dict[str, Any]:
-        figures: dict[str, Any] = {"file": str(self.path), "task": "detection"}
+    def to_dict(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "detection"}
         if self.error is not None:
             return figures | {"error": self.error}
         objects = [asdict(found) | {"box": list(found.box)} for found in self.objects]
@@ -63,7 +67,7 @@ class DetectionPrediction:
 
     def draw(self, target: Path) -> None:
         """Write the image with boxes, masks, names and scores on it, as PNG; what was surest lies on top."""
-        image = open_image(self.path)
+        image = open_image(self.source)
         colours = [colour_of(number) for number in range(len(self.objects))]
         order = range(len(self.objects) - 1, -1, -1)
         pixels = np.array(image, dtype=np.float32)
@@ -98,25 +102,25 @@ def _label(pen: ImageDraw.ImageDraw, text: str, box: Box, colour: tuple[int, int
 
 
 def predict(
-    trained: Trained, images: Sequence[Path], *, score_threshold: float, device: torch.device
+    trained: Trained, images: Sequence[ImageSource], *, score_threshold: float, device: torch.device
 ) -> Iterator[DetectionPrediction]:
     """Yield what is found in every image, in order, each at its own size; objects below the score are left out."""
-    model = for_inference(trained.model, device)
-    for path in images:
+    model = trained.prepared(device)
+    for source in images:
         try:
-            result = _predict_one(trained, model, path, score_threshold, device)
+            result = _predict_one(trained, model, source, score_threshold, device)
         except NonFiniteOutputsError:
-            result = DetectionPrediction(path, error=NonFiniteOutputsError.of(path), is_unanswered=True)
+            result = DetectionPrediction(source, error=NonFiniteOutputsError.of(source), is_unanswered=True)
         except Exception as error:
-            result = DetectionPrediction(path, error=explain_failure(path, error))
+            result = DetectionPrediction(source, error=explain_failure(source, error))
         yield result
 
 
 @torch.inference_mode()
 def _predict_one(
-    trained: Trained, model: torch.nn.Module, path: Path, score_threshold: float, device: torch.device
+    trained: Trained, model: torch.nn.Module, source: ImageSource, score_threshold: float, device: torch.device
 ) -> DetectionPrediction:
-    image = open_image(path)
+    image = open_image(source)
     (found,) = model([to_tensor(image).to(device)])
     sure = found["scores"] >= score_threshold
     kept = {key: value[sure].float().cpu() for key, value in found.items()}
@@ -126,4 +130,4 @@ def _predict_one(
         Found(trained.info.class_names[int(label) - 1], int(label) - 1, score, tuple(box), encode_mask(mask))
         for mask, label, score, box in zip(masks, *columns, strict=True)
     )
-    return DetectionPrediction(path, image.width, image.height, objects)
+    return DetectionPrediction(source, image.width, image.height, objects)

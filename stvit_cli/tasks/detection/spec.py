@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
+from stvit_cli.data.images import ImageSource
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction
 from stvit_cli.tasks.detection import predict
@@ -22,7 +22,7 @@ def _create_cost_model(recipe: Recipe) -> CountedDetector:
 
 
 def _predict(
-    trained: Trained, images: Sequence[Path], options: PredictOptions, device: torch.device
+    trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
 ) -> Iterator[ImagePrediction]:
     return predict.predict(trained, images, score_threshold=options.score_threshold, device=device)
 

@@ -15,9 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stvit_cli.data.drawing import save_png, write_text
 from stvit_cli.data.image_pairs import class_numbers
-from stvit_cli.data.images import explain_failure, open_image
+from stvit_cli.data.images import ImageSource, explain_failure, image_path, open_image
 from stvit_cli.data.segmentation_transforms import eval_transform
-from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.segmentation.task import inferer, section_of
@@ -42,20 +41,25 @@ class Share:
 class SegmentationPrediction:
     """The numbers of an image's pixels, (H, W), as label maps of the training data have them; or why it could not be read."""
 
-    path: Path
+    source: ImageSource
     numbers: NDArray[np.uint16] | None = None
     shares: tuple[Share, ...] = ()
     error: str | None = None
     is_unanswered: bool = False
     """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
 
+    @property
+    def path(self) -> Path | None:
+        """The image's file; None for an image that comes from memory."""
+        return image_path(self.source)
+
     def summary(self) -> str:
         """Say in a line what was found, the largest first."""
         said = [f"{found.name} {found.share:.1%}" for found in self.shares[:NUM_SAID]]
         return ", ".join(said + (["..."] if len(self.shares) > NUM_SAID else []))
 
-    def to_json(self) -> dict[str, Any]:
-        figures: dict[str, Any] = {"file": str(self.path), "task": "segmentation"}
+    def to_dict(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "segmentation"}
         if self.numbers is None:
             return figures | {"error": self.error}
         height, width = self.numbers.shape
@@ -74,7 +78,7 @@ class SegmentationPrediction:
             labels = Image.fromarray(self.numbers.astype(np.uint8), mode="P")
             labels.putpalette([channel for number in range(256) for channel in colour_of(number)])
             save_png(labels, beside)
-        save_png(_with_legend(_overlay(open_image(self.path), self.numbers, self.shares), self.shares), target)
+        save_png(_with_legend(_overlay(open_image(self.source), self.numbers, self.shares), self.shares), target)
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -86,20 +90,20 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
-def predict(trained: Trained, images: Sequence[Path], *, device: torch.device) -> Iterator[SegmentationPrediction]:
+def predict(trained: Trained, images: Sequence[ImageSource], *, device: torch.device) -> Iterator[SegmentationPrediction]:
     """Yield the label map of every image at its own size, in order, as the evaluation of the training makes it."""
     info, section = trained.info, section_of(trained.info)
     transform = eval_transform(
         info.mean, info.std, max_size=section.max_size, scales=section.eval_scales, interpolation=info.interpolation
     )
-    model = for_inference(trained.model, device)
-    for path in images:
+    model = trained.prepared(device)
+    for source in images:
         try:
-            result = _predict_one(trained, model, path, transform, section, device)
+            result = _predict_one(trained, model, source, transform, section, device)
         except NonFiniteOutputsError:
-            result = SegmentationPrediction(path, error=NonFiniteOutputsError.of(path), is_unanswered=True)
+            result = SegmentationPrediction(source, error=NonFiniteOutputsError.of(source), is_unanswered=True)
         except Exception as error:
-            result = SegmentationPrediction(path, error=explain_failure(path, error))
+            result = SegmentationPrediction(source, error=explain_failure(source, error))
         yield result
 
 
@@ -107,12 +111,12 @@ def predict(trained: Trained, images: Sequence[Path], *, device: torch.device) -
 def _predict_one(
     trained: Trained,
     model: torch.nn.Module,
-    path: Path,
+    source: ImageSource,
     transform: Callable[[Image.Image], list[torch.Tensor]],
     section: SegmentationSection,
     device: torch.device,
 ) -> SegmentationPrediction:
-    info, image = trained.info, open_image(path)
+    info, image = trained.info, open_image(source)
     classes = inferer(section)(model, [scale.to(device) for scale in transform(image)], (image.height, image.width))
     numbers_of_classes = class_numbers(len(section.class_names), section.reduce_zero_label, section.label_values)
     pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()
@@ -122,7 +126,7 @@ def _predict_one(
         if count
     ]
     numbers = np.array(numbers_of_classes, dtype=np.uint16)[classes.cpu().numpy()]
-    return SegmentationPrediction(path, numbers, tuple(sorted(shares, key=lambda found: -found.pixels)))
+    return SegmentationPrediction(source, numbers, tuple(sorted(shares, key=lambda found: -found.pixels)))
 
 
 def _overlay(image: Image.Image, numbers: NDArray[np.uint16], shares: Sequence[Share]) -> Image.Image:

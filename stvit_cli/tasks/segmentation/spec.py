@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
+from stvit_cli.data.images import ImageSource
 from stvit_cli.tasks.base import ImagePrediction
 from stvit_cli.tasks.segmentation import predict
 from stvit_cli.tasks.segmentation.task import (
@@ -19,7 +19,7 @@ from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
 
 
 def _predict(
-    trained: Trained, images: Sequence[Path], options: PredictOptions, device: torch.device
+    trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
 ) -> Iterator[ImagePrediction]:
     return predict.predict(trained, images, device=device)
 

@@ -1,0 +1,24 @@
+"""Train, evaluate and use models from Python: the functions behind the command line.
+
+`stvit_cli` exports all of them. Importing this package does not import torch. Progress goes to standard error, warnings to the
+logger ``stvit_cli``.
+"""
+
+from stvit_cli.api.overrides import Overrides
+from stvit_cli.api.results import DryRunResult, EvaluationResult, ExportResult, TrainingResult
+from stvit_cli.api.trained_model import TrainedModel, evaluate, load
+from stvit_cli.api.training import dry_run, resume, train
+
+__all__ = [
+    "DryRunResult",
+    "EvaluationResult",
+    "ExportResult",
+    "Overrides",
+    "TrainedModel",
+    "TrainingResult",
+    "dry_run",
+    "evaluate",
+    "load",
+    "resume",
+    "train",
+]

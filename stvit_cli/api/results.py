@@ -1,0 +1,102 @@
+"""The results of the functions of this package. ``to_dict()`` gives what the command's ``--json`` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training run.
+
+    Attributes:
+        run_dir: the run directory, for `resume`, `evaluate` and `load`.
+        metrics: the metrics of the best weights by name, those of the last evaluation as ``last_NAME``, and ``best_epoch``,
+            ``epochs``, ``steps`` and ``seconds``.
+    """
+
+    run_dir: Path
+    metrics: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the metrics as `stvit train --json` writes them."""
+        return dict(self.metrics)
+
+
+@dataclass(frozen=True)
+class DryRunResult:
+    """What a training run would be, from one real step.
+
+    Attributes:
+        global_batch_size: images of an optimizer step, of all processes together.
+        batch_size_per_device: images a device holds at a time.
+        lr_by_epoch: the learning rate at the start of some epochs, counted from 0.
+        peak_memory_bytes: of the GPU; of the process where there is none.
+        data_wait: fraction of the step spent waiting for data.
+        expected_seconds: of the training, without its evaluations.
+        data_problems: what looks wrong with the data.
+    """
+
+    global_batch_size: int
+    batch_size_per_device: int
+    grad_accum_steps: int
+    processes: int
+    steps_per_epoch: int
+    steps: int
+    lr_by_epoch: Mapping[str, float]
+    params: int
+    params_trained: int
+    peak_memory_bytes: int
+    loss: float
+    step_seconds: float
+    images_per_second: float
+    data_wait: float
+    expected_seconds: float
+    notes: Sequence[str]
+    data_problems: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as `stvit train --dry-run --json` writes them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The metrics of a model on a data set.
+
+    Attributes:
+        task: classification, detection or segmentation.
+        metrics: by name, accuracies and average precisions in percent, with ``num_images``.
+    """
+
+    task: str
+    metrics: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return task and metrics as `stvit eval --json` writes them."""
+        return {"task": self.task, **self.metrics}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A file that `TrainedModel.export` wrote.
+
+    Attributes:
+        file: its path.
+        model: the architecture's name.
+        size_bytes: its size.
+        details: the format, and ``precision`` of a safetensors file, or ``opset`` and ``largest_difference`` of an ONNX file: by
+            checked size, the largest difference from the model's logits, as a fraction of the largest logit.
+    """
+
+    file: Path
+    model: str
+    size_bytes: int
+    details: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as `stvit export --json` writes them."""
+        return {"file": str(self.file), "model": self.model, "size_bytes": self.size_bytes, **self.details}

@@ -1,0 +1,253 @@
+"""Trained models: `load` and `evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from stvit_cli.api.overrides import Overrides, as_words
+from stvit_cli.api.results import EvaluationResult, ExportResult
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.environment import is_main_process
+from stvit_cli.utils.files import require_new_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import nn
+
+    from stvit_cli.analysis.associations.report import WrittenFile
+    from stvit_cli.data.images import ImageSource
+    from stvit_cli.models.weights.info import WeightsInfo
+    from stvit_cli.tasks.base import ImagePrediction
+    from stvit_cli.tasks.loading import Trained
+
+AnyPath = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainedModel:
+    """A trained model, ready to use; `load` makes it.
+
+    Attributes:
+        model: the network in evaluation mode on the CPU. Predictions run on an optimized copy, which is made again after its
+            weights have changed.
+        info: the metadata of its weights file: task, classes, image size, normalization.
+        path: the weights file.
+        device: where it runs: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, trained: Trained, device: str = "auto") -> None:
+        self.model: nn.Module = trained.model
+        self.info: WeightsInfo = trained.info
+        self.path: Path = trained.path
+        self.device = device
+        self._trained = trained
+
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.info.model}, {self.info.task}, {self.info.num_classes} classes, {str(self.path)!r})"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, by index; numbers where the weights file has no names."""
+        from stvit_cli.tasks.classification.predict import class_names
+
+        return tuple(class_names(self._trained))
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a text is a path, not a sequence of images
+        self, images: AnyPath | Image.Image | NDArray[np.uint8], *, top: int = 1, score_threshold: float = 0.5
+    ) -> ImagePrediction: ...
+
+    @overload
+    def predict(self, images: Sequence[ImageSource], *, top: int = 1, score_threshold: float = 0.5) -> list[ImagePrediction]: ...
+
+    def predict(
+        self, images: ImageSource | Sequence[ImageSource], *, top: int = 1, score_threshold: float = 0.5
+    ) -> ImagePrediction | list[ImagePrediction]:
+        """Predict one image or several.
+
+        Args:
+            images: a path, a PIL image or an RGB array (H, W, 3) of uint8; or a list of them.
+            top: classifiers: number of classes to return, at least 1.
+            score_threshold: detectors: leave out objects with a lower score, 0 to 1.
+
+        Returns:
+            For a single image its prediction, for a list a list in the same order. The class depends on the task:
+            `tasks.classification.predict.Prediction`, `tasks.detection.predict.DetectionPrediction` or
+            `tasks.segmentation.predict.SegmentationPrediction`. Each has ``summary()``, ``to_dict()`` and ``draw(path)``.
+
+        Raises:
+            UserError: a single image cannot be read or predicted. In a list, the prediction's ``error`` says so and the other
+                images are predicted.
+        """
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return list(self.iter_predictions(images, top=top, score_threshold=score_threshold))
+        (result,) = self.iter_predictions([images], top=top, score_threshold=score_threshold)
+        if result.error is not None:
+            raise UserError(result.error)
+        return result
+
+    def iter_predictions(
+        self, images: Sequence[ImageSource], *, top: int = 1, score_threshold: float = 0.5
+    ) -> Iterator[ImagePrediction]:
+        """Yield predictions as they are made: for more images than fit into memory. See `predict`."""
+        from stvit_cli import tasks
+        from stvit_cli.engine.distributed import pick_device
+        from stvit_cli.tasks.spec import PredictOptions
+
+        if top < 1:
+            raise UserError(f"top: found {top}, expected 1 or more.")
+        if not 0 <= score_threshold <= 1:
+            raise UserError(f"score_threshold: found {score_threshold}, expected 0 to 1.")
+        options = PredictOptions(top=top, score_threshold=score_threshold)
+        return tasks.predict(self._trained, images, options, pick_device(self.device))
+
+    def evaluate(self, data: AnyPath, overrides: Overrides = ()) -> EvaluationResult:
+        """Evaluate on a folder, prepared as the weights file says; see `evaluate`."""
+        from stvit_cli.analysis.evaluate import evaluate as run
+        from stvit_cli.analysis.evaluate import recipe_for
+
+        device = [] if self.device == "auto" else [f"train.device={self.device}"]
+        recipe = recipe_for(self._trained, [*device, *as_words(overrides, data=data)])
+        return _evaluation(run(self._trained, recipe, whole=True, say=_warn))
+
+    def export(self, path: AnyPath, precision: str = "fp32") -> ExportResult:
+        """Write the model for use elsewhere.
+
+        Args:
+            path: a new file: ``.onnx`` (classifiers, for any batch, height and width from 64, compared with the model before it
+                gets its name; takes up to a few minutes) or ``.safetensors``.
+            precision: fp32, fp16 or bf16: of the weights in a ``.safetensors`` file.
+
+        Raises:
+            UserError: the file exists or cannot be written, a package is missing, or weights exceed the range of fp16.
+        """
+        from stvit_cli.analysis.export import PRECISIONS, export_onnx, export_weights
+
+        target = Path(path)
+        require_new_file(target, ".onnx", ".safetensors")
+        if precision not in PRECISIONS:
+            raise UserError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}.")
+        if target.suffix == ".onnx" and precision != "fp32":
+            raise UserError(f"precision={precision}: an .onnx file is written in fp32; half precision is for .safetensors.")
+        details = (
+            export_onnx(self._trained, target) if target.suffix == ".onnx" else export_weights(self._trained, target, precision)
+        )
+        return ExportResult(target, self.info.model, target.stat().st_size, details)
+
+    def visualize_associations(
+        self,
+        image: AnyPath,
+        output: AnyPath,
+        *,
+        layers: Sequence[str] = (),
+        points: Sequence[tuple[int, int]] = (),
+        image_size: int | None = None,
+        keep_size: bool = False,
+        html: bool = False,
+        arrays: AnyPath | None = None,
+        labels: AnyPath | None = None,
+    ) -> list[WrittenFile]:
+        """Write figures of the super tokens of an image and of the attention between its tokens.
+
+        Args:
+            image: the image file.
+            output: the folder to write into.
+            layers: only these, such as ``stage1.block2``, or ``stage1`` for all of its blocks.
+            points: (x, y) in pixels of the image, whose attention is shown.
+            image_size: the short side of the model's input, in pixels; by default the one of its training.
+            keep_size: use the image at its own size.
+            html: also write a page on which a click shows the attention of a position.
+            arrays: also save the arrays, as ``.npz``.
+            labels: a label map, to measure the super tokens as superpixels beside a regular grid and SLIC.
+
+        Returns:
+            The files written, each with its kind.
+
+        Raises:
+            UserError: the image or the label map cannot be used, a layer or point does not exist, or a file cannot be written.
+        """
+        from stvit_cli.analysis.associations.report import ShownModel, VisualizationOptions, visualize
+
+        words = f"{self.info.model}, weights {self.path.name}"
+        options = VisualizationOptions(
+            tuple(layers), tuple(points), image_size, keep_size, html, _optional(arrays), _optional(labels)
+        )
+        return list(visualize(ShownModel(self.model, self.info, True, words), Path(image), Path(output), options))
+
+
+def load(path: AnyPath, model: str | None = None, *, device: str = "auto") -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+        path: a weights file, a checkpoint of the authors, or a run directory, whose best weights are taken.
+        model: the architecture that is expected, such as ``stvit-s``; any by default.
+        device: where it runs: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: the file is missing, damaged, incomplete, or of another architecture.
+    """
+    from stvit_cli.tasks.loading import open_trained
+
+    return TrainedModel(open_trained(Path(path), model), device)
+
+
+def evaluate(
+    run_or_weights: AnyPath,
+    data: AnyPath | None = None,
+    overrides: Overrides = (),
+    *,
+    model: str | None = None,
+) -> EvaluationResult:
+    """Evaluate a run on its validation data, or a model on other data.
+
+    Args:
+        run_or_weights: a run directory, whose best weights are taken, or a weights file.
+        data: a folder of images by class, or in the layout of COCO or ADE20K, by the task of the model; by default the run's own.
+        overrides: recipe keys to set, such as ``eval.batch_size``.
+        model: the architecture that is expected; any by default.
+
+    Raises:
+        UserError: no model or no data there, or the data have classes that the model does not know.
+    """
+    path = Path(run_or_weights)
+    if not path.is_dir() and data is not None:
+        return load(path, model).evaluate(data, overrides)
+    if path.is_file():
+        raise UserError(
+            "A weights file comes without data; give a folder of images by class, or in the layout of its task: data=DIR"
+        )
+    from stvit_cli import tasks
+    from stvit_cli.analysis.evaluate import evaluate as run
+    from stvit_cli.analysis.evaluate import same_folder
+    from stvit_cli.engine.run_dir import RunDir
+    from stvit_cli.tasks.loading import open_trained
+
+    saved = RunDir(path)
+    saved.require_run()
+    own = recipe_io.load(saved.recipe)
+    other = [] if data is None else [*as_words((), data=data), f"data.kind={tasks.registry.get(own.task).folder_kind}"]
+    recipe = recipe_io.load(saved.recipe, [*other, *as_words(overrides)])
+    is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
+    return _evaluation(run(open_trained(path, model), recipe, whole=is_other, say=_warn))
+
+
+def _evaluation(found: dict[str, Any]) -> EvaluationResult:
+    return EvaluationResult(found["task"], {name: value for name, value in found.items() if name != "task"})
+
+
+def _warn(line: str) -> None:
+    """Log what looks wrong with the data; of several processes only the first does."""
+    if is_main_process():
+        logger.warning("%s", line)
+
+
+def _optional(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path)

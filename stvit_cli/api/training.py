@@ -1,0 +1,213 @@
+"""Training runs: `train`, `resume` and `dry_run`. What can be wrong is found before anything is built or written."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stvit_cli.api.overrides import Overrides, as_words
+from stvit_cli.api.results import DryRunResult, TrainingResult
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.environment import is_main_process, require_group, restart_count, world_size
+from stvit_cli.utils.text import file_name
+
+if TYPE_CHECKING:
+    from stvit_cli.engine.branch import Branch
+    from stvit_cli.tasks import Task
+
+AnyPath = str | os.PathLike[str]
+
+
+def train(
+    recipe: AnyPath,
+    overrides: Overrides = (),
+    *,
+    output: AnyPath | None = None,
+    model: str | None = None,
+    data: AnyPath | None = None,
+    weights: AnyPath | None = None,
+) -> TrainingResult:
+    """Train a model by a recipe, from scratch or from weights.
+
+    Args:
+        recipe: the name of a shipped recipe, or a file.
+        overrides: recipe keys to set.
+        output: the run directory, new or empty; by default ``runs/RECIPE-TIME``.
+        model: sets ``model.name``.
+        data: sets ``data.dir``, the folder of the data set.
+        weights: start from this weights file or run directory. Another number of classes, of channels and another image size are
+            possible.
+
+    Raises:
+        UserError: recipe, data, weights or output are not usable; what was saved before is intact.
+        Interrupted: a signal asked to stop; the state is saved, and `resume` continues.
+    """
+    require_group()
+    settings = _recipe(recipe, overrides, model, data)
+    with new_run_dir(output, settings.name) as run_dir:
+        return _fit(settings, run_dir, weights=weights)
+
+
+def resume(
+    run: AnyPath,
+    overrides: Overrides = (),
+    *,
+    recipe: AnyPath | None = None,
+    from_step: int | None = None,
+    output: AnyPath | None = None,
+) -> TrainingResult:
+    """Resume a run from its last checkpoint, or start a new run from an earlier one.
+
+    Args:
+        run: the run directory.
+        overrides: recipe keys to set. Without ``from_step`` only keys that do not change what is learned, such as
+            ``data.num_workers``.
+        recipe: takes the place of the run's own recipe.
+        from_step: start a new run from the checkpoint of this step; then any key may change but the model and its classes.
+        output: the directory of that new run; by default ``runs/RECIPE-TIME``.
+
+    Raises:
+        UserError: no run is there, it is in use or damaged, its recipe has changed, or it has no checkpoint of ``from_step``.
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    require_group()
+    run_dir = Path(run)
+    if from_step is None:
+        if output is not None:
+            raise UserError("A resumed run stays in its directory; leave output out, or start a new run: add from_step=N.")
+        return _fit(_saved_recipe(run_dir, recipe, overrides, locks=True), run_dir, resume=True)
+    settings, branch = _branch(run_dir, from_step, recipe, overrides)
+    with new_run_dir(output, settings.name) as new_dir:
+        return _fit(settings, new_dir, branch=branch)
+
+
+def dry_run(
+    recipe: AnyPath | None = None,
+    overrides: Overrides = (),
+    *,
+    model: str | None = None,
+    data: AnyPath | None = None,
+    weights: AnyPath | None = None,
+    resume: AnyPath | None = None,
+    from_step: int | None = None,
+) -> DryRunResult:
+    """Build everything a run needs, take one real training step, and write nothing.
+
+    The arguments are those of `train`; with ``resume``, a run directory, those of `resume`.
+
+    Raises:
+        UserError: what would end the run at its start.
+    """
+    from stvit_cli import engine
+
+    require_group()
+    if resume is not None and from_step is not None:
+        settings, _ = _branch(Path(resume), from_step, recipe, as_words(overrides, model, data))
+    elif resume is not None:
+        settings = _saved_recipe(Path(resume), recipe, as_words(overrides, model, data), locks=False)
+    elif recipe is not None:
+        settings = _recipe(recipe, overrides, model, data)
+    else:
+        raise UserError("dry_run: expected a recipe, or resume=DIR, the directory of a run.")
+    return DryRunResult(**engine.dry_run(_build(settings, weights), settings))
+
+
+@contextmanager
+def new_run_dir(output: AnyPath | None, name: str) -> Iterator[Path]:
+    """Yield the directory of a new run: ``output``, or a new one under ``runs``, named after the recipe and the time.
+
+    The latter is made here, so that of two runs that start at once each has its own; where the run ends before it writes into
+    it, it is removed again.
+
+    Raises:
+        UserError: ``output`` holds something, or it is not given but several processes must know it.
+    """
+    from stvit_cli.engine.run_dir import make_new, require_free
+    from stvit_cli.engine.run_lock import require_unlocked
+
+    if output is None and world_size() > 1:
+        raise UserError("With several processes the run directory must be named, so that all use the same one: output=DIR")
+    if output is not None:
+        run_dir = Path(output)
+        if is_main_process() and not restart_count():
+            require_unlocked(run_dir)
+            require_free(run_dir)
+        yield run_dir
+        return
+    is_parent_new = not os.path.lexists("runs")
+    run_dir = make_new(Path("runs") / f"{file_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        yield run_dir
+    finally:
+        for folder in (run_dir, run_dir.parent)[: 1 + is_parent_new]:
+            with suppress(OSError):  # not empty: the run is in it
+                folder.rmdir()
+
+
+def _recipe(recipe: AnyPath, overrides: Overrides, model: str | None = None, data: AnyPath | None = None) -> Recipe:
+    name = recipe if isinstance(recipe, str) else Path(recipe)
+    return recipe_io.with_absolute_paths(recipe_io.load(name, as_words(overrides, model, data)))
+
+
+def _saved_recipe(run_dir: Path, recipe: AnyPath | None, overrides: Overrides, *, locks: bool) -> Recipe:
+    """Return the recipe to resume a run by. Raises UserError where it is another one, or the run is in use."""
+    from stvit_cli.engine.run_dir import RunDir
+    from stvit_cli.engine.run_lock import require_unlocked
+
+    saved = RunDir(run_dir)
+    saved.require_run()
+    if is_main_process() and not restart_count() and locks:
+        require_unlocked(run_dir)
+    words = as_words(overrides)
+    settings = _with_data_of(saved.recipe, recipe_io.load(saved.recipe if recipe is None else Path(recipe), words), words)
+    saved.check_resumable(settings)
+    return settings
+
+
+def _branch(run_dir: Path, step: int, recipe: AnyPath | None, overrides: Overrides) -> tuple[Recipe, Branch]:
+    """Return the recipe of a new run from a checkpoint, and that checkpoint. Raises UserError where there is none."""
+    from stvit_cli.engine.branch import Branch
+    from stvit_cli.engine.run_dir import RunDir
+
+    branch = Branch(run_dir, step)
+    branch.require()
+    own, words = RunDir(run_dir).recipe, as_words(overrides)
+    settings = recipe_io.load(own if recipe is None else Path(recipe), words)
+    return recipe_io.with_absolute_paths(settings if settings.data.dir else _with_data_of(own, settings, words)), branch
+
+
+def _with_data_of(own: Path, recipe: Recipe, words: list[str]) -> Recipe:
+    """Return a recipe with the data folder of a run's ``own`` recipe, unless an override sets another one.
+
+    A shipped recipe names none, and a relative one of a file would be another folder here.
+    """
+    if any(word.partition("=")[0].strip() == "data.dir" for word in words):
+        return recipe
+    folder = recipe_io.load(own).data.dir
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": folder})})
+
+
+def _build(recipe: Recipe, weights: AnyPath | None = None) -> Task:
+    from stvit_cli import tasks
+    from stvit_cli.tasks.loading import weights_file
+
+    return tasks.build(recipe, weights=None if weights is None else weights_file(Path(weights)))
+
+
+def _fit(
+    recipe: Recipe, run_dir: Path, *, weights: AnyPath | None = None, resume: bool = False, branch: Branch | None = None
+) -> TrainingResult:
+    from stvit_cli import engine
+
+    metrics = engine.fit(_build(recipe, weights), recipe, run_dir, resume=resume, branch=branch)
+    if recipe.data.kind == "digits" and is_main_process():
+        from stvit_cli.data.digits import write_samples
+
+        write_samples(run_dir / "samples")  # the digits are in no folder: images to try `predict` on
+    return TrainingResult(run_dir, metrics)
