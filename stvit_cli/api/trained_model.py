@@ -107,7 +107,7 @@ class TrainedModel:
         if not 0 <= score_threshold <= 1:
             raise UserError(f"score_threshold: found {score_threshold}, expected 0 to 1.")
         options = PredictOptions(top=top, score_threshold=score_threshold)
-        return tasks.predict(self._trained, images, options, pick_device(self.device))
+        return tasks.predict(self._trained, images, options, device=pick_device(self.device))
 
     def evaluate(self, data: AnyPath, overrides: Overrides = ()) -> EvaluationResult:
         """Evaluate on a folder, prepared as the weights file says; see `evaluate`."""
