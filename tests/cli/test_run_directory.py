@@ -51,7 +51,7 @@ def test_runs_without_output_that_start_in_one_second_have_directories_of_their_
 def test_a_failed_run_leaves_an_empty_runs_folder_that_was_there(stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr("stvit_cli.cli.training._run", lambda *_, **__: {})
+    monkeypatch.setattr("stvit_cli.api.training._fit", lambda _, run_dir, **__: TrainingResult(run_dir, {}))
     assert stvit("train", "--recipe", "quickstart").code == 0
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
     assert list((tmp_path / "runs").iterdir()) == []
@@ -64,7 +64,12 @@ def test_a_resumed_run_keeps_its_data_whatever_the_recipe_names(
     (tmp_path / "recipe.yaml").write_text("data:\n  dir: own\n")
     (tmp_path / "mine.yaml").write_text("data:\n  dir: of the recipe\n")
     seen: list[str | None] = []
-    monkeypatch.setattr("stvit_cli.cli.training._run", lambda recipe, *_, **__: seen.append(recipe.data.dir) or {})
+
+    def note(recipe: Any, run_dir: Path, **_: Any) -> TrainingResult:
+        seen.append(recipe.data.dir)
+        return TrainingResult(run_dir, {})
+
+    monkeypatch.setattr("stvit_cli.api.training._fit", note)
     ended = stvit("train", "--resume", tmp_path, "--recipe", tmp_path / "mine.yaml", *word)
     assert ended.code == 0, ended.err
     assert seen == [expected]
