@@ -84,7 +84,6 @@ def test_a_killed_worker_does_not_end_the_predictions(tmp_path: Path, monkeypatc
         return torch.zeros(3, 4, 4)
 
     monkeypatch.setattr(predict_classification, "eval_transform", lambda *_: transform)
-    monkeypatch.setattr(predict_classification, "for_inference", lambda model, device: model)
     monkeypatch.setattr(predict_classification, "_WORKERS_FROM", 1)
     info = SimpleNamespace(
         task="classification",
@@ -97,7 +96,7 @@ def test_a_killed_worker_does_not_end_the_predictions(tmp_path: Path, monkeypatc
         interpolation="",
         in_chans=3,
     )
-    trained: Any = SimpleNamespace(info=info, model=lambda images: torch.zeros(len(images), 2))
+    trained: Any = SimpleNamespace(info=info, prepared=lambda device: lambda images: torch.zeros(len(images), 2))
     found = list(predict_classification.predict(trained, paths, top=1, device=CPU, batch_size=4, num_workers=2))
     assert [result.path for result in found] == paths
     assert all(result.error is None for result in found)
@@ -108,7 +107,6 @@ def test_a_prediction_says_itself_whether_the_image_was_read(tmp_path: Path, mon
     named_so.write_text("text")
     Image.new("RGB", (4, 4)).save(good)
     monkeypatch.setattr(predict_classification, "eval_transform", lambda *_: lambda image: torch.zeros(3, 4, 4))
-    monkeypatch.setattr(predict_classification, "for_inference", lambda model, device: model)
     info = SimpleNamespace(
         task="classification",
         num_classes=2,
@@ -120,6 +118,6 @@ def test_a_prediction_says_itself_whether_the_image_was_read(tmp_path: Path, mon
         interpolation="",
         in_chans=3,
     )
-    trained: Any = SimpleNamespace(info=info, model=lambda images: torch.full((len(images), 2), torch.nan))
+    trained: Any = SimpleNamespace(info=info, prepared=lambda device: lambda images: torch.full((len(images), 2), torch.nan))
     found = list(predict_classification.predict(trained, [named_so, good], top=1, device=CPU))
     assert [(result.error is not None, result.is_unanswered) for result in found] == [(True, False), (True, True)]
