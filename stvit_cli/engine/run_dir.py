@@ -69,7 +69,7 @@ class RunDir:
     def write_environment(
         self, device: str, world_size: int, kernels: bool, started_from: dict[str, object] | None = None
     ) -> None:
-        """Write ``environment.json``: the first file of a new run.
+        """Write ``environment.json``, before the recipe.
 
         Args:
             device: where the run trains.

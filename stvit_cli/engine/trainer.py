@@ -99,11 +99,8 @@ class Trainer:
         """Start a run. The first checkpoint holds the initial weights, so that there is always one to resume from."""
         self.notes += self.world.on_main(self.session.task.check_data)
         self.notes += self.writer.lock(self.run_dir.clear)
-        self._write_environment()
-        self._start()
-
-    def _start(self) -> None:
         self.writer.save_checkpoint(self.state)
+        self._write_environment()
         self.world.on_main(lambda: self.run_dir.write_recipe(self.recipe))
 
     def _write_environment(self, started_from: dict[str, object] | None = None) -> None:
@@ -127,11 +124,13 @@ class Trainer:
         self.world.on_main(self._require_finite_weights)
         self.notes += self.world.on_main(self.session.task.check_data)
         self.notes += self.writer.lock(self.run_dir.clear)
+        # First of all files: it tells the remains of a run that was killed here from a user's checkpoints (`require_free`).
         self._write_environment({"run": str(branch.run_dir.resolve()), "step": branch.step})
         self.world.on_main(lambda: branch.copy_metrics(self.run_dir.metrics, content["metrics_bytes"], is_kept))
         self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")
         self.notes += inexact_changes(self.session, content)
-        self._start()
+        self.writer.save_checkpoint(self.state)
+        self.world.on_main(lambda: self.run_dir.write_recipe(self.recipe))
 
     def resume(self) -> None:
         """Resume the run from its newest complete checkpoint."""
