@@ -39,7 +39,7 @@ def predict(
     stvit predict some.jpg --weights runs/SEGMENTER --output drawn     (the label map too)
     """
     from stvit_cli.data.drawing import drawn_name
-    from stvit_cli.tasks.classification.predict import list_images
+    from stvit_cli.data.image_paths import list_images
 
     if output is not None:
         require_writable_folder(output)

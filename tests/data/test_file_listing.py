@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stvit_cli.data.file_listing import left_out_note, list_files
+from stvit_cli.data.image_paths import list_images
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.classification.predict import list_images
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,11 @@ from torch.utils.data import Dataset
 
 from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.drawing import font_for, save_png, write_text
-from stvit_cli.data.file_listing import left_out_note, list_files
 from stvit_cli.data.images import ImageSource, explain_failure, image_path, open_image
 from stvit_cli.data.loader import DeadWorkerError, Loader, explain_dead_worker
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.spec import Trained
-from stvit_cli.utils.text import did_you_mean
 
 MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
 _WORKERS_FROM = 64  # images; below it, starting workers takes longer than what they do
@@ -73,34 +71,6 @@ class Prediction:
         for number, line in enumerate(lines):
             write_text(pen, (size // 3, image.height + 1.4 * size * number), line, "black", font)
         save_png(canvas, target)
-
-
-def list_images(paths: Sequence[Path], say: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """Return the files, and of folders all images in and below them, sorted; a link that leads nowhere too, to be named.
-
-    Args:
-        paths: files and folders.
-        say: is told how many files of a folder are left out for their ending.
-
-    Raises:
-        UserError: a path is not there, or a folder holds no image.
-    """
-    images: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            listing = list_files(path)
-            for note in left_out_note(listing.other_endings):
-                say(f"{path}: {note}")
-            found = sorted(listing.paths + listing.broken_links, key=lambda name: name.split("/"))
-            if not found:
-                raise UserError(f"{path}: no image in this folder; expected files such as *.jpg or *.png.")
-            images += [path / name for name in found]
-        elif path.exists() or path.is_symlink():  # a link that leads nowhere is named in its turn: the others are answered
-            images.append(path)
-        else:
-            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"{path}: there is no such file or folder.{did_you_mean(path.name, siblings)}")
-    return images
 
 
 def predict(
