@@ -80,7 +80,7 @@ class TrainedModel:
 
         Returns:
             For a single image its prediction, for a list a list in the same order. The class depends on the task:
-            `tasks.classification.predict.Prediction`, `tasks.detection.predict.DetectionPrediction` or
+            `tasks.classification.predict.ClassificationPrediction`, `tasks.detection.predict.DetectionPrediction` or
             `tasks.segmentation.predict.SegmentationPrediction`. Each has ``summary()``, ``to_dict()`` and ``draw(path)``.
 
         Raises:

@@ -12,16 +12,16 @@ from PIL import Image, ImageDraw
 from stvit_cli.data.coco import encode_mask
 from stvit_cli.data.drawing import drawn_name, font_for, save_png, write_text
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.classification.predict import Guess, Prediction
-from stvit_cli.tasks.detection.predict import DetectionPrediction, Found
+from stvit_cli.tasks.classification.predict import ClassificationPrediction, ClassScore
+from stvit_cli.tasks.detection.predict import Detection, DetectionPrediction
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (300, 3)])
 def test_a_thin_image_is_drawn_with_letters_of_a_bounded_size(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size).save(tmp_path / "thin.png")
-    Prediction(tmp_path / "thin.png", (Guess("cat", 0, 0.5),)).draw(tmp_path / "class.png")
+    ClassificationPrediction(tmp_path / "thin.png", (ClassScore("cat", 0, 0.5),)).draw(tmp_path / "class.png")
     mask = encode_mask(np.ones(size[::-1], dtype=bool))
-    found = Found("cat", 0, 0.9, (0.0, 0.0, float(size[0]), float(size[1])), mask)
+    found = Detection("cat", 0, 0.9, (0.0, 0.0, float(size[0]), float(size[1])), mask)
     DetectionPrediction(tmp_path / "thin.png", *size, (found,)).draw(tmp_path / "objects.png")
     with Image.open(tmp_path / "class.png") as drawn:
         assert drawn.width * drawn.height < 5_000_000

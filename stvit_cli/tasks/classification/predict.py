@@ -1,4 +1,4 @@
-"""What a trained classifier says of images."""
+"""Predictions of a trained classifier. B batch, C channels, H W rows and columns, K classes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.spec import Trained
 
 MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
-_WORKERS_FROM = 64  # images; below it, starting workers takes longer than what they do
+_WORKERS_FROM = 64  # images; for fewer, starting workers takes longer than decoding
 
 
 @dataclass(frozen=True)
-class Guess:
+class ClassScore:
     """A class and its probability."""
 
     name: str
@@ -35,11 +35,11 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The likeliest classes of one image, the likeliest first; or why it could not be read."""
+class ClassificationPrediction:
+    """The classes of an image with the highest probabilities, in descending order; or the reason why there are none."""
 
     source: ImageSource
-    guesses: tuple[Guess, ...] = ()
+    classes: tuple[ClassScore, ...] = ()
     error: str | None = None
     is_unanswered: bool = False
     """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
@@ -50,21 +50,21 @@ class Prediction:
         return image_path(self.source)
 
     def to_dict(self) -> dict[str, Any]:
-        figures: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "classification"}
+        result: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "classification"}
         if self.error is not None:
-            return figures | {"error": self.error}
-        return figures | {"classes": [asdict(guess) for guess in self.guesses]}
+            return result | {"error": self.error}
+        return result | {"classes": [asdict(score) for score in self.classes]}
 
     def summary(self) -> str:
-        """Say in a line what was found."""
-        return ", ".join(f"{guess.name} {guess.probability:.1%}" for guess in self.guesses)
+        """Return the classes in one line."""
+        return ", ".join(f"{score.name} {score.probability:.1%}" for score in self.classes)
 
     def draw(self, target: Path) -> None:
-        """Write the image, with what was found on a band below it, as PNG."""
+        """Write the image with the classes on a band below it, as PNG."""
         image = open_image(self.source)
         image.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE))
         font, size = font_for(image, 24, smallest=12)
-        lines = [f"{guess.name} {guess.probability:.1%}" for guess in self.guesses]
+        lines = [f"{score.name} {score.probability:.1%}" for score in self.classes]
         canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
         canvas.paste(image)
         pen = ImageDraw.Draw(canvas)
@@ -75,16 +75,16 @@ class Prediction:
 
 def predict(
     trained: Trained, images: Sequence[ImageSource], *, top: int, device: torch.device, batch_size: int = 32, num_workers: int = 8
-) -> Iterator[Prediction]:
+) -> Iterator[ClassificationPrediction]:
     """Yield the prediction of every image, in order; images are decoded by workers while the model computes.
 
     Args:
         trained: the classifier.
         images: paths of the image files.
-        top: how many classes to name; all, where there are fewer.
+        top: the number of classes to return; all, where there are fewer.
         device: where the model computes.
         batch_size: images in one forward pass.
-        num_workers: loader workers, at most.
+        num_workers: the largest number of loader workers.
     """
     info = trained.info
     names = class_names(trained)
@@ -98,11 +98,11 @@ def predict(
         for predictions in _until_a_worker_dies(loader, workers, model, names, min(top, info.num_classes), device):
             num_answered += len(predictions)
             yield from predictions
-        workers = 0  # where one has died, as of a lack of memory, the rest is decoded by this process
+        workers = 0  # a worker was killed, perhaps for lack of memory: this process decodes the other images
 
 
-def _until_a_worker_dies(loader: Loader, workers: int, *how: Any) -> Iterator[list[Prediction]]:
-    """Yield the predictions of each batch; end before the last one where a worker was ended from outside."""
+def _until_a_worker_dies(loader: Loader, workers: int, *how: Any) -> Iterator[list[ClassificationPrediction]]:
+    """Yield the predictions of each batch; stop where a worker was killed."""
     try:
         for batch in loader:
             yield _predict_batch(batch, *how)
@@ -113,7 +113,7 @@ def _until_a_worker_dies(loader: Loader, workers: int, *how: Any) -> Iterator[li
 
 
 def class_names(trained: Trained) -> Sequence[str]:
-    """Return the names of the classes: the file's own, ImageNet's where there are 1000 without names, or numbers."""
+    """Return the names of the classes: those of the weights file, ImageNet's for 1000 classes without names, or indices."""
     info = trained.info
     if info.class_names:
         return info.class_names
@@ -144,7 +144,7 @@ Batch = tuple[list[ImageSource], list[str | None], Tensor | None]
 
 
 def _collate(samples: list[tuple[ImageSource, Tensor | str]]) -> Batch:
-    """Return the sources, what is wrong with each (or None), and the readable images as B C H W."""
+    """Return the sources, for each the error or None, and the readable images as B C H W."""
     errors = [content if isinstance(content, str) else None for _, content in samples]
     images = [content for _, content in samples if isinstance(content, Tensor)]
     return [source for source, _ in samples], errors, torch.stack(images) if images else None
@@ -153,7 +153,7 @@ def _collate(samples: list[tuple[ImageSource, Tensor | str]]) -> Batch:
 @torch.inference_mode()
 def _predict_batch(
     batch: Batch, model: torch.nn.Module, names: Sequence[str], top: int, device: torch.device
-) -> list[Prediction]:
+) -> list[ClassificationPrediction]:
     sources, errors, images = batch
     rows: Iterator[tuple[list[float], list[int], bool]] = iter(())
     if images is not None:
@@ -164,12 +164,12 @@ def _predict_batch(
     predictions = []
     for source, error in zip(sources, errors, strict=True):
         if error is not None:
-            predictions.append(Prediction(source, error=error))
+            predictions.append(ClassificationPrediction(source, error=error))
             continue
         *likeliest, is_finite = next(rows)
         if not is_finite:
-            predictions.append(Prediction(source, error=NonFiniteOutputsError.of(source), is_unanswered=True))
+            predictions.append(ClassificationPrediction(source, error=NonFiniteOutputsError.of(source), is_unanswered=True))
             continue
-        guesses = (Guess(names[index], index, probability) for probability, index in zip(*likeliest, strict=True))
-        predictions.append(Prediction(source, tuple(guesses)))
+        classes = (ClassScore(names[index], index, probability) for probability, index in zip(*likeliest, strict=True))
+        predictions.append(ClassificationPrediction(source, tuple(classes)))
     return predictions

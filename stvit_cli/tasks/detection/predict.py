@@ -1,4 +1,4 @@
-"""What a trained detector finds in images: boxes, masks, names and scores, as JSON and drawn on the image."""
+"""Predictions of a trained detector: boxes, masks, classes and scores, as JSON and drawn on the image."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object of an image: its box (left, top, right, bottom) in pixels, its mask as COCO's run-length code."""
+class Detection:
+    """An object of an image: class, score, box (left, top, right, bottom) in pixels, and mask in COCO's run-length encoding."""
 
     name: str
     index: int
@@ -38,12 +38,12 @@ class Found:
 
 @dataclass(frozen=True)
 class DetectionPrediction:
-    """The objects of one image, the surest first; or why it could not be read."""
+    """The objects of an image by descending score; or the reason why there are none."""
 
     source: ImageSource
     width: int = 0
     height: int = 0
-    objects: tuple[Found, ...] = ()
+    objects: tuple[Detection, ...] = ()
     error: str | None = None
     is_unanswered: bool = False
     """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
@@ -54,19 +54,19 @@ class DetectionPrediction:
         return image_path(self.source)
 
     def summary(self) -> str:
-        """Say in a line what was found."""
-        counts = Counter(found.name for found in self.objects)
+        """Return the number of objects of each class in one line."""
+        counts = Counter(detection.name for detection in self.objects)
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
 
     def to_dict(self) -> dict[str, Any]:
-        figures: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "detection"}
+        result: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "detection"}
         if self.error is not None:
-            return figures | {"error": self.error}
-        objects = [asdict(found) | {"box": list(found.box)} for found in self.objects]
-        return figures | {"width": self.width, "height": self.height, "objects": objects}
+            return result | {"error": self.error}
+        objects = [asdict(detection) | {"box": list(detection.box)} for detection in self.objects]
+        return result | {"width": self.width, "height": self.height, "objects": objects}
 
     def draw(self, target: Path) -> None:
-        """Write the image with boxes, masks, names and scores on it, as PNG; what was surest lies on top."""
+        """Write the image with boxes, masks, names and scores on it, as PNG; objects with a higher score are drawn on top."""
         image = open_image(self.source)
         colours = [colour_of(number) for number in range(len(self.objects))]
         order = range(len(self.objects) - 1, -1, -1)
@@ -78,20 +78,20 @@ class DetectionPrediction:
         pen = ImageDraw.Draw(image)
         font, size = font_for(image, 40, smallest=10)
         for i in order:
-            found = self.objects[i]
-            pen.rectangle(found.box, outline=colours[i], width=max(1, size // 8))
-            _label(pen, f"{found.name} {found.score:.0%}", found.box, colours[i], font, image.width)
+            detection = self.objects[i]
+            pen.rectangle(detection.box, outline=colours[i], width=max(1, size // 8))
+            _label(pen, f"{detection.name} {detection.score:.0%}", detection.box, colours[i], font, image.width)
         save_png(image, target)
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-    """Return a strong colour, far from those of the numbers before it (hues by the golden section)."""
+    """Return a saturated colour that differs from those of the preceding numbers (hues by the golden ratio)."""
     red, green, blue = colorsys.hsv_to_rgb((0.61803 * number) % 1.0, 0.85, 0.95)
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
 def _label(pen: ImageDraw.ImageDraw, text: str, box: Box, colour: tuple[int, int, int], font: Any, room: int) -> None:
-    """Write on a band over the upper edge of a box, or within where there is no room; ``room`` is the image's width."""
+    """Write text on a band above a box, or inside it at the top of the image; ``room`` is the width of the image."""
     left, top, right, bottom = pen.textbbox((0, 0), printable(text), font=font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0, min(box[0], room - width))
@@ -104,7 +104,14 @@ def _label(pen: ImageDraw.ImageDraw, text: str, box: Box, colour: tuple[int, int
 def predict(
     trained: Trained, images: Sequence[ImageSource], *, score_threshold: float, device: torch.device
 ) -> Iterator[DetectionPrediction]:
-    """Yield what is found in every image, in order, each at its own size; objects below the score are left out."""
+    """Yield the objects of every image, in order, in its own pixels.
+
+    Args:
+        trained: the detector.
+        images: the images, or paths of their files.
+        score_threshold: objects with a lower score are left out.
+        device: where the model computes.
+    """
     model = trained.prepared(device)
     for source in images:
         try:
@@ -121,13 +128,13 @@ def _predict_one(
     trained: Trained, model: torch.nn.Module, source: ImageSource, score_threshold: float, device: torch.device
 ) -> DetectionPrediction:
     image = open_image(source)
-    (found,) = model([to_tensor(image).to(device)])
-    sure = found["scores"] >= score_threshold
-    kept = {key: value[sure].float().cpu() for key, value in found.items()}
+    (detection,) = model([to_tensor(image).to(device)])
+    is_confident = detection["scores"] >= score_threshold
+    kept = {key: value[is_confident].float().cpu() for key, value in detection.items()}
     masks = paste_masks(kept["masks"], kept["boxes"], (image.height, image.width)).numpy()
     columns = (kept[key].tolist() for key in ("labels", "scores", "boxes"))
     objects = tuple(
-        Found(trained.info.class_names[int(label) - 1], int(label) - 1, score, tuple(box), encode_mask(mask))
+        Detection(trained.info.class_names[int(label) - 1], int(label) - 1, score, tuple(box), encode_mask(mask))
         for mask, label, score, box in zip(masks, *columns, strict=True)
     )
     return DetectionPrediction(source, image.width, image.height, objects)

@@ -1,4 +1,4 @@
-"""What a trained segmenter says of images: a label map, the same drawn over the image, and the share of each class."""
+"""Predictions of a trained segmenter: label map, overlay on the image, and the share of each class. H W rows and columns."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from stvit_cli.tasks.segmentation.task import inferer, section_of
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import printable
 
-NUM_SAID = 5
-"""Of the classes in an image, so many are named on the command line."""
+NUM_IN_SUMMARY = 5
+"""The largest number of classes in a summary."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """A class in an image: its number in label maps, how many pixels have it and which share of all that is."""
+class ClassShare:
+    """A class in an image: its number in label maps, its pixels and their share of all pixels."""
 
     name: str
     number: int
@@ -39,11 +39,11 @@ class Share:
 
 @dataclass(frozen=True)
 class SegmentationPrediction:
-    """The numbers of an image's pixels, (H, W), as label maps of the training data have them; or why it could not be read."""
+    """The label map of an image (H, W), with the numbers of the training data; or the reason why there is none."""
 
     source: ImageSource
     numbers: NDArray[np.uint16] | None = None
-    shares: tuple[Share, ...] = ()
+    shares: tuple[ClassShare, ...] = ()
     error: str | None = None
     is_unanswered: bool = False
     """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
@@ -54,35 +54,35 @@ class SegmentationPrediction:
         return image_path(self.source)
 
     def summary(self) -> str:
-        """Say in a line what was found, the largest first."""
-        said = [f"{found.name} {found.share:.1%}" for found in self.shares[:NUM_SAID]]
-        return ", ".join(said + (["..."] if len(self.shares) > NUM_SAID else []))
+        """Return the classes with the largest shares in one line."""
+        texts = [f"{entry.name} {entry.share:.1%}" for entry in self.shares[:NUM_IN_SUMMARY]]
+        return ", ".join(texts + (["..."] if len(self.shares) > NUM_IN_SUMMARY else []))
 
     def to_dict(self) -> dict[str, Any]:
-        figures: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "segmentation"}
+        result: dict[str, Any] = {"file": None if self.path is None else str(self.path), "task": "segmentation"}
         if self.numbers is None:
-            return figures | {"error": self.error}
+            return result | {"error": self.error}
         height, width = self.numbers.shape
-        return figures | {"width": width, "height": height, "classes": [asdict(found) for found in self.shares]}
+        return result | {"width": width, "height": height, "classes": [asdict(entry) for entry in self.shares]}
 
     def draw(self, target: Path) -> None:
-        """Write the image under the colours of its classes, with a legend, as PNG, and beside it ``NAME-labels.png``.
+        """Write the image with an overlay of its classes and a legend as PNG, and the label map as ``NAME-labels.png``.
 
-        That is the label map, with a palette of the same colours; or in 16-bit grey, where a number is above 255.
+        The label map has a palette of the same colours; it is 16-bit grey where a number is above 255.
         """
         assert self.numbers is not None
-        beside = target.with_name(f"{target.stem}-labels.png")
+        labels_path = target.with_name(f"{target.stem}-labels.png")
         if self.numbers.max() > 255:
-            save_png(Image.fromarray(self.numbers), beside)
+            save_png(Image.fromarray(self.numbers), labels_path)
         else:
             labels = Image.fromarray(self.numbers.astype(np.uint8), mode="P")
             labels.putpalette([channel for number in range(256) for channel in colour_of(number)])
-            save_png(labels, beside)
+            save_png(labels, labels_path)
         save_png(_with_legend(_overlay(open_image(self.source), self.numbers, self.shares), self.shares), target)
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-    """Return the colour of a number: hues by the golden section, in three strengths; 0 is black."""
+    """Return the colour of a class number: hues by the golden ratio at three saturations; 0 is black."""
     if number == 0:
         return 0, 0, 0
     saturation, value = ((0.85, 0.95), (0.55, 0.75), (0.95, 0.6))[number % 3]
@@ -91,7 +91,13 @@ def colour_of(number: int) -> tuple[int, int, int]:
 
 
 def predict(trained: Trained, images: Sequence[ImageSource], *, device: torch.device) -> Iterator[SegmentationPrediction]:
-    """Yield the label map of every image at its own size, in order, as the evaluation of the training makes it."""
+    """Yield the label map of every image at its own size, in order, with the settings of the model's evaluation.
+
+    Args:
+        trained: the segmenter.
+        images: the images, or paths of their files.
+        device: where the model computes.
+    """
     info, section = trained.info, section_of(trained.info)
     transform = eval_transform(
         info.mean, info.std, max_size=section.max_size, scales=section.eval_scales, interpolation=info.interpolation
@@ -121,33 +127,33 @@ def _predict_one(
     numbers_of_classes = class_numbers(len(section.class_names), section.reduce_zero_label, section.label_values)
     pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()
     shares = [
-        Share(name, numbers_of_classes[index], count, count / classes.numel())
+        ClassShare(name, numbers_of_classes[index], count, count / classes.numel())
         for index, (name, count) in enumerate(zip(info.class_names, pixels, strict=True))
         if count
     ]
     numbers = np.array(numbers_of_classes, dtype=np.uint16)[classes.cpu().numpy()]
-    return SegmentationPrediction(source, numbers, tuple(sorted(shares, key=lambda found: -found.pixels)))
+    return SegmentationPrediction(source, numbers, tuple(sorted(shares, key=lambda entry: -entry.pixels)))
 
 
-def _overlay(image: Image.Image, numbers: NDArray[np.uint16], shares: Sequence[Share]) -> Image.Image:
-    """Return the image, half under the colours of its classes."""
+def _overlay(image: Image.Image, numbers: NDArray[np.uint16], shares: Sequence[ClassShare]) -> Image.Image:
+    """Return the image blended with the colours of its classes."""
     colours = np.zeros((int(numbers.max()) + 1, 3), dtype=np.float32)
-    for found in shares:
-        colours[found.number] = colour_of(found.number)
+    for entry in shares:
+        colours[entry.number] = colour_of(entry.number)
     return Image.fromarray((0.5 * np.asarray(image, dtype=np.float32) + 0.5 * colours[numbers]).astype(np.uint8))
 
 
-def _with_legend(image: Image.Image, shares: Sequence[Share]) -> Image.Image:
-    """Return the image with the names, colours and shares of its classes to the right of it, the largest on top."""
+def _with_legend(image: Image.Image, shares: Sequence[ClassShare]) -> Image.Image:
+    """Return the image with a legend on its right: names, colours and shares, in descending order."""
     size = max(11, min(image.height // 24, 20))
     font, line = ImageFont.load_default(size), int(1.5 * size)
-    texts = [printable(f"{found.name}  {found.share:.1%}") for found in shares]
+    texts = [printable(f"{entry.name}  {entry.share:.1%}") for entry in shares]
     width = 2 * line + int(max(font.getlength(text) for text in texts))
     canvas = Image.new("RGB", (image.width + width, max(image.height, line * len(texts) + line // 2)), "white")
     canvas.paste(image)
     pen = ImageDraw.Draw(canvas)
-    for row, (found, text) in enumerate(zip(shares, texts, strict=True)):
+    for row, (entry, text) in enumerate(zip(shares, texts, strict=True)):
         left, top = image.width + line // 2, line // 4 + row * line
-        pen.rectangle((left, top + 2, left + size, top + 2 + size), fill=colour_of(found.number))
+        pen.rectangle((left, top + 2, left + size, top + 2 + size), fill=colour_of(entry.number))
         write_text(pen, (left + line, top), text, "black", font)
     return canvas

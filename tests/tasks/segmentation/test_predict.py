@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stvit_cli.data.shapes import write_ade20k_tree
-from stvit_cli.tasks.segmentation.predict import SegmentationPrediction, Share, colour_of
+from stvit_cli.tasks.segmentation.predict import ClassShare, SegmentationPrediction, colour_of
 
 WORDS = [
     *("data.kind=ade20k", "data.image_size=64", "data.num_workers=0", "schedule.steps=2", "schedule.warmup_steps=0"),
@@ -121,7 +121,7 @@ def test_numbers_beyond_a_palette(tmp_path: Path) -> None:
     Image.new("RGB", (4, 3), "white").save(tmp_path / "white.png")
     numbers = np.full((3, 4), 300, dtype=np.uint16)
     numbers[0, 0] = 0
-    shares = (Share("many", 300, 11, 11 / 12), Share("void", 0, 1, 1 / 12))
+    shares = (ClassShare("many", 300, 11, 11 / 12), ClassShare("void", 0, 1, 1 / 12))
     SegmentationPrediction(tmp_path / "white.png", numbers, shares).draw(tmp_path / "new" / "drawn.png")
     with Image.open(tmp_path / "new" / "drawn-labels.png") as label_map:
         assert np.array_equal(np.array(label_map), numbers)
