@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stvit_cli.utils.after_import import call_after_import
+
 if TYPE_CHECKING:
     from stvit_cli.api import (
         DryRunResult,
@@ -80,6 +82,10 @@ _MODULES = {
     "train": "api",
     "use_kernels": "models.kernels",
 }
+
+
+# stvit_small and the others are in timm's registry whenever timm is imported, which takes seconds and is not done here.
+call_after_import("timm.models", lambda: importlib.import_module("stvit_cli.models.timm_registry"))
 
 
 def __getattr__(name: str) -> Any:

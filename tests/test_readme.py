@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from stvit_cli import WeightsInfo, create_model, save_weights
 from stvit_cli.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -17,6 +19,11 @@ COMMANDS = sorted({line.split("  #")[0].strip() for line in re.split(r"\n|&&", S
 def test_the_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert len(PYTHON) >= 3
+    # What a reader has by then: the run of the quickstart, and one of its samples.
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    info = WeightsInfo("stvit-nano", num_classes=10)
+    save_weights(tmp_path / "runs" / "quickstart" / "best.safetensors", create_model("stvit-nano", 10), info)
+    shutil.copy(Path(__file__).parent / "images" / "digit-3.png", tmp_path)
     for snippet in PYTHON:
         exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
 

@@ -1,7 +1,10 @@
-"""STViT in timm's registry: ``timm.create_model("stvit_small")`` after ``import stvit_cli.models``.
+"""STViT in timm's registry: ``timm.create_model("stvit_small")`` after ``import stvit_cli``.
 
 The names follow timm (`stvit_small`, `stvit_base`, `stvit_large`, `stvit_nano`); the arguments are those of `STViT`, and all that
 timm itself takes: ``features_only``, ``out_indices``, ``pretrained_cfg``, ``checkpoint_path``. There are no weights to download.
+
+`stvit_cli` imports this module together with timm, whichever of the two is imported first. At module level it imports nothing of
+the package, so that it can be imported while any other module of the package is.
 """
 
 from __future__ import annotations
@@ -12,10 +15,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
 
-from stvit_cli.models.layers import BatchNorm2d
-from stvit_cli.models.stvit import VARIANTS, STViT
-from stvit_cli.models.super_token import SuperTokenAttention
-from stvit_cli.models.weights.authors_checkpoint import rename_keys
+from stvit_cli.errors import UserError
 
 __all__ = ["stvit_base", "stvit_large", "stvit_nano", "stvit_small"]
 
@@ -50,17 +50,34 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-# Their code depends on sizes, which torch.fx cannot trace symbolically: each is a leaf.
-for _module in (SuperTokenAttention, BatchNorm2d):
-    register_notrace_module(_module)
+
+def register_leaf_modules() -> None:
+    """Make leaves of the modules whose code depends on sizes, which torch.fx cannot trace symbolically."""
+    from stvit_cli.models.layers import BatchNorm2d
+    from stvit_cli.models.super_token import SuperTokenAttention
+
+    for module in (SuperTokenAttention, BatchNorm2d):
+        register_notrace_module(module)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename the keys of a published checkpoint; timm calls it on every checkpoint that it reads."""
+    from stvit_cli.models.weights.authors_checkpoint import rename_keys
+
     return rename_keys(state_dict)[0]
 
 
 def _create(name: str, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    from stvit_cli.models.stvit import VARIANTS, STViT
+
+    has_source = kwargs.get("pretrained_cfg_overlay") or not isinstance(kwargs.get("pretrained_cfg"), str | None)
+    if pretrained and not has_source:
+        raise UserError(
+            f"{variant}: there are no pretrained weights to download. The authors publish theirs at https://github.com/hhb072/STViT\n"
+            f"Download a file and load it: stvit_cli.load_weights(model, FILE), or "
+            f'timm.create_model("{variant}", checkpoint_path=FILE).'
+        )
+    register_leaf_modules()
     return build_model_with_cfg(
         partial(STViT, VARIANTS[name]),
         variant,

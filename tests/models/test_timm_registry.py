@@ -13,7 +13,6 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-import stvit_cli.models  # noqa: F401 (for the registration)
 from stvit_cli import create_model
 from stvit_cli.models.stvit import STViT
 from stvit_cli.models.weights.file import WeightsInfo, save_weights

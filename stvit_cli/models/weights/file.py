@@ -40,6 +40,7 @@ __all__ = [
 METADATA_KEY = "stvit"  # the only one: the format writes several in no fixed order
 CHECKSUM = re.compile(r',"crc32":"([0-9a-f]{8})"}$')  # the end of the description
 HEAD = ("head.weight", "head.bias")
+_FLATTENED = re.compile(r"\b(stem|stages)_(\d+)\.")
 # The data types of the format that the checks below can read; others (F8, complex) are refused before they are read.
 READABLE = frozenset({"F16", "BF16", "F32", "F64", "I64"})
 
@@ -203,7 +204,8 @@ def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: 
     """Load a weights file into a model. Everything is checked before the first weight changes.
 
     Args:
-        model: the model to load into.
+        model: the model to load into; also a model with an STViT inside, such as one of timm's with ``features_only``, or a
+            network of segmentation-models-pytorch, whose other weights stay as they are.
         path: a weights file, or what `read_weights` returned.
         new_head: keep the classifier of ``model`` if it has another size, and adapt the stem to another number of channels (the
             kernels are repeated and scaled, as in timm).
@@ -245,18 +247,22 @@ def match_weights(model: nn.Module, file: WeightsFile, *, new_head: bool = False
 
 def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[str, Tensor], LoadReport]:
     """Return the tensors of the file as the model needs them, and the report on every key."""
-    state_dict, own = dict(file.state_dict), model.state_dict()
+    own = model.state_dict()
+    names = _names_in_model(own, file.state_dict)
+    head, stem = [names.get(name, name) for name in HEAD], names.get(published.STEM_WEIGHT, published.STEM_WEIGHT)
+    state_dict = {names.get(name, name): tensor for name, tensor in file.state_dict.items()}
     reset: list[str] = []
     adapted: list[str] = []
     if new_head:
-        adapted = _fit_stem(state_dict, own)
-        reset = [name for name in HEAD if name in own and (name not in state_dict or own[name].shape != state_dict[name].shape)]
+        adapted = _fit_stem(state_dict, own, stem)
+        reset = [name for name in head if name in own and (name not in state_dict or own[name].shape != state_dict[name].shape)]
         for name in reset:
             state_dict.pop(name, None)
     common = [name for name in own if name in state_dict]
     wrong = [name for name in common if own[name].shape != state_dict[name].shape]
-    if len(common) < len(own) // 2 or set(wrong) - {*HEAD, published.STEM_WEIGHT}:
-        fits = f"{len(common) - len(wrong)} of its {len(own)} tensors are in the file with the same shape"
+    expected = len(names) or len(own)  # of a larger model only the backbone is expected
+    if len(common) < expected // 2 or set(wrong) - {*head, stem}:
+        fits = f"{len(common) - len(wrong)} of its {expected} tensors are in the file with the same shape"
         raise UserError(f"{file.path}: these are not the weights of this model: {fits}.{_what(file)}")
     if wrong:
         name = wrong[0]
@@ -281,9 +287,23 @@ def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[
     )
 
 
-def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+def _names_in_model(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the model's names of a backbone that is wrapped, by its own names; empty for a model with the names of the file.
+
+    timm's ``features_only`` flattens ``stages.0`` to ``stages_0``; DistributedDataParallel, torchvision's FPN and
+    segmentation-models-pytorch put a prefix in front, beside the names of a decoder.
+    """
+    if published.STEM_WEIGHT not in state_dict or published.STEM_WEIGHT in own:
+        return {}
+    plain = {_FLATTENED.sub(r"\1.\2.", name): name for name in own}
+    prefixes = [name.removesuffix(published.STEM_WEIGHT) for name in plain if name.endswith(published.STEM_WEIGHT)]
+    if len(prefixes) != 1:
+        return {}
+    return {name.removeprefix(prefixes[0]): key for name, key in plain.items() if name.startswith(prefixes[0])}
+
+
+def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor], name: str) -> list[str]:
     """Adapt the first kernel of the stem from three channels to those of the model; return its key if that was needed."""
-    name = published.STEM_WEIGHT
     if name not in state_dict or name not in own or state_dict[name].ndim != own[name].ndim:
         return []
     if state_dict[name].shape[1] != 3 or own[name].shape[1] == 3:
