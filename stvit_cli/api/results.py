@@ -38,6 +38,7 @@ class DryRunResult:
         data_wait: fraction of the step spent waiting for data.
         expected_seconds: of the training, without its evaluations.
         data_problems: what looks wrong with the data.
+        summary: lines that say all of this.
     """
 
     global_batch_size: int
@@ -57,10 +58,11 @@ class DryRunResult:
     expected_seconds: float
     notes: Sequence[str]
     data_problems: Sequence[str]
+    summary: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as `stvit train --dry-run --json` writes them."""
-        return asdict(self)
+        """Return the fields but the summary, as `stvit train --dry-run --json` writes them."""
+        return {name: value for name, value in asdict(self).items() if name != "summary"}
 
 
 @dataclass(frozen=True)

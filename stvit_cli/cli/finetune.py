@@ -11,7 +11,7 @@ from stvit_cli import api
 from stvit_cli.api.overrides import as_words
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides
-from stvit_cli.cli.output import print_next_commands, reporting
+from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
 
 
 @app.command()
@@ -35,7 +35,7 @@ def finetune(
     given = as_words(overrides or (), model, data)
     with reporting(json_file) as report:
         if dry_run:
-            report(api.dry_run(recipe, given, weights=weights).to_dict())
+            report_dry_run(api.dry_run(recipe, given, weights=weights), report)
             return
         result = api.train(recipe, given, output=output, weights=weights)
         report(result.to_dict())

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -19,6 +19,9 @@ from stvit_cli.utils import strict_json
 from stvit_cli.utils.environment import is_main_process
 from stvit_cli.utils.files import reason_of, replace_file, try_file
 from stvit_cli.utils.text import printable, shell_command
+
+if TYPE_CHECKING:
+    from stvit_cli.api.results import DryRunResult
 
 
 @contextlib.contextmanager
@@ -55,6 +58,13 @@ def echo(*lines: str, err: bool = False) -> None:
     """
     for line in lines:
         print(printable(line), file=sys.stderr if err else sys.stdout)
+
+
+def report_dry_run(result: DryRunResult, report: Callable[[Any], None]) -> None:
+    """Print what a run would be, and hand it to ``report``; of several processes only the first does."""
+    if is_main_process():
+        echo(*result.summary)
+    report(result.to_dict())
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:

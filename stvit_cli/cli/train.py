@@ -11,7 +11,7 @@ from stvit_cli import api
 from stvit_cli.api.overrides import as_words
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName
-from stvit_cli.cli.output import print_next_commands, reporting
+from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 
@@ -59,7 +59,7 @@ def train(
         raise UserError(f"Which recipe? Give --recipe NAME (one of {shipped}) or --resume RUN_DIR.")
     with reporting(json_file) as report:
         if dry_run:
-            report(api.dry_run(recipe, given, weights=weights, resume=resume, from_step=from_step).to_dict())
+            report_dry_run(api.dry_run(recipe, given, weights=weights, resume=resume, from_step=from_step), report)
             return
         if resume is not None:
             result = api.resume(resume, given, recipe=recipe, from_step=from_step, output=output)

@@ -18,14 +18,20 @@ from stvit_cli.engine.step import TrainStep
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Task
 from stvit_cli.utils.machine_failures import machine_failures_explained
-from stvit_cli.utils.text import printable
 
 # A first step pays for what later ones have ready; where it was quick, a second one is timed instead.
 QUICK_SECONDS = 30.0
 
 
 def dry_run(task: Task, recipe: Recipe) -> dict[str, Any]:
-    """Build the run, take one real step (two where they are quick), print what the run would be and return the figures.
+    """Build the run and take one real training step (two where the first was quick); write nothing.
+
+    Args:
+        task: the task, built from the recipe.
+        recipe: the settings of the run.
+
+    Returns:
+        The fields of `api.results.DryRunResult`.
 
     Raises:
         UserError: what would end the run at its start.
@@ -34,10 +40,8 @@ def dry_run(task: Task, recipe: Recipe) -> dict[str, Any]:
         with machine_failures_explained(LESS_MEMORY):
             session = build_session(task, recipe, world)
         with explained(session, None):
-            figures = _measure(session)
-        if world.is_main:
-            print("\n".join(printable(line) for line in _lines(session, figures)))
-    return figures
+            measured = _measure(session)
+        return measured | {"summary": _summary(session, measured)}
 
 
 def _measure(session: Session) -> dict[str, Any]:
@@ -84,19 +88,19 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _lines(session: Session, figures: dict[str, Any]) -> list[str]:
+def _summary(session: Session, measured: dict[str, Any]) -> list[str]:
     schedule, timeline = session.recipe.schedule, session.timeline
-    rates = ", ".join(f"{lr:.3g} in epoch {int(epoch) + 1}" for epoch, lr in figures["lr_by_epoch"].items())
+    rates = ", ".join(f"{lr:.3g} in epoch {int(epoch) + 1}" for epoch, lr in measured["lr_by_epoch"].items())
     return [
         f"batch       {session.plan}",
         f"schedule    {timeline.num_steps} steps, {timeline.steps_per_epoch} an epoch, {timeline.epoch(timeline.num_steps):g} "
         f"epochs; evaluated every {timeline.eval_every} steps",
         f"rate        {schedule.kind}: {rates}",
-        f"parameters  {figures['params']:,}, of which {figures['params_trained']:,} are trained",
-        f"memory      {figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {session.world.device}",
-        f"speed       {figures['images_per_second']:.1f} images/s, {figures['data_wait']:.0%} of the time waiting for data; "
-        f"loss {figures['loss']:.4f}",
-        f"time        about {duration(figures['expected_seconds'])} without evaluations, judged by one step",
-        *(f"note        {note}" for note in figures["notes"]),
-        *(f"data        {problem}" for problem in figures["data_problems"] or ["nothing wrong was found"]),
+        f"parameters  {measured['params']:,}, of which {measured['params_trained']:,} are trained",
+        f"memory      {measured['peak_memory_bytes'] / 2**30:.2f} GiB at most on {session.world.device}",
+        f"speed       {measured['images_per_second']:.1f} images/s, {measured['data_wait']:.0%} of the time waiting for data; "
+        f"loss {measured['loss']:.4f}",
+        f"time        about {duration(measured['expected_seconds'])} without evaluations, judged by one step",
+        *(f"note        {note}" for note in measured["notes"]),
+        *(f"data        {problem}" for problem in measured["data_problems"] or ["nothing wrong was found"]),
     ]
