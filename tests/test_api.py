@@ -171,6 +171,20 @@ def test_every_public_name_is_there() -> None:
     assert set(dir(stvit_cli)) >= {"train", "load"}
 
 
-def test_importing_the_package_and_its_api_imports_no_torch() -> None:
-    code = "import sys, stvit_cli, stvit_cli.api; sys.exit(bool({'torch', 'timm', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize("code", ["import stvit_cli, stvit_cli.api", "from stvit_cli.cli import main; main(['--help'])"])
+def test_importing_the_package_and_the_help_wait_for_no_library(code: str) -> None:
+    code += "; import sys; sys.exit(bool({'torch', 'timm', 'numpy', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_messages_name_arguments_in_python_and_options_on_the_command_line(
+    stvit, run: stvit_cli.TrainingResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(stvit_cli.UserError, match="add from_step=N") as raised:
+        stvit_cli.resume(run.run_dir, {"optim.lr": 0.5})
+    assert "--from-step" not in str(raised.value)
+    assert "add --from-step N" in stvit("train", "--resume", run.run_dir, "optim.lr=0.5").err
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(stvit_cli.UserError, match="output=DIR"):
+        stvit_cli.train("quickstart")

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 
 from stvit_cli.errors import UserError
-from stvit_cli.recipe.yaml import flow
 
 Overrides = Mapping[str, object] | Sequence[str]
 """Recipe keys to set: ``{"optim.lr": 1e-3}``, or ``["optim.lr=1e-3"]`` as on the command line."""
@@ -14,6 +13,8 @@ Overrides = Mapping[str, object] | Sequence[str]
 
 def as_words(overrides: Overrides, model: str | None = None, data: str | os.PathLike[str] | None = None) -> list[str]:
     """Return overrides as ``key=value`` texts, after those that ``model`` and ``data`` stand for."""
+    from stvit_cli.recipe.yaml import flow
+
     given = {"model.name": model, "data.dir": None if data is None else str(data)}
     words = [f"{key}={flow(value)}" for key, value in given.items() if value is not None]
     if isinstance(overrides, Mapping):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, overload
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.results import EvaluationResult, ExportResult
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process
 from stvit_cli.utils.files import require_new_file
 
@@ -136,7 +135,7 @@ class TrainedModel:
         if precision not in PRECISIONS:
             raise UserError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}.")
         if target.suffix == ".onnx" and precision != "fp32":
-            raise UserError(f"precision={precision}: an .onnx file is written in fp32; half precision is for .safetensors.")
+            raise UserError(f"precision {precision}: an .onnx file is written in fp32; half precision is for .safetensors.")
         details = (
             export_onnx(self._trained, target) if target.suffix == ".onnx" else export_weights(self._trained, target, precision)
         )
@@ -217,6 +216,8 @@ def evaluate(
     Raises:
         UserError: no model or no data there, or the data have classes that the model does not know.
     """
+    from stvit_cli.recipe import io as recipe_io
+
     path = Path(run_or_weights)
     if not path.is_dir() and data is not None:
         return load(path, model).evaluate(data, overrides)

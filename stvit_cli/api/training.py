@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.results import DryRunResult, TrainingResult
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import Recipe
-from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process, require_group, restart_count, world_size
 from stvit_cli.utils.text import file_name
 
 if TYPE_CHECKING:
     from stvit_cli.engine.branch import Branch
+    from stvit_cli.recipe import Recipe
     from stvit_cli.tasks import Task
 
 AnyPath = str | os.PathLike[str]
@@ -151,6 +150,8 @@ def new_run_dir(output: AnyPath | None, name: str) -> Iterator[Path]:
 
 
 def _recipe(recipe: AnyPath, overrides: Overrides, model: str | None = None, data: AnyPath | None = None) -> Recipe:
+    from stvit_cli.recipe import io as recipe_io
+
     name = recipe if isinstance(recipe, str) else Path(recipe)
     return recipe_io.with_absolute_paths(recipe_io.load(name, as_words(overrides, model, data)))
 
@@ -159,6 +160,7 @@ def _saved_recipe(run_dir: Path, recipe: AnyPath | None, overrides: Overrides, *
     """Return the recipe to resume a run by. Raises UserError where it is another one, or the run is in use."""
     from stvit_cli.engine.run_dir import RunDir
     from stvit_cli.engine.run_lock import require_unlocked
+    from stvit_cli.recipe import io as recipe_io
 
     saved = RunDir(run_dir)
     saved.require_run()
@@ -174,6 +176,7 @@ def _branch(run_dir: Path, step: int, recipe: AnyPath | None, overrides: Overrid
     """Return the recipe of a new run from a checkpoint, and that checkpoint. Raises UserError where there is none."""
     from stvit_cli.engine.branch import Branch
     from stvit_cli.engine.run_dir import RunDir
+    from stvit_cli.recipe import io as recipe_io
 
     branch = Branch(run_dir, step)
     branch.require()
@@ -187,6 +190,8 @@ def _with_data_of(own: Path, recipe: Recipe, words: list[str]) -> Recipe:
 
     A shipped recipe names none, and a relative one of a file would be another folder here.
     """
+    from stvit_cli.recipe import io as recipe_io
+
     if any(word.partition("=")[0].strip() == "data.dir" for word in words):
         return recipe
     folder = recipe_io.load(own).data.dir

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import re
 import signal
 import sys
 import traceback
@@ -40,6 +41,9 @@ _LESS_MEMORY = {
     "visualize-associations": "a smaller --image-size",
 }
 """What makes a command need less memory; said where it runs out."""
+
+_ARGUMENT = re.compile(r"(?<![\w.=/-])(data|from_step|output|weights)=(?=(?:DIR|FILE|N)\b)")
+"""An argument as messages of the lower rooms name it: ``output=DIR``."""
 
 app = typer.Typer(name="stvit", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -124,8 +128,10 @@ def _expand_home(word: str) -> str:
 def _complain(message: str, words: Sequence[str]) -> int:
     """Print what is wrong. Control characters, such as those of a file's name, are shown and not obeyed.
 
-    The lines of a message are its own, but for those in a word of the command line.
+    The lines of a message are its own, but for those in a word of the command line. Arguments that a message names as in Python
+    become options.
     """
+    message = _ARGUMENT.sub(lambda match: f"--{match[1].replace('_', '-')} ", message)
     for word in words:
         message = message.replace(word, printable(word)) if "\n" in word else message
     shown = printable(message, keep="\n")

@@ -10,8 +10,15 @@ import typer
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, reporting
-from stvit_cli.recipe.field_types import MAX_SIDE
 from stvit_cli.utils.files import require_new_file
+
+
+def _at_most_max_side(side: int | None) -> int | None:
+    from stvit_cli.recipe.field_types import MAX_SIDE
+
+    if side is not None and side > MAX_SIDE:
+        raise typer.BadParameter(f"{side} is not in the range 32<=x<={MAX_SIDE}.")
+    return side
 
 
 @app.command()
@@ -23,7 +30,8 @@ def convert(
         typer.Option("--from", metavar="KEY", help="The weights to take of a checkpoint with several, such as model_ema."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(metavar="N", min=32, max=MAX_SIDE, help="Side of the images: the shapes tell no size.")
+        int | None,
+        typer.Option(metavar="N", min=32, callback=_at_most_max_side, help="Side of the images: the shapes tell no size."),
     ] = None,
     json_file: Json = None,
 ) -> None:

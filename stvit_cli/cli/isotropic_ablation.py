@@ -13,14 +13,13 @@ from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, Json, Output, Overrides, RecipeName
 from stvit_cli.cli.output import command, echo, print_table, reporting
 from stvit_cli.errors import Interrupted, UserError
-from stvit_cli.recipe import Recipe
-from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process, require_group
 from stvit_cli.utils.files import require_writable_folder
 
 if TYPE_CHECKING:
     from stvit_cli.analysis.ablation.report import Report
     from stvit_cli.analysis.ablation.runs import Ablation
+    from stvit_cli.recipe import Recipe
 
 ALL_ROWS = tuple(range(1, 8))
 
@@ -62,6 +61,8 @@ def isotropic_ablation(
             output = resume
             result = _train(reopen(resume, given, numbers, seeds), parallel)
         elif recipe is not None:
+            from stvit_cli.recipe import io as recipe_io
+
             result, output = _train_anew(recipe_io.load(recipe, given), output, numbers, seeds, parallel)
         elif given or rows or seeds:
             raise UserError(

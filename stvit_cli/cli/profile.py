@@ -10,7 +10,6 @@ from stvit_cli.cli import app
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import io as recipe_io
 
 COLUMNS = ["model", "parameters", "paper", "difference", "FLOPs", "paper", "difference", "by operator"]
 SPEED_COLUMNS = ["model", "images/s", "slowest", "fastest", "ratio", "ms/image", "peak memory", "share of peak", "layout"]
@@ -107,6 +106,7 @@ def _profile_all(names: list[str], size: tuple[int, int] | None, against: str) -
 
 def _profile_in_recipe(recipe: str, names: list[str], words: list[str], size: tuple[int, int] | None) -> list[dict[str, Any]]:
     from stvit_cli.analysis.cost.profile_recipe import profile_recipe
+    from stvit_cli.recipe import io as recipe_io
 
     choices = [[f"model.name={name}"] for name in names] or [[]]
     return [profile_recipe(settings, size) for settings in [recipe_io.load(recipe, [*words, *choice]) for choice in choices]]

@@ -11,9 +11,6 @@ from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, Overrides
 from stvit_cli.cli.output import command, echo, print_table, reporting
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import io as recipe_io
-from stvit_cli.recipe.files import read
-from stvit_cli.recipe.inheritance import as_single_file, read_layers
 from stvit_cli.utils.files import replace_file
 from stvit_cli.utils.text import did_you_mean
 
@@ -44,6 +41,8 @@ def list_(json_file: Json = None) -> None:
     stvit recipes list
     stvit recipes list --json -
     """
+    from stvit_cli.recipe import io as recipe_io
+
     with reporting(json_file) as report:
         loaded = [recipe_io.load(path.stem) for path in recipe_io.list_recipes()]
         print_table(["recipe", "task", "model", "what"], [[r.name, r.task, r.model.name, r.description] for r in loaded])
@@ -65,6 +64,9 @@ def show(
     stvit recipes show deit300 --full
     stvit recipes show deit300 model.name=stvit-b optim.lr=5e-4
     """
+    from stvit_cli.recipe import io as recipe_io
+    from stvit_cli.recipe.inheritance import as_single_file
+
     recipe, layers, _ = recipe_io.resolve(name, overrides or ())
     if full or overrides:
         _print_text(recipe_io.dump(recipe, only_changes=not full, explain=full))
@@ -86,6 +88,10 @@ def copy(
     \b
     stvit recipes copy quickstart mine.yaml
     """
+    from stvit_cli.recipe import io as recipe_io
+    from stvit_cli.recipe.files import read
+    from stvit_cli.recipe.inheritance import as_single_file, read_layers
+
     source = recipe_io.find(name)
     target = destination / source.name if destination.is_dir() else destination
     if target.suffix not in (".yaml", ".yml"):
@@ -109,6 +115,8 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
     stvit recipes check mine.yaml
     stvit recipes check mine.yaml optim.lr=5e-4
     """
+    from stvit_cli.recipe import io as recipe_io
+
     recipe, layers, renamed = recipe_io.resolve(name, overrides or ())
     from stvit_cli.models import list_models
 

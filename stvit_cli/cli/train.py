@@ -13,7 +13,6 @@ from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName
 from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import io as recipe_io
 
 
 @app.command()
@@ -55,7 +54,9 @@ def train(
             "A new run from one of its checkpoints: add --from-step N."
         )
     if resume is None and recipe is None:
-        shipped = ", ".join(path.stem for path in recipe_io.list_recipes())
+        from stvit_cli.recipe.files import list_recipes
+
+        shipped = ", ".join(path.stem for path in list_recipes())
         raise UserError(f"Which recipe? Give --recipe NAME (one of {shipped}) or --resume RUN_DIR.")
     with reporting(json_file) as report:
         if dry_run:

@@ -50,7 +50,7 @@ class Branch:
             tensors, content = checkpoint.read(self.path)
             check_alone(content["step"], tensors, content["state"])
         except DamagedError as error:
-            raise UserError(f"{self.path} is damaged: {error}.\nStart from another one: --from-step N") from error
+            raise UserError(f"{self.path} is damaged: {error}.\nStart from another one: from_step=N") from error
         return Checkpoint(self.path, content["step"], tensors, content["state"])
 
     def copy_metrics(self, target: Path, num_bytes: int, is_kept: Callable[[dict[str, Any]], bool]) -> None:
@@ -81,7 +81,7 @@ def restart_advice(recipe: Recipe, run_dir: Path | None, last_step: int) -> list
     lines = ["Where the images are sound, start a new run from a checkpoint, with settings such as:", f"  {command}"]
     if len(steps) > 1:
         earlier = first_few([str(step) for step in steps[-2::-1]])
-        lines.append(f"Earlier checkpoints, where that one is too late: --from-step {earlier}")
+        lines.append(f"Earlier checkpoints, where that one is too late: of step {earlier}")
     return lines
 
 
@@ -111,7 +111,7 @@ def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:
         what = f"{changed[0]} is another one" if changed else f"{len(differing)} tensors differ, such as {next(iter(differing))}"
         raise UserError(
             f"{source.path} does not fit the changed recipe: {what}.\n"
-            "Keep the model and its classes; or start from weights alone: --weights FILE, without --resume and --from-step."
+            "Keep the model and its classes; or start a run from weights alone: weights=FILE."
         )
     if source.step >= session.timeline.num_steps:
         raise UserError(

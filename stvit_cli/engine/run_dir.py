@@ -116,7 +116,7 @@ class RunDir:
             more = [f"  and {len(changes) - 3} more"] if len(changes) > 3 else []
             shown = [f"  {change}" for change in changes[:3]] + more
             first = f"{self.path} was started with another recipe, and a resumed run must keep it. Changed:"
-            last = "Change it back, or start a new run from one of its checkpoints: add --from-step N."
+            last = "Change it back, or start a new run from one of its checkpoints: add from_step=N."
             raise UserError("\n".join([first, *shown, last]))
 
 
@@ -126,7 +126,7 @@ def require_free(path: Path) -> None:
         raise UserError(f"{path} is a file; expected a directory for the run, new or empty.")
     names = _names(path)
     if not _is_unstarted(path, names):
-        hint = f" To resume the run in it: {shell_command('--resume', path)}" if RECIPE in names else ""
+        hint = f" To resume the run in it: {shell_command('stvit', 'train', '--resume', path)}" if RECIPE in names else ""
         raise UserError(f"{path} is not empty; expected a new or empty directory for the run.{hint}")
     require_writable_folder(path)
 

@@ -128,5 +128,5 @@ def _in_use(run_dir: Path) -> str:
         holder = f": process {int(content['pid'])} on {printable(str(content['host']))}"
     return (
         f"{run_dir} is in use by another run{holder}.\n"
-        "Wait until it ends, or stop it (Ctrl-C or SIGTERM saves its state); or give another directory: --output DIR"
+        "Wait until it ends, or stop it (Ctrl-C or SIGTERM saves its state); or give another directory: output=DIR"
     )

@@ -185,7 +185,7 @@ def test_the_advice_after_a_nan_can_be_followed(diverged: Path) -> None:
     changed = recipe_io.load(diverged / "recipe.yaml", words[6:])
     assert {change.key for change in recipe_io.difference(toy.recipe(), changed)} == {"optim.lr"}
     assert changed.optim.lr == 5e-3
-    assert "--from-step 8" in said
+    assert "of step 8" in said
 
 
 @pytest.mark.parametrize(
