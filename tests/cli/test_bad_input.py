@@ -102,7 +102,7 @@ def test_unusable_output_directory_is_refused(refused: Callable[..., str], short
     assert "file is a file; expected a directory" in refused(*train, "file")
     assert "cannot be written" in refused(*train, "/proc/run")
     assert "cannot be written" in refused(*train, "file/run")
-    assert f"To resume the run in it: --resume {shlex.quote(str(short_run))}" in refused(*train, short_run)
+    assert f"To resume the run in it: stvit train --resume {shlex.quote(str(short_run))}" in refused(*train, short_run)
     assert Path("full/notes.txt").read_text() == "mine"
 
 
