@@ -10,12 +10,15 @@ import torch
 
 from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo, save_weights
+from stvit_cli.models.weights.info import DETECTOR_KEYS
 from stvit_cli.recipe import DetectionSection, SegmentationSection
 from stvit_cli.tasks import create_from
 
 SMALL = {
     "classification": "",
-    "detection": DetectionSection(short_sides=(64,), long_side=96, channels=16, fc_dim=16).model_dump_json(),
+    "detection": DetectionSection(short_sides=(64,), long_side=96, channels=16, fc_dim=16).model_dump_json(
+        include=set(DETECTOR_KEYS)
+    ),
     "segmentation": SegmentationSection(
         class_names=("red", "blue"), max_size=(64, 64), channels=16, aux_channels=8
     ).model_dump_json(),
