@@ -69,12 +69,12 @@ def stvit(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 done; 2 the user's input is wrong (printed in a few lines); 130 after Ctrl-C and 143 after another signal. A fault of ours
+    0 done; 2 the user's input is wrong (printed in a few lines); 130 after Ctrl-C and 143 after another signal. An internal error
     is raised, so that Python prints where it happened and ends with 1.
     """
     open_standard_files()
     keep_freed_memory()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd but harmless files; what matters is said in our own words
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd but harmless files; what matters has messages of its own
     words = [_expand_home(str(word)) for word in (sys.argv[1:] if argv is None else argv)]
     with lasting_output("stderr"), guarded_output() as output, log_to_stderr():  # a message that nobody reads decides nothing
         code = _run(words, output)

@@ -31,12 +31,12 @@ def isotropic_ablation(
     rows: Annotated[
         str | None, typer.Option(metavar="4,5", help="Rows to train, such as 4,5 or 1-3; all where none is given.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Train each row with so many seeds.")] = None,
+    seeds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of seeds to train each row with.")] = None,
     parallel: Annotated[int, typer.Option(metavar="N", min=1, help="So many runs at once, each on a GPU of its own.")] = 1,
     data: Data = None,
     output: Output = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Go on with an ablation; --rows and --seeds may ask for more.")
+        Path | None, typer.Option(metavar="DIR", help="Resume an ablation; --rows and --seeds may add to it.")
     ] = None,
     json_file: Json = None,
 ) -> None:
@@ -55,7 +55,9 @@ def isotropic_ablation(
     with reporting(json_file) as report:
         if resume is not None:
             if recipe is not None or output is not None:
-                raise UserError("--resume goes on in an ablation's own folder, with its recipe; leave --recipe and --output out.")
+                raise UserError(
+                    "--resume continues in the folder of the ablation, with its recipe; leave --recipe and --output out."
+                )
             from stvit_cli.analysis.ablation.runs import reopen
 
             output = resume
@@ -115,6 +117,6 @@ def _train(ablation: Ablation, parallel: int) -> Report:
         return train(ablation, parallel)
     except Interrupted:
         if is_main_process():
-            echo("The whole ablation goes on with:", err=True)
+            echo("Resume the ablation with:", err=True)
             echo(command("stvit", "isotropic-ablation", "--resume", ablation.path), err=True)
         raise

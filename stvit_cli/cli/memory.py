@@ -1,4 +1,4 @@
-"""How a process of ours keeps its memory on a CPU."""
+"""How the process keeps freed memory on a CPU."""
 
 from __future__ import annotations
 

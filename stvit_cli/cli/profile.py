@@ -35,9 +35,9 @@ def profile(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a timed step.")] = 8,
     train: Annotated[bool, typer.Option("--train", help="Time training steps, not inference.")] = False,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the timed step.")] = "fp32",
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile: ours a block at a time, others whole.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile: built-in models block by block.")] = False,
     kernels: Annotated[
-        bool | None, typer.Option("--kernels/--no-kernels", help="Ours with our own kernels; by default on a CPU.")
+        bool | None, typer.Option("--kernels/--no-kernels", help="Built-in models with the custom kernels; by default on a CPU.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 7,
     json_file: Json = None,

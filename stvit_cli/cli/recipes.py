@@ -22,7 +22,7 @@ NameOrPath = Annotated[str, typer.Argument(help="A shipped recipe's name, or the
 
 @recipes.callback(invoke_without_command=True)
 def about(context: typer.Context) -> None:
-    """What recipes there are; a copy to edit; is mine valid.
+    """List, show, copy and check recipes.
 
     \b
     stvit recipes list

@@ -44,7 +44,7 @@ def visualize_associations(
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """Images of the super tokens and of who attends to whom.
+    """Show super tokens and attention of an image.
 
     \b
     stvit visualize-associations img.jpg --weights runs/RUN --point 320,200

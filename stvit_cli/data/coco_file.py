@@ -19,7 +19,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.text import did_you_mean, printable
 
 NUM_NAMED = 3
-"""Of what is wrong many times over, so many are named."""
+"""Number of examples that a message names of a repeated problem."""
 
 MAX_SIDE = 1_000_000
 """Height and width of an image, in pixels: pycocotools multiplies coordinates by five in 32 bits."""

@@ -57,7 +57,7 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting_output(*names: Name) -> Iterator[None]:
-    """Within the block nothing that is printed to these streams raises: work goes on where nobody reads its messages."""
+    """Within the block nothing that is printed to these streams raises: the work continues where nobody reads its messages."""
     former = {name: getattr(sys, name) for name in names}
     for name, stream in former.items():
         if not isinstance(stream, Lasting):
