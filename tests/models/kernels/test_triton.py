@@ -18,8 +18,18 @@ def run_python(*arguments: str, **environment: str) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
+KERNEL_TESTS = str(Path(__file__).with_name("test_kernels.py"))
+MINUTES = "70-size0 or compiled_graph"
+"""What takes a minute of the interpreter; the same width runs at a smaller size."""
+
+
 def test_interpreted_kernels_agree_with_the_eager_form() -> None:
-    run_python("-m", "pytest", "-q", str(Path(__file__).with_name("test_kernels.py")), TRITON_INTERPRET="1")
+    run_python("-m", "pytest", "-q", KERNEL_TESTS, "-k", f"not ({MINUTES})", TRITON_INTERPRET="1")
+
+
+@pytest.mark.slow
+def test_interpreted_kernels_agree_at_larger_sizes() -> None:
+    run_python("-m", "pytest", "-q", KERNEL_TESTS, "-k", MINUTES, TRITON_INTERPRET="1")
 
 
 COMPILE = """
