@@ -9,7 +9,6 @@ from typing import Any
 
 from stvit_cli import engine, tasks
 from stvit_cli.engine.distributed import pick_device
-from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
@@ -38,7 +37,7 @@ def evaluate(
         say(line)
     device = pick_device(recipe.train.device)
     sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
-    return {"task": evaluation.name} | engine.evaluate(evaluation, for_inference(trained.model, device), device, **sizes)
+    return {"task": evaluation.name} | engine.evaluate(evaluation, trained.prepared(device), device, **sizes)
 
 
 def recipe_for(trained: Trained, overrides: list[str]) -> Recipe:

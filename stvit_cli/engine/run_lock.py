@@ -56,6 +56,7 @@ class RunLock:
                         os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
                     return cls(run_dir, handle, is_shared=is_shared)
             except BlockingIOError:
+                os.close(handle)
                 raise UserError(_in_use(run_dir)) from None
             except BaseException:
                 os.close(handle)

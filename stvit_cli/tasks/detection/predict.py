@@ -16,9 +16,9 @@ from torchvision.transforms.functional import to_tensor
 
 from stvit_cli.data.coco import decode_mask, encode_mask
 from stvit_cli.data.drawing import font_for, save_png, write_text
-from stvit_cli.data.images import ImageSource, explain_failure, image_path, open_image
-from stvit_cli.tasks.base import NonFiniteOutputsError
+from stvit_cli.data.images import ImageSource, image_path, open_image
 from stvit_cli.tasks.detection.detector import paste_masks
+from stvit_cli.tasks.one_by_one import predict_one_by_one
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import printable
 
@@ -113,14 +113,11 @@ def predict(
         device: where the model computes.
     """
     model = trained.prepared(device)
-    for source in images:
-        try:
-            result = _predict_one(trained, model, source, score_threshold, device)
-        except NonFiniteOutputsError:
-            result = DetectionPrediction(source, error=NonFiniteOutputsError.of(source), is_unanswered=True)
-        except Exception as error:
-            result = DetectionPrediction(source, error=explain_failure(source, error))
-        yield result
+    yield from predict_one_by_one(
+        images,
+        lambda source: _predict_one(trained, model, source, score_threshold, device),
+        DetectionPrediction,
+    )
 
 
 @torch.inference_mode()

@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stvit_cli.data.drawing import save_png, write_text
 from stvit_cli.data.image_pairs import class_numbers
-from stvit_cli.data.images import ImageSource, explain_failure, image_path, open_image
+from stvit_cli.data.images import ImageSource, image_path, open_image
 from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.recipe import SegmentationSection
-from stvit_cli.tasks.base import NonFiniteOutputsError
+from stvit_cli.tasks.one_by_one import predict_one_by_one
 from stvit_cli.tasks.segmentation.task import inferer, section_of
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import printable
@@ -103,14 +103,11 @@ def predict(trained: Trained, images: Sequence[ImageSource], *, device: torch.de
         info.mean, info.std, max_size=section.max_size, scales=section.eval_scales, interpolation=info.interpolation
     )
     model = trained.prepared(device)
-    for source in images:
-        try:
-            result = _predict_one(trained, model, source, transform, section, device)
-        except NonFiniteOutputsError:
-            result = SegmentationPrediction(source, error=NonFiniteOutputsError.of(source), is_unanswered=True)
-        except Exception as error:
-            result = SegmentationPrediction(source, error=explain_failure(source, error))
-        yield result
+    yield from predict_one_by_one(
+        images,
+        lambda source: _predict_one(trained, model, source, transform, section, device),
+        SegmentationPrediction,
+    )
 
 
 @torch.inference_mode()
