@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from PIL import Image
 import stvit_cli
 from stvit_cli.api.overrides import as_words
 from stvit_cli.data.images import open_image
+from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks import registry
 
 TINY = {"schedule.epochs": 1, "schedule.warmup_epochs": 0, "train.device": "cpu", "data.image_size": 32, "data.num_workers": 0}
 DIGIT = Path(__file__).parent / "images" / "digit-3.png"
@@ -59,6 +63,26 @@ def test_dry_run_writes_nothing(image_folder: Path, tmp_path: Path, monkeypatch:
     result = stvit_cli.dry_run("quickstart", overrides, data=image_folder)
     assert result.steps == result.to_dict()["steps"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_run_saves_and_says_what_its_task_resolved_and_a_resumed_one_resolves_nothing(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    asked: list[Recipe] = []
+
+    def smaller(given: Recipe) -> tuple[Recipe, list[str]]:
+        asked.append(given)
+        return given.model_copy(update={"eval": given.eval.model_copy(update={"batch_size": 3})}), ["3 images at a time"]
+
+    spec = dataclasses.replace(registry.get("classification"), resolve=smaller)
+    monkeypatch.setitem(registry.TASKS, "classification", lambda: spec)
+    overrides = {**TINY, "data.kind": "imagefolder", "train.global_batch_size": 16}
+    trained = stvit_cli.train("quickstart", overrides, data=image_folder, output=tmp_path / "run")
+    assert recipe_io.load(trained.run_dir / "recipe.yaml").eval.batch_size == 3
+    assert [record.message for record in caplog.records].count("3 images at a time") == 1
+    stvit_cli.resume(trained.run_dir)
+    assert len(asked) == 1
 
 
 def test_single_image_gives_a_single_prediction(loaded: stvit_cli.TrainedModel, file: Path) -> None:

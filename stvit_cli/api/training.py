@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from stvit_cli.tasks import Task
 
 AnyPath = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -114,6 +117,8 @@ def dry_run(
         settings = _recipe(recipe, overrides, model, data)
     else:
         raise UserError("dry_run: expected a recipe, or resume=DIR, the directory of a run.")
+    if resume is None or from_step is not None:
+        settings = _resolved(settings)
     return DryRunResult(**engine.dry_run(_build(settings, weights), settings))
 
 
@@ -198,6 +203,16 @@ def _with_data_of(own: Path, recipe: Recipe, words: list[str]) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": folder})})
 
 
+def _resolved(recipe: Recipe) -> Recipe:
+    """Return the recipe of a new run with the choices that depend on its data made, and say each of them."""
+    from stvit_cli import tasks
+
+    resolved, notes = tasks.resolve(recipe)
+    for note in notes if is_main_process() else ():
+        logger.info("%s", note)
+    return resolved
+
+
 def _build(recipe: Recipe, weights: AnyPath | None = None) -> Task:
     from stvit_cli import tasks
     from stvit_cli.tasks.loading import weights_file
@@ -210,6 +225,7 @@ def _fit(
 ) -> TrainingResult:
     from stvit_cli import engine
 
+    recipe = recipe if resume else _resolved(recipe)
     metrics = engine.fit(_build(recipe, weights), recipe, run_dir, resume=resume, branch=branch)
     if recipe.data.kind == "digits" and is_main_process():
         from stvit_cli.data.digits import write_samples

@@ -29,7 +29,25 @@ __all__ = [
     "create_from",
     "predict",
     "registry",
+    "resolve",
 ]
+
+
+def resolve(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Make the choices of a new run's recipe that depend on its data, such as a head without masks where no object has one.
+
+    Called before `build`, and never for a run that is resumed: the recipe that a run saves holds what was chosen.
+
+    Args:
+        recipe: the recipe as the user gave it.
+
+    Returns:
+        The recipe to build, save and resume by, and a line for the user on each choice. Resolving it again changes nothing.
+
+    Raises:
+        UserError: the data are not as the recipe says.
+    """
+    return registry.get(recipe.task).resolve(recipe)
 
 
 def build(recipe: Recipe, *, weights: Path | None = None) -> Task:

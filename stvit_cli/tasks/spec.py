@@ -76,6 +76,11 @@ class BuildEvaluation(Protocol):
     def __call__(self, recipe: Recipe, info: WeightsInfo, *, whole: bool) -> Evaluation: ...
 
 
+def unchanged(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Resolve nothing: return the recipe as it is, without a note; see `tasks.resolve`."""
+    return recipe, []
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """A task: how to build, evaluate and use its models. Everything that differs between tasks outside their folders.
@@ -88,6 +93,7 @@ class TaskSpec:
         predict: predicts images with a trained model.
         create_cost_model: creates the model of a recipe in a form that takes (1, C, H, W) and can be traced, to count its cost.
         folder_kind: the ``data.kind`` of a folder of the user's own data.
+        resolve: makes the choices of a new run's recipe that depend on its data, see `tasks.resolve`; by default there are none.
         published_size: height and width for which costs are published; None: the recipe's ``data.image_size``.
         eval_batch_size: the batch size of an evaluation without a run; None: the recipe's default.
         exports_onnx: whether the models can be exported as ONNX.
@@ -100,6 +106,7 @@ class TaskSpec:
     predict: Predict
     create_cost_model: Callable[[Recipe], nn.Module]
     folder_kind: str
+    resolve: Callable[[Recipe], tuple[Recipe, list[str]]] = unchanged
     published_size: tuple[int, int] | None = None
     eval_batch_size: int | None = None
     exports_onnx: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -178,6 +179,19 @@ def test_a_folder_is_read_as_the_task_says(task: str, kind: str, tmp_path: Path)
     recipe = recipe_for(trained, [f"data.dir={tmp_path}"])
     assert (recipe.task, recipe.data.kind) == (task, kind)
     assert (recipe.eval.batch_size == 1) == (task == "detection")
+
+
+def test_a_task_resolves_what_its_recipe_leaves_to_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = _recipe()
+    assert tasks.resolve(recipe) == (recipe, []), "by default nothing depends on the data"
+
+    def smaller(given: Recipe) -> tuple[Recipe, list[str]]:
+        return given.model_copy(update={"data": given.data.model_copy(update={"image_size": 32})}), ["images of 32 pixels"]
+
+    spec = dataclasses.replace(registry.get("brightness"), resolve=smaller)
+    monkeypatch.setitem(registry.TASKS, "brightness", lambda: spec)
+    resolved, notes = tasks.resolve(recipe)
+    assert (resolved.data.image_size, notes) == (32, ["images of 32 pixels"])
 
 
 def test_a_task_that_is_not_there_names_the_nearest() -> None:
