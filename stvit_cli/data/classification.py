@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -39,6 +41,11 @@ class Images(Protocol):
     def target(self, index: int) -> int: ...
 
     def open(self, index: int) -> Image.Image: ...
+
+
+def all_targets(images: Images) -> NDArray[np.int64]:
+    """Return the class of every image, (len(images),)."""
+    return np.fromiter((images.target(index) for index in range(len(images))), dtype=np.int64, count=len(images))
 
 
 class EvalSet(Dataset[dict[str, Any]]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ class SampleKey(NamedTuple):
     """Index of the image in the data set."""
     epoch: int
     view: int
-    """Index of the view of the image in this epoch; 0 without repeated augmentation."""
+    """Index of the view of the image in this epoch; 0 without repeated augmentation and balanced sampling."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -54,17 +55,65 @@ def hold_out(names: Sequence[str], count: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def _order(num_samples: int, epoch: int, seed: int, repeats: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+@dataclass(frozen=True)
+class ClassBalance:
+    """How often the classes are sampled.
+
+    Attributes:
+        targets: the class of each image, (num_samples,).
+        strength: a class of n images is sampled in proportion to n ** (1 - strength), 0 to 1.
+    """
+
+    targets: NDArray[np.int64]
+    strength: float
+
+    def quotas(self, total: int) -> NDArray[np.int64]:
+        """Return the number of samples of each class, ``total`` in all, by largest remainders.
+
+        >>> ClassBalance(np.array([0] * 90 + [1] * 10), 1.0).quotas(100)
+        array([50, 50])
+        """
+        counts = np.bincount(self.targets)
+        shares = np.where(counts > 0, counts.astype(np.float64) ** (1 - self.strength), 0.0)
+        exact = shares * (total / shares.sum())
+        quotas: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+        quotas[np.argsort(quotas - exact, kind="stable")[: total - quotas.sum()]] += 1
+        return quotas
+
+
+def _balanced(balance: ClassBalance, total: int, generator: np.random.RandomState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ``total`` images in random order, and for each how often it came before.
+
+    An image comes again only after all others of its class.
+    """
+    images, occurrences = [], []
+    for target, quota in enumerate(balance.quotas(total).tolist()):
+        if quota:
+            members = generator.permutation(np.flatnonzero(balance.targets == target))
+            images.append(np.resize(members, quota))
+            occurrences.append(np.arange(quota) // len(members))
+    mixed = generator.permutation(total)
+    return np.concatenate(images)[mixed], np.concatenate(occurrences)[mixed]
+
+
+def _order(
+    num_samples: int, epoch: int, seed: int, repeats: int, balance: ClassBalance | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indices and the views of one epoch, each of shape (num_samples,)."""
     drawn = derive_seed(seed, "order", epoch)
     # RandomState: its streams are frozen, those of numpy's newer generators may change with a release.
     generator = np.random.RandomState([drawn & 0xFFFFFFFF, drawn >> 32])
-    images = generator.permutation(num_samples)[: -(-num_samples // repeats)]
-    indices = np.repeat(images, repeats)[:num_samples]
-    return indices, np.arange(num_samples) % repeats
+    num_images = -(-num_samples // repeats)
+    views = np.arange(num_samples) % repeats
+    if balance is None:
+        images = generator.permutation(num_samples)[:num_images]
+    else:
+        images, occurrences = _balanced(balance, num_images, generator)
+        views = views + np.repeat(occurrences, repeats)[:num_samples] * repeats  # an image that comes again is another view
+    return np.repeat(images, repeats)[:num_samples], views
 
 
-def sample_order(num_samples: int, epoch: int, seed: int, repeats: int) -> list[SampleKey]:
+def sample_order(num_samples: int, epoch: int, seed: int, repeats: int, balance: ClassBalance | None = None) -> list[SampleKey]:
     """Return the ``num_samples`` keys of one epoch, in training order.
 
     Args:
@@ -73,11 +122,13 @@ def sample_order(num_samples: int, epoch: int, seed: int, repeats: int) -> list[
         seed: of the run.
         repeats: r, views per image. 1: a permutation of the data set. More (repeated augmentation, as in DeiT): ceil(n / r)
             images with r consecutive views each, truncated to n.
+        balance: sample the classes by their quotas; an image may then come several times, each time as another view. None:
+            every image once.
 
     >>> [key.index for key in sample_order(4, epoch=0, seed=0, repeats=2)]
     [3, 3, 1, 1]
     """
-    indices, views = _order(num_samples, epoch, seed, repeats)
+    indices, views = _order(num_samples, epoch, seed, repeats, balance)
     return [SampleKey(index, epoch, view) for index, view in zip(indices.tolist(), views.tolist(), strict=True)]
 
 
@@ -102,6 +153,7 @@ class TrainBatches:
         aspect_ratios: width / height of every image, (num_samples,). Given, a step's samples are sorted by it and split into
             consecutive micro-batches, so that images of similar shape share one and need less padding. A step has the same
             samples either way.
+        balance: see `sample_order`.
 
     Raises:
         UserError: the data set is smaller than ``global_batch_size``.
@@ -120,6 +172,7 @@ class TrainBatches:
         start_step: int,
         num_steps: int,
         aspect_ratios: NDArray[np.float64] | None = None,
+        balance: ClassBalance | None = None,
     ) -> None:
         assert global_batch_size % (micro_batch_size * world_size) == 0, "the engine chooses sizes that divide"
         assert 0 <= rank < world_size
@@ -129,7 +182,7 @@ class TrainBatches:
                 f"train.global_batch_size is {global_batch_size}, but the training set has only {num_samples} images: "
                 f"an epoch would have no step. Give at most {num_samples}."
             )
-        self.num_samples, self.seed, self.repeats = num_samples, seed, repeats
+        self.num_samples, self.seed, self.repeats, self.balance = num_samples, seed, repeats, balance
         self.global_batch_size, self.micro_batch_size, self.aspect_ratios = global_batch_size, micro_batch_size, aspect_ratios
         self.num_micro_batches = global_batch_size // micro_batch_size
         self.mine = range(rank, self.num_micro_batches, world_size)
@@ -145,7 +198,7 @@ class TrainBatches:
         for step in self.steps:
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             if epoch != current:
-                indices, views = _order(self.num_samples, epoch, self.seed, self.repeats)
+                indices, views = _order(self.num_samples, epoch, self.seed, self.repeats, self.balance)
                 current = epoch
             window = slice(step_in_epoch * self.global_batch_size, (step_in_epoch + 1) * self.global_batch_size)
             for k in self.mine:

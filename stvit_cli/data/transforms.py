@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image, ImageOps
-from timm.data.transforms_factory import create_transform
+from timm.data.transforms_factory import create_transform, transforms_imagenet_train
 from torch import Tensor
 from torchvision.transforms import Compose, Grayscale
 
@@ -77,14 +77,20 @@ def train_transform(
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
     hflip: float = 0.5,
+    vflip: float = 0.0,
     auto_augment: str | None = None,
+    color_jitter: float | tuple[float, ...] = 0.0,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float = 0.0,
+    gaussian_blur_prob: float = 0.0,
     random_erasing: float = 0.0,
     random_erasing_mode: str = "pixel",
     in_chans: int = 3,
 ) -> Transform:
-    """Return the random transform for training: random resized crop, flip, auto-augment, normalize, random erasing.
+    """Return the random transform for training, in timm's order of operations.
 
-    Color jitter is always off. Draws from random, numpy.random and torch's CPU generator; see `loader.seeded`.
+    Random resized crop, flips, auto-augment, color jitter, grayscale, blur, normalize, random erasing. Draws from random,
+    numpy.random and torch's CPU generator; see `loader.seeded`.
 
     Args:
         image_size: S, side of the square input, in pixels.
@@ -94,7 +100,13 @@ def train_transform(
         crop_ratio: smallest and largest aspect ratio (width / height) of the crop.
         interpolation: bicubic, bilinear or nearest.
         hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
         auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; None: off.
+        color_jitter: strength of color jitter, one for brightness, contrast and saturation, or a tuple of these and perhaps the
+            hue; 0: off. timm leaves it out beside most policies unless it is forced, as it is here.
+        color_jitter_prob: probability of color jitter; None: every image.
+        grayscale_prob: probability of converting an image to grey.
+        gaussian_blur_prob: probability of a Gaussian blur of 23 x 23 pixels.
         random_erasing: probability of erasing a rectangle.
         random_erasing_mode: fill of the rectangle: pixel (noise per pixel), const (zeros) or rand (one random color).
         in_chans: 3 for RGB, 1 to convert the image to grey.
@@ -107,13 +119,17 @@ def train_transform(
     """
     _check_channels(mean, std, in_chans)
     try:
-        transform = create_transform(
-            (in_chans, image_size, image_size),
-            is_training=True,
+        transform = transforms_imagenet_train(  # not create_transform, which cannot force color jitter
+            (image_size, image_size),
             scale=crop_scale,
             ratio=crop_ratio,
             hflip=hflip,
-            color_jitter=None,  # type: ignore[arg-type]  # None turns it off; timm's annotation lacks it
+            vflip=vflip,
+            color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None turns it off; timm's annotation lacks it
+            color_jitter_prob=color_jitter_prob,
+            force_color_jitter=True,
+            grayscale_prob=grayscale_prob,
+            gaussian_blur_prob=gaussian_blur_prob,
             auto_augment=auto_augment,
             interpolation=interpolation,
             mean=mean,

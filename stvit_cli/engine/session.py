@@ -96,6 +96,7 @@ def training_batches(session: Session, start_step: int) -> Loader:
         start_step=start_step,
         num_steps=session.timeline.num_steps,
         aspect_ratios=task.aspect_ratios,
+        balance=task.class_balance,
     )
     on_gpu = world.device.type == "cuda"
     return build_train_loader(task.train_set, batches, task.collate, recipe.data.num_workers, pin_memory=on_gpu)

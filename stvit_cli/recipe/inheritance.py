@@ -13,7 +13,7 @@ from stvit_cli.recipe import Recipe, Section
 from stvit_cli.recipe.error_messages import dotted_keys, nearest_key
 from stvit_cli.recipe.files import find, list_recipes, read
 from stvit_cli.recipe.renamed_keys import rename_key, rename_keys, rename_value
-from stvit_cli.recipe.tasks import TASK_SECTIONS, other_tasks_sections
+from stvit_cli.recipe.tasks import other_tasks_sections
 from stvit_cli.recipe.yaml import flow, parse, without_typography
 
 BASE = "base"
@@ -74,13 +74,17 @@ def read_layers(text: str, source: str, path: Path | None) -> list[Layer]:
         text = read(path)
 
 
+_WRITTEN_FOR_EVERY_TASK = ("detection", "shapes", "segmentation")
+"""Sections that earlier versions wrote into the recipe of every task."""
+
+
 def _drop_other_tasks(layers: Sequence[Layer]) -> None:
     """Drop the other tasks' sections from a file that has those of all tasks, as earlier versions wrote recipes in full."""
     task = next((layer.data["task"] for layer in layers if "task" in layer.data), "classification")
     for layer in layers:
-        if all(section in layer.data for section in TASK_SECTIONS):
+        if all(section in layer.data for section in _WRITTEN_FOR_EVERY_TASK):
             for section in other_tasks_sections(task):
-                del layer.data[section]
+                layer.data.pop(section, None)
 
 
 def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:

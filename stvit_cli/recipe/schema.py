@@ -53,6 +53,13 @@ class DataSection(Section):
     """Fraction of each class held out for validation where the folder has no `train/` and `val/`."""
     num_workers: Annotated[int, Field(ge=0)] = 8
     """Number of data loader workers per training process; limited to the number of cores."""
+    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Weight of each class in the loss: a list in the order of the classes, or balanced: images / (classes x images of the
+    class), as in scikit-learn. For loss.kind bce they are the weights of a class that is present (pos_weight), and balanced is
+    images without the class / images with it. null: none."""
+    balance: Fraction = 0.0
+    """Balanced sampling: a class of n images is sampled in proportion to n ** (1 - balance). 0: every image once in an epoch.
+    1: every class equally often. The number of samples in an epoch stays the same."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do about a training image that cannot be decoded. stop: end the run and name it. skip: train on another image
     and count it. An evaluation always stops."""
@@ -70,8 +77,19 @@ class AugmentSection(Section):
     """Interpolation for resizing images, in training and evaluation."""
     hflip: Fraction = 0.5
     """Probability of a horizontal flip."""
+    vflip: Fraction = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: NonNegative | tuple[NonNegative, ...] = 0.0
+    """Strength of color jitter: one number for brightness, contrast and saturation, or [brightness, contrast, saturation, hue],
+    with or without the hue. Applied beside auto_augment too. 0: off."""
+    color_jitter_prob: Fraction | None = None
+    """Probability of color jitter. null: every image."""
+    grayscale_prob: Fraction = 0.0
+    """Probability of converting an image to grey."""
+    gaussian_blur_prob: Fraction = 0.0
+    """Probability of a Gaussian blur."""
     auto_augment: str | None = None
-    """timm's auto-augment policy, such as rand-m9-mstd0.5-inc1. null: off."""
+    """timm's auto-augment policy, such as rand-m9-mstd0.5-inc1, or 3a, the three-augment of DeiT III. null: off."""
     random_erasing: Fraction = 0.0
     """Probability of random erasing."""
     random_erasing_mode: Literal["pixel", "const", "rand"] = "pixel"
@@ -88,6 +106,22 @@ class AugmentSection(Section):
     """Label smoothing: part of the target probability that is spread evenly over all classes."""
     repeats: PositiveInt = 1
     """Repeated augmentation: number of views of an image in one epoch. The number of samples in an epoch stays the same."""
+
+
+class LossSection(Section):
+    """The loss of a classifier."""
+
+    kind: Literal["cross-entropy", "bce", "focal"] | None = None
+    """cross-entropy; bce: binary cross-entropy of each class, as timm's --bce-loss; focal: the sigmoid focal loss of each class,
+    torchvision's. null: cross-entropy, and bce with data.multi_label."""
+    bce_sum: bool = False
+    """Sum bce over the classes instead of averaging, as timm's --bce-sum."""
+    bce_target_thresh: Fraction | None = None
+    """bce: targets above this become 1, others 0, after mixup and label smoothing, as timm's --bce-target-thresh. null: off."""
+    focal_gamma: NonNegative = 2.0
+    """Exponent of the focal loss: larger values give images that are already right a smaller weight."""
+    focal_alpha: Fraction | None = 0.25
+    """Weight of a class that is present in the focal loss; one that is absent has 1 minus this. null: both have 1."""
 
 
 class OptimSection(Section):
@@ -215,6 +249,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
+    loss: LossSection = LossSection()
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()

@@ -15,7 +15,7 @@ class TaskKeys(NamedTuple):
 
 
 TASKS = {
-    "classification": TaskKeys(sections=(), data_kinds=("digits", "imagefolder")),
+    "classification": TaskKeys(sections=("loss",), data_kinds=("digits", "imagefolder")),
     "detection": TaskKeys(sections=("detection", "shapes"), data_kinds=("coco", "shapes")),
     "segmentation": TaskKeys(sections=("segmentation", "shapes"), data_kinds=("ade20k", "shapes")),
 }
@@ -28,7 +28,7 @@ def other_tasks_sections(task: object) -> list[str]:
     """Return the sections that a task does not have.
 
     >>> other_tasks_sections("detection")
-    ['segmentation']
+    ['loss', 'segmentation']
     """
     return [section for section in TASK_SECTIONS if task not in tasks_with(section)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from stvit_cli.recipe.classifier_checks import classifier_contradictions
 from stvit_cli.recipe.field_types import MAX_GRID_SIZE, MAX_SIDE, MIN_CROP_PCT, MIN_STD
 from stvit_cli.recipe.tasks import TASKS, other_tasks_sections, tasks_with
 from stvit_cli.utils.text import did_you_mean
@@ -48,6 +49,7 @@ def contradictions(recipe: Recipe, *, saved: bool = False) -> Iterator[str]:
         yield f"schedule.min_lr: found {schedule.min_lr:g}, expected at most the peak learning rate ({recipe.peak_lr:g})"
     if (schedule.warmup_epochs or schedule.warmup_steps) and schedule.warmup_lr > recipe.peak_lr:
         yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the peak learning rate ({recipe.peak_lr:g})"
+    yield from classifier_contradictions(recipe)
     yield from _task_contradictions(recipe)
     rates = model.drop_path_rate
     if isinstance(rates, dict) and model.name not in rates:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from stvit_cli.data.images import ImageSource, image_name
+from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo
 
@@ -152,6 +153,7 @@ class Task(Evaluation, Protocol):
         train_set: indexed by ``data.loader.SampleKey``; an item is a function of (seed, key) alone.
         aspect_ratios: width / height of each training image, where images of similar shape are to share a micro-batch, which
             saves padding; otherwise None. See `data.sampling.TrainBatches`.
+        class_balance: how often each class is sampled; None: every image once in an epoch. See `data.sampling.ClassBalance`.
         main_metric: the name of the metric that decides which weights are best; higher is better.
         batch_multiple: the size of a micro-batch must be a multiple of this (2 where images are mixed in pairs).
     """
@@ -160,6 +162,7 @@ class Task(Evaluation, Protocol):
     main_metric: str
     batch_multiple: int
     aspect_ratios: NDArray[np.float64] | None
+    class_balance: ClassBalance | None
 
     @property
     def train_set(self) -> Dataset[Any]: ...

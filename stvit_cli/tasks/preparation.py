@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
 from stvit_cli.models.kernels import KernelsUnavailableError, supports_dtype, use_kernels
 from stvit_cli.tasks.base import HasCompilableBlocks, Preparation
@@ -19,6 +20,7 @@ class PreparedModel:
 
     model: nn.Module
     aspect_ratios: NDArray[np.float64] | None = None
+    class_balance: ClassBalance | None = None
 
     def prepare(
         self, device_type: str, dtype: torch.dtype, *, kernels: bool | Literal["auto"], compile_blocks: bool

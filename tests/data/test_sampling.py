@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
-from stvit_cli.data.sampling import SampleKey, TrainBatches, derive_seed, hold_out, sample_order
+from stvit_cli.data.sampling import ClassBalance, SampleKey, TrainBatches, derive_seed, hold_out, sample_order
 from stvit_cli.errors import UserError
 
 
@@ -102,3 +103,49 @@ def test_what_is_held_out_depends_on_the_names_alone() -> None:
     more = names + [f"cat/new{number}.jpg" for number in range(20)]
     wider = {name for name, held in zip(more, hold_out(more, 44), strict=True) if held}
     assert len(wider & chosen) >= 36
+
+
+def unbalanced(strength: float) -> ClassBalance:
+    """Three classes of 90, 9 and 1 images in one order, and a number that no image has."""
+    return ClassBalance(np.random.RandomState(0).permutation([0] * 90 + [1] * 9 + [3]), strength)
+
+
+@pytest.mark.parametrize(("strength", "quotas"), [(1.0, [34, 33, 0, 33]), (0.5, [70, 22, 0, 8]), (0.0, [90, 9, 0, 1])])
+def test_balanced_sampling_gives_every_class_its_quota_in_every_epoch(strength: float, quotas: list[int]) -> None:
+    balance = unbalanced(strength)
+    orders = [sample_order(100, epoch, 3, 1, balance) for epoch in range(3)]
+    for keys in orders:
+        assert len(keys) == len(set(keys)) == 100, "an image that comes again is another view"
+        assert np.bincount([balance.targets[key.index] for key in keys]).tolist() == quotas
+        times = Counter(key.index for key in keys)
+        for target in range(4):
+            of_class = [times[index] for index in np.flatnonzero(balance.targets == target).tolist()]
+            assert not of_class or max(of_class) - min(of_class) <= 1, "an image comes again after all others of its class"
+    assert len({tuple(key.index for key in keys) for keys in orders}) == 3
+    assert orders[1] == sample_order(100, 1, 3, 1, balance)
+
+
+def test_balanced_views_are_views_of_repeated_augmentation_too() -> None:
+    keys = sample_order(101, 0, 0, 3, unbalanced(1.0))
+    assert len(keys) == len(set(keys)) == 101
+
+
+def test_balanced_batches_do_not_depend_on_processes_and_resume_anywhere() -> None:
+    targets = np.arange(103) % 7 == 0
+    common = {
+        "seed": 3,
+        "repeats": 1,
+        "global_batch_size": 12,
+        "num_steps": 20,
+        "balance": ClassBalance(targets.astype(int), 1.0),
+    }
+
+    def dealt(world: int, start_step: int = 0) -> list[list[SampleKey]]:
+        ranks = [
+            iter(TrainBatches(103, rank=rank, world_size=world, micro_batch_size=2, start_step=start_step, **common))  # type: ignore[arg-type]
+            for rank in range(world)
+        ]
+        return [next(ranks[k % world]) for _ in range(start_step, 20) for k in range(6)]
+
+    assert dealt(1) == dealt(2) == dealt(3)
+    assert dealt(2, start_step=11) == dealt(1)[11 * 6 :]

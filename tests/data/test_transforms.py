@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
+from timm.data.transforms_factory import create_transform, transforms_imagenet_train
 from torchvision import transforms as tv
 
 from stvit_cli.data.loader import seeded
@@ -66,7 +66,7 @@ def test_the_crop_can_be_chosen() -> None:
 
 
 def test_training_is_timms_transform_for_the_same_draw() -> None:
-    """DeiT's call: its colour jitter of 0.3 is off where there is RandAugment, and ours always is."""
+    """DeiT's call: its colour jitter of 0.3 is off where there is RandAugment, and ours is, unless it is asked for."""
     oracle = create_transform(
         input_size=224,
         is_training=True,
@@ -153,3 +153,43 @@ def test_unknown_policies_are_refused_with_examples(policy: str) -> None:
 def test_channels_must_agree(mean: tuple[float, ...], std: tuple[float, ...], in_chans: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         eval_transform(64, mean, std, in_chans=in_chans)
+
+
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "vertical flip": {"vflip": 0.5},
+    "jitter": {"color_jitter": 0.4},
+    "jitter with hue, sometimes": {"color_jitter": (0.8, 0.8, 0.8, 0.2), "color_jitter_prob": 0.8},
+    "grey": {"grayscale_prob": 0.4},
+    "blur": {"gaussian_blur_prob": 0.5},
+    "three-augment": {"auto_augment": "3a", "color_jitter": 0.3},
+    "jitter beside RandAugment": {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4},
+}
+
+
+@pytest.mark.parametrize("settings", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_every_augmentation_is_timms_bit_for_bit(settings: dict[str, Any]) -> None:
+    image = photograph()
+    ours = train_transform(64, IMAGENET_MEAN, IMAGENET_STD, random_erasing=0.25, **settings)
+    given = {"color_jitter": None, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "re_prob": 0.25, "re_mode": "pixel"} | settings
+    if "auto_augment" in settings:
+        theirs = transforms_imagenet_train(64, interpolation="bicubic", force_color_jitter=True, **given)
+    else:
+        theirs = create_transform(64, is_training=True, interpolation="bicubic", **given)
+    plain = train_transform(64, IMAGENET_MEAN, IMAGENET_STD, random_erasing=0.25)
+    changed = 0
+    for seed in range(8):
+        made = []
+        for transform in (ours, theirs, plain):
+            with seeded(seed):
+                made.append(transform(image))
+        assert torch.equal(made[0], made[1])
+        changed += not torch.equal(made[0], made[2])
+    assert changed
+
+
+@pytest.mark.parametrize("settings", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_every_augmentation_takes_grey_images(settings: dict[str, Any]) -> None:
+    transform = train_transform(32, (0.5,), (0.5,), in_chans=1, **settings)
+    for seed in range(4):
+        with seeded(seed):
+            assert transform(photograph()).shape == (1, 32, 32)

@@ -12,22 +12,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from stvit_cli.data import ClassificationData, EvalSet, derive_seed
+from stvit_cli.data.classification import all_targets
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import seeded
+from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.tasks.classification.data import build_classification, build_eval_set
+from stvit_cli.tasks.classification.losses import Loss, build_loss, class_weights
 from stvit_cli.tasks.data_checks import unusable_images
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.param_groups import decay_layer_scale
@@ -75,6 +78,10 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         self.train_set = data.train_set
         self.mixup = build_mixup(recipe.augment, len(data.class_names))
         self.batch_multiple = 1 if self.mixup is None else 2
+        self.class_balance = None
+        if recipe.data.balance:
+            self.class_balance = ClassBalance(all_targets(self.train_set.images), recipe.data.balance)
+        self.loss = _build_loss(recipe, data)
         self._notes = notes
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -82,10 +89,9 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
 
     def training_loss(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         images, target = batch["image"], batch["target"]
-        if self.mixup is None:
-            return {"loss": F.cross_entropy(model(images), target, label_smoothing=self.recipe.augment.label_smoothing)}
-        images, soft_target = self.mixup(images, target)  # (B, C, H, W), (B, K); draws from numpy's global generator
-        return {"loss": SoftTargetCrossEntropy()(model(images), soft_target)}
+        if self.mixup is not None:
+            images, target = self.mixup(images, target)  # (B, C, H, W), (B, K); draws from numpy's global generator
+        return {"loss": self.loss(model(images), target)}
 
     def heads(self) -> list[nn.Module]:
         return [self.model.get_classifier()]  # type: ignore[operator]
@@ -187,6 +193,25 @@ class ClassificationEvaluator:
         if num_classes > TOP:
             yield "top5", 100 * top5 / num_images
         yield "loss", loss / num_images
+
+
+def _build_loss(recipe: Recipe, data: ClassificationData) -> Loss:
+    """Return the loss of a recipe. Raises UserError where data.class_weights do not fit the classes."""
+    settings, kind = recipe.loss, recipe.loss.kind or "cross-entropy"
+    num_classes, weights = len(data.class_names), None
+    if recipe.data.class_weights is not None:
+        counts = np.bincount(all_targets(data.train_set.images), minlength=num_classes)
+        weights = class_weights(recipe.data.class_weights, counts, len(data.train_set), kind)
+    return build_loss(
+        kind,
+        num_classes,
+        smoothing=recipe.augment.label_smoothing,
+        weights=weights,
+        bce_sum=settings.bce_sum,
+        bce_target_thresh=settings.bce_target_thresh,
+        focal_gamma=settings.focal_gamma,
+        focal_alpha=settings.focal_alpha,
+    )
 
 
 def build_mixup(augment: AugmentSection, num_classes: int) -> Mixup | None:

@@ -76,6 +76,35 @@ def test_mixed_targets_keep_their_sum_and_follow_the_images() -> None:
     torch.testing.assert_close(mixed[0], share * images[0] + (1 - share) * images[3])
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss.kind=bce", "loss.bce_target_thresh=0.2"],
+        ["loss.kind=focal"],
+        ["data.class_weights=balanced"],
+        ["loss.kind=bce", "data.class_weights=balanced"],
+    ],
+)
+@pytest.mark.parametrize("mixing", [[], ["augment.mixup=0.8", "augment.cutmix=1.0"]])
+def test_every_loss_goes_with_smoothing_and_mixing(overrides: list[str], mixing: list[str]) -> None:
+    task = build("augment.label_smoothing=0.1", *overrides, *mixing)
+    plain = build("augment.label_smoothing=0.1", *mixing)
+    losses = []
+    for each in (task, plain):
+        seed_micro_batch(0, 0, 0)
+        losses.append(each.training_loss(each.model.eval(), batch_of(each, 4))["loss"])
+    assert losses[0].isfinite()
+    assert losses[0].requires_grad
+    assert losses[0] != losses[1]
+
+
+def test_balanced_sampling_reaches_the_engine() -> None:
+    assert build().class_balance is None
+    balance = build("data.balance=0.5").class_balance
+    assert balance is not None
+    assert (balance.strength, len(balance.targets)) == (0.5, 1437)
+
+
 def test_no_weight_decay_on_one_dimensional_weights() -> None:
     task = build()
     groups = task.param_groups(0.05, None)
