@@ -394,6 +394,13 @@ def test_the_hash_stands_for_the_settings() -> None:
     assert recipe_io.recipe_hash(recipe) != recipe_io.recipe_hash(recipe_io.from_text("{}", ["train.seed=1"]))
 
 
+def test_keys_that_came_later_leave_the_hash_of_a_recipe_as_it_was() -> None:
+    """Computed by version 0.2.0; a new key with its default trains what that version trained."""
+    settings = "{train: {seed: 5}, optim: {lr: 1e-4}, augment: {mixup: 0.5}}"
+    assert recipe_io.recipe_hash(recipe_io.from_text(settings)) == "548b896570ee"
+    assert recipe_io.recipe_hash(recipe_io.from_text(settings, ["augment.vflip=0.5"])) != "548b896570ee"
+
+
 def test_the_difference_names_what_decides_what_is_learned() -> None:
     old = recipe_io.from_text("{}")
     new = recipe_io.from_text("{}", ["optim.lr=5e-4", "data.num_workers=0", "data.dir=x", "model.grid_sizes=[4,2,1,1]"])

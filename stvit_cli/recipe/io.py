@@ -25,6 +25,7 @@ from stvit_cli.recipe.inheritance import Layer, apply_overrides, merge, read_lay
 from stvit_cli.recipe.renamed_keys import RENAMED as RENAMED
 from stvit_cli.recipe.renamed_keys import RENAMED_VALUES as RENAMED_VALUES
 from stvit_cli.recipe.renamed_keys import warn_once as warn_once
+from stvit_cli.recipe.keys_of_0_2 import KEYS_OF_0_2
 from stvit_cli.recipe.tasks import other_tasks_sections
 from stvit_cli.recipe.validation import byte_scale
 from stvit_cli.recipe.yaml import flow
@@ -112,11 +113,16 @@ def dump(recipe: Recipe, *, only_changes: bool = False, explain: bool = False) -
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Return a hash, of 12 hexadecimal digits, of all settings but the name, the description and paths."""
+    """Return a hash, of 12 hexadecimal digits, of all settings but the name, the description and paths.
+
+    A key that version 0.2.0 did not have counts only where it differs from its default, so that a recipe keeps its hash.
+    """
     settings = {key: value for key, value in flatten(recipe).items() if key not in ("name", "description", "data.dir")}
     settings["detection.results_json"] = None  # also a path; kept as a key so that the hashes of older runs stay the same
-    if settings["segmentation.label_values"] is None:  # older runs do not have it
+    if settings["segmentation.label_values"] is None:  # runs of 0.1.0 do not have it
         del settings["segmentation.label_values"]
+    defaults = flatten(Recipe())
+    settings = {key: value for key, value in settings.items() if key in KEYS_OF_0_2 or value != defaults[key]}
     if recipe.task != "segmentation":  # the default that older runs have
         settings["segmentation.reduce_zero_label"] = True
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
