@@ -85,6 +85,9 @@ class Progress:
     def evaluating(self, done: int, total: int) -> None:
         self.bars.update(self.epoch_bar, description="evaluation", completed=done, total=total, text="")
 
+    def recomputing(self, done: int, total: int) -> None:
+        self.bars.update(self.epoch_bar, description="batch norm statistics", completed=done, total=total, text="")
+
     def evaluated(self, epoch: float, metrics: Mapping[str, float], best: bool, seconds: float) -> None:
         self.eval_seconds = seconds
         self.bars.update(self.epoch_bar, total=self.timeline.steps_per_epoch)

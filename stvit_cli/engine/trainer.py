@@ -17,6 +17,7 @@ from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_model
 from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
+from stvit_cli.engine.precise_batch_norm import recompute_statistics
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.run_lock import RunLock
@@ -274,6 +275,10 @@ class Trainer:
         models = {"": session.model} | ({"ema_": session.ema.module} if session.ema is not None else {})
         for model in models.values():
             self.world.broadcast_tensors(model.buffers())
+        if state.step <= self.recipe.train.precise_bn_steps and not recompute_statistics(
+            session, state.step, stopped=lambda: self.stop.number != 0, advance=self.progress.recomputing
+        ):
+            self._stop(max(self.world.gather(self.stop.number)))
         self.world.on_main(self._require_finite_weights)
         try:
             results = evaluate_models(

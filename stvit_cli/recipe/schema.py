@@ -194,6 +194,9 @@ class TrainSection(Section):
     """Synchronize batch norm statistics over all processes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average (EMA) of the weights, which is evaluated too. null: no EMA."""
+    precise_bn_steps: Annotated[int, Field(ge=0)] = 0
+    """Recompute the batch norm statistics over training images (at most 1024) before each evaluation up to this step, where
+    their moving averages still hold much of their initial values. 0: never."""
     eval_every_epochs: PositiveInt = 1
     """Number of epochs between evaluations; the last epoch is always evaluated."""
     eval_every_steps: PositiveInt | None = None

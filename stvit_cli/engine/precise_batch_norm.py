@@ -1,0 +1,235 @@
+"""Precise batch norm: the running statistics recomputed over training images, for evaluations while a run is young.
+
+PyTorch's running mean and variance are moving averages that start at 0 and 1: after 12 steps with momentum 0.1 they hold 28 % of
+these values, and weights that are right look wrong in an evaluation. Here each batch norm gets the mean and the variance of the
+values that it sees in one pass over a sample of the training set, as detectron2's PreciseBN and mmengine's PreciseBNHook do (Wu
+and Johnson, "Rethinking Batch in BatchNorm", arXiv 2105.07576). It is what the moving average converges to: the images are
+augmented, and drop path and dropout are active.
+
+The images follow from seed and step, the batches from the recipe alone, and the batches are combined in their order. So the
+result depends neither on the number of processes nor on the micro-batch, and is the same when it is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Sized
+from contextlib import closing
+from itertools import pairwise
+from types import MethodType
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stvit_cli.data.loader import Loader, SampleKey, derive_seed, sample_order
+from stvit_cli.data.sampling import ClassBalance
+from stvit_cli.engine.freezing import set_training_mode
+from stvit_cli.engine.seeding import kept_generators, seed_generators
+from stvit_cli.engine.session import Session
+from stvit_cli.tasks.base import move
+
+NUM_IMAGES = 1024
+"""The largest number of images in a pass: about what a moving average of momentum 0.1 over batches of 64 remembers."""
+BATCH_SIZE = 32
+"""The largest number of images in a forward pass. Without gradients it takes less memory than two images in training."""
+
+
+class Moments(NamedTuple):
+    """Of the values that a batch norm of C channels saw in one batch.
+
+    Attributes:
+        num_values: the number of values in a channel.
+        mean: (C,).
+        var: (C,), unbiased.
+    """
+
+    num_values: int
+    mean: Tensor
+    var: Tensor
+
+
+def recompute_statistics(
+    session: Session,
+    step: int,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> bool:
+    """Recompute the statistics of all batch norms in training mode: those of the model and those of its moving average.
+
+    The weights, frozen batch norms and the random generators stay as they are.
+
+    Args:
+        session: the run; its models are left in training mode.
+        step: the number of steps taken.
+        stopped: called after each batch; if it returns True on any process, nothing is changed.
+        advance: called with the number of batches done and their total.
+
+    Returns:
+        Whether it was done; False where it was stopped.
+    """
+    task, recipe, world = session.task, session.recipe, session.world
+    set_training_mode(task, recipe.finetune)
+    models = [session.model]
+    if session.ema is not None:
+        models.append(session.ema.module)
+        for own, averaged in zip(session.model.modules(), session.ema.module.modules(), strict=True):
+            averaged.training = own.training
+    recorders = [Recorder(model) for model in models]
+    if not any(recorder.norms for recorder in recorders):
+        return True
+    batches = statistics_batches(
+        len(cast(Sized, task.train_set)),
+        recipe.train.global_batch_size,
+        multiple=task.batch_multiple,
+        seed=recipe.train.seed,
+        step=step,
+        balance=task.class_balance,
+    )
+    mine = range(world.rank, len(batches), world.size)
+    loader = Loader(
+        task.train_set,
+        [batches[k] for k in mine],
+        task.collate,
+        recipe.data.num_workers,
+        pin_memory=world.device.type == "cuda",
+    )
+    found: dict[int, list[list[Moments]]] = {}
+    # Compiled blocks run as written here, as in an evaluation.
+    with kept_generators(world.device), torch.no_grad(), torch.compiler.set_stance("force_eager"), closing(iter(loader)) as feed:
+        for done, (k, batch) in enumerate(zip(mine, feed, strict=True), start=1):
+            batch = move(batch, world.device)
+            found[k] = []
+            for model, recorder in zip(models, recorders, strict=True):
+                seed_generators(recipe.train.seed, "precise batch norm", step, k)
+                with recorder, session.autocast():
+                    task.training_loss(model, batch)
+                found[k].append(recorder.moments())
+            advance(done, len(mine))
+            if stopped():
+                break
+    parts = world.gather((len(found) < len(mine) or stopped(), found))
+    if any(is_stopped for is_stopped, _ in parts):
+        return False
+    by_batch = {k: moments for _, part in parts for k, moments in part.items()}
+    for index, recorder in enumerate(recorders):
+        recorder.write([by_batch[k][index] for k in range(len(batches))])
+    return True
+
+
+def statistics_batches(
+    num_samples: int, global_batch_size: int, *, multiple: int, seed: int, step: int, balance: ClassBalance | None = None
+) -> list[list[SampleKey]]:
+    """Return the samples of a pass in batches of nearly the same size.
+
+    Args:
+        num_samples: size of the training set.
+        global_batch_size: of the run; a batch is not larger, unless it would be a single image.
+        multiple: the size of a batch is a multiple of this.
+        seed: of the run.
+        step: the number of steps taken.
+        balance: how often each class is sampled in training.
+
+    >>> [len(batch) for batch in statistics_batches(33, 64, multiple=1, seed=0, step=12)]
+    [16, 17]
+    """
+    drawn = sample_order(num_samples, epoch=step, seed=derive_seed(seed, "precise batch norm"), repeats=1, balance=balance)
+    units = min(len(drawn), NUM_IMAGES) // multiple
+    largest = max(1, min(global_batch_size, BATCH_SIZE) // multiple)
+    # No batch of a single image where there are more: one value per channel (`models.layers.BatchNorm2d`) has no variance.
+    count = max(1, min(-(-units // largest), multiple * units // 2))
+    bounds = [multiple * (units * k // count) for k in range(count + 1)]
+    return [drawn[low:high] for low, high in pairwise(bounds)]
+
+
+class Recorder:
+    """Within a ``with`` block, records what the batch norms of ``model`` that are in training mode see; changes nothing in it.
+
+    Args:
+        model: any model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.norms = [
+            module
+            for module in model.modules()
+            if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
+        ]
+        self._before = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in self.norms]
+        self._seen: list[list[Moments]] = []
+        self._hooks: list[Any] = []
+        self._momentum: list[float | None] = []
+
+    def __enter__(self) -> Recorder:
+        self._seen = [[] for _ in self.norms]
+        self._momentum = [norm.momentum for norm in self.norms]
+        for norm, seen in zip(self.norms, self._seen, strict=True):
+            norm.momentum = 1.0  # the running statistics become those of the batch
+            if isinstance(norm, nn.SyncBatchNorm):  # it would wait for the other processes, which have batches of their own
+                norm.forward = MethodType(_BatchNorm.forward, norm)  # type: ignore[method-assign]
+            self._hooks.append(norm.register_forward_hook(_recording(seen)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for norm, momentum, before in zip(self.norms, self._momentum, self._before, strict=True):
+            norm.momentum = momentum
+            norm.__dict__.pop("forward", None)
+            for buffer, value in zip(norm.buffers(recurse=False), before, strict=True):
+                buffer.copy_(value)
+
+    def moments(self) -> list[Moments]:
+        """Return what was recorded in the last block, on the CPU, for each batch norm; 0 values where it saw nothing."""
+        return [combined(seen, norm.num_features) for norm, seen in zip(self.norms, self._seen, strict=True)]
+
+    def write(self, batches: Sequence[Sequence[Moments]]) -> None:
+        """Set the running statistics to those of all batches together.
+
+        Args:
+            batches: what `moments` returned for each.
+        """
+        for norm, parts in zip(self.norms, zip(*batches, strict=True), strict=True):
+            total = combined(parts, norm.num_features)
+            if total.num_values:
+                for buffer, value in zip(_statistics(norm), (total.mean, total.var), strict=True):
+                    buffer.copy_(value)
+
+
+def combined(parts: Sequence[Moments], num_features: int) -> Moments:
+    """Return the moments of all values of several batches, in float64 on the CPU.
+
+    Args:
+        parts: of each batch.
+        num_features: C.
+
+    >>> a, b = torch.randn(8, 3), torch.randn(5, 3)
+    >>> both = combined([Moments(len(x), x.mean(0), x.var(0)) for x in (a, b)], 3)
+    >>> torch.allclose(both.var.float(), torch.cat([a, b]).var(0))
+    True
+    """
+    parts = [Moments(count, mean.cpu().double(), var.cpu().double()) for count, mean, var in parts if count]
+    count = sum(part.num_values for part in parts)
+    if not count:
+        return Moments(0, torch.zeros(num_features), torch.zeros(num_features))
+    mean = torch.stack([part.num_values * part.mean for part in parts]).sum(0) / count
+    squares = [(part.num_values - 1) * part.var + part.num_values * (part.mean - mean).square() for part in parts]
+    return Moments(count, mean, torch.stack(squares).sum(0) / (count - 1))
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def _recording(seen: list[Moments]) -> Callable[[_BatchNorm, Any, Tensor], None]:
+    def hook(norm: _BatchNorm, inputs: tuple[Tensor], _: Tensor) -> None:
+        count = inputs[0].numel() // norm.num_features
+        if count > 1:  # `models.layers.BatchNorm2d` leaves its statistics as they are on a single value
+            mean, var = _statistics(norm)
+            seen.append(Moments(count, mean.clone(), var.clone()))
+
+    return hook
