@@ -79,22 +79,9 @@ def recompute_statistics(
     recorders = [Recorder(model) for model in models]
     if not any(recorder.norms for recorder in recorders):
         return True
-    batches = statistics_batches(
-        len(cast(Sized, task.train_set)),
-        recipe.train.global_batch_size,
-        multiple=task.batch_multiple,
-        seed=recipe.train.seed,
-        step=step,
-        balance=task.class_balance,
-    )
+    batches = session_batches(session, step)
     mine = range(world.rank, len(batches), world.size)
-    loader = Loader(
-        task.train_set,
-        [batches[k] for k in mine],
-        task.collate,
-        recipe.data.num_workers,
-        pin_memory=world.device.type == "cuda",
-    )
+    loader = batch_loader(session, [batches[k] for k in mine])
     found: dict[int, list[list[Moments]]] = {}
     # Compiled blocks run as written here, as in an evaluation.
     with kept_generators(world.device), torch.no_grad(), torch.compiler.set_stance("force_eager"), closing(iter(loader)) as feed:
@@ -118,8 +105,36 @@ def recompute_statistics(
     return True
 
 
+def session_batches(session: Session, step: int, num_images: int = NUM_IMAGES) -> list[list[SampleKey]]:
+    """Return `statistics_batches` of a run after ``step`` steps."""
+    task, train = session.task, session.recipe.train
+    return statistics_batches(
+        len(cast(Sized, task.train_set)),
+        train.global_batch_size,
+        multiple=task.batch_multiple,
+        seed=train.seed,
+        step=step,
+        balance=task.class_balance,
+        num_images=num_images,
+    )
+
+
+def batch_loader(session: Session, batches: list[list[SampleKey]]) -> Loader:
+    """Return the loader of some training samples of a run."""
+    task = session.task
+    on_gpu = session.world.device.type == "cuda"
+    return Loader(task.train_set, batches, task.collate, session.recipe.data.num_workers, pin_memory=on_gpu)
+
+
 def statistics_batches(
-    num_samples: int, global_batch_size: int, *, multiple: int, seed: int, step: int, balance: ClassBalance | None = None
+    num_samples: int,
+    global_batch_size: int,
+    *,
+    multiple: int,
+    seed: int,
+    step: int,
+    balance: ClassBalance | None = None,
+    num_images: int = NUM_IMAGES,
 ) -> list[list[SampleKey]]:
     """Return the samples of a pass in batches of nearly the same size.
 
@@ -130,12 +145,13 @@ def statistics_batches(
         seed: of the run.
         step: the number of steps taken.
         balance: how often each class is sampled in training.
+        num_images: the largest number of images in all.
 
     >>> [len(batch) for batch in statistics_batches(33, 64, multiple=1, seed=0, step=12)]
     [16, 17]
     """
     drawn = sample_order(num_samples, epoch=step, seed=derive_seed(seed, "precise batch norm"), repeats=1, balance=balance)
-    units = min(len(drawn), NUM_IMAGES) // multiple
+    units = min(len(drawn), num_images) // multiple
     largest = max(1, min(global_batch_size, BATCH_SIZE) // multiple)
     # No batch of a single image where there are more: one value per channel (`models.layers.BatchNorm2d`) has no variance.
     count = max(1, min(-(-units // largest), multiple * units // 2))

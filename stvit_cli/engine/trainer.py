@@ -17,6 +17,7 @@ from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_model
 from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
+from stvit_cli.engine.mode_gap import measure_gap
 from stvit_cli.engine.precise_batch_norm import recompute_statistics
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
@@ -183,8 +184,11 @@ class Trainer:
         with Progress(self.timeline, self.state.step, quiet=not self.world.is_main) as self.progress:
             self.writer.open_tensorboard(self.state.step)
             self._print_summary()
+            is_new = self.state.step < self.timeline.num_steps
             self._loop()
             self.writer.draw_curves()
+            if is_new:
+                self._note_gap()
             result = self._result()
             spent = duration(self.state.seconds)
             main = self.session.task.main_metric
@@ -308,6 +312,12 @@ class Trainer:
         self.progress.evaluated(self.timeline.epoch(state.step), state.metrics, is_best, seconds)
         self.writer.draw_curves(interval=CURVES_SECONDS)
         self.window_since += time.monotonic() - began
+
+    def _note_gap(self) -> None:
+        """Say where the last weights do much better with the statistics of a batch than in evaluation mode."""
+        gap = measure_gap(self.session, self.state.step)
+        if gap is not None and gap.is_large():
+            self.progress.say(gap.note(self.session, self.state.step))
 
     def _stop(self, number: int) -> None:
         self.writer.save_checkpoint(self.state)

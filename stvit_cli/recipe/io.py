@@ -22,10 +22,10 @@ from stvit_cli.recipe.files import find as find
 from stvit_cli.recipe.files import list_recipes as list_recipes
 from stvit_cli.recipe.files import read
 from stvit_cli.recipe.inheritance import Layer, apply_overrides, merge, read_layers
+from stvit_cli.recipe.keys_of_0_2 import KEYS_OF_0_2
 from stvit_cli.recipe.renamed_keys import RENAMED as RENAMED
 from stvit_cli.recipe.renamed_keys import RENAMED_VALUES as RENAMED_VALUES
 from stvit_cli.recipe.renamed_keys import warn_once as warn_once
-from stvit_cli.recipe.keys_of_0_2 import KEYS_OF_0_2
 from stvit_cli.recipe.tasks import other_tasks_sections
 from stvit_cli.recipe.validation import byte_scale
 from stvit_cli.recipe.yaml import flow

@@ -155,11 +155,13 @@ class Task(Evaluation, Protocol):
             saves padding; otherwise None. See `data.sampling.TrainBatches`.
         class_balance: how often each class is sampled; None: every image once in an epoch. See `data.sampling.ClassBalance`.
         main_metric: the name of the metric that decides which weights are best; higher is better.
+        evaluates_training_batches: the evaluator takes a batch of training samples too.
         batch_multiple: the size of a micro-batch must be a multiple of this (2 where images are mixed in pairs).
     """
 
     model: nn.Module
     main_metric: str
+    evaluates_training_batches: bool
     batch_multiple: int
     aspect_ratios: NDArray[np.float64] | None
     class_balance: ClassBalance | None

@@ -21,6 +21,7 @@ class PreparedModel:
     model: nn.Module
     aspect_ratios: NDArray[np.float64] | None = None
     class_balance: ClassBalance | None = None
+    evaluates_training_batches: bool = False
 
     def prepare(
         self, device_type: str, dtype: torch.dtype, *, kernels: bool | Literal["auto"], compile_blocks: bool

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from stvit_cli import engine, tasks
 from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.engine.branch import Branch
-from stvit_cli.engine.distributed import World
+from stvit_cli.engine.distributed import World, joined_world
+from stvit_cli.engine.mode_gap import Gap, measure_gap
 from stvit_cli.engine.precise_batch_norm import NUM_IMAGES, Recorder, recompute_statistics, statistics_batches
 from stvit_cli.engine.session import Session, build_session
 from stvit_cli.engine.trainer import fit
+from stvit_cli.errors import UserError
 from stvit_cli.models.layers import BatchNorm2d
 from stvit_cli.recipe import io as recipe_io
 
@@ -158,8 +160,6 @@ def test_batches_are_nearly_equal_and_hold_no_image_twice() -> None:
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_get_the_bits_of_one(tmp_path: Path, processes: int) -> None:
     def work() -> None:
-        from stvit_cli.engine.distributed import joined_world
-
         with joined_world("cpu") as world:
             made = build_session(toy.ToyTask(norm=True), toy.recipe("train.global_batch_size=12"), world)
             assert recompute_statistics(made, 5)
@@ -236,7 +236,7 @@ def test_weights_carry_the_statistics_and_the_weights_stay_those_of_the_run_with
     assert all(torch.equal(tensor, saved["on"][name]) for name, tensor in made.model.state_dict().items())
 
 
-def test_a_model_trained_for_12_steps_is_right_with_it_and_not_without(tmp_path: Path) -> None:
+def test_a_model_trained_for_12_steps_is_right_with_it_and_not_without(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The case of the issue in small: 48 images of three classes, stvit-nano."""
     for split, count in (("train", 16), ("val", 4)):
         for color in ("red", "green", "blue"):
@@ -258,11 +258,17 @@ def test_a_model_trained_for_12_steps_is_right_with_it_and_not_without(tmp_path:
     }
     recipe = recipe_io.load("quickstart", [f"{key}={value}" for key, value in overrides.items()])
     without = fit(tasks.build(recipe), recipe, tmp_path / "run")
+    said = capfd.readouterr().err
+    assert "Warning: on 48 training images the last weights have top1 100 with the statistics of each batch,\nbut " in said
+    assert "Train with train.precise_bn_steps=12, which" in said
     made = build_session(tasks.build(recipe), recipe, ALONE)
     made.model.load_state_dict(load_file(tmp_path / "run" / "last.safetensors"))
     assert recompute_statistics(made, 12)
     found = engine.evaluate(made.task, made.model)
     assert found["top1"] == 100 > 70 > without["top1"]
+    gap = measure_gap(made, 12)
+    assert gap is not None
+    assert (gap.num_images, gap.batch, gap.running) == (48, 100, 100)
     assert found["loss"] < 0.1 < 0.7 < without["loss"]
 
 
@@ -286,3 +292,56 @@ def test_every_task_has_precise_statistics(recipe: str, words: list[str], tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert all(mean.isfinite().all() and mean.abs().sum() > 0 for mean in found[0])
     assert len(found[0]) > 20
+    gap = measure_gap(made, 1)
+    assert gap is not None
+    assert gap.running == pytest.approx(gap.batch, rel=0.5)
+    assert not gap.is_large()
+    for module in made.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.mul_(100)
+    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    after = measure_gap(made, 1)
+    assert after is not None
+    assert after.batch == gap.batch != after.running
+    assert all(torch.equal(before[name], tensor) for name, tensor in made.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("gap", "is_large"),
+    [
+        (Gap("top1", 48, 100.0, 33.3), True),
+        (Gap("top1", 48, 60.0, 45.0), False),
+        (Gap("top1", 10, 80.0, 50.0), False),  # three images
+        (Gap("top1", 256, 30.0, 100.0), False),
+        (Gap("loss", 32, 0.5, 1.1), True),
+        (Gap("loss", 32, 0.5, 0.9), False),
+    ],
+)
+def test_a_gap_is_reported_where_it_is_large(gap: Gap, is_large: bool) -> None:
+    assert gap.is_large() is is_large
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_gap_is_the_same_over_processes(tmp_path: Path, processes: int) -> None:
+    def work() -> None:
+        with joined_world("cpu") as world:
+            made = build_session(toy.ToyTask(norm=True), toy.recipe("train.global_batch_size=12"), world)
+            gap = measure_gap(made, 5)
+            assert gap is not None
+        (tmp_path / f"{world.rank}").write_text(repr((gap.num_images, gap.batch, gap.running)))
+
+    assert {ended.code for ended in toy.start(work, tmp_path, processes)()} == {0}
+    gap = measure_gap(session("train.global_batch_size=12", "train.batch_size_per_device=3"), 5)
+    assert gap is not None
+    for rank in range(processes):
+        assert (tmp_path / f"{rank}").read_text() == repr((gap.num_images, gap.batch, gap.running))
+
+
+def test_an_unreadable_image_at_the_end_costs_the_note_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = session()
+
+    def refuse(self: Any, key: Any) -> Any:
+        raise UserError("unreadable")
+
+    monkeypatch.setattr(toy.TrainPoints, "__getitem__", refuse)
+    assert measure_gap(made, 5) is None

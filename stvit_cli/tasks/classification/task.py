@@ -71,6 +71,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
     """See `tasks.base.Task`; training batches are as those of the evaluation."""
 
     main_metric = "top1"
+    evaluates_training_batches = True
 
     def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
         super().__init__(data.val_set)
