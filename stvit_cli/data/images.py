@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,31 @@ _NOT_FILES = (
 
 # Pillow logs oddities, which Python would print without a handler.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+class _WithoutWarnings:
+    """`warnings.catch_warnings` for several threads at once: the filters come back when the last one leaves."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.caught.__exit__(None, None, None)
+
+
+_WITHOUT_WARNINGS = _WithoutWarnings()
 
 
 class UnreadableImageError(UserError):
@@ -187,8 +213,7 @@ def _require_regular(name: str, mode: int) -> None:
 
 def _decode(content: bytes) -> Image.Image:
     """Decode and convert, without a word about oddities that do no harm (ImageNet has images with damaged metadata)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _WITHOUT_WARNINGS:
         try:
             return _decode_as_it_is(content)
         except Exception:

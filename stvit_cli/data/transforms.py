@@ -5,18 +5,28 @@ C channels, S side of the square input in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps
-from timm.data.transforms_factory import create_transform, transforms_imagenet_train
 from torch import Tensor
-from torchvision.transforms import Compose, Grayscale
 
 from stvit_cli.errors import UserError
 
+if TYPE_CHECKING:
+    from torchvision.transforms import Compose
+
 Transform = Callable[[Image.Image], Tensor]
 """From an image in mode RGB to a normalised float tensor (C, S, S)."""
+
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
 
 MAX_ASPECT = 16.0
 """Images of a larger aspect ratio are center-cropped to it first: resizing 1 x 20000 pixels to a short side of 256 would make
@@ -57,15 +67,30 @@ def eval_transform(
     torch.Size([3, 32, 32])
     """
     _check_channels(mean, std, in_chans)
-    transform = create_transform(
-        (in_chans, image_size, image_size),
-        is_training=False,
-        crop_pct=crop_pct or default_crop_pct(image_size),
-        interpolation=interpolation,
-        mean=mean,
-        std=std,
-    )
-    return _for_channels(Compose([bounded_aspect, *transform.transforms]), in_chans)
+    return _EvalTransform(image_size, mean, std, crop_pct or default_crop_pct(image_size), _RESAMPLING[interpolation])
+
+
+class _EvalTransform:
+    """timm's evaluation transform, to the last bit, without the import of timm and torchvision, which takes seconds."""
+
+    def __init__(
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float, resampling: Image.Resampling
+    ) -> None:
+        self.size, self.resized, self.resampling = size, math.floor(size / crop_pct), resampling
+        self.mode = "L" if len(mean) == 1 else "RGB"
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        image = bounded_aspect(image if image.mode == self.mode else image.convert(self.mode))
+        short, long = sorted(image.size)
+        if short != self.resized:
+            other = int(self.resized * long / short)
+            size = (self.resized, other) if image.width <= image.height else (other, self.resized)
+            image = image.resize(size, self.resampling)
+        left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
+        image = image.crop((left, top, left + self.size, top + self.size))
+        pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, -1)  # H W C, uint8
+        return pixels.permute(2, 0, 1).contiguous().float().div_(255).sub_(self.mean).div_(self.std)
 
 
 def train_transform(
@@ -117,6 +142,8 @@ def train_transform(
     >>> train_transform(32, (0.5,) * 3, (0.5,) * 3, hflip=0.0)(Image.new("RGB", (60, 40))).shape
     torch.Size([3, 32, 32])
     """
+    from timm.data.transforms_factory import transforms_imagenet_train
+
     _check_channels(mean, std, in_chans)
     try:
         transform = transforms_imagenet_train(  # not create_transform, which cannot force color jitter
@@ -169,6 +196,8 @@ def bounded_aspect(image: Image.Image) -> Image.Image:
 
 
 def _for_channels(transform: Compose, in_chans: int) -> Transform:
+    from torchvision.transforms import Compose, Grayscale
+
     adapted: Transform = transform if in_chans == 3 else Compose([Grayscale(1), *transform.transforms])
     return adapted
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from timm.layers import DropPath
-
 from stvit_cli.recipe import FinetuneSection
-from stvit_cli.tasks.base import Task, freeze_batch_norms
+from stvit_cli.tasks.base import Task, freeze_batch_norms, freeze_drop_path
 
 
 def freeze(task: Task, section: FinetuneSection) -> None:
@@ -22,9 +20,7 @@ def set_training_mode(task: Task, section: FinetuneSection) -> None:
     task.model.train()
     if section.freeze_norm:
         freeze_batch_norms(task.model)
-        for module in task.model.modules():
-            if isinstance(module, DropPath):
-                module.eval()
+        freeze_drop_path(task.model)
     if section.freeze_backbone:
         in_heads = {module for head in task.heads() for module in head.modules()}
         for module in task.model.modules():

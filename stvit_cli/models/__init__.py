@@ -1,9 +1,6 @@
-"""The models by name, and their weights. Importing this registers them with timm."""
+"""The models by name, and their weights. `stvit_cli` registers them with timm."""
 
 from stvit_cli.models.registry import create_model, list_models
-from stvit_cli.models.timm_registry import register_leaf_modules
 from stvit_cli.models.weights.file import load_weights
 
 __all__ = ["create_model", "list_models", "load_weights"]
-
-register_leaf_modules()

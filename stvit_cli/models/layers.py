@@ -1,12 +1,15 @@
-"""The convolutional parts of STViT that `timm.layers` does not have (supplement, section B and Table I).
+"""The parts of STViT around its attention (supplement, section B and Table I).
 
 Shapes: B batch, C channels, H W rows and columns. All map (B, C, H, W) to (B, C, H, W), and are fastest in channels-last memory,
-where the (B, H, W, C) view is contiguous.
+where the (B, H, W, C) view is contiguous. The names are timm's where it has
+such a layer; timm itself is not imported here, as that takes seconds, and predictions do without it.
 """
 
 from __future__ import annotations
 
-import timm.layers
+import math
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,11 +34,43 @@ class BatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
 
-class DropPath(timm.layers.DropPath):
-    """timm's stochastic depth with the rate in a tensor: a Python number would cause a compilation for each block."""
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class LayerScale2d(nn.Module):
+    """A learned factor for each channel of (B, C, H, W), the same at first."""
+
+    def __init__(self, dim: int, init_values: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init_values))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma.view(1, -1, 1, 1)
+
+
+def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
+    """Fill a tensor with a normal distribution of mean 0, truncated to [-2, 2], by the inverse of its distribution function.
+
+    As `timm.layers.trunc_normal_` draws it, so that a seed keeps its weights; PyTorch's draws other numbers since 2.13.
+    """
+    if tensor.is_meta:
+        return tensor  # not only needless: PyTorch would import its compiler for it, two seconds
+    bound = math.erf(2 / std / math.sqrt(2))
+    with torch.no_grad():
+        return tensor.uniform_(-bound, bound).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2, 2)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth with the rate in a tensor: a Python number would cause a compilation for each block."""
 
     def __init__(self, drop_prob: float) -> None:
-        super().__init__(drop_prob)
+        super().__init__()
+        self.drop_prob = drop_prob
         # Not a buffer: a model built under torch.device("meta") gets its buffers from a file, which does not contain the rate.
         self.keep_prob = torch.tensor(1 - drop_prob, device="cpu")
 
@@ -44,6 +79,18 @@ class DropPath(timm.layers.DropPath):
             return x
         kept = torch.rand(len(x), 1, 1, 1, device=x.device) < self.keep_prob
         return x * (kept / self.keep_prob).to(x.dtype)
+
+
+def drop_path_layers() -> tuple[type[nn.Module], ...]:
+    """Return the classes of stochastic depth that a model can have: those here, and timm's where it is imported."""
+    timm = sys.modules.get("timm.layers")
+    return (DropPath,) if timm is None else (DropPath, timm.DropPath)
+
+
+def layer_scales() -> tuple[type[nn.Module], ...]:
+    """Return the classes of layer scale that a model can have: those here, and timm's where it is imported."""
+    timm = sys.modules.get("timm.layers")
+    return (LayerScale2d,) if timm is None else (LayerScale2d, timm.LayerScale, timm.LayerScale2d)
 
 
 class ConvGelu(nn.Module):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.isotropic import VARIANTS as ISOTROPIC
-from stvit_cli.models.isotropic import Isotropic
+from stvit_cli.models.isotropic_rows import VARIANTS as ISOTROPIC
 from stvit_cli.models.stvit import VARIANTS, GridSizes, STViT
 from stvit_cli.utils.text import did_you_mean
 
@@ -58,4 +57,6 @@ def create_model(
         raise UserError(f"no model '{name}'.{did_you_mean(name, list_models())} Known: {known}, and Table II's rows isotropic-*.")
     if grid_sizes is not None and ISOTROPIC[name].attention == "swin":
         raise UserError(f"grid_sizes: found {list(grid_sizes)} for {name}, which has windows and no super tokens. Leave it out.")
+    from stvit_cli.models.isotropic import Isotropic
+
     return Isotropic(ISOTROPIC[name], num_classes, in_chans, drop_path_rate, grid_sizes, checkpointing)

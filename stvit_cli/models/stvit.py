@@ -14,12 +14,20 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, LayerScale2d, trunc_normal_
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stvit_cli.models.layers import BatchNorm2d, ConvFFN, ConvPosEnc, DropPath, PatchMerging, Stem
+from stvit_cli.models.layers import (
+    BatchNorm2d,
+    ConvFFN,
+    ConvPosEnc,
+    DropPath,
+    LayerNorm2d,
+    LayerScale2d,
+    PatchMerging,
+    Stem,
+    trunc_normal_,
+)
 from stvit_cli.models.super_token import SuperTokenAttention
 
 GridSizes = tuple[int, int, int, int]
@@ -75,6 +83,19 @@ class Block(nn.Module):
         x = self.cpe(x)
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+def _stages_taken(count: int, indices: int | list[int] | None) -> tuple[list[int], int]:
+    """Return the indices of the stages that are taken, and the last; as timm: None takes all, a number that many of the last."""
+    if indices is None or isinstance(indices, int):
+        number = count if indices is None else indices
+        if not 0 < number <= count:
+            raise ValueError(f"indices: found {number}, expected 1 to {count} of the last stages")
+        return list(range(count - number, count)), count - 1
+    if not all(-count <= index < count for index in indices):
+        raise ValueError(f"indices: found {list(indices)} for {count} stages")
+    taken = [index % count for index in indices]
+    return taken, max(taken)
 
 
 def run_block(block: nn.Module, x: Tensor) -> Tensor:
@@ -237,7 +258,7 @@ class STViT(Staged):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW'")
-        take, last = feature_take_indices(len(self.stages), indices)
+        take, last = _stages_taken(len(self.stages), indices)
         x = self.stem(x)
         features = []
         for i, stage in enumerate(self.stages):
@@ -252,7 +273,7 @@ class STViT(Staged):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the stages after the last of ``indices`` (and the head), for timm's feature extraction."""
-        take, last = feature_take_indices(len(self.stages), indices)
+        take, last = _stages_taken(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
             for name in ("proj", "norm", "head"):

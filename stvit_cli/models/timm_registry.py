@@ -51,7 +51,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def register_leaf_modules() -> None:
+def _register_leaf_modules() -> None:
     """Make leaves of the modules whose code depends on sizes, which torch.fx cannot trace symbolically."""
     from stvit_cli.models.layers import BatchNorm2d
     from stvit_cli.models.super_token import SuperTokenAttention
@@ -77,7 +77,6 @@ def _create(name: str, variant: str, pretrained: bool, **kwargs: Any) -> nn.Modu
             f"Download a file and load it: stvit_cli.load_weights(model, FILE), or "
             f'timm.create_model("{variant}", checkpoint_path=FILE).'
         )
-    register_leaf_modules()
     return build_model_with_cfg(
         partial(STViT, VARIANTS[name]),
         variant,
@@ -110,3 +109,6 @@ def stvit_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def stvit_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A small STViT for tests and small data; not in the paper."""
     return _create("stvit-nano", "stvit_nano", pretrained, **kwargs)
+
+
+_register_leaf_modules()

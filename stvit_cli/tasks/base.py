@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from stvit_cli.data.images import ImageSource, image_name
 from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
+from stvit_cli.models.layers import drop_path_layers
 from stvit_cli.models.weights.file import WeightsInfo
 
 Batch = Any
@@ -242,6 +243,14 @@ def freeze_batch_norms(model: nn.Module) -> None:
     """Put every batch norm of ``model`` into evaluation mode: it then uses its running statistics and leaves them unchanged."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def freeze_drop_path(model: nn.Module) -> None:
+    """Put all stochastic depth of ``model`` into evaluation mode: it then drops nothing."""
+    kinds = drop_path_layers()
+    for module in model.modules():
+        if isinstance(module, kinds):
             module.eval()
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, load_weights, match_weights, read_weights
@@ -15,6 +18,8 @@ from stvit_cli.utils.text import shortened
 
 __all__ = ["Trained", "open_trained", "weights_file"]
 
+_INIT = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
+_RANDOM = {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, *(getattr(nn.init, name) for name in _INIT)}
 _IN_A_RUN = ("best.safetensors", "last.safetensors")
 
 
@@ -45,9 +50,18 @@ def open_trained(path: str | Path, model: str | None = None) -> Trained:
     if not info.num_classes:
         raise UserError(f"{file.path} holds a backbone without a classifier; `stvit finetune` trains one.")
     _require_fit(file, info)
-    net = registry.get(info.task).create_model(info)
+    with _WithoutRandomNumbers():
+        net = registry.get(info.task).create_model(info)
     load_weights(net, file)
     return Trained(net.eval(), info, file.path)
+
+
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Creates a model without drawing its initial weights, which takes longer than to load those of a file over them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return (args or tuple(kwargs.values()))[0] if func in _RANDOM else func(*args, **kwargs)
 
 
 def _require_fit(file: WeightsFile, info: WeightsInfo) -> None:

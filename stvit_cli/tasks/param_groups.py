@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import LayerScale, LayerScale2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from stvit_cli.models.layers import layer_scales
 
 
 def without_decay_on_norms(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def decay_layer_scale(model: nn.Module, groups: list[dict[str, Any]], weight_dec
         groups: the optimizer's groups.
         weight_decay: of layer scale.
     """
-    gammas = {module.gamma for module in model.modules() if isinstance(module, (LayerScale, LayerScale2d))}
+    gammas = {module.gamma for module in model.modules() if isinstance(module, layer_scales())}
     result = []
     for group in groups:
         moved = [parameter for parameter in group["params"] if parameter in gammas]

@@ -25,13 +25,13 @@ CLASSIFIER |= {"mean": 0, "std": 1, "crop_pct": 1, "interpolation": "", "in_chan
 
 
 def detect(paths: list[Path]) -> Iterator[Any]:
-    trained: Any = SimpleNamespace(prepared=lambda device: None)
+    trained: Any = SimpleNamespace(prepared=lambda *_: None)
     return predict_detection.predict(trained, paths, score_threshold=0.5, device=CPU)
 
 
 def segment(paths: list[Path]) -> Iterator[Any]:
     info = SimpleNamespace(interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
-    trained: Any = SimpleNamespace(prepared=lambda device: None, info=info)
+    trained: Any = SimpleNamespace(prepared=lambda *_: None, info=info)
     return predict_segmentation.predict(trained, paths, device=CPU)
 
 
@@ -96,7 +96,7 @@ def test_a_killed_worker_does_not_end_the_predictions(tmp_path: Path, monkeypatc
         interpolation="",
         in_chans=3,
     )
-    trained: Any = SimpleNamespace(info=info, prepared=lambda device: lambda images: torch.zeros(len(images), 2))
+    trained: Any = SimpleNamespace(info=info, prepared=lambda *_: lambda images: torch.zeros(len(images), 2))
     found = list(predict_classification.predict(trained, paths, top=1, device=CPU, batch_size=4, num_workers=2))
     assert [result.path for result in found] == paths
     assert all(result.error is None for result in found)
@@ -118,6 +118,6 @@ def test_a_prediction_says_itself_whether_the_image_was_read(tmp_path: Path, mon
         interpolation="",
         in_chans=3,
     )
-    trained: Any = SimpleNamespace(info=info, prepared=lambda device: lambda images: torch.full((len(images), 2), torch.nan))
+    trained: Any = SimpleNamespace(info=info, prepared=lambda *_: lambda images: torch.full((len(images), 2), torch.nan))
     found = list(predict_classification.predict(trained, [named_so, good], top=1, device=CPU))
     assert [(result.error is not None, result.is_unanswered) for result in found] == [(True, False), (True, True)]

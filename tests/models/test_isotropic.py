@@ -9,7 +9,8 @@ from torchvision.models import swin_t
 
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model, list_models
-from stvit_cli.models.isotropic import FULL, MINI, ROWS, TableSuperTokenAttention, Variant, position_bias
+from stvit_cli.models.isotropic import TableSuperTokenAttention, position_bias
+from stvit_cli.models.isotropic_rows import FULL, MINI, ROWS, Variant
 from stvit_cli.models.super_token import SuperTokenAttention
 
 # Parameters in millions that reproduce the rounded figures of the supplement.

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.layers
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
 from stvit_cli import create_model, list_models
 from stvit_cli.errors import UserError
+from stvit_cli.models import layers
 from stvit_cli.models.stvit import STViT, Variant
 from stvit_cli.models.weights.file import load_weights
 
@@ -155,3 +157,21 @@ def test_unknown_model_names_the_nearest() -> None:
     assert "stvit-nano" in list_models()
     with pytest.raises(UserError, match=r"no model 'stvit-nanp'. Did you mean 'stvit-nano'?"):
         create_model("stvit-nanp")
+
+
+def test_layers_equal_timms() -> None:
+    images = torch.randn(2, 8, 5, 6)
+    for ours, theirs in (
+        (layers.LayerNorm2d(8, eps=1e-6), timm.layers.LayerNorm2d(8)),
+        (layers.LayerScale2d(8, 0.1), timm.layers.LayerScale2d(8, 0.1)),
+    ):
+        for parameter in ours.parameters():
+            torch.nn.init.normal_(parameter)
+        theirs.load_state_dict(ours.state_dict())
+        assert torch.equal(ours(images), theirs(images))
+    drawn = []
+    for draw in (layers.trunc_normal_, timm.layers.trunc_normal_):
+        torch.manual_seed(0)
+        drawn += [draw(torch.empty(3, 50), std=std) for std in (0.02, 1.5)]
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1], drawn[3])

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stvit_cli.analysis.ablation.table import PAIRS, Row, Setting, build_table, compare, notes_on_counts, summarize
-from stvit_cli.models.isotropic import MINI, VARIANTS
+from stvit_cli.models.isotropic_rows import MINI, VARIANTS
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import replace_file, writing
 

@@ -23,7 +23,7 @@ from stvit_cli.engine.metrics_log import MetricsLog
 from stvit_cli.engine.run_dir import RunDir, require_free
 from stvit_cli.engine.signals import stop_request
 from stvit_cli.errors import Interrupted, UserError
-from stvit_cli.models.isotropic import VARIANTS
+from stvit_cli.models.isotropic_rows import VARIANTS
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process, world_size

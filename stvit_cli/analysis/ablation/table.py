@@ -13,7 +13,7 @@ from stvit_cli.analysis.cost.flops import count_flops
 from stvit_cli.analysis.cost.profile import Paper
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
-from stvit_cli.models.isotropic import FULL, MINI, ROWS, VARIANTS
+from stvit_cli.models.isotropic_rows import FULL, MINI, ROWS, VARIANTS
 from stvit_cli.models.stvit import GridSizes
 from stvit_cli.utils.text import did_you_mean
 

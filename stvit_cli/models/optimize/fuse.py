@@ -9,15 +9,14 @@ shift would be missing at the border; and the layer norm before super token atte
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import torch
-from timm.layers import LayerScale2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.ops import FrozenBatchNorm2d
 
-from stvit_cli.models.layers import ConvPosEnc, PatchMerging
+from stvit_cli.models.layers import ConvPosEnc, LayerScale2d, PatchMerging
 from stvit_cli.models.stvit import Block, STViT
 
 
@@ -67,6 +66,11 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
+def _is_batch_norm(module: nn.Module) -> bool:
+    ops = sys.modules.get("torchvision.ops")  # it takes seconds to import; where it is not imported, no model has its layers
+    return isinstance(module, _BatchNorm) or (ops is not None and isinstance(module, ops.FrozenBatchNorm2d))
+
+
 def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """Return the scale and shift, in float64, of a batch norm in eval mode: x * scale + shift."""
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
@@ -76,7 +80,7 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 def _fold_norm_before(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
     """Fold by W (s x + t) + b = (W s) x + (W t + b), where W is 1 x 1 and thus without padding."""
     norm = getattr(parent, name)
-    if not isinstance(norm, (_BatchNorm, FrozenBatchNorm2d)):
+    if not _is_batch_norm(norm):
         return
     scale, shift = _scale_and_shift(norm)
     weight = conv.weight.double()
@@ -86,7 +90,7 @@ def _fold_norm_before(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
 
 def _fold_norm_after(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
     norm = getattr(parent, name)
-    if not isinstance(norm, (_BatchNorm, FrozenBatchNorm2d)):
+    if not _is_batch_norm(norm):
         return
     scale, shift = _scale_and_shift(norm)
     _set(conv, conv.weight.double() * scale[:, None, None, None], _bias(conv) * scale + shift)

@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.isotropic import VARIANTS as ISOTROPIC
+from stvit_cli.models.isotropic_rows import VARIANTS as ISOTROPIC
 from stvit_cli.models.registry import create_model
 from stvit_cli.models.stvit import VARIANTS as STVIT
+from stvit_cli.models.weights import imagenet
 from stvit_cli.models.weights.info import WeightsInfo
 from stvit_cli.utils.text import shortened
 
@@ -139,7 +139,7 @@ def identify(state_dict: Mapping[str, Tensor], image_size: int | None = None) ->
     num_classes, in_chans = head[0] if head else 0, stem[1]
     info = WeightsInfo(name, num_classes=num_classes, in_chans=in_chans, image_size=image_size or 224)
     if num_classes == 1000:
-        info = replace(info, class_names=tuple(ImageNetInfo().label_names()))
+        info = replace(info, class_names=imagenet.synsets())
     return info if in_chans == 3 else replace(info, mean=(0.5,) * in_chans, std=(0.5,) * in_chans)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
@@ -308,6 +307,8 @@ def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor], name: st
         return []
     if state_dict[name].shape[1] != 3 or own[name].shape[1] == 3:
         return []
+    from timm.models import adapt_input_conv
+
     state_dict[name] = adapt_input_conv(own[name].shape[1], state_dict[name])
     return [name]
 

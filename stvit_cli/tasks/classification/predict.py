@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.drawing import font_for, save_png, write_text
 from stvit_cli.data.images import ImageSource, explain_failure, image_path, open_image
-from stvit_cli.data.loader import DeadWorkerError, Loader, explain_dead_worker
+from stvit_cli.data.loader import DeadWorkerError, explain_dead_worker
+from stvit_cli.data.prefetch import Opened, decoded_ahead
+from stvit_cli.data.transforms import Transform
 from stvit_cli.errors import UserError
+from stvit_cli.models.weights import imagenet
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.spec import Trained
 
@@ -90,21 +94,26 @@ def predict(
     names = class_names(trained)
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(images) >= _WORKERS_FROM else 0
-    model = trained.prepared(device)
+    model = trained.prepared(device, len(images))
     num_answered = 0
     while num_answered < len(images):
-        rest = _Images(images[num_answered:], transform)
-        loader = build_eval_loader(rest, _collate, batch_size, workers, pin_memory=device.type == "cuda")
-        for predictions in _until_a_worker_dies(loader, workers, model, names, min(top, info.num_classes), device):
+        rest = images[num_answered:]
+        if workers:
+            batches: Iterable[Batch] = build_eval_loader(
+                _Images(rest, transform), _collate, batch_size, workers, pin_memory=device.type == "cuda"
+            )
+        else:
+            batches = _batches(rest, transform, batch_size)
+        for predictions in _until_a_worker_dies(batches, workers, model, names, min(top, info.num_classes), device):
             num_answered += len(predictions)
             yield from predictions
         workers = 0  # a worker was killed, perhaps for lack of memory: this process decodes the other images
 
 
-def _until_a_worker_dies(loader: Loader, workers: int, *how: Any) -> Iterator[list[ClassificationPrediction]]:
+def _until_a_worker_dies(batches: Iterable[Batch], workers: int, *how: Any) -> Iterator[list[ClassificationPrediction]]:
     """Yield the predictions of each batch; stop where a worker was killed."""
     try:
-        for batch in loader:
+        for batch in batches:
             yield _predict_batch(batch, *how)
     except (UserError, RuntimeError) as error:
         is_dead_worker = isinstance(error, DeadWorkerError) or explain_dead_worker(error) is not None
@@ -118,15 +127,14 @@ def class_names(trained: Trained) -> Sequence[str]:
     if info.class_names:
         return info.class_names
     if info.num_classes == 1000:
-        imagenet = ImageNetInfo()
-        return [imagenet.index_to_description(index) for index in range(1000)]
+        return imagenet.descriptions()
     return [str(index) for index in range(info.num_classes)]
 
 
 class _Images(Dataset[tuple[ImageSource, Tensor | str]]):
     """Item i is the image's source and the image as C H W, or in its place what is wrong with the file."""
 
-    def __init__(self, sources: Sequence[ImageSource], transform: Any) -> None:
+    def __init__(self, sources: Sequence[ImageSource], transform: Transform) -> None:
         self.sources, self.transform = sources, transform
 
     def __len__(self) -> int:
@@ -134,10 +142,21 @@ class _Images(Dataset[tuple[ImageSource, Tensor | str]]):
 
     def __getitem__(self, index: int) -> tuple[ImageSource, Tensor | str]:
         source = self.sources[index]
-        try:
-            return source, self.transform(open_image(source))
-        except Exception as error:
-            return source, explain_failure(source, error)
+        return _sample(source, partial(open_image, source), self.transform)
+
+
+def _sample(source: ImageSource, opened: Opened, transform: Transform) -> tuple[ImageSource, Tensor | str]:
+    try:
+        return source, transform(opened())
+    except Exception as error:
+        return source, explain_failure(source, error)
+
+
+def _batches(images: Sequence[ImageSource], transform: Transform, batch_size: int) -> Iterator[Batch]:
+    """Yield the batches of a few images, which threads decode: workers would take longer to start."""
+    samples = (_sample(source, opened, transform) for source, opened in decoded_ahead(images))
+    while batch := list(islice(samples, batch_size)):
+        yield _collate(batch)
 
 
 Batch = tuple[list[ImageSource], list[str | None], Tensor | None]

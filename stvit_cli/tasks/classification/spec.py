@@ -1,8 +1,9 @@
-"""Classification's entry in the registry of tasks."""
+"""Classification's entry in the registry of tasks. What trains is imported at its use, as it needs timm: seconds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,10 +12,20 @@ from stvit_cli.data.images import ImageSource
 from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.base import ImagePrediction
-from stvit_cli.tasks.classification import predict
-from stvit_cli.tasks.classification.task import build_classification_evaluation, build_classification_task
+from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
+
+
+def _build(recipe: Recipe, weights: Path | None) -> Task:
+    from stvit_cli.tasks.classification.task import build_classification_task
+
+    return build_classification_task(recipe, weights)
+
+
+def _build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool) -> Evaluation:
+    from stvit_cli.tasks.classification.task import build_classification_evaluation
+
+    return build_classification_evaluation(recipe, info, whole=whole)
 
 
 def _create_model(info: WeightsInfo) -> nn.Module:
@@ -28,6 +39,8 @@ def _create_cost_model(recipe: Recipe) -> nn.Module:
 def _predict(
     trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
 ) -> Iterator[ImagePrediction]:
+    from stvit_cli.tasks.classification import predict
+
     return predict.predict(
         trained, images, top=options.top, device=device, batch_size=options.batch_size, num_workers=options.num_workers
     )
@@ -35,8 +48,8 @@ def _predict(
 
 SPEC = TaskSpec(
     name="classification",
-    build=build_classification_task,
-    build_evaluation=build_classification_evaluation,
+    build=_build,
+    build_evaluation=_build_evaluation,
     create_model=_create_model,
     predict=_predict,
     create_cost_model=_create_cost_model,

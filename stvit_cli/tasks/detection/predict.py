@@ -17,6 +17,7 @@ from torchvision.transforms.functional import to_tensor
 from stvit_cli.data.coco import decode_mask, encode_mask
 from stvit_cli.data.drawing import font_for, save_png, write_text
 from stvit_cli.data.images import ImageSource, image_path, open_image
+from stvit_cli.data.prefetch import Opened
 from stvit_cli.tasks.detection.detector import paste_masks
 from stvit_cli.tasks.one_by_one import predict_one_by_one
 from stvit_cli.tasks.spec import Trained
@@ -112,19 +113,19 @@ def predict(
         score_threshold: objects with a lower score are left out.
         device: where the model computes.
     """
-    model = trained.prepared(device)
+    model = trained.prepared(device, len(images))
     yield from predict_one_by_one(
         images,
-        lambda source: _predict_one(trained, model, source, score_threshold, device),
+        lambda source, opened: _predict_one(trained, model, source, opened, score_threshold, device),
         DetectionPrediction,
     )
 
 
 @torch.inference_mode()
 def _predict_one(
-    trained: Trained, model: torch.nn.Module, source: ImageSource, score_threshold: float, device: torch.device
+    trained: Trained, model: torch.nn.Module, source: ImageSource, opened: Opened, score_threshold: float, device: torch.device
 ) -> DetectionPrediction:
-    image = open_image(source)
+    image = opened()
     (detection,) = model([to_tensor(image).to(device)])
     is_confident = detection["scores"] >= score_threshold
     kept = {key: value[is_confident].float().cpu() for key, value in detection.items()}

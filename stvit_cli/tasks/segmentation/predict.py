@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stvit_cli.data.drawing import save_png, write_text
 from stvit_cli.data.image_pairs import class_numbers
 from stvit_cli.data.images import ImageSource, image_path, open_image
+from stvit_cli.data.prefetch import Opened
 from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.one_by_one import predict_one_by_one
@@ -102,10 +103,10 @@ def predict(trained: Trained, images: Sequence[ImageSource], *, device: torch.de
     transform = eval_transform(
         info.mean, info.std, max_size=section.max_size, scales=section.eval_scales, interpolation=info.interpolation
     )
-    model = trained.prepared(device)
+    model = trained.prepared(device, len(images))
     yield from predict_one_by_one(
         images,
-        lambda source: _predict_one(trained, model, source, transform, section, device),
+        lambda source, opened: _predict_one(trained, model, source, opened, transform, section, device),
         SegmentationPrediction,
     )
 
@@ -115,11 +116,12 @@ def _predict_one(
     trained: Trained,
     model: torch.nn.Module,
     source: ImageSource,
+    opened: Opened,
     transform: Callable[[Image.Image], list[torch.Tensor]],
     section: SegmentationSection,
     device: torch.device,
 ) -> SegmentationPrediction:
-    info, image = trained.info, open_image(source)
+    info, image = trained.info, opened()
     classes = inferer(section)(model, [scale.to(device) for scale in transform(image)], (image.height, image.width))
     numbers_of_classes = class_numbers(len(section.class_names), section.reduce_zero_label, section.label_values)
     pixels = torch.bincount(classes.flatten(), minlength=info.num_classes).tolist()

@@ -20,7 +20,7 @@ from stvit_cli.analysis.ablation import runs as ablation_runs
 from stvit_cli.analysis.ablation.report import Report, report_training
 from stvit_cli.analysis.ablation.table import NUMBERS, Row, Setting, build_table, compare, notes_on_counts, summarize
 from stvit_cli.errors import Interrupted, UserError
-from stvit_cli.models.isotropic import MINI
+from stvit_cli.models.isotropic_rows import MINI
 from stvit_cli.recipe import io as recipe_io
 
 # Multiply-adds without norms, in G, that reproduce the supplement's rounded figures.
