@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,7 @@ class CocoImages:
         indices: the images to keep, by their position in the file; None: all.
         exif_orientation: apply: annotations refer to images rotated by their EXIF orientation; ignore: to the pixels as stored;
             None: apply where the size in the file confirms it, otherwise refuse such an image.
+        masks: whether the targets have masks.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class CocoImages:
         index: CocoIndex,
         indices: NDArray[np.int64] | None = None,
         exif_orientation: Literal["apply", "ignore"] | None = None,
+        *,
+        masks: bool = True,
     ) -> None:
-        self.index = index
+        self.index, self.masks = index, masks
         self.indices = np.arange(len(index)) if indices is None else indices
         self.exif_orientation = exif_orientation
 
@@ -125,15 +129,24 @@ class CocoImages:
         )
 
     def targets(self, index: int) -> dict[str, Tensor]:
-        """Return ``boxes`` (N, 4) float32, ``labels`` (N,) int64 from 1, and ``masks`` (N, H, W) uint8 of 0 and 1."""
+        """Return ``boxes`` (N, 4) float32 and ``labels`` (N,) int64 from 1; and with masks two more.
+
+        ``masks`` (N, H, W), uint8 of 0 and 1, and ``has_mask`` (N,), bool: an object without one has zeros there, which nothing
+        is to be learned from.
+        """
         objects = self.index.objects(int(self.indices[index]))
-        height, width = self.size(index)
-        masks = [decode_mask(entry["segmentation"], height, width) for entry in objects]
-        return {
+        targets = {
             "boxes": torch.tensor([entry["box"] for entry in objects], dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor([entry["label"] for entry in objects], dtype=torch.int64),
-            "masks": torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, height, width, dtype=torch.uint8),
         }
+        if not self.masks:
+            return targets
+        masks = np.zeros((len(objects), *self.size(index)), dtype=np.uint8)
+        for mask, entry in zip(masks, objects, strict=True):
+            if "segmentation" in entry:
+                mask[:] = decode_mask(entry["segmentation"], *mask.shape)
+        has_mask = torch.tensor(["segmentation" in entry for entry in objects], dtype=torch.bool)
+        return targets | {"masks": torch.from_numpy(masks), "has_mask": has_mask}
 
 
 class DetectionTrainSet(Dataset[dict[str, Any]]):
@@ -190,11 +203,12 @@ class DetectionEvalSet(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class DetectionData:
-    """The sets of a detection run and the names of its classes."""
+    """The sets of a detection run, the names of its classes, and lines for the user on what was held out."""
 
     train_set: DetectionTrainSet
     val_set: DetectionEvalSet
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
@@ -222,15 +236,17 @@ def flip(image: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, T
     """Flip an image (3, H, W) and its targets horizontally."""
     left, top, right, bottom = targets["boxes"].unbind(1)
     width = image.shape[2]
-    boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
-    return image.flip(2), targets | {"boxes": boxes, "masks": targets["masks"].flip(2)}
+    flipped = {"boxes": torch.stack([width - right, top, width - left, bottom], dim=1)}
+    if "masks" in targets:
+        flipped["masks"] = targets["masks"].flip(2)
+    return image.flip(2), targets | flipped
 
 
 def ground_truth(index: CocoIndex) -> COCO:
     """Return the checked annotations of a file, crowds and small boxes included, as pycocotools' ground truth.
 
-    ``area`` is that of the mask where the file has none. Ids are new and start at 1, as pycocotools takes 0 for none:
-    annotations in the order of the images, categories as labels, images as in `image_numbers`.
+    ``area`` is that of the mask where the file has none, or of the box. Ids are new and start at 1, as pycocotools takes 0 for
+    none: annotations in the order of the images, categories as labels, images as in `image_numbers`.
     """
     annotations: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
@@ -238,18 +254,17 @@ def ground_truth(index: CocoIndex) -> COCO:
         height, width = index.sizes[position].tolist()
         images.append({"id": image_id, "height": height, "width": width})
         for entry in index.annotations(position):
-            area = entry["area"] if "area" in entry else int(rle.area(encoded(entry["segmentation"], height, width)))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": entry["label"],
-                    "bbox": entry["box"],
-                    "segmentation": entry["segmentation"],
-                    "area": area,
-                    "iscrowd": entry.get("crowd", 0),
-                }
-            )
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": entry["label"],
+                "bbox": entry["box"],
+                "area": _area(entry, height, width),
+                "iscrowd": entry.get("crowd", 0),
+            }
+            if "segmentation" in entry:
+                annotation["segmentation"] = entry["segmentation"]
+            annotations.append(annotation)
     coco = COCO()
     coco.dataset = {
         "images": images,
@@ -259,6 +274,36 @@ def ground_truth(index: CocoIndex) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def ignore_without_masks(truth: COCO) -> None:
+    """Make the objects of a ground truth that have a box alone regions to ignore, for the mask metrics.
+
+    Their masks are not known, so what is detected in their boxes is neither right nor wrong. pycocotools ignores the region of a
+    crowd in this way, and nothing else that a file can hold: an ignored object that is no crowd would have to be matched by IoU
+    with a mask.
+    """
+    for annotation in truth.anns.values():
+        if "segmentation" not in annotation:
+            image = truth.imgs[annotation["image_id"]]
+            region = _box_region(annotation["bbox"], image["height"], image["width"])
+            annotation.update(segmentation=region, iscrowd=1)
+
+
+def _area(entry: Mapping[str, Any], height: int, width: int) -> Any:
+    """Return the area of an annotation in pixels: of the file, else of its mask, else of its box."""
+    if "area" in entry:
+        return entry["area"]
+    if "segmentation" in entry:
+        return int(rle.area(encoded(entry["segmentation"], height, width)))
+    return entry["box"][2] * entry["box"][3]
+
+
+def _box_region(box: Sequence[float], height: int, width: int) -> Any:
+    """Return the run-length code of the part of a box (left, top, width, height) within the image."""
+    left, top = (min(max(side, 0), most) for side, most in ((box[0], width), (box[1], height)))
+    right, bottom = (min(max(side, 0), most) for side, most in ((box[0] + box[2], width), (box[1] + box[3], height)))
+    return encoded([[left, top, right, top, right, bottom, left, bottom]], height, width)
 
 
 def image_numbers(index: CocoIndex) -> dict[Any, int]:

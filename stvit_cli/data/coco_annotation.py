@@ -48,7 +48,9 @@ class UnusableBoxError(InvalidAnnotationError):
 
 
 def normalized(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Return ``box`` (left, top, width, height, as in the file), ``segmentation``, and where given ``area`` and ``crowd`` (1).
+    """Return ``box`` (left, top, width, height, as in the file), and where given ``segmentation``, ``area`` and ``crowd`` (1).
+
+    A segmentation that is missing, null or empty is none: such an object has a box alone.
 
     Args:
         annotation: an entry of the file's list.
@@ -67,13 +69,15 @@ def normalized(annotation: Mapping[str, Any], height: int, width: int) -> dict[s
         if type(side) not in _NUMBERS:
             text = f"bbox[{position}] is {shown(side)}, expected a number of pixels: [left, top, width, height]."
             raise InvalidAnnotationError("with a malformed bbox", text)
-    found: dict[str, Any] = {"box": box, "segmentation": _segmentation(annotation.get("segmentation"), height, width)}
+    found: dict[str, Any] = {"box": box}
+    if not _is_absent(segmentation := annotation.get("segmentation")):
+        found["segmentation"] = _segmentation(segmentation, height, width)
     crowd, area = annotation.get("iscrowd"), annotation.get("area")
     if crowd is not None and crowd != 0:
         found["crowd"] = _crowd(crowd)
     if area is not None:
         if type(area) not in _NUMBERS or not 0 <= area <= 1e15:
-            text = f"area is {shown(area)}, expected a number of pixels; without one, or with null, that of the mask is taken."
+            text = f"area is {shown(area)}, expected a number of pixels; without one that of the mask or box is taken."
             raise InvalidAnnotationError("with a malformed area", text)
         found["area"] = area
     _require_box(box, height, width, is_crowd="crowd" in found)
@@ -107,11 +111,16 @@ def _require_box(box: Sequence[float], height: int, width: int, *, is_crowd: boo
         raise InvalidAnnotationError("outside of the image", f"the box {box} is outside of its image, {size}.")
 
 
+def _is_absent(segmentation: Any) -> bool:
+    """Whether an annotation has a box alone: tools write null, [], [[]] or nothing at all."""
+    return segmentation in (None, {}) or (isinstance(segmentation, list) and all(part == [] for part in segmentation))
+
+
 def _segmentation(segmentation: Any, height: int, width: int) -> Any:
     """Return a mask that pycocotools can be given."""
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, height, width)
-    if not isinstance(segmentation, list) or not segmentation or not all(map(_is_polygon, segmentation)):
+    if not isinstance(segmentation, list) or not all(map(_is_polygon, segmentation)):
         raise InvalidAnnotationError(
             "without a usable mask",
             f"segmentation is {shown(segmentation)}, expected polygons [[x, y, x, y, x, y, ...], ...] "

@@ -6,7 +6,6 @@ Ids are compared as numbers wherever they can be: 640, 640.0 and "640" are one i
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,16 +129,15 @@ def read_categories(path: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[C
     return tuple(sorted(categories, key=lambda category: category.id))
 
 
-def read_images(path: Path, folder: Path | None, entries: Sequence[Mapping[str, Any]]) -> dict[int | str, ImageEntry]:
+def read_images(path: Path, entries: Sequence[Mapping[str, Any]]) -> dict[int | str, ImageEntry]:
     """Return the images by comparable id, in the order of the file.
 
     Args:
         path: the annotation file, for messages.
-        folder: where their files have to be; None: nobody looks.
         entries: the file's list ``images``.
 
     Raises:
-        UserError: an entry is not as it should be, a name leads out of the folder, or files are not there.
+        UserError: an entry is not as it should be, or a name leads out of its folder.
     """
     images: dict[int | str, ImageEntry] = {}
     for entry in entries:
@@ -152,8 +150,6 @@ def read_images(path: Path, folder: Path | None, entries: Sequence[Mapping[str, 
         images[number] = image
     if not images:
         raise UserError(f"{path}: the list of images is empty.")
-    if folder is not None:
-        _require_files(path, folder, [image.file_name for image in images.values()])
     return images
 
 
@@ -186,15 +182,3 @@ def _named(value: Any) -> str:
 def _leads_out(name: str) -> bool:
     """Whether a path leads out of the folder it is joined to, on any system, or cannot be one."""
     return "\0" in name or name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or bool(PureWindowsPath(name).drive)
-
-
-def _require_files(path: Path, folder: Path, file_names: Sequence[str]) -> None:
-    """Raise where a file is not there. One listing of the folder, not a question for each of a hundred thousand files."""
-    try:
-        present = {entry.name for entry in os.scandir(folder)}
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed: {error.strerror}. Expected the folder of the images of {path}.") from None
-    missing = [name for name in file_names if not (name in present if "/" not in name else (folder / name).is_file())]
-    if missing:
-        named = printable(", ".join(missing[:NUM_NAMED])) + (", ..." if len(missing) > NUM_NAMED else "")
-        raise UserError(f"{path}: {len(missing)} of its {len(file_names)} images are not in {folder}: {named}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stvit_cli.data.coco_annotation import InvalidAnnotationError, UnknownReferenceError, UnusableBoxError, box_within, normalized
 from stvit_cli.data.coco_file import Category, ImageEntry, comparable_id, read_categories, read_images, read_json, shown
+from stvit_cli.data.coco_folder import find_image_folder
 from stvit_cli.errors import UserError
 
 __all__ = ["Category", "CocoIndex", "read_coco"]
@@ -61,9 +62,15 @@ class CocoIndex:
     """(N, 2): height and width."""
     num_objects: NDArray[np.int64]
     """(N,): those that can be trained on."""
+    num_masks: NDArray[np.int64]
+    """(N,): those of them that have a mask."""
     num_annotations: int
     """In the file, whether they count or not."""
+    has_masks: bool
+    """Whether any annotation that counts has a mask."""
     left_out: LeftOut
+    expected_folder: Path
+    """Where the images were looked for first; not ``folder`` where they were found elsewhere."""
     _annotations: NDArray[np.uint8]
     _ends: NDArray[np.int64]
 
@@ -78,15 +85,43 @@ class CocoIndex:
         return annotations
 
     def objects(self, index: int) -> list[dict[str, Any]]:
-        """Return what can be trained on in an image: ``box`` (left, top, right, bottom), ``label``, ``segmentation``, ``id``."""
+        """Return what can be trained on in an image: ``box`` (left, top, right, bottom), ``label``, ``id``, ``segmentation``.
+
+        The last is missing from an object that has no mask.
+        """
         height, width = self.sizes[index].tolist()
         within = [(entry, box_within(entry["box"], height, width)) for entry in self.annotations(index)]
         return [entry | {"box": box} for entry, box in within if box is not None and "crowd" not in entry]
 
-    def notes(self, *, of_training: bool) -> list[str]:
-        """Return in at most two lines what does not count, in training or in the evaluation alone, and what looks wrong."""
+    def select(self, indices: NDArray[np.int64]) -> CocoIndex:
+        """Return the index of some of the images, with what is annotated in them; counts of the file stay those of the file."""
+        starts = np.concatenate([[0], self._ends[:-1]])[indices]
+        ends = self._ends[indices]
+        parts = [self._annotations[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return replace(
+            self,
+            file_names=tuple(self.file_names[index] for index in indices.tolist()),
+            image_ids=tuple(self.image_ids[index] for index in indices.tolist()),
+            sizes=self.sizes[indices],
+            num_objects=self.num_objects[indices],
+            num_masks=self.num_masks[indices],
+            _annotations=np.concatenate([*parts, np.empty(0, dtype=np.uint8)]),
+            _ends=np.cumsum(ends - starts, dtype=np.int64),
+        )
+
+    def notes(self, *, of_training: bool, masks: bool = True) -> list[str]:
+        """Return in a few lines what does not count, in training or in the evaluation alone, and what looks wrong.
+
+        Args:
+            of_training: for a training set, or an evaluation.
+            masks: whether the model predicts masks.
+        """
         counts = self.left_out.of_training + self.left_out.of_both if of_training else self.left_out.of_both
         notes = []
+        if self.folder != self.expected_folder:
+            notes.append(f"{self.path.name}: its images are in {self.folder}, not in {self.expected_folder}.")
+        if masks:
+            notes += self._mask_notes(of_training)
         if counts:
             of_which = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
             num_left_out, purpose = counts.total(), "training" if of_training else "evaluation"
@@ -102,8 +137,24 @@ class CocoIndex:
             notes.append(f"{self.path.name}: {beyond} of {total} boxes reach beyond their image; they are clipped at its edge.")
         return notes
 
+    def _mask_notes(self, of_training: bool) -> list[str]:
+        """Return a line on the objects that have a box alone, if there are any."""
+        total, without = int(self.num_objects.sum()), int((self.num_objects - self.num_masks).sum())
+        if not without:
+            return []
+        of_evaluation = "left out of the mask metrics with what is detected in their boxes"
+        consequence = "trained by class and box alone" if of_training else of_evaluation
+        return [f"{self.path.name}: objects without a mask: {without} of {total}, {consequence}."]
 
-def read_coco(path: Path, folder: Path | None, *, invalid: Literal["stop", "skip"] = "stop", annotated: bool = True) -> CocoIndex:
+
+def read_coco(
+    path: Path,
+    folder: Path | None,
+    *,
+    invalid: Literal["stop", "skip"] = "stop",
+    annotated: bool = True,
+    root: Path | None = None,
+) -> CocoIndex:
     """Read an annotation file, check it, and check that its images are in the folder.
 
     Crowds and boxes of less than a pixel are not trained on; boxes are clipped to the image.
@@ -113,13 +164,16 @@ def read_coco(path: Path, folder: Path | None, *, invalid: Literal["stop", "skip
         folder: of the images; None: their files are not checked, and none can be opened.
         invalid: what to do about invalid annotations. stop: refuse the file; skip: leave them out and count them.
         annotated: refuse a file without a list of annotations.
+        root: of the data set, see `find_image_folder`.
 
     Raises:
         UserError: a file or folder is missing, the file is not in COCO's format or inconsistent, or an image is missing.
     """
     content = read_json(path, annotated=annotated)
     categories = read_categories(path, content["categories"])
-    images = read_images(path, folder, content["images"])
+    images = read_images(path, content["images"])
+    file_names = tuple(image.file_name for image in images.values())
+    found = find_image_folder(path, folder, file_names, root) if folder is not None else Path()
     reader = _Reader(path, images, categories, skip=invalid == "skip")
     annotations = content.pop("annotations")
     content.clear()
@@ -129,13 +183,16 @@ def read_coco(path: Path, folder: Path | None, *, invalid: Literal["stop", "skip
     reader.finish()
     return CocoIndex(
         path=path,
-        folder=folder if folder is not None else Path(),
+        folder=found,
+        expected_folder=folder if folder is not None else Path(),
         categories=categories,
-        file_names=tuple(image.file_name for image in images.values()),
+        file_names=file_names,
         image_ids=tuple(image.id for image in images.values()),
         sizes=np.array(reader.sizes, dtype=np.int64).reshape(-1, 2),
         num_objects=np.array(reader.num_objects, dtype=np.int64),
+        num_masks=np.array(reader.num_masks, dtype=np.int64),
         num_annotations=len(annotations),
+        has_masks=reader.has_masks,
         left_out=LeftOut(reader.of_training, reader.of_both, reader.beyond, reader.beyond_as_corners),
         _annotations=np.frombuffer(b"".join(reader.packed), dtype=np.uint8),
         _ends=np.cumsum([len(part) for part in reader.packed], dtype=np.int64),
@@ -153,6 +210,8 @@ class _Reader:
         self.sizes = [(image.height, image.width) for image in images.values()]
         self.packed = [bytearray() for _ in images]
         self.num_objects = [0] * len(images)
+        self.num_masks = [0] * len(images)
+        self.has_masks = False
         self.of_training: Counter[str] = Counter()
         self.of_both: Counter[str] = Counter()
         self.beyond = self.beyond_as_corners = 0
@@ -210,12 +269,14 @@ class _Reader:
             self.beyond_as_corners += 0 <= left < across <= width + 1 and 0 <= top < down <= height + 1
         elif left < -BEYOND_TOLERANCE or top < -BEYOND_TOLERANCE:
             self.beyond += 1
+        self.has_masks |= "segmentation" in found
         if "crowd" in found:
             self.of_training["of a crowd"] += 1
         elif box_within(found["box"], height, width) is None:
             self.of_training["with a box of less than a pixel"] += 1
         else:
             self.num_objects[index] += 1
+            self.num_masks[index] += "segmentation" in found
 
 
 def _name(annotation: Mapping[str, Any], position: int) -> str:

@@ -6,16 +6,19 @@ H W rows and columns of an image.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from stvit_cli.data.file_listing import Listing, left_out_note, list_files, require_whole_links, same_name
+from stvit_cli.data.held_out import group_images, held_out_note, hold_out_groups
 from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.label_maps import open_label_map
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels
@@ -97,6 +100,34 @@ class LabelledImages:
             for path in paths:
                 total.update(os.fsencode(str(path)[start:]) + b"\0")
         return total.hexdigest()
+
+    def hold_out(self, fraction: float, group_by: str | None = None) -> tuple[LabelledImages, LabelledImages]:
+        """Return the images to train on, and those that are held out for validation, by the names of the images.
+
+        Args:
+            fraction: ``data.val_fraction``.
+            group_by: see `held_out.group_images`.
+
+        Raises:
+            UserError: none can be held out, or ``group_by`` finds no group.
+        """
+        if fraction == 0:
+            raise UserError(
+                "data.val_fraction is 0 and segmentation.val_images is null: "
+                f"no image of {self.image_dir} is left for the validation."
+            )
+        names = [path.relative_to(self.image_dir).as_posix() for path in self.images]
+        groups = group_images(names, group_by)
+        if len(set(groups)) < 2:
+            what = "one image" if len(self) == 1 else "one group of images by data.group_by"
+            raise UserError(f"{self.image_dir} has {what}, so none can be held out to evaluate on: set segmentation.val_images.")
+        held_out = hold_out_groups(groups, None, fraction)
+        note = held_out_note(str(self.image_dir), held_out, groups, group_by)
+        return self._where(~held_out, (*self.notes, note)), self._where(held_out, ())
+
+    def _where(self, chosen: NDArray[np.bool_], notes: tuple[str, ...]) -> LabelledImages:
+        images, maps = (tuple(itertools.compress(paths, chosen.tolist())) for paths in (self.images, self.maps))
+        return replace(self, images=images, maps=maps, notes=notes)
 
     @property
     def class_numbers(self) -> tuple[int, ...]:

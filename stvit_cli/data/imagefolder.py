@@ -14,6 +14,7 @@ from PIL import Image
 
 from stvit_cli.data.file_listing import entries, folders_in, left_out_note, list_files, require_folder, same_name
 from stvit_cli.data.folder_index import FolderIndex, index_folder
+from stvit_cli.data.held_out import group_images, held_out_note, hold_out_groups
 from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.sampling import hold_out
 from stvit_cli.data.splits import LAYOUT, find_splits
@@ -86,7 +87,9 @@ class FolderImages:
         return total.hexdigest()
 
 
-def find_images(folder: str | Path | None, val_fraction: float = 0.2) -> tuple[FolderImages, FolderImages]:
+def find_images(
+    folder: str | Path | None, val_fraction: float = 0.2, *, group_by: str | None = None
+) -> tuple[FolderImages, FolderImages]:
     """Return the training and the validation images of a folder.
 
     Without ``train/`` and ``val/`` (see `splits` for their other names) a part of each class is held out for validation: at
@@ -96,6 +99,7 @@ def find_images(folder: str | Path | None, val_fraction: float = 0.2) -> tuple[F
     Args:
         folder: ``data.dir``.
         val_fraction: fraction of each class that is held out where the folder is not split.
+        group_by: keeps the images of a group together there, see `held_out.group_images`.
 
     Raises:
         UserError: no such folder, no classes, a class without images, classes of train and val that differ, or nothing to
@@ -104,7 +108,7 @@ def find_images(folder: str | Path | None, val_fraction: float = 0.2) -> tuple[F
     root = require_folder(folder, "images", LAYOUT)
     splits = find_splits(root)
     if splits.train is None and splits.val is None:
-        return _one_folder(root, val_fraction)
+        return _one_folder(root, val_fraction, group_by)
     if splits.train is None or splits.val is None:
         here, missing = splits.train or splits.val or "", "val" if splits.val is None else "train"
         others = [name for name in folders_in(root) if name != here]
@@ -124,13 +128,13 @@ def find_images(folder: str | Path | None, val_fraction: float = 0.2) -> tuple[F
     )
 
 
-def _one_folder(root: Path, fraction: float) -> tuple[FolderImages, FolderImages]:
+def _one_folder(root: Path, fraction: float, group_by: str | None) -> tuple[FolderImages, FolderImages]:
     """Return the images of an undivided folder, those held out apart."""
     if fraction == 0:
         raise UserError(f"data.val_fraction is 0 and {root} has no train/ and val/: no image is left for the validation.")
     index = _index(root)
-    held_out = _held_out(index, fraction)
-    notes = _notes(root, index)
+    held_out, note = _held_out(index, fraction, group_by)
+    notes = [*_notes(root, index), *note]
     alone = [name for name, count in zip(index.class_names, index.counts, strict=True) if count == 1]
     if alone:
         notes.append(f"Of {first_few(alone)} there is only one image: it is trained on, so the evaluation has none of it.")
@@ -138,7 +142,12 @@ def _one_folder(root: Path, fraction: float) -> tuple[FolderImages, FolderImages
 
 
 def find_eval_images(
-    folder: str | Path | None, val_fraction: float = 0.2, *, class_names: Sequence[str] | None = None, all_images: bool = False
+    folder: str | Path | None,
+    val_fraction: float = 0.2,
+    *,
+    class_names: Sequence[str] | None = None,
+    all_images: bool = False,
+    group_by: str | None = None,
 ) -> FolderImages:
     """Return the images of a folder to evaluate on: those of ``val/`` or, where the folder is not split, the held-out part.
 
@@ -147,6 +156,7 @@ def find_eval_images(
         val_fraction: as for `find_images`.
         class_names: the model's classes: the folder may lack some of them, but must have no others. None: the folder's own.
         all_images: of a folder that is not split, return all images in place of the held-out part.
+        group_by: as for `find_images`.
 
     Raises:
         UserError: as `find_images`; also a class that the model does not have.
@@ -159,7 +169,7 @@ def find_eval_images(
         raise UserError(f"{root} has {splits.train}/ but no val/ to evaluate on.\n{LAYOUT}")
     else:
         index = _index(root, min_classes=1, empty_too=True)
-        chosen = None if all_images else _held_out(index, val_fraction)
+        chosen = None if all_images else _held_out(index, val_fraction, group_by)[0]
     notes = _notes(index.root, index)
     if class_names is None:
         return FolderImages(index, index.class_names, chosen, notes)
@@ -187,20 +197,34 @@ def _notes(folder: Path, index: FolderIndex) -> list[str]:
     return notes
 
 
-def _held_out(index: FolderIndex, fraction: float) -> NDArray[np.bool_]:
-    """Choose the held-out share of each class by the hashes of the files' paths. Raises UserError where that is none."""
+def _held_out(index: FolderIndex, fraction: float, group_by: str | None) -> tuple[NDArray[np.bool_], list[str]]:
+    """Choose the held-out share of each class by the hashes of the files' paths, or of groups of them.
+
+    Returns:
+        Whether each image is held out, and a note for the user where there are groups.
+
+    Raises:
+        UserError: none can be held out.
+    """
     if max(index.counts) < 2:
         raise UserError(
             f"{index.root} has one image of each class, so none can be held out to evaluate on.\n"
             "Add images, or give a folder with train/ and val/, whose classes have at least an image each."
         )
     names = [os.fsdecode(path) for path in index.paths.split(b"\0")[:-1]]
+    if group_by is not None:
+        groups = group_images(names, group_by)
+        if len(set(groups)) < 2:
+            raise UserError(f"{index.root}: all images are one group by data.group_by, so none can be held out to evaluate on.")
+        classes = [{target} for target in np.repeat(np.arange(len(index.counts)), index.counts).tolist()]
+        held_out = hold_out_groups(groups, classes, fraction)
+        return held_out, [held_out_note(str(index.root), held_out, groups, group_by)]
     chosen, start = [], 0
     for count in index.counts:
         share = max(min(max(round(fraction * count), 1), count - 1), 0)
         chosen.append(hold_out(names[start : start + count], share))
         start += count
-    return np.concatenate(chosen)
+    return np.concatenate(chosen), []
 
 
 def _index(root: Path, min_classes: int = 2, empty_too: bool = False) -> FolderIndex:

@@ -25,21 +25,24 @@ class ShapesSection(Section):
 class DetectionSection(Section):
     """Detection and instance segmentation. The defaults are those of Mask R-CNN on COCO, as published with Swin."""
 
-    head: Literal["mask-rcnn", "cascade-mask-rcnn"] = "mask-rcnn"
-    """mask-rcnn: one head for boxes and one for masks. cascade-mask-rcnn: three stages, each with both."""
+    head: Literal["mask-rcnn", "cascade-mask-rcnn", "faster-rcnn", "cascade-rcnn"] = "mask-rcnn"
+    """mask-rcnn: one head for boxes and one for masks. cascade-mask-rcnn: three stages, each with both. faster-rcnn and
+    cascade-rcnn: the same without masks, chosen by a new run where no object to train on has a mask."""
     train_json: str = "annotations/instances_train2017.json"
     """COCO annotation file of the training images, relative to data.dir."""
     train_images: str = "train2017"
-    """Folder of the training images, relative to data.dir."""
-    val_json: str = "annotations/instances_val2017.json"
-    """COCO annotation file of the validation images, relative to data.dir."""
+    """Folder of the training images, relative to data.dir. If it holds none of them, the only folder that holds them all is
+    taken."""
+    val_json: str | None = "annotations/instances_val2017.json"
+    """COCO annotation file of the validation images, relative to data.dir. null: data.val_fraction of the images in train_json
+    is held out for validation."""
     val_images: str = "val2017"
-    """Folder of the validation images, relative to data.dir."""
+    """Folder of the validation images, relative to data.dir; as train_images."""
     keep_empty: bool = False
     """Train on images without objects too."""
     invalid_annotations: Literal["stop", "skip"] = "stop"
-    """What to do about an invalid annotation, such as one without a mask. stop: refuse the file. skip: leave it out of
-    training and evaluation, and count it."""
+    """What to do about an invalid annotation, such as one with a broken polygon. stop: refuse the file. skip: leave it out of
+    training and evaluation, and count it. An object without any polygon is valid: it has a box alone."""
     exif_orientation: Literal["apply", "ignore"] | None = None
     """apply: annotations refer to the image rotated by its EXIF orientation. ignore: to the pixels as stored. null: apply
     where the size in the annotation file confirms it; an image for which it does not is refused."""
@@ -78,10 +81,11 @@ class SegmentationSection(Section):
     """Folder of the training images, relative to data.dir."""
     train_maps: str = "annotations/training"
     """Folder of their label maps, relative to data.dir: a grey or palette PNG per image."""
-    val_images: str = "images/validation"
-    """Folder of the validation images, relative to data.dir."""
+    val_images: str | None = "images/validation"
+    """Folder of the validation images, relative to data.dir. null: data.val_fraction of the training images is held out for
+    validation."""
     val_maps: str = "annotations/validation"
-    """Folder of their label maps, relative to data.dir."""
+    """Folder of their label maps, relative to data.dir; not used where val_images is null."""
     image_suffix: str | None = None
     """End of an image's file name that map_suffix replaces. null: the extension, such as .jpg."""
     map_suffix: str = ".png"

@@ -50,7 +50,11 @@ class DataSection(Section):
     std: tuple[float, ...] = IMAGENET_STD
     """Channel standard deviations for normalization, of images in 0..1; one value per channel."""
     val_fraction: Rate = 0.2
-    """Fraction of each class held out for validation where the folder has no `train/` and `val/`."""
+    """Fraction of the images held out for validation, of each class, where the data have no split: a folder without `train/` and
+    `val/`, detection.val_json null, segmentation.val_images null."""
+    group_by: str | None = None
+    """Regular expression searched in the path of each image. Images with the same first group, or the same match, are held out
+    together, such as ^([^_]+)_ for images named PATIENT_NUMBER. null: each image by itself."""
     num_workers: Annotated[int, Field(ge=0)] = 8
     """Number of data loader workers per training process; limited to the number of cores."""
     class_weights: Literal["balanced"] | tuple[Annotated[float, Field(gt=0)], ...] | None = None

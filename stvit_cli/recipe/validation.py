@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,11 @@ def contradictions(recipe: Recipe, *, saved: bool = False) -> Iterator[str]:
     yield from _beyond_limits(recipe)
     if data.kind == "digits" and data.dir is not None:
         yield f"data.dir: found {data.dir}, but data.kind is digits, which needs no folder; set data.kind=imagefolder"
+    if data.group_by is not None:
+        try:
+            re.compile(data.group_by)
+        except re.error as error:
+            yield f"data.group_by: found {data.group_by}, expected a regular expression: {error}"
     low, high = augment.crop_scale
     if not 0 < low <= high:
         yield f"augment.crop_scale: found {[low, high]}, expected a smaller and a larger fraction, above 0"

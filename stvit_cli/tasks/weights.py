@@ -43,7 +43,14 @@ def recipe_weights_info(recipe: Recipe, class_names: Sequence[str]) -> WeightsIn
 
 
 def load_initial_weights(
-    model: nn.Module, backbone: nn.Module, weights: Path, *, task: str, class_names: Sequence[str], class_layers: Sequence[str]
+    model: nn.Module,
+    backbone: nn.Module,
+    weights: Path,
+    *,
+    task: str,
+    class_names: Sequence[str],
+    class_layers: Sequence[str],
+    branch: tuple[str, str] | None = None,
 ) -> list[str]:
     """Load a file into a detector or segmenter: one for the same task, or a classifier's into the backbone.
 
@@ -56,6 +63,8 @@ def load_initial_weights(
         task: the task of the model.
         class_names: the classes of the model.
         class_layers: parts of the names of the tensors that have a row for each class.
+        branch: a part of the model that not every model of the task has: what it is called, and part of the names of its
+            tensors. Where the file has none of it, it is new; where the model has none, it is not used.
 
     Returns:
         Notes for the user on what was loaded.
@@ -66,7 +75,7 @@ def load_initial_weights(
     file = read_weights(weights)
     info = describe(file)
     if info.task == task:
-        return _load_same_task(model, file, class_layers, tuple(info.class_names) == tuple(class_names))
+        return _load_same_task(model, file, class_layers, tuple(info.class_names) == tuple(class_names), branch)
     if info.task != "classification":
         raise UserError(f"{weights} holds a model for {info.task}; expected one for {task} or classification.")
     stages = {name: value for name, value in file.state_dict.items() if not name.startswith(CLASSIFIER_ONLY)}
@@ -74,19 +83,25 @@ def load_initial_weights(
     return [f"{len(report.loaded)} tensors of the backbone from {weights}; the other layers are new.", *report_notes(report)]
 
 
-def _load_same_task(model: nn.Module, file: WeightsFile, class_layers: Sequence[str], same_classes: bool) -> list[str]:
+def _load_same_task(
+    model: nn.Module, file: WeightsFile, class_layers: Sequence[str], same_classes: bool, branch: tuple[str, str] | None
+) -> list[str]:
     own, state_dict = model.state_dict(), dict(file.state_dict)
+    branch_name, in_branch = branch if branch is not None else ("", "\0")
+    new_branch = [name for name in own if in_branch in name] if not any(in_branch in name for name in state_dict) else []
+    unused = [name for name in state_dict if in_branch in name] if not any(in_branch in name for name in own) else []
     new = [
         name
         for name, value in own.items()
         if any(layer in name for layer in class_layers)
+        and name not in new_branch
         and not (same_classes and name in state_dict and state_dict[name].shape == value.shape)
     ]
-    for name in new:
+    for name in [*new, *unused]:
         state_dict.pop(name, None)
     part = replace(file, state_dict=state_dict)
     report = match_weights(model, part)
-    missing = [name for name in report.missing if name not in new]
+    missing = [name for name in report.missing if name not in new and name not in new_branch]
     if missing:
         count = len(own)
         raise UserError(
@@ -95,7 +110,13 @@ def _load_same_task(model: nn.Module, file: WeightsFile, class_layers: Sequence[
         )
     load_weights(model, part)
     notes = [f"{len(report.loaded)} tensors from {file.path}.", *report_notes(replace(report, missing=[]))]
-    return [*notes, f"{len(new)} tensors are new: the file has other classes."] if new else notes
+    if new:
+        notes.append(f"{len(new)} tensors are new: the file has other classes.")
+    if new_branch:
+        notes.append(f"{len(new_branch)} tensors of {branch_name} are new: the file has none.")
+    if unused:
+        notes.append(f"{len(unused)} tensors of {branch_name} in the file were not used: this model has none.")
+    return notes
 
 
 def report_notes(report: LoadReport) -> list[str]:

@@ -166,7 +166,7 @@ Change = Callable[[Content], Any]
         (lambda c: c["annotations"][0].update(image_id=7), "annotation 1 is of image 7, which is not in the file"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "bbox is [1, 2, 3]"),
         (lambda c: c["annotations"][0].update(bbox=[50, 2, 3, 3]), "is outside of its image, which is 40 wide"),
-        (lambda c: c["annotations"][0].pop("segmentation"), "segmentation is None"),
+        (lambda c: c["annotations"][0].update(segmentation="none"), "segmentation is 'none' (text)"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "expected polygons"),
         (lambda c: c["annotations"][0].update(segmentation=[[x + 90 for x in SQUARE[0]]]), "its mask is outside of its image"),
         (lambda c: c["annotations"][1]["segmentation"].update(size=[40, 30]), "its mask has size [40, 30]"),

@@ -89,8 +89,8 @@ def test_null_is_as_missing_in_training_and_evaluation(tmp_path: Path, fields: d
         ({"bbox": [10, 5, "10", 10]}, "bbox[2] is '10' (text), expected a number of pixels"),
         ({"bbox": [10, None, 10, 10]}, "bbox[1] is None (null or missing)"),
         ({"bbox": [True, 5, 10, 10]}, "bbox[0] is True (true or false)"),
-        ({"segmentation": None}, "segmentation is None (null or missing)"),
-        ({"segmentation": []}, "segmentation is [] (a list)"),
+        ({"segmentation": [0]}, "segmentation is [0] (a list)"),
+        ({"segmentation": [[], [1, 2]]}, "segmentation is [[], [1, 2]] (a list)"),
         ({"segmentation": [["1", 2, 3, 4, 5, 6]]}, "expected polygons"),
         ({"segmentation": {"size": [30, 40], "counts": "\u00e9" * 9}}, "the runs of its mask come to"),
         ({"segmentation": {"size": [30, 40], "counts": "o" * 100_000}}, "the runs of its mask come to"),
@@ -247,14 +247,14 @@ def test_boxes_given_as_corners_are_asked_about(tmp_path: Path) -> None:
 def test_an_annotation_without_a_usable_mask_is_skipped_and_counted_where_that_is_asked_for(tmp_path: Path) -> None:
     content = _content(
         _annotation(1),
-        _annotation(2, segmentation=[]),
+        _annotation(2, segmentation="none"),
         _annotation(3, segmentation=[[1, 2, 3, 4]]),
         _annotation(4, image_id=5),
         _annotation(5, area="100"),
         _annotation(6, bbox=[90, 5, 10, 10]),
     )
     message = _refused(tmp_path, content)
-    assert "annotation 2: segmentation is []" in message
+    assert "annotation 2: segmentation is 'none'" in message
     assert "2 without a usable mask, 1 of an image that is not" in message
     assert "detection.invalid_annotations=skip" in message
     index = _read(tmp_path, content, invalid="skip")
@@ -405,7 +405,7 @@ def test_a_file_without_annotations_is_answered_with_results_and_no_figures(tmp_
 
 
 def test_keys_reach_both_sets(tmp_path: Path) -> None:
-    _written(tmp_path, _content(_annotation(), _annotation(2, segmentation=[])))
+    _written(tmp_path, _content(_annotation(), _annotation(2, segmentation=[[1, 2]])))
     for number in (70, 80):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.png")
     data = build_detection(*_sections(tmp_path, invalid_annotations="skip", exif_orientation="ignore"), 0.5, 0)

@@ -24,7 +24,7 @@ def build_classification(
     if data.kind == "digits":
         train, val = DigitImages(held_out=False), DigitImages(held_out=True)
     else:
-        train, val = find_images(data.dir, data.val_fraction)
+        train, val = find_images(data.dir, data.val_fraction, group_by=data.group_by)
     transform = train_transform(
         data.image_size,
         data.mean,
@@ -63,7 +63,7 @@ def build_eval_set(
     images: Images = (
         DigitImages(held_out=True)
         if data.kind == "digits"
-        else find_eval_images(data.dir, data.val_fraction, class_names=class_names, all_images=all_images)
+        else find_eval_images(data.dir, data.val_fraction, class_names=class_names, all_images=all_images, group_by=data.group_by)
     )
     return _eval_set(images, data, eval, interpolation, in_chans)
 

@@ -1,4 +1,6 @@
-"""Cascade Mask R-CNN's heads (arXiv 1906.09756): three stages, each refining the boxes of the one before.
+"""The heads of Cascade Mask R-CNN (arXiv 1906.09756): three stages, each refining the boxes of the one before.
+
+Without the mask heads they are Cascade R-CNN's (arXiv 1712.00726).
 
 torchvision's layers with mmdetection's settings and order. R RoIs, K classes with the background as class 0.
 """
@@ -13,7 +15,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from stvit_cli.tasks.detection.mask_rcnn import BOX_WEIGHTS, Detections, as_detections
-from stvit_cli.tasks.detection.roi import BOX_SIDE, BoxMaskHeads, Targets, class_masks, mask_loss, positives
+from stvit_cli.tasks.detection.roi import BOX_SIDE, BoxMaskHeads, Targets, class_masks, having_masks, mask_loss, positives
 from stvit_cli.tasks.finite import require_finite
 
 IOU_THRESHOLDS = (0.5, 0.6, 0.7)
@@ -27,12 +29,13 @@ GIOU_WEIGHT = 10.0
 
 
 class CascadeHeads(nn.Module):
-    """Three stages of a box head (four convolutions with batch norm, a linear layer) and a mask head, one after the other.
+    """Three stages, one after the other, of a box head (four convolutions with batch norm, a linear layer) and a mask head.
 
     Args:
         channels: channels of the feature maps.
         num_classes: number of object classes, without the background.
         fc_dim, num_samples, score_threshold, nms_threshold, max_detections: see `create_detector`.
+        masks: False: boxes alone, without mask heads.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class CascadeHeads(nn.Module):
         score_threshold: float,
         nms_threshold: float,
         max_detections: int,
+        masks: bool = True,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
@@ -59,6 +63,7 @@ class CascadeHeads(nn.Module):
                 score_threshold=score_threshold,
                 nms_threshold=nms_threshold,
                 max_detections=max_detections,
+                masks=masks,
             )
             for iou_threshold, box_weights in zip(IOU_THRESHOLDS, CODER_WEIGHTS, strict=True)
         )
@@ -90,9 +95,10 @@ class CascadeHeads(nn.Module):
             label = torch.cat(labels)
             losses[f"class_{number}"] = weight * F.cross_entropy(logits, label)
             losses[f"box_{number}"] = weight * box_loss(stage.box_coder, regression, boxes, label, matched, targets)
-            positive_boxes, objects = positives(boxes, matched, labels)
-            masks = stage.masks(features, positive_boxes, shapes)
-            losses[f"mask_{number}"] = weight * mask_loss(masks, positive_boxes, objects, targets)
+            if stage.predicts_masks:
+                positive_boxes, objects = having_masks(*positives(boxes, matched, labels), targets)
+                masks = stage.masks(features, positive_boxes, shapes)
+                losses[f"mask_{number}"] = weight * mask_loss(masks, positive_boxes, objects, targets)
             likeliest = 1 + logits[:, 1:].argmax(1)
             refined = refine(stage.box_coder, regression, boxes, torch.where(label > 0, label, likeliest), shapes)
             boxes = [drop_ground_truth(part, before, own) for part, before, own in zip(refined, boxes, targets, strict=True)]
@@ -107,6 +113,8 @@ class CascadeHeads(nn.Module):
             all_logits.append(logits)
             before, boxes = boxes, refine(stage.box_coder, regression, boxes, 1 + logits[:, 1:].argmax(1), shapes)
         found = stage.postprocess_detections(torch.stack(all_logits).mean(0), regression, before, shapes)
+        if not stage.predicts_masks:
+            return as_detections(found)
         masks = [stage.masks(features, found[0], shapes) for stage in self._stages()]
         require_finite(*masks, counts=[len(part) for part in found[0]])
         probabilities = torch.stack([logits.sigmoid() for logits in masks]).mean(0)

@@ -3,61 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stvit_cli.data.coco import CocoImages, DetectionData, DetectionEvalSet, DetectionTrainSet
-from stvit_cli.data.coco_index import Category, read_coco
+from stvit_cli.data.coco_folder import find_image_folder
+from stvit_cli.data.coco_index import Category, CocoIndex, read_coco
 from stvit_cli.data.file_listing import require_folder
+from stvit_cli.data.held_out import group_images, held_out_note, hold_out_groups
 from stvit_cli.data.shapes import shapes_tree
 from stvit_cli.errors import UserError
-from stvit_cli.recipe import DataSection, DetectionSection, ShapesSection
+from stvit_cli.recipe import DataSection, DetectionSection, Recipe, ShapesSection
+from stvit_cli.tasks.detection.detector import BOX_ONLY
 from stvit_cli.utils.text import first_few
 
 
-def build_detection(
-    data: DataSection, detection: DetectionSection, shapes: ShapesSection, hflip: float, seed: int
-) -> DetectionData:
-    """Build both sets of a recipe.
+@dataclass(frozen=True)
+class AnnotatedSets:
+    """The annotation files of a run: one for each set, or one of which a part is held out.
+
+    Attributes:
+        train: the file of the training set.
+        chosen: the images of ``train`` to train on, by position.
+        val: the images to evaluate on.
+        notes: lines for the user on what was held out.
+    """
+
+    train: CocoIndex
+    chosen: NDArray[np.int64]
+    val: CocoIndex
+    notes: tuple[str, ...] = ()
+
+
+def read_sets(data: DataSection, detection: DetectionSection, shapes: ShapesSection) -> AnnotatedSets:
+    """Read the annotation files of a recipe; images without objects are left out of training unless ``keep_empty``.
 
     Raises:
         UserError: see `read_coco`; also where training and validation have other categories, or nothing can be trained on.
     """
     root = _root(data, shapes)
-    train = read_coco(root / detection.train_json, root / detection.train_images, invalid=detection.invalid_annotations)
-    val = read_coco(root / detection.val_json, root / detection.val_images, invalid=detection.invalid_annotations)
+    train = _read(root, detection.train_json, detection.train_images, detection)
+    if not train.num_objects.any():
+        found = "\n".join(train.notes(of_training=True, masks=False)) or "it has no annotations."
+        raise UserError(f"{train.path}: no object in it can be trained on:\n{found}")
+    is_trained_on = np.ones(len(train), dtype=np.bool_) if detection.keep_empty else train.num_objects > 0
+    if detection.val_json is None:
+        held_out, note = _hold_out(train, data)
+        val = train.select(np.flatnonzero(held_out))
+        return AnnotatedSets(train, np.flatnonzero(is_trained_on & ~held_out), val, (note,))
+    val = _read(root, detection.val_json, detection.val_images, detection)
     if train.categories != val.categories:
         ours, theirs = (first_few(_names(index.categories), 6) for index in (train, val))
         raise UserError(f"{val.path}: its categories ({theirs}) are not those of {train.path} ({ours}), ids and names.")
-    indices = np.arange(len(train)) if detection.keep_empty else np.flatnonzero(train.num_objects)
-    if not train.num_objects.any():
-        found = "\n".join(train.notes(of_training=True)) or "it has no annotations."
-        raise UserError(f"{train.path}: no object in it can be trained on:\n{found}")
+    return AnnotatedSets(train, np.flatnonzero(is_trained_on), val)
+
+
+def build_detection(
+    data: DataSection, detection: DetectionSection, shapes: ShapesSection, hflip: float, seed: int
+) -> DetectionData:
+    """Build both sets of a recipe. Raises UserError as `read_sets` does."""
+    sets = read_sets(data, detection, shapes)
+    _last_read.clear()
+    exif, masks = detection.exif_orientation, detection.head in BOX_ONLY
+    images = CocoImages(sets.train, sets.chosen, exif, masks=masks)
     return DetectionData(
-        train_set=DetectionTrainSet(CocoImages(train, indices, detection.exif_orientation), hflip, seed, data.unreadable),
-        val_set=DetectionEvalSet(CocoImages(val, exif_orientation=detection.exif_orientation)),
-        class_names=_names(train.categories),
+        train_set=DetectionTrainSet(images, hflip, seed, data.unreadable),
+        val_set=DetectionEvalSet(CocoImages(sets.val, exif_orientation=exif, masks=masks)),
+        class_names=_names(sets.train.categories),
+        notes=sets.notes,
     )
 
 
 def build_detection_eval_set(
-    data: DataSection, detection: DetectionSection, shapes: ShapesSection, class_names: Sequence[str]
+    data: DataSection, detection: DetectionSection, shapes: ShapesSection, class_names: Sequence[str], *, whole: bool = False
 ) -> DetectionEvalSet:
     """Build the set of an evaluation alone, for a model of ``class_names``.
 
-    A file without annotations serves where the detections are written, as those of COCO's test-dev are for its server.
+    A file without annotations serves where the detections are written, as those of COCO's test-dev are for its server. Of a
+    single file without a split the held-out images are taken, or all of them if ``whole``.
 
     Raises:
-        UserError: as `build_detection` does.
+        UserError: as `read_sets` does.
     """
     root = _root(data, shapes)
-    index = read_coco(
-        root / detection.val_json,
-        root / detection.val_images,
-        invalid=detection.invalid_annotations,
-        annotated=False,
-    )
+    if detection.val_json is None:
+        index = _read(root, detection.train_json, detection.train_images, detection, annotated=False)
+        if not whole:
+            index = index.select(np.flatnonzero(_hold_out(index, data)[0]))
+    else:
+        index = _read(root, detection.val_json, detection.val_images, detection, annotated=False)
+    _last_read.clear()
     if not index.num_annotations and detection.results_json is None:
         raise UserError(
             f"{index.path}: no annotations to evaluate against.\n"
@@ -70,6 +108,57 @@ def build_detection_eval_set(
             f"({len(names)} and {len(class_names)})."
         )
     return DetectionEvalSet(CocoImages(index, exif_orientation=detection.exif_orientation))
+
+
+def resolve_head(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Choose the head without masks where no object to train on has one; see `tasks.resolve`."""
+    section = recipe.detection
+    if recipe.data.kind == "shapes" or section.head not in BOX_ONLY:
+        return recipe, []
+    sets = read_sets(recipe.data, section, recipe.shapes)
+    if sets.train.num_masks[sets.chosen].any():
+        return recipe, []
+    head = BOX_ONLY[section.head]
+    detection = section.model_copy(update={"head": head})
+    note = f"{sets.train.path.name}: no object has a mask, so detection.head is {head} (boxes alone) in place of {section.head}."
+    return recipe.model_copy(update={"detection": detection}), [note]
+
+
+def _hold_out(index: CocoIndex, data: DataSection) -> tuple[NDArray[np.bool_], str]:
+    """Return the images of a file that are held out, (N,), and a line for the user."""
+    if data.val_fraction == 0:
+        raise UserError(
+            f"data.val_fraction is 0 and detection.val_json is null: no image of {index.path} is left for the validation."
+        )
+    groups = group_images(index.file_names, data.group_by)
+    if len(set(groups)) < 2:
+        what = "one image" if len(index) == 1 else "one group of images by data.group_by" if data.group_by else "one image file"
+        raise UserError(f"{index.path} has {what}, so none can be held out to evaluate on: set detection.val_json.")
+    classes = [{entry["label"] for entry in index.objects(position)} for position in range(len(index))]
+    held_out = hold_out_groups(groups, classes, data.val_fraction)
+    return held_out, held_out_note(index.path.name, held_out, groups, data.group_by)
+
+
+_Key = tuple[str, str, str, str, bool, int, int, int]
+_last_read: dict[_Key, CocoIndex] = {}
+"""The files that `resolve_head` read, until `build_detection` builds the sets: COCO's takes half a minute to read."""
+
+
+def _read(root: Path, file: str, images: str, detection: DetectionSection, *, annotated: bool = True) -> CocoIndex:
+    """Read an annotation file, or return what was read of it before in this process; it must not have changed since."""
+    path, folder, invalid = root / file, root / images, detection.invalid_annotations
+    try:
+        stat = path.stat()
+    except OSError:
+        return read_coco(path, folder, invalid=invalid, annotated=annotated, root=root)
+    key = (str(path), str(folder), str(root), invalid, annotated, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    if key in _last_read:  # images may have come or gone meanwhile
+        index = _last_read[key]
+        return replace(index, folder=find_image_folder(path, folder, index.file_names, root))
+    _last_read[key] = read_coco(path, folder, invalid=invalid, annotated=annotated, root=root)
+    for old in list(_last_read)[:-2]:
+        del _last_read[old]
+    return _last_read[key]
 
 
 def _root(data: DataSection, shapes: ShapesSection) -> Path:

@@ -1,12 +1,12 @@
-"""The detector: Mask R-CNN or Cascade Mask R-CNN on an STViT backbone, for images of any size.
+"""The detector: Mask R-CNN or Cascade Mask R-CNN on an STViT backbone, with or without masks, for images of any size.
 
 N objects or detections of an image, H W its rows and columns, M side of a mask. Boxes are left, top, right, bottom in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
+from stvit_cli.data.coco import encode_mask
+from stvit_cli.errors import UserError
 from stvit_cli.models.stvit import GridSizes
 from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD
 from stvit_cli.tasks.detection.backbone import BackboneWithFPN, create_backbone
@@ -21,15 +23,19 @@ from stvit_cli.tasks.detection.cascade_rcnn import CascadeHeads
 from stvit_cli.tasks.detection.mask_rcnn import Detections, MaskRCNNHeads
 from stvit_cli.tasks.detection.roi import Targets
 from stvit_cli.tasks.detection.rpn import RPN
+from stvit_cli.utils.text import did_you_mean
 
 SIZE_DIVISOR = 32
 """Batches are padded with zeros, right and bottom, to a multiple of this, in pixels."""
 
-Head = Literal["mask-rcnn", "cascade-mask-rcnn"]
+Head = Literal["mask-rcnn", "cascade-mask-rcnn", "faster-rcnn", "cascade-rcnn"]
+
+BOX_ONLY: dict[Head, Head] = {"mask-rcnn": "faster-rcnn", "cascade-mask-rcnn": "cascade-rcnn"}
+"""The same heads less the mask branch, by the name of those with it."""
 
 
 class Detector(nn.Module):
-    """Mask R-CNN or Cascade Mask R-CNN; see `create_detector` for the other arguments.
+    """Mask R-CNN, Cascade Mask R-CNN, or one of them less its masks; see `create_detector` for the other arguments.
 
     Args:
         backbone: stages and FPN; its ``out_channels`` is the width of the heads' convolutions.
@@ -57,7 +63,8 @@ class Detector(nn.Module):
         super().__init__()
         self.transform = _Resize(tuple(short_sides), long_side, list(mean), list(std), size_divisible=SIZE_DIVISOR)
         self.backbone = backbone
-        is_cascade = head == "cascade-mask-rcnn"
+        is_cascade = head in ("cascade-mask-rcnn", "cascade-rcnn")
+        self.has_masks = head in BOX_ONLY
         box_loss: Literal["l1", "smooth-l1"] = "smooth-l1" if is_cascade else "l1"
         self.rpn = RPN(backbone.out_channels, anchor_scale, num_proposals, box_loss)
         self.roi_heads = (CascadeHeads if is_cascade else MaskRCNNHeads)(
@@ -68,6 +75,7 @@ class Detector(nn.Module):
             score_threshold=score_threshold,
             nms_threshold=nms_threshold,
             max_detections=max_detections,
+            masks=self.has_masks,
         )
 
     def forward(self, images: list[Tensor], targets: Targets | None = None) -> dict[str, Tensor] | Detections:
@@ -75,11 +83,13 @@ class Detector(nn.Module):
 
         Args:
             images: images (3, H, W) in 0..1, each of its own size.
-            targets: in training, for each image ``boxes`` (N, 4), ``labels`` (N,), ``masks`` (N, H, W).
+            targets: in training, for each image ``boxes`` (N, 4), ``labels`` (N,), and for heads with masks ``masks`` (N, H, W).
+                Where some objects have none, ``has_mask`` (N,) bool says which have: the others train class and box alone.
 
         Returns:
-            In evaluation, for each image ``boxes`` (N, 4), ``scores`` (N,) in descending order, ``labels`` (N,) and ``masks``
-            (N, 1, 28, 28), probabilities within the boxes, which `paste_masks` turns into masks of the image.
+            In evaluation, for each image ``boxes`` (N, 4), ``scores`` (N,) in descending order, ``labels`` (N,) and, from heads
+            with masks, ``masks`` (N, 1, 28, 28), probabilities within the boxes; `paste_masks` turns them into masks of the
+            image.
 
         Raises:
             NonFiniteOutputsError: in evaluation, where outputs are infinite or NaN.
@@ -100,6 +110,18 @@ class Detector(nn.Module):
         self.backbone.body.compile_blocks()
 
 
+def _chosen(head: Head, masks: bool | None) -> Head:
+    """Return the head, less its masks where ``masks`` is false. Raises UserError as `create_detector` does."""
+    if head not in get_args(Head):
+        raise UserError(
+            f"create_detector: no head '{head}'.{did_you_mean(head, get_args(Head))} Known: {', '.join(get_args(Head))}."
+        )
+    if masks and head not in BOX_ONLY:
+        full = next(full for full, box_only in BOX_ONLY.items() if box_only == head)
+        raise UserError(f"create_detector: the head {head} has no masks; with masks it is {full}.")
+    return BOX_ONLY.get(head, head) if masks is False else head
+
+
 class _Resize(GeneralizedRCNNTransform):
     """torchvision's transform, but the short side of a very thin image is at least one pixel after resizing."""
 
@@ -111,8 +133,9 @@ class _Resize(GeneralizedRCNNTransform):
         size = (1, self.max_size) if height < width else (self.max_size, 1)
         image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
         if target is not None:
-            masks = F.interpolate(target["masks"][:, None].float(), size)[:, 0].byte()
-            target = target | {"boxes": resize_boxes(target["boxes"], (height, width), size), "masks": masks}
+            target = target | {"boxes": resize_boxes(target["boxes"], (height, width), size)}
+            if "masks" in target:
+                target["masks"] = F.interpolate(target["masks"][:, None].float(), size)[:, 0].byte()
         return image, target
 
 
@@ -132,11 +155,24 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return result
 
 
+def encoded_masks(found: Mapping[str, Tensor], size: tuple[int, int]) -> list[dict[str, Any] | None]:
+    """Return the masks of an image's detections in COCO's run-length encoding; None for each where there are boxes alone.
+
+    Args:
+        found: see `Detector.forward`, on the CPU.
+        size: H and W.
+    """
+    if "masks" not in found:
+        return [None] * len(found["boxes"])
+    return [encode_mask(mask) for mask in paste_masks(found["masks"], found["boxes"], size).numpy()]
+
+
 def create_detector(
     name: str,
     num_classes: int,
     *,
     head: Head = "mask-rcnn",
+    masks: bool | None = None,
     short_sides: Sequence[int] = (800,),
     long_side: int = 1333,
     freeze_batch_norm: bool = True,
@@ -159,7 +195,9 @@ def create_detector(
     Args:
         name: the backbone, such as ``stvit-s``.
         num_classes: number of object classes, without the background.
-        head: ``mask-rcnn``, or ``cascade-mask-rcnn`` with three stages of heads.
+        head: ``mask-rcnn``, ``cascade-mask-rcnn`` with three stages of heads, or the same without masks: ``faster-rcnn``,
+            ``cascade-rcnn``.
+        masks: False: the head less its masks, ``faster-rcnn`` for ``mask-rcnn``; None: as ``head`` says.
         short_sides: images are resized to a short side of one of these in training, of the last in evaluation, in pixels.
         long_side: the largest long side after resizing, in pixels.
         freeze_batch_norm: batch norms of the backbone keep their running statistics in training.
@@ -178,7 +216,7 @@ def create_detector(
         checkpointing: recompute activations in the backward pass, to save memory.
 
     Raises:
-        UserError: no such model, or one without four stages.
+        UserError: no such model or head, a model without four stages, or ``masks`` of a head that has none.
 
     Example:
         >>> detector = create_detector("stvit-nano", num_classes=4, channels=32, fc_dim=32, short_sides=(64,)).eval()
@@ -187,6 +225,7 @@ def create_detector(
         >>> sorted(detections)
         ['boxes', 'labels', 'masks', 'scores']
     """
+    head = _chosen(head, masks)
     body = create_backbone(name, drop_path_rate=drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
     return Detector(
         BackboneWithFPN(body, channels, freeze_batch_norm),

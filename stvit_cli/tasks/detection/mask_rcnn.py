@@ -1,5 +1,7 @@
 """Mask R-CNN's heads (arXiv 1703.06870): class, box and mask of each RoI. torchvision's, with mmdetection's losses.
 
+Without the mask head they are Faster R-CNN's (arXiv 1506.01497) on an FPN.
+
 R RoIs, K classes with the background as class 0. A loss is the mean over the RoIs sampled in the whole batch.
 """
 
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
-from stvit_cli.tasks.detection.roi import BOX_SIDE, BoxMaskHeads, Targets, class_masks, mask_loss, positives
+from stvit_cli.tasks.detection.roi import BOX_SIDE, BoxMaskHeads, Targets, class_masks, having_masks, mask_loss, positives
 from stvit_cli.tasks.finite import require_finite
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -20,12 +22,12 @@ Detections = list[dict[str, Tensor]]
 
 
 class MaskRCNNHeads(BoxMaskHeads):
-    """Classes, boxes and masks of the proposals: one box head of two linear layers, one mask head.
+    """Classes, boxes and masks of the proposals: one box head of two linear layers, and unless ``masks`` is false a mask head.
 
     Args:
         channels: channels of the feature maps.
         num_classes: number of object classes, without the background.
-        fc_dim, num_samples, score_threshold, nms_threshold, max_detections: see `create_detector`.
+        fc_dim, num_samples, score_threshold, nms_threshold, max_detections, masks: see `create_detector`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class MaskRCNNHeads(BoxMaskHeads):
         score_threshold: float,
         nms_threshold: float,
         max_detections: int,
+        masks: bool = True,
     ) -> None:
         super().__init__(
             TwoMLPHead(channels * BOX_SIDE**2, fc_dim),
@@ -50,6 +53,7 @@ class MaskRCNNHeads(BoxMaskHeads):
             score_threshold=score_threshold,
             nms_threshold=nms_threshold,
             max_detections=max_detections,
+            masks=masks,
         )
 
     def forward(
@@ -68,16 +72,19 @@ class MaskRCNNHeads(BoxMaskHeads):
             assert targets is not None
             proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
             logits, regression = self.predict(features, proposals, image_shapes)
-            boxes, matched = positives(proposals, matched, labels)
-            masks = self.masks(features, boxes, image_shapes)
-            return [], {
+            losses = {
                 "class": F.cross_entropy(logits, torch.cat(labels)),
                 "box": box_loss(regression, torch.cat(labels), torch.cat(deltas)),
-                "mask": mask_loss(masks, boxes, matched, targets),
             }
+            if self.predicts_masks:
+                boxes, matched = having_masks(*positives(proposals, matched, labels), targets)
+                losses["mask"] = mask_loss(self.masks(features, boxes, image_shapes), boxes, matched, targets)
+            return [], losses
         logits, regression = self.predict(features, proposals, image_shapes)
         require_finite(logits, regression, counts=[len(part) for part in proposals])
         found = self.postprocess_detections(logits, regression, proposals, image_shapes)
+        if not self.predicts_masks:
+            return as_detections(found), {}
         masks = self.masks(features, found[0], image_shapes)
         require_finite(masks, counts=[len(part) for part in found[0]])
         probabilities = masks.sigmoid()
@@ -97,7 +104,8 @@ def box_loss(regression: Tensor, labels: Tensor, deltas: Tensor) -> Tensor:
     return F.l1_loss(of_class, deltas[positive], reduction="sum") / max(len(labels), 1)
 
 
-def as_detections(found: tuple[list[Tensor], list[Tensor], list[Tensor]], masks: list[Tensor]) -> Detections:
+def as_detections(found: tuple[list[Tensor], list[Tensor], list[Tensor]], masks: list[Tensor] | None = None) -> Detections:
     """Return boxes, scores and labels (``found``) and masks (R of the image, 1, 28, 28) as a dict for each image."""
-    columns = zip(*found, masks, strict=True)
-    return [{"boxes": box, "scores": score, "labels": label, "masks": mask} for box, score, label, mask in columns]
+    names = ("boxes", "scores", "labels") if masks is None else ("boxes", "scores", "labels", "masks")
+    columns = zip(*found, *(() if masks is None else (masks,)), strict=True)
+    return [dict(zip(names, column, strict=True)) for column in columns]

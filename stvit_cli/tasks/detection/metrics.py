@@ -12,7 +12,7 @@ from typing import Any
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stvit_cli.data.coco import ground_truth, image_numbers
+from stvit_cli.data.coco import ground_truth, ignore_without_masks, image_numbers
 from stvit_cli.data.coco_index import CocoIndex
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import replace_file, require_writable_file, require_writable_folder
@@ -36,16 +36,22 @@ METRICS = (
 Results = list[dict[str, Any]]
 
 
-def coco_metrics(index: CocoIndex, results: Results) -> Iterator[tuple[str, float]]:
+def coco_metrics(index: CocoIndex, results: Results, *, masks: bool = True) -> Iterator[tuple[str, float]]:
     """Yield ``box_ap`` ... ``box_ar_large`` and ``mask_ap`` ... ``mask_ar_large``, in percent; -1 without objects of that size.
+
+    The mask metrics ignore objects that have a box alone; see `ignore_without_masks`.
 
     Args:
         index: the annotation file; all of its images count.
         results: the detections in COCO's result format, see `as_result`.
+        masks: whether the detections have masks; without, or without a mask in the file, there are the box metrics alone.
     """
-    truth = ground_truth(index)
-    results = _numbered(index, results)
+    truth, results = ground_truth(index), _numbered(index, results)
     for prefix, kind in (("box", "bbox"), ("mask", "segm")):
+        if kind == "segm":
+            if not (masks and index.has_masks):
+                return
+            ignore_without_masks(truth)
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(truth, _loaded(truth, only(kind, results)), kind)
             evaluation.evaluate()
@@ -77,29 +83,29 @@ def _loaded(truth: COCO, results: Results) -> COCO:
     return empty
 
 
-def require_writable_results(path: Path) -> None:
+def require_writable_results(path: Path, *, masks: bool = True) -> None:
     """Find out, by trying, whether `write_results` can write: before the work, not after it. Raises UserError."""
     try:
         require_writable_folder(path.parent)
-        for target in results_files(path) if path.parent.is_dir() else ():
+        for target in results_files(path, masks=masks) if path.parent.is_dir() else ():
             require_writable_file(target)
     except UserError as error:
         raise UserError(f"detection.results_json: {error}") from None
 
 
-def results_files(path: Path) -> dict[Path, str]:
+def results_files(path: Path, *, masks: bool = True) -> dict[Path, str]:
     """Return the files of ``detection.results_json``, and the kind of results in each."""
-    return {path.with_name(f"{path.stem}.{kind}.json"): kind for kind in ("bbox", "segm")}
+    return {path.with_name(f"{path.stem}.{kind}.json"): kind for kind in ("bbox", "segm")[: 1 + masks]}
 
 
-def write_results(path: Path, results: Results) -> list[Path]:
-    """Write the results as two files for pycocotools: ``x.bbox.json`` and ``x.segm.json`` for ``x.json``.
+def write_results(path: Path, results: Results, *, masks: bool = True) -> list[Path]:
+    """Write the results as files for pycocotools: ``x.bbox.json`` and, with masks, ``x.segm.json`` for ``x.json``.
 
     Raises:
         UserError: they cannot be written.
     """
     written = []
-    for target, kind in results_files(path).items():
+    for target, kind in results_files(path, masks=masks).items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(target, json.dumps(only(kind, results)).encode())
@@ -109,13 +115,15 @@ def write_results(path: Path, results: Results) -> list[Path]:
     return written
 
 
-def as_result(image_id: Any, category_id: Any, score: float, box: Sequence[float], mask: dict[str, Any]) -> dict[str, Any]:
+def as_result(
+    image_id: Any, category_id: Any, score: float, box: Sequence[float], mask: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return a detection in COCO's result format; ``box`` is left, top, right, bottom in pixels."""
     left, top, right, bottom = box
-    return {
+    result = {
         "image_id": image_id,
         "category_id": category_id,
         "score": score,
         "bbox": [left, top, right - left, bottom - top],
-        "segmentation": mask,
     }
+    return result if mask is None else result | {"segmentation": mask}

@@ -1,4 +1,4 @@
-"""Predictions of a trained detector: boxes, masks, classes and scores, as JSON and drawn on the image."""
+"""Predictions of a trained detector: boxes, classes, scores and, from heads with masks, masks; as JSON and drawn on the image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_tensor
 
-from stvit_cli.data.coco import decode_mask, encode_mask
+from stvit_cli.data.coco import decode_mask
 from stvit_cli.data.drawing import font_for, save_png, write_text
 from stvit_cli.data.images import ImageSource, image_path, open_image
 from stvit_cli.data.prefetch import Opened
-from stvit_cli.tasks.detection.detector import paste_masks
+from stvit_cli.tasks.detection.detector import encoded_masks
 from stvit_cli.tasks.one_by_one import predict_one_by_one
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.text import printable
@@ -28,13 +28,16 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Detection:
-    """An object of an image: class, score, box (left, top, right, bottom) in pixels, and mask in COCO's run-length encoding."""
+    """An object of an image: class, score, box (left, top, right, bottom) in pixels.
+
+    ``mask`` is in COCO's run-length encoding; None where the model predicts boxes alone.
+    """
 
     name: str
     index: int
     score: float
     box: Box
-    mask: dict[str, Any]
+    mask: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class DetectionPrediction:
         if self.error is not None:
             return result | {"error": self.error}
         objects = [asdict(detection) | {"box": list(detection.box)} for detection in self.objects]
+        for entry in objects:
+            if entry["mask"] is None:
+                del entry["mask"]
         return result | {"width": self.width, "height": self.height, "objects": objects}
 
     def draw(self, target: Path) -> None:
@@ -71,11 +77,8 @@ class DetectionPrediction:
         image = open_image(self.source)
         colours = [colour_of(number) for number in range(len(self.objects))]
         order = range(len(self.objects) - 1, -1, -1)
-        pixels = np.array(image, dtype=np.float32)
-        for i in order:
-            mask = decode_mask(self.objects[i].mask, image.height, image.width).astype(bool)
-            pixels[mask] = 0.55 * pixels[mask] + 0.45 * np.array(colours[i], dtype=np.float32)
-        image = Image.fromarray(pixels.astype(np.uint8))
+        if any(detection.mask is not None for detection in self.objects):
+            image = self._with_masks(image, colours, order)
         pen = ImageDraw.Draw(image)
         font, size = font_for(image, 40, smallest=10)
         for i in order:
@@ -83,6 +86,16 @@ class DetectionPrediction:
             pen.rectangle(detection.box, outline=colours[i], width=max(1, size // 8))
             _label(pen, f"{detection.name} {detection.score:.0%}", detection.box, colours[i], font, image.width)
         save_png(image, target)
+
+    def _with_masks(self, image: Image.Image, colours: Sequence[tuple[int, int, int]], order: Sequence[int]) -> Image.Image:
+        """Return the image with the masks blended into it, one after the other in an order."""
+        pixels = np.array(image, dtype=np.float32)
+        for i in order:
+            code = self.objects[i].mask
+            if code is not None:
+                mask = decode_mask(code, image.height, image.width).astype(bool)
+                pixels[mask] = 0.55 * pixels[mask] + 0.45 * np.array(colours[i], dtype=np.float32)
+        return Image.fromarray(pixels.astype(np.uint8))
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -129,10 +142,9 @@ def _predict_one(
     (detection,) = model([to_tensor(image).to(device)])
     is_confident = detection["scores"] >= score_threshold
     kept = {key: value[is_confident].float().cpu() for key, value in detection.items()}
-    masks = paste_masks(kept["masks"], kept["boxes"], (image.height, image.width)).numpy()
     columns = (kept[key].tolist() for key in ("labels", "scores", "boxes"))
     objects = tuple(
-        Detection(trained.info.class_names[int(label) - 1], int(label) - 1, score, tuple(box), encode_mask(mask))
-        for mask, label, score, box in zip(masks, *columns, strict=True)
+        Detection(trained.info.class_names[int(label) - 1], int(label) - 1, score, tuple(box), mask)
+        for mask, label, score, box in zip(encoded_masks(kept, (image.height, image.width)), *columns, strict=True)
     )
     return DetectionPrediction(source, image.width, image.height, objects)

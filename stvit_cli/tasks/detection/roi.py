@@ -59,7 +59,9 @@ class MultiScaleRoIAlign(nn.Module):
 
 
 class BoxMaskHeads(RoIHeads):
-    """A box head and a mask head on RoIs: torchvision's `RoIHeads` with RoIAlign, layers and initialization of mmdetection.
+    """A box head and, where it predicts masks, a mask head: torchvision's `RoIHeads` with mmdetection's RoIAlign and layers.
+
+    The mask head is made last: without it the other layers are initialized as with it.
 
     Args:
         box_head: RoI features (R, channels, 7, 7) -> (R, fc_dim).
@@ -70,6 +72,7 @@ class BoxMaskHeads(RoIHeads):
         box_weights: weights of the box coder: 1 / standard deviation of dx, dy, dw, dh.
         num_samples: RoIs of an image that are sampled in training, at most a quarter of them positive.
         score_threshold, nms_threshold, max_detections: see `create_detector`.
+        masks: False: boxes alone, without a mask head.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class BoxMaskHeads(RoIHeads):
         score_threshold: float,
         nms_threshold: float,
         max_detections: int,
+        masks: bool,
     ) -> None:
         predictor = FastRCNNPredictor(fc_dim, num_classes + 1)
         init_box_layers(box_head, predictor)
@@ -100,9 +104,14 @@ class BoxMaskHeads(RoIHeads):
             score_thresh=score_threshold,
             nms_thresh=nms_threshold,
             detections_per_img=max_detections,
-            mask_roi_pool=MultiScaleRoIAlign(MASK_SIDE),
-            mask_head=build_mask_head(channels, num_classes + 1),
+            mask_roi_pool=MultiScaleRoIAlign(MASK_SIDE) if masks else None,
+            mask_head=build_mask_head(channels, num_classes + 1) if masks else None,
         )
+
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether there is a mask head; torchvision's ``has_mask`` also asks for a predictor of its own."""
+        return self.mask_head is not None
 
     def predict(self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return class logits (R, K) and box deltas of every class (R, 4 K)."""
@@ -116,7 +125,8 @@ class BoxMaskHeads(RoIHeads):
 
     def forward_roi_features(self, box_features: Tensor, mask_features: Tensor) -> list[Tensor]:
         """Run the heads on RoI features, (R, C, 7, 7) and (R, C, 14, 14): what is counted as their cost."""
-        return [*self.box_predictor(self.box_head(box_features)), self.mask_head(mask_features)]
+        boxes = list(self.box_predictor(self.box_head(box_features)))
+        return [*boxes, self.mask_head(mask_features)] if self.predicts_masks else boxes
 
 
 def build_mask_head(channels: int, num_classes: int) -> nn.Sequential:
@@ -182,6 +192,22 @@ def positives(proposals: list[Tensor], matched: list[Tensor], labels: list[Tenso
     positive = [torch.where(label > 0)[0] for label in labels]
     boxes = [part[index] for part, index in zip(proposals, positive, strict=True)]
     return boxes, [part[index] for part, index in zip(matched, positive, strict=True)]
+
+
+def having_masks(boxes: Sequence[Tensor], matched: Sequence[Tensor], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
+    """Return those of the positive RoIs of each image whose object has a mask: the others learn class and box alone.
+
+    Args:
+        boxes: the positive RoIs of each image.
+        matched: for each of them the index of its object.
+        targets: ``has_mask`` of each image, (N,) bool; where it is missing, all objects have masks.
+    """
+    has_mask = [
+        part["has_mask"][index] if "has_mask" in part else torch.ones_like(index, dtype=torch.bool)
+        for part, index in zip(targets, matched, strict=True)
+    ]
+    kept_boxes = [part[kept] for part, kept in zip(boxes, has_mask, strict=True)]
+    return kept_boxes, [part[kept] for part, kept in zip(matched, has_mask, strict=True)]
 
 
 def class_masks(probabilities: Tensor, labels: list[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction
 from stvit_cli.tasks.detection import predict
 from stvit_cli.tasks.detection.cost import CountedDetector
+from stvit_cli.tasks.detection.data import resolve_head
 from stvit_cli.tasks.detection.task import build_detection_evaluation, build_detection_task, create_from, create_from_recipe
 from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
 
@@ -35,6 +36,7 @@ SPEC = TaskSpec(
     predict=_predict,
     create_cost_model=_create_cost_model,
     folder_kind="coco",
+    resolve=resolve_head,
     published_size=(800, 1280),
     eval_batch_size=1,  # in a larger batch the padding of an image depends on the other images
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stvit_cli.data.coco import DetectionData, DetectionEvalSet, encode_mask
+from stvit_cli.data.coco import DetectionData, DetectionEvalSet
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import derive_seed, seeded
 from stvit_cli.models.weights.file import WeightsInfo
@@ -20,7 +20,7 @@ from stvit_cli.models.weights.info import DETECTOR_KEYS
 from stvit_cli.recipe import DetectionSection, Recipe
 from stvit_cli.tasks.data_checks import unusable_images
 from stvit_cli.tasks.detection.data import build_detection, build_detection_eval_set
-from stvit_cli.tasks.detection.detector import Detector, create_detector, paste_masks
+from stvit_cli.tasks.detection.detector import BOX_ONLY, Detector, create_detector, encoded_masks
 from stvit_cli.tasks.detection.metrics import as_result, coco_metrics, require_writable_results, write_results
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
@@ -44,14 +44,14 @@ class DetectionEvaluation:
 
     name = "detection"
 
-    def __init__(self, val_set: DetectionEvalSet, results_json: str | None) -> None:
-        self.val_set, self.results_json = val_set, results_json
+    def __init__(self, val_set: DetectionEvalSet, section: DetectionSection) -> None:
+        self.val_set, self.section = val_set, section
 
     def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         return {key: [sample[key] for sample in samples] for key in ("image", "index")}
 
     def evaluator(self) -> DetectionEvaluator:
-        return DetectionEvaluator(self.val_set, self.results_json)
+        return DetectionEvaluator(self.val_set, self.section.results_json, masks=self.section.head in BOX_ONLY)
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.path(index) for index in batch["index"]]
@@ -67,7 +67,7 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
     batch_multiple = 1
 
     def __init__(self, recipe: Recipe, data: DetectionData, model: Detector, notes: list[str]) -> None:
-        super().__init__(data.val_set, recipe.detection.results_json)
+        super().__init__(data.val_set, recipe.detection)
         self.recipe, self.data, self._notes = recipe, data, notes
         self.model: nn.Module = model
         self.train_set = data.train_set
@@ -100,11 +100,14 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
 
     def notes(self) -> list[str]:
         train, val = self.train_set.images, self.val_set.images
+        is_one_file, masks = self.section.val_json is None, self.section.head in BOX_ONLY
         objects = int(train.index.num_objects[train.indices].sum())
-        empty = len(train.index) - len(train)
+        empty = len(train.index) - len(train) - is_one_file * len(val)
         sizes = f"{len(train)} images with {objects} objects to train on, {len(val)} to evaluate, "
         left_out = f"; {empty} images without objects are left out" if empty else ""
-        data = [*train.index.notes(of_training=True), *val.index.notes(of_training=False)]
+        data = [*self.data.notes, *train.index.notes(of_training=True, masks=masks)]
+        if not is_one_file:
+            data += val.index.notes(of_training=False, masks=masks)
         if not val.index.num_annotations:
             data.append(f"Warning: {val.index.path.name} has no annotations, so the best weights cannot be chosen.")
         return [f"{sizes}{len(self.data.class_names)} classes{left_out}.", *data, *self._notes]
@@ -138,10 +141,16 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
 
 
 class DetectionEvaluator:
-    """Accumulates detections in COCO's format, with the ids of the annotation file and run-length encoded masks."""
+    """Accumulates detections in COCO's format, with the ids of the annotation file and run-length encoded masks.
 
-    def __init__(self, val_set: DetectionEvalSet, results_json: str | None = None) -> None:
-        self.images, self.results_json = val_set.images, results_json
+    Args:
+        val_set: the images.
+        results_json: where `compute` writes the detections; None: nowhere.
+        masks: whether the model predicts masks.
+    """
+
+    def __init__(self, val_set: DetectionEvalSet, results_json: str | None = None, *, masks: bool = True) -> None:
+        self.images, self.results_json, self.masks = val_set.images, results_json, masks
         self.num_images = 0
         self.results: list[dict[str, Any]] = []
 
@@ -153,11 +162,10 @@ class DetectionEvaluator:
         """Add the detections of an image of a size (height, width); see `Detector.forward`."""
         categories = self.images.index.categories
         found = {key: value.float().cpu() for key, value in found.items()}
-        masks = paste_masks(found["masks"], found["boxes"], size).numpy()
         columns = (found[key].tolist() for key in ("labels", "scores", "boxes"))
-        for mask, label, score, box in zip(masks, *columns, strict=True):
+        for mask, label, score, box in zip(encoded_masks(found, size), *columns, strict=True):
             image_id, category = self.images.image_id(index), categories[int(label) - 1]
-            self.results.append(as_result(image_id, category.written_id, score, box, encode_mask(mask)))
+            self.results.append(as_result(image_id, category.written_id, score, box, mask))
         self.num_images += 1
 
     def state(self) -> tuple[int, list[dict[str, Any]]]:
@@ -166,10 +174,10 @@ class DetectionEvaluator:
     def compute(self, states: list[tuple[int, list[dict[str, Any]]]]) -> Iterable[tuple[str, float]]:
         results = [entry for _, part in states for entry in part]
         if self.results_json is not None:
-            write_results(Path(self.results_json).expanduser(), results)
+            write_results(Path(self.results_json).expanduser(), results, masks=self.masks)
         yield "num_images", sum(count for count, _ in states)
         if self.images.index.num_annotations:
-            yield from coco_metrics(self.images.index, results)
+            yield from coco_metrics(self.images.index, results, masks=self.masks)
         else:
             yield "num_detections", len(results)
 
@@ -188,6 +196,7 @@ def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
             task="detection",
             class_names=data.class_names,
             class_layers=CLASS_LAYERS,
+            branch=("the mask branch", "mask_head."),
         )
         return DetectionTask(recipe, data, model, notes)
     notes = []
@@ -199,16 +208,19 @@ def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
 def build_detection_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) -> DetectionEvaluation:
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
     _try_results(recipe.detection)
-    val_set = build_detection_eval_set(recipe.data, recipe.detection, recipe.shapes, info.class_names)
+    section = recipe.detection
+    if info.settings:  # the model's own head, whatever the recipe of its evaluation says
+        section = section.model_copy(update={"head": DetectionSection.model_validate_json(info.settings).head})
+    val_set = build_detection_eval_set(recipe.data, section, recipe.shapes, info.class_names, whole=whole)
     if is_main_process():
-        for note in val_set.images.index.notes(of_training=False):
+        for note in val_set.images.index.notes(of_training=False, masks=section.head in BOX_ONLY):
             log.warning(note)
-    return DetectionEvaluation(val_set, recipe.detection.results_json)
+    return DetectionEvaluation(val_set, section)
 
 
 def _try_results(section: DetectionSection) -> None:
     if section.results_json is not None and is_main_process():
-        require_writable_results(Path(section.results_json).expanduser())
+        require_writable_results(Path(section.results_json).expanduser(), masks=section.head in BOX_ONLY)
 
 
 def create_from(info: WeightsInfo) -> Detector:

@@ -20,6 +20,10 @@ def build_segmentation(recipe: Recipe) -> SegmentationData:
     """
     section, augment = recipe.segmentation, recipe.augment
     images = _find_images(recipe, section.train_images, section.train_maps)
+    if section.val_images is None:
+        images, val_images = images.hold_out(recipe.data.val_fraction, recipe.data.group_by)
+    else:
+        val_images = _find_images(recipe, section.val_images, section.val_maps)
     transform = TrainTransform(
         recipe.data.image_size,
         recipe.data.mean,
@@ -32,13 +36,24 @@ def build_segmentation(recipe: Recipe) -> SegmentationData:
         interpolation=augment.interpolation,
     )
     train_set = SegmentationTrainSet(images, transform, recipe.train.seed, recipe.data.unreadable)
-    return SegmentationData(train_set, build_segmentation_eval_set(recipe))
+    return SegmentationData(train_set, _eval_set(recipe, val_images))
 
 
-def build_segmentation_eval_set(recipe: Recipe) -> SegmentationEvalSet:
-    """Build the validation set alone. Raises UserError as `build_segmentation` does."""
+def build_segmentation_eval_set(recipe: Recipe, *, whole: bool = False) -> SegmentationEvalSet:
+    """Build the validation set alone: of images without a split the held-out ones, or all of them if ``whole``.
+
+    Raises:
+        UserError: as `build_segmentation` does.
+    """
     section = recipe.segmentation
-    images = _find_images(recipe, section.val_images, section.val_maps)
+    if section.val_images is not None:
+        return _eval_set(recipe, _find_images(recipe, section.val_images, section.val_maps))
+    images = _find_images(recipe, section.train_images, section.train_maps)
+    return _eval_set(recipe, images if whole else images.hold_out(recipe.data.val_fraction, recipe.data.group_by)[1])
+
+
+def _eval_set(recipe: Recipe, images: LabelledImages) -> SegmentationEvalSet:
+    section = recipe.segmentation
     transform = eval_transform(
         recipe.data.mean,
         recipe.data.std,

@@ -211,7 +211,7 @@ def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: b
             f"segmentation.class_names has {len(names)} classes, the model {len(info.class_names)}{detail}.\n"
             "Evaluate on data with the model's own classes, or train it on these."
         )
-    return SegmentationEvaluation(build_segmentation_eval_set(recipe), recipe.segmentation)
+    return SegmentationEvaluation(build_segmentation_eval_set(recipe, whole=whole), recipe.segmentation)
 
 
 def create_from(info: WeightsInfo) -> UPerNet:

@@ -1,0 +1,74 @@
+"""Where the images of a COCO annotation file are: in the folder that is named, or in the only other one that holds them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from stvit_cli.data.file_listing import list_files
+from stvit_cli.errors import UserError
+from stvit_cli.utils.text import first_few, printable
+
+NUM_NAMED = 3
+"""Number of missing images, and of folders, that a message names."""
+
+
+def find_image_folder(path: Path, folder: Path, file_names: Sequence[str], root: Path | None = None) -> Path:
+    """Return the folder that the file names of an annotation file start from.
+
+    Args:
+        path: the annotation file.
+        folder: where the images are expected. It is taken if it holds any of them.
+        file_names: of the images, as in the file.
+        root: folder of the data set, which is searched if ``folder`` holds none of the images; None: no search.
+
+    Raises:
+        UserError: images are missing, or several folders hold all of them.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     Path(root, "photos").mkdir()
+        ...     Path(root, "photos", "a.jpg").touch()
+        ...     find_image_folder(Path(root, "a.json"), Path(root, "images"), ["a.jpg"], Path(root)).name
+        'photos'
+    """
+    missing, problem = _missing(folder, file_names)
+    if not missing:
+        return folder
+    if root is not None and len(missing) == len(file_names):
+        found = _holding_all(root, file_names)
+        if len(found) == 1:
+            return root / found[0]
+        if found:
+            raise UserError(
+                f"{path}: its images are not in {folder}, and more than one folder of {root} holds them all: "
+                f"{first_few([name or '.' for name in found], NUM_NAMED)}.\n"
+                "Choose one by detection.train_images=FOLDER, or val_images."
+            )
+    if problem is not None:
+        raise UserError(f"{folder}: cannot be listed: {problem}. Expected the folder of the images of {path}.")
+    named = printable(", ".join(missing[:NUM_NAMED])) + (", ..." if len(missing) > NUM_NAMED else "")
+    raise UserError(f"{path}: {len(missing)} of its {len(file_names)} images are not in {folder}: {named}.")
+
+
+def _missing(folder: Path, file_names: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the files that are not there, and why the folder cannot be listed.
+
+    One listing of the folder, not a question for each of a hundred thousand files.
+    """
+    try:
+        present = {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        return list(file_names), error.strerror
+    return [name for name in file_names if not (name in present if "/" not in name else (folder / name).is_file())], None
+
+
+def _holding_all(root: Path, file_names: Sequence[str]) -> list[str]:
+    """Return the folders below ``root``, relative to it, that hold all of the files."""
+    present = set(list_files(root, endings=None).paths)
+    names = list(dict.fromkeys(file_names))
+    first = names[0]
+    prefixes = [path[: len(path) - len(first)] for path in present if path == first or path.endswith(f"/{first}")]
+    return sorted(prefix for prefix in prefixes if all(prefix + name in present for name in names))
