@@ -427,3 +427,79 @@ def test_an_evaluation_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.Lo
     info = WeightsInfo("stvit-nano", task="detection", num_classes=2, class_names=("cat", "dog"))
     build_detection_evaluation(recipe_io.load("coco-mask-rcnn-1x", keys), info)
     assert "a.json: 1 annotation is left out of the evaluation: 1 with a box of negative size." in caplog.text
+
+
+@pytest.mark.parametrize("absent", [None, [], [[]], {}, "missing"])
+def test_an_annotation_without_a_polygon_is_an_object_with_a_box_alone(tmp_path: Path, absent: Any) -> None:
+    unmasked = _annotation(2, segmentation=absent, area=None, bbox=[2, 3, 8, 5])
+    if absent == "missing":
+        del unmasked["segmentation"]
+    index = _read(tmp_path, _content(_annotation(1), unmasked))
+    assert (index.num_objects.tolist(), index.num_masks.tolist(), index.has_masks) == ([2, 0], [1, 0], True)
+    targets = CocoImages(index).targets(0)
+    assert targets["has_mask"].tolist() == [True, False]
+    assert targets["masks"].sum((1, 2)).tolist() == [100, 0]
+    assert targets["boxes"].tolist() == [[10, 5, 20, 15], [2, 3, 10, 8]]
+    assert [annotation["area"] for annotation in ground_truth(index).anns.values()] == [100, 40]
+    assert index.notes(of_training=True) == ["a.json: objects without a mask: 1 of 2, trained by class and box alone."]
+    assert "left out of the mask metrics" in index.notes(of_training=False)[0]
+    assert index.notes(of_training=True, masks=False) == []
+
+
+def test_of_a_mixed_file_the_mask_metrics_are_those_of_pycocotools_with_the_boxes_of_objects_without_masks_ignored(
+    tmp_path: Path,
+) -> None:
+    """The box metrics are those of the same file with any mask: they do not look at it."""
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        content = _random_content(generator)
+        results = []
+        for entry in content["annotations"]:
+            left, top, across, down = entry["bbox"]
+            mask = np.zeros((30, 40), dtype=np.uint8, order="F")
+            mask[int(top) : int(top + down + 1), max(int(left), 0) : int(left + across + 1)] = 1
+            score, box = float(generator.choice([0.3, 0.5, 0.9])), (left + 1, top, left + 1 + max(across, 1), top + down)
+            results.append(as_result(entry["image_id"], entry["category_id"], score, box, rle.encode(mask)))
+        complete = dict(coco_metrics(_read(tmp_path, content), results))
+        ignored = json.loads(json.dumps(content))
+        for mixed, other in zip(content["annotations"], ignored["annotations"], strict=True):
+            if mixed["id"] % 3 == 0:
+                mixed["segmentation"] = []
+                left, top, across, down = other["bbox"]
+                left, top, right, bottom = max(left, 0), max(top, 0), min(left + across, 40), min(top + down, 30)
+                other |= {"iscrowd": 1, "segmentation": [[left, top, right, top, right, bottom, left, bottom]]}
+        metrics = dict(coco_metrics(_read(tmp_path, content), results))
+        (tmp_path / "ignored.json").write_text(json.dumps(ignored))
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(tmp_path / "ignored.json"))
+            mine = [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
+            alone = COCOeval(truth, truth.loadRes(mine), "segm")
+            alone.evaluate()
+            alone.accumulate()
+            alone.summarize()
+        expected = [100 * value if value >= 0 else -1 for value in alone.stats.tolist()]
+        assert [metrics[f"mask_{name}"] for name in METRICS] == expected
+        assert metrics["mask_ap50"] != complete["mask_ap50"]
+        assert all(metrics[f"box_{name}"] == complete[f"box_{name}"] for name in METRICS)
+
+
+def test_what_is_found_in_the_box_of_an_object_without_a_mask_is_neither_right_nor_wrong(tmp_path: Path) -> None:
+    index = _read(tmp_path, _content(_annotation(1), _annotation(2, image_id=80, segmentation=None)))
+    mask = _coded({"size": [30, 40], "counts": [155, 100, 945]})
+    square = rle.frPyObjects([[10, 5, 20, 5, 20, 15, 10, 15]], 30, 40)[0]
+    results = [as_result(70, 3, 0.5, (10, 5, 20, 15), square), as_result(80, 3, 0.9, (10, 5, 20, 15), square)]
+    metrics = dict(coco_metrics(index, results))
+    assert metrics["mask_ap"] == pytest.approx(100)
+    outside = as_result(
+        80, 3, 0.9, (10, 5, 20, 15), mask | {"counts": rle.encode(np.asfortranarray(np.eye(30, 40, dtype=np.uint8)))["counts"]}
+    )
+    assert dict(coco_metrics(index, [results[0], outside]))["mask_ap"] < 100
+
+
+def test_without_a_mask_in_the_file_or_in_the_model_there_are_box_metrics_alone(tmp_path: Path) -> None:
+    bare = _read(tmp_path, _content(_annotation(1, segmentation=[])))
+    masked = _read(tmp_path, _content(_annotation(1)))
+    results = [as_result(70, 3, 0.5, (10, 5, 20, 15))]
+    for metrics in (dict(coco_metrics(bare, results)), dict(coco_metrics(masked, results, masks=False))):
+        assert list(metrics) == [f"box_{name}" for name in METRICS]
+        assert metrics["box_ap"] == pytest.approx(100)

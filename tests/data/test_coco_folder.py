@@ -1,0 +1,54 @@
+"""Where the images of an annotation file are: in the folder of the recipe, or in the only one that has them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stvit_cli.data.coco_folder import find_image_folder
+from stvit_cli.errors import UserError
+
+NAMES = ["a.jpg", "b.jpg"]
+
+
+def _fill(*folders: Path, names: list[str] = NAMES) -> None:
+    for folder in folders:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+
+
+@pytest.mark.parametrize("setting", ["", ".", "images", "deep/images"])
+def test_the_folder_that_is_named_is_taken_first(setting: str, tmp_path: Path) -> None:
+    _fill(tmp_path / setting, tmp_path / "other")
+    assert find_image_folder(tmp_path / "a.json", tmp_path / setting, NAMES, tmp_path).resolve() == (tmp_path / setting).resolve()
+
+
+def test_file_names_may_have_folders(tmp_path: Path) -> None:
+    names = ["images/a.jpg", "b.jpg"]
+    _fill(tmp_path, names=names)
+    assert find_image_folder(tmp_path / "a.json", tmp_path / "", names, tmp_path) == tmp_path
+    assert find_image_folder(tmp_path / "a.json", tmp_path / "train2017", names, tmp_path) == tmp_path, "found, one above"
+
+
+@pytest.mark.parametrize("there", ["", "images", "deep/photos"])
+def test_the_only_folder_that_holds_all_images_is_found(there: str, tmp_path: Path) -> None:
+    _fill(tmp_path / there)
+    _fill(tmp_path / "other", names=NAMES[:1])
+    assert find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path) == tmp_path / there
+
+
+def test_two_folders_that_hold_them_are_a_question(tmp_path: Path) -> None:
+    _fill(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(
+        UserError, match=r"more than one folder of .* holds them all: one/?, two/?\.\nChoose one by detection\.train"
+    ):
+        find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path)
+
+
+def test_a_folder_with_some_of_the_images_is_not_left_for_another(tmp_path: Path) -> None:
+    _fill(tmp_path / "train2017", names=NAMES[:1])
+    _fill(tmp_path / "backup")
+    with pytest.raises(UserError, match=r"1 of its 2 images are not in .*train2017: b.jpg"):
+        find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path)
