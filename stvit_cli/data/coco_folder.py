@@ -14,14 +14,18 @@ NUM_NAMED = 3
 """Number of missing images, and of folders, that a message names."""
 
 
-def find_image_folder(path: Path, folder: Path, file_names: Sequence[str], root: Path | None = None) -> Path:
+def find_image_folder(
+    path: Path, folder: Path, file_names: Sequence[str], root: Path | None = None, other: Path | None = None
+) -> Path:
     """Return the folder that the file names of an annotation file start from.
 
     Args:
         path: the annotation file.
         folder: where the images are expected. It is taken if it holds any of them.
         file_names: of the images, as in the file.
-        root: folder of the data set, which is searched if ``folder`` holds none of the images; None: no search.
+        root: folder of the data set, which is searched if there is no ``folder``. If there is one, but it holds none of the
+            images, the folders below it are searched. None: no search.
+        other: folder of the other set's images, whose names may be the same: it is not searched.
 
     Raises:
         UserError: images are missing, or several folders hold all of them.
@@ -38,12 +42,13 @@ def find_image_folder(path: Path, folder: Path, file_names: Sequence[str], root:
     if not missing:
         return folder
     if root is not None and len(missing) == len(file_names):
-        found = _holding_all(root, file_names)
+        searched = folder if folder.is_dir() else root
+        found = [name for name in _holding_all(searched, file_names) if other is None or not _is_within(searched / name, other)]
         if len(found) == 1:
-            return root / found[0]
+            return searched / found[0]
         if found:
             raise UserError(
-                f"{path}: its images are not in {folder}, and more than one folder of {root} holds them all: "
+                f"{path}: its images are not in {folder}, and more than one folder of {searched} holds them all: "
                 f"{first_few([name or '.' for name in found], NUM_NAMED)}.\n"
                 "Choose one by detection.train_images=FOLDER, or val_images."
             )
@@ -63,6 +68,10 @@ def _missing(folder: Path, file_names: Sequence[str]) -> tuple[list[str], str | 
     except OSError as error:
         return list(file_names), error.strerror
     return [name for name in file_names if not (name in present if "/" not in name else (folder / name).is_file())], None
+
+
+def _is_within(folder: Path, other: Path) -> bool:
+    return folder.resolve().is_relative_to(other.resolve())
 
 
 def _holding_all(root: Path, file_names: Sequence[str]) -> list[str]:

@@ -154,6 +154,7 @@ def read_coco(
     invalid: Literal["stop", "skip"] = "stop",
     annotated: bool = True,
     root: Path | None = None,
+    other: Path | None = None,
 ) -> CocoIndex:
     """Read an annotation file, check it, and check that its images are in the folder.
 
@@ -165,6 +166,7 @@ def read_coco(
         invalid: what to do about invalid annotations. stop: refuse the file; skip: leave them out and count them.
         annotated: refuse a file without a list of annotations.
         root: of the data set, see `find_image_folder`.
+        other: of the other set's images, see `find_image_folder`.
 
     Raises:
         UserError: a file or folder is missing, the file is not in COCO's format or inconsistent, or an image is missing.
@@ -173,7 +175,7 @@ def read_coco(
     categories = read_categories(path, content["categories"])
     images = read_images(path, content["images"])
     file_names = tuple(image.file_name for image in images.values())
-    found = find_image_folder(path, folder, file_names, root) if folder is not None else Path()
+    found = find_image_folder(path, folder, file_names, root, other) if folder is not None else Path()
     reader = _Reader(path, images, categories, skip=invalid == "skip")
     annotations = content.pop("annotations")
     content.clear()

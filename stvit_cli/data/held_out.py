@@ -44,7 +44,7 @@ def group_images(names: Sequence[str], group_by: str | None) -> list[Group]:
     matches = [pattern.search(name) for name in names]
     if not any(matches):
         raise UserError(
-            f"data.group_by: {printable(group_by)} is found in no path of {len(names)} images, such as {printable(names[0])}.\n"
+            f"data.group_by: {printable(group_by)} is found in no path of an image, such as {printable(names[0])}.\n"
             "Expected a regular expression whose first group, or whole match, names the group of an image."
         )
     return [_group(name, match) for name, match in zip(names, matches, strict=True)]

@@ -118,6 +118,9 @@ COMMANDS: dict[str, list[str]] = {
             )
         ),
         "train --recipe quickstart data.kind=imagefolder --data two-classes data.val_fraction=0",
+        "train --recipe quickstart data.kind=imagefolder --data two-classes 'data.group_by=('",
+        "train --recipe quickstart data.kind=imagefolder --data two-classes data.group_by=patient",
+        "train --recipe quickstart data.kind=imagefolder --data two-classes data.group_by=png",
         "train --recipe quickstart data.kind=imagefolder --data two-classes train.global_batch_size=64",
         "train --recipe quickstart data.kind=imagefolder --data two-classes "
         "train.global_batch_size=8 train.batch_size_per_device=3",
@@ -186,21 +189,28 @@ COMMANDS: dict[str, list[str]] = {
         "train --resume run-damaged",
     ],
     "COCO files": [
-        f"train --recipe shapes-mask-rcnn --data coco/{name} data.kind=coco train.global_batch_size=1 data.num_workers=0"
-        for name in (
-            "nowhere",
-            "no-json",
-            "no-files",
-            "list",
-            "no-categories",
-            "no-images",
-            "no-annotations",
-            "same-name-twice",
-            "wide-image",
-            "another-size",
-            "escaping",
-            *bad_files.COCO,
-        )
+        *(
+            "train --recipe shapes-mask-rcnn --data coco/no-files data.kind=coco detection.train_images=val2017 "
+            f"detection.val_json=null {words}"
+            for words in ("data.val_fraction=0.2", "data.val_fraction=0", "data.group_by=patient")
+        ),
+        *(
+            f"train --recipe shapes-mask-rcnn --data coco/{name} data.kind=coco train.global_batch_size=1 data.num_workers=0"
+            for name in (
+                "nowhere",
+                "no-json",
+                "no-files",
+                "list",
+                "no-categories",
+                "no-images",
+                "no-annotations",
+                "same-name-twice",
+                "wide-image",
+                "another-size",
+                "escaping",
+                *bad_files.COCO,
+            )
+        ),
     ],
     "Label maps": [
         f"train --recipe shapes-upernet data.kind=ade20k train.global_batch_size=1 data.num_workers=0 --data maps/{name}"

@@ -47,6 +47,21 @@ def test_two_folders_that_hold_them_are_a_question(tmp_path: Path) -> None:
         find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path)
 
 
+def test_the_other_set_s_images_of_the_same_names_are_not_taken(tmp_path: Path) -> None:
+    other = tmp_path / "val2017"
+    _fill(other)
+    with pytest.raises(UserError, match="cannot be listed"):
+        find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path, other)
+    _fill(tmp_path / "photos")
+    assert find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path, other) == tmp_path / "photos"
+    (tmp_path / "train2017").mkdir()
+    with pytest.raises(UserError, match=r"2 of its 2 images are not in .*train2017: a.jpg, b.jpg"):
+        find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path)
+    _fill(tmp_path / "train2017" / "images")
+    found = find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path)
+    assert found == tmp_path / "train2017" / "images", "below the folder that is there"
+
+
 def test_a_folder_with_some_of_the_images_is_not_left_for_another(tmp_path: Path) -> None:
     _fill(tmp_path / "train2017", names=NAMES[:1])
     _fill(tmp_path / "backup")

@@ -139,7 +139,7 @@ COCO: dict[str, dict[str, Any]] = {
     "outside": {"bbox": [400, 5, 10, 10]},
     "crowd-of-2": {"iscrowd": 2},
     "negative-area": {"area": -4},
-    "no-mask": {"segmentation": None},
+    "no-polygon": {"segmentation": [[10, 5, 20, 5]]},
     "far-polygon": {"segmentation": [[10, 5, 20, 5, 1e9, 15]]},
     "mask-outside": {"segmentation": [[100, 50, 120, 50, 120, 60]]},
     "other-mask-size": {"segmentation": {"size": [3, 4], "counts": [12]}},

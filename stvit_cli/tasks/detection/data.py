@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def read_sets(data: DataSection, detection: DetectionSection, shapes: ShapesSect
         UserError: see `read_coco`; also where training and validation have other categories, or nothing can be trained on.
     """
     root = _root(data, shapes)
-    train = _read(root, detection.train_json, detection.train_images, detection)
+    train = _read_train(root, detection)
     if not train.num_objects.any():
         found = "\n".join(train.notes(of_training=True, masks=False)) or "it has no annotations."
         raise UserError(f"{train.path}: no object in it can be trained on:\n{found}")
@@ -54,7 +55,7 @@ def read_sets(data: DataSection, detection: DetectionSection, shapes: ShapesSect
         held_out, note = _hold_out(train, data)
         val = train.select(np.flatnonzero(held_out))
         return AnnotatedSets(train, np.flatnonzero(is_trained_on & ~held_out), val, (note,))
-    val = _read(root, detection.val_json, detection.val_images, detection)
+    val = _read_val(root, detection)
     if train.categories != val.categories:
         ours, theirs = (first_few(_names(index.categories), 6) for index in (train, val))
         raise UserError(f"{val.path}: its categories ({theirs}) are not those of {train.path} ({ours}), ids and names.")
@@ -90,11 +91,11 @@ def build_detection_eval_set(
     """
     root = _root(data, shapes)
     if detection.val_json is None:
-        index = _read(root, detection.train_json, detection.train_images, detection, annotated=False)
+        index = _read_train(root, detection, annotated=False)
         if not whole:
             index = index.select(np.flatnonzero(_hold_out(index, data)[0]))
     else:
-        index = _read(root, detection.val_json, detection.val_images, detection, annotated=False)
+        index = _read_val(root, detection, annotated=False)
     _last_read.clear()
     if not index.num_annotations and detection.results_json is None:
         raise UserError(
@@ -139,23 +140,38 @@ def _hold_out(index: CocoIndex, data: DataSection) -> tuple[NDArray[np.bool_], s
     return held_out, held_out_note(index.path.name, held_out, groups, data.group_by)
 
 
-_Key = tuple[str, str, str, str, bool, int, int, int]
+_Key = tuple[object, ...]
 _last_read: dict[_Key, CocoIndex] = {}
 """The files that `resolve_head` read, until `build_detection` builds the sets: COCO's takes half a minute to read."""
 
 
-def _read(root: Path, file: str, images: str, detection: DetectionSection, *, annotated: bool = True) -> CocoIndex:
+def _read_train(root: Path, detection: DetectionSection, *, annotated: bool = True) -> CocoIndex:
+    other = None if detection.val_json is None else root / detection.val_images
+    return _read(root, detection.train_json, root / detection.train_images, other, detection.invalid_annotations, annotated)
+
+
+def _read_val(root: Path, detection: DetectionSection, *, annotated: bool = True) -> CocoIndex:
+    assert detection.val_json is not None
+    folder, other = root / detection.val_images, root / detection.train_images
+    return _read(root, detection.val_json, folder, other, detection.invalid_annotations, annotated)
+
+
+def _read(
+    root: Path, file: str, folder: Path, other: Path | None, invalid: Literal["stop", "skip"], annotated: bool
+) -> CocoIndex:
     """Read an annotation file, or return what was read of it before in this process; it must not have changed since."""
-    path, folder, invalid = root / file, root / images, detection.invalid_annotations
+    path = root / file
+    if other is not None and folder.resolve().is_relative_to(other.resolve()):
+        other = None  # both sets are in one folder
     try:
         stat = path.stat()
     except OSError:
-        return read_coco(path, folder, invalid=invalid, annotated=annotated, root=root)
-    key = (str(path), str(folder), str(root), invalid, annotated, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        return read_coco(path, folder, invalid=invalid, annotated=annotated, root=root, other=other)
+    key = (path, folder, other, root, invalid, annotated, stat.st_mtime_ns, stat.st_size, stat.st_ino)
     if key in _last_read:  # images may have come or gone meanwhile
         index = _last_read[key]
-        return replace(index, folder=find_image_folder(path, folder, index.file_names, root))
-    _last_read[key] = read_coco(path, folder, invalid=invalid, annotated=annotated, root=root)
+        return replace(index, folder=find_image_folder(path, folder, index.file_names, root, other))
+    _last_read[key] = read_coco(path, folder, invalid=invalid, annotated=annotated, root=root, other=other)
     for old in list(_last_read)[:-2]:
         del _last_read[old]
     return _last_read[key]
