@@ -312,3 +312,18 @@ def test_the_fingerprint_of_a_part_is_that_of_its_paths(tmp_path: Path, monkeypa
     assert whole[0] == total.hexdigest()
     monkeypatch.setattr(imagefolder, "HASHED_AT_ONCE", 2)
     assert len({images.fingerprint() for images in (train, val)}) == 2
+
+
+def test_images_of_a_group_are_on_one_side_and_both_sides_have_each_class(tmp_path: Path) -> None:
+    names = [f"{name}/{name[0]}{number // 3}_{number}.png" for name in ("cat", "dog") for number in range(15)]
+    write(tmp_path, *names)
+    train, val = find_images(tmp_path, 0.2, group_by=r"/(\w\d)_")
+    groups = [{Path(path).name[:2] for path in named(images)} for images in (train, val)]
+    assert not groups[0] & groups[1]
+    assert (len(train), len(val)) == (24, 6)
+    assert {images.target(index) for images in (train, val) for index in range(len(images))} == {0, 1}
+    assert {val.target(index) for index in range(6)} == {0, 1}
+    assert "2 of 10 groups by data.group_by" in train.notes[-1]
+    assert named(find_eval_images(tmp_path, 0.2, group_by=r"/(\w\d)_")) == named(val)
+    with pytest.raises(UserError, match=r"data.group_by: .* is found in no path"):
+        find_images(tmp_path, 0.2, group_by="patient")

@@ -218,3 +218,38 @@ def test_a_image_that_cannot_be_decoded_is_skipped_where_the_recipe_says_so(scen
     item = data.train_set[SampleKey(1, 0, 0)]
     assert item["skipped"] == [str(bad)]
     assert item["index"] != 1
+
+
+def _pairs(root: Path, count: int = 12) -> Path:
+    """Images of three towns with their maps, in two folders, not divided."""
+    for number in range(count):
+        for folder, image in (("photos", Image.new("RGB", (40, 30))), ("maps", Image.fromarray(numbers()))):
+            path = root / folder / f"town{number % 3}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return root
+
+
+ONE_SET = ("segmentation.train_images=photos", "segmentation.train_maps=maps", "segmentation.val_images=null")
+
+
+def test_of_pairs_without_a_split_a_fraction_is_held_out(tmp_path: Path) -> None:
+    given = recipe(_pairs(tmp_path), *ONE_SET, "data.val_fraction=0.25")
+    data = build_segmentation(given)
+    train, val = data.train_set.images, data.val_set.images
+    assert (len(train), len(val)) == (9, 3)
+    assert not set(train.images) & set(val.images)
+    assert [path.name for path in val.images] == [path.name for path in val.maps], "maps go with their images"
+    assert train.notes == (f"{tmp_path / 'photos'} has no split: 3 of 12 images are held out for validation (25%).",)
+    assert build_segmentation_eval_set(given).images.images == val.images
+    assert len(build_segmentation_eval_set(given, whole=True)) == 12
+    assert "data.val_fraction is 0" in complaint(tmp_path, *ONE_SET, "data.val_fraction=0")
+
+
+def test_pairs_of_a_group_are_held_out_together(tmp_path: Path) -> None:
+    data = build_segmentation(recipe(_pairs(tmp_path), *ONE_SET, "data.group_by='^([^/]+)/'"))
+    towns = [{path.parent.name for path in part.images.images} for part in (data.train_set, data.val_set)]
+    assert [len(found) for found in towns] == [2, 1]
+    assert not towns[0] & towns[1]
+    assert "is found in no path" in complaint(tmp_path, *ONE_SET, "data.group_by=patient")
+    assert "has one group of images" in complaint(tmp_path, *ONE_SET, "data.group_by=png")
