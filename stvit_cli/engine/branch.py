@@ -10,7 +10,8 @@ from typing import Any
 
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.checkpoint import Checkpoint
-from stvit_cli.engine.damage import DamagedError, check_alone, differing_tensors
+from stvit_cli.engine.damage import ADAMW, DamagedError, check_alone, differing_tensors
+from stvit_cli.engine.optim import GROUP
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import fingerprint
@@ -95,6 +96,11 @@ def stabilizing_overrides(recipe: Recipe) -> list[str]:
     return [*overrides, "train.precision=bf16"] if recipe.train.precision == "fp16" else overrides
 
 
+def optimizer_name(state: dict[str, Any]) -> str:
+    """Return the optimizer of the run that wrote a checkpoint's state."""
+    return str(state.get("optimizer", {}).get("name", ADAMW))
+
+
 def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:
     """Make a checkpoint's content fit a session with other settings, in place, and return its state.
 
@@ -119,9 +125,12 @@ def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:
             "Choose an earlier step, or a longer schedule."
         )
     trained = {name for name, parameter in session.model.named_parameters() if parameter.requires_grad}
-    optimizer = source.tensors["optimizer"]
-    source.tensors["optimizer"] = {name: value for name, value in optimizer.items() if name.rpartition("/")[0] in trained}
+    optimizer, numbers = source.tensors["optimizer"], source.state.get("optimizer", {}).get("numbers", {})
+    is_same = optimizer_name(source.state) == session.recipe.optim.name
+    kept = {name for name in [*optimizer, *numbers] if is_same and (name.startswith(GROUP) or name.rpartition("/")[0] in trained)}
+    source.tensors["optimizer"] = {name: value for name, value in optimizer.items() if name in kept}
     source.tensors.setdefault("ema", source.tensors["model"])
     run = source.state["run"] | {"best": {}, "evaluated": -1}
     scaler = source.state["scaler"] or session.scaler.state_dict()  # empty where it ran in another precision
-    return source.state | {"run": run, "scaler": scaler}
+    adopted = {"numbers": {name: value for name, value in numbers.items() if name in kept}}
+    return source.state | {"run": run, "scaler": scaler, "optimizer": source.state.get("optimizer", {}) | adopted}

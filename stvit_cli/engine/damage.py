@@ -17,6 +17,8 @@ from stvit_cli.utils.text import shortened
 if TYPE_CHECKING:
     from stvit_cli.engine.session import Session
 
+ADAMW = "adamw"
+"""The optimizer of every run before ``optim.name``."""
 FILE = re.compile(r"[A-Za-z0-9_]{1,100}\.safetensors")
 """A name in `files`: it cannot leave the folder."""
 
@@ -74,8 +76,14 @@ class _Fingerprint(_Content):
     num_samples: Count
 
 
+class _Optimizer(_Content):
+    name: str
+    numbers: dict[str, bool | int | Annotated[float, Field(allow_inf_nan=False)] | None]
+
+
 class _State(_Content):
     run: _Run
+    optimizer: _Optimizer = _Optimizer(name=ADAMW, numbers={})  # older checkpoints lack it
     scaler: dict[str, float]
     metrics_bytes: Count
     micro_batch_size: Annotated[int, Field(gt=0)]
@@ -118,7 +126,7 @@ def check_alone(step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: M
     for group in ("model", "optimizer"):
         if group not in tensors:
             raise DamagedError(f"it has no {group}.safetensors")
-    _check_optimizer(tensors["optimizer"], tensors["model"])
+    _check_optimizer(tensors["optimizer"], tensors["model"], state)
 
 
 def check_content(session: Session, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -152,7 +160,7 @@ def check_content(session: Session, step: int, tensors: Mapping[str, Mapping[str
     _check_tensors("model", tensors["model"], session.model.state_dict())
     if session.ema is not None:
         _check_tensors("ema", tensors["ema"], session.ema.module.state_dict())
-    _check_optimizer(tensors["optimizer"], dict(session.model.named_parameters()))
+    _check_optimizer(tensors["optimizer"], dict(session.model.named_parameters()), state)
 
 
 def _shape_of(session: Session) -> dict[str, Any]:
@@ -194,8 +202,18 @@ def _check_tensors(group: str, found: Mapping[str, Tensor], expected: Mapping[st
         raise DamagedError(f"{group}.safetensors {problem}")
 
 
-def _check_optimizer(found: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    """Check that a trained parameter has a step count and two moments, and one that was never trained has none."""
+def _check_optimizer(found: Mapping[str, Tensor], parameters: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Check AdamW: a trained parameter has a step count and two moments, and one that was never trained has none.
+
+    What another optimizer keeps is its own; it is checked that it belongs to parameters of the model.
+    """
+    optimizer = state.get("optimizer", {"name": ADAMW, "numbers": {}})
+    if optimizer["name"] != ADAMW:
+        for name in [*found, *optimizer["numbers"]]:
+            parameter = name.rpartition("/")[0]
+            if parameter not in parameters and not re.fullmatch(r"param_groups\.\d{1,6}", parameter):
+                raise DamagedError(f"optimizer.safetensors holds {shortened(name, 60)}, which the run does not have")
+        return
     trained = {name.rpartition("/")[0] for name in found}
     expected = {f"{name}/{key}": None for name in parameters if name in trained for key in ("step", "exp_avg", "exp_avg_sq")}
     for name in expected:

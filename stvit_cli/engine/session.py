@@ -16,7 +16,7 @@ from stvit_cli.data.loader import Loader, SampleKey, TrainBatches, build_train_l
 from stvit_cli.engine.batching import BatchPlan, plan_batches
 from stvit_cli.engine.distributed import World
 from stvit_cli.engine.freezing import freeze, set_training_mode
-from stvit_cli.engine.optim import build_optimizer
+from stvit_cli.engine.optim import build_optimizer, check_optimizer
 from stvit_cli.engine.schedule import Timeline, build_timeline
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
@@ -38,7 +38,7 @@ class Session:
     timeline: Timeline
     model: nn.Module
     parallel: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     preparation: Preparation
@@ -63,7 +63,7 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
     set_training_mode(task, recipe.finetune)
     preparation = _prepare(task, recipe, device)
     plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
-    optimizer = build_optimizer(task, recipe.optim)
+    optimizer = build_optimizer(task, recipe.optim, recipe.peak_lr)
     ema = ModelEmaV3(task.model, decay=train.ema_decay) if train.ema_decay is not None else None
     if train.compile:
         task.compile()
@@ -114,6 +114,7 @@ def _check_settings(task: Task, recipe: Recipe, world: World) -> Timeline:
     train = recipe.train
     timeline = build_timeline(recipe, len(cast(Sized, task.train_set)))
     plan_batches(train, world.size, task.batch_multiple)
+    check_optimizer(recipe.optim)
     if train.sync_bn and world.size > 1 and world.device.type == "cpu":
         raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
     if train.tensorboard and find_spec("tensorboard") is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stvit_cli.engine.checkpoint import Checkpoint, Tensors
-from stvit_cli.engine.optim import load_optimizer_tensors, optimizer_tensors
+from stvit_cli.engine.optim import load_optimizer_state, optimizer_numbers, optimizer_tensors
 from stvit_cli.engine.session import Session
 from stvit_cli.errors import UserError
 
@@ -67,6 +67,10 @@ def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict
         groups["ema"] = session.ema.module.state_dict()
     content = {
         "run": asdict(state),
+        "optimizer": {
+            "name": session.recipe.optim.name,
+            "numbers": optimizer_numbers(session.model, session.optimizer),
+        },
         "scaler": session.scaler.state_dict(),
         "metrics_bytes": metrics_bytes,
         "micro_batch_size": session.plan.micro_batch_size,
@@ -94,14 +98,17 @@ def restore(
     """
     world = session.world
     content = world.on_main(lambda: (check or _checked)(session, checkpoint))
+    numbers = content.get("optimizer", {}).get("numbers", {})  # none before there were other optimizers than AdamW
     if checkpoint is not None:
         session.model.load_state_dict(checkpoint.tensors["model"])
-        load_optimizer_tensors(session.model, session.optimizer, checkpoint.tensors["optimizer"])
+        load_optimizer_state(session.model, session.optimizer, checkpoint.tensors["optimizer"], numbers)
         if session.ema is not None:
             session.ema.module.load_state_dict(checkpoint.tensors["ema"])
-    shapes = world.broadcast({name: tuple(t.shape) for name, t in optimizer_tensors(session.model, session.optimizer).items()})
+    own = optimizer_tensors(session.model, session.optimizer)
+    kinds = world.broadcast({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own.items()})
     if not world.is_main:
-        load_optimizer_tensors(session.model, session.optimizer, {name: torch.zeros(shape) for name, shape in shapes.items()})
+        zeros = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in kinds.items()}
+        load_optimizer_state(session.model, session.optimizer, zeros, numbers)
     world.broadcast_tensors(_all_tensors(session))
     session.scaler.load_state_dict(content["scaler"])
     known = {key.name for key in fields(RunState)}

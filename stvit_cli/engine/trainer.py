@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from stvit_cli.engine import checkpoint
-from stvit_cli.engine.branch import Branch, adapted
-from stvit_cli.engine.damage import check_content
+from stvit_cli.engine.branch import Branch, adapted, optimizer_name
+from stvit_cli.engine.damage import ADAMW, check_content
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.mode_gap import measure_gap
+from stvit_cli.engine.optim import describe_optimizer
 from stvit_cli.engine.precise_batch_norm import recompute_statistics
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
@@ -131,6 +132,9 @@ class Trainer:
         self.world.on_main(lambda: branch.copy_metrics(self.run_dir.metrics, content["metrics_bytes"], is_kept))
         self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")
         self.notes += inexact_changes(self.session, content)
+        before, now = optimizer_name(content), self.recipe.optim.name
+        if before != now:
+            self.notes.append(f"The optimizer {now} starts without state: the checkpoint's is that of {before}.")
         self.writer.save_checkpoint(self.state)
         self.world.on_main(lambda: self.run_dir.write_recipe(self.recipe))
 
@@ -209,6 +213,8 @@ class Trainer:
             self.notes.append(
                 f"Note: on a CPU the kernels are for float32: with train.precision={precision} only evaluations use them."
             )
+        if self.recipe.optim.name != ADAMW:
+            self.notes.insert(0, describe_optimizer(self.recipe.optim.name, self.session.optimizer))
         for note in [*self.session.task.notes(), *self.notes]:
             self.progress.say(note)
 

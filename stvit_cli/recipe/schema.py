@@ -129,8 +129,11 @@ class LossSection(Section):
 
 
 class OptimSection(Section):
-    """The AdamW optimizer."""
+    """The optimizer."""
 
+    name: str = "adamw"
+    """Optimizer, one of `timm.optim.list_optimizers()`: adamw, sgd (with Nesterov momentum; without: momentum), nadamw, lamb,
+    lion, adan, adopt, muon, ..."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate, after warmup."""
     scale_lr_from: PositiveInt | None = None
@@ -141,9 +144,11 @@ class OptimSection(Section):
     """Apply weight decay to the layer scale of stvit-b and stvit-l too, in classification, as the authors' code does: theirs
     has four dimensions. Detection and segmentation exempt normalization layers only."""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
+    """Decay rates of the first and second moment. Unless this is changed, an optimizer other than AdamW uses its own."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW's epsilon."""
+    """Epsilon, added to the denominator. Unless this is changed, an optimizer other than AdamW uses its own."""
+    momentum: Rate = 0.9
+    """Momentum, of optimizers that have it, such as sgd."""
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Maximum norm of the gradient of all weights. null: no clipping."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None

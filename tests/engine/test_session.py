@@ -11,7 +11,7 @@ from helpers import toy
 from torch import Tensor, nn
 
 from stvit_cli.engine.distributed import World
-from stvit_cli.engine.optim import load_optimizer_tensors, match_layout, optimizer_tensors
+from stvit_cli.engine.optim import load_optimizer_state, match_layout, optimizer_tensors
 from stvit_cli.engine.session import build_session, training_batches
 from stvit_cli.engine.step import TrainStep
 from stvit_cli.errors import UserError
@@ -80,7 +80,7 @@ def test_the_optimisers_state_keeps_its_memory_order() -> None:
     plain = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in optimizer_tensors(model, optimizer).items()
     }
-    load_optimizer_tensors(model, optimizer, plain)
+    load_optimizer_state(model, optimizer, plain)
     state = optimizer.state[model.weight]
     assert state["exp_avg"].stride() == model.weight.stride() != plain["weight/exp_avg"].stride()
     assert torch.equal(state["exp_avg"], plain["weight/exp_avg"])
