@@ -34,7 +34,7 @@ SHRUNK = {
 
 
 def test_the_recipes_are_there() -> None:
-    assert len(NAMES) == 13
+    assert len(NAMES) == 17
     folder = Path(__file__).parents[1] / "recipes"
     assert sorted(path.stem for path in folder.iterdir()) == NAMES
 
@@ -53,7 +53,9 @@ def test_a_recipe_runs(
     monkeypatch.chdir(tmp_path)
     recipe = recipe_io.load(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    data = {"imagefolder": image_folder, "coco": coco_tree, "ade20k": ade20k_tree}.get(recipe.data.kind)
+    of_task = {"classification": image_folder, "detection": coco_tree, "segmentation": ade20k_tree}
+    kinds = {"imagefolder": image_folder, "coco": coco_tree, "ade20k": ade20k_tree, "auto": of_task[recipe.task]}
+    data = kinds.get(recipe.data.kind)
     small = "isotropic-mini-stvit-20" if recipe.model.name.startswith("isotropic-") else "stvit-nano"
     words = ["--model", small, *SHRUNK[recipe.task], *(["--data", str(data)] if data is not None else [])]
     ended = stvit("train", "--recipe", name, "--dry-run", "--json", "figures.json", *words)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from stvit_cli.api import own_data
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.results import DryRunResult, TrainingResult
 from stvit_cli.errors import UserError
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    recipe: AnyPath,
+    recipe: AnyPath | None = None,
     overrides: Overrides = (),
     *,
     output: AnyPath | None = None,
@@ -38,11 +39,11 @@ def train(
     """Train a model by a recipe, from scratch or from weights.
 
     Args:
-        recipe: the name of a shipped recipe, or a file.
+        recipe: the name of a shipped recipe, or a file. None: the one that fits the folder ``data``.
         overrides: recipe keys to set.
         output: the run directory, new or empty; by default ``runs/RECIPE-TIME``.
         model: sets ``model.name``.
-        data: sets ``data.dir``, the folder of the data set.
+        data: sets ``data.dir``, the folder of the data set, or its annotation file.
         weights: start from this weights file or run directory. Another number of classes, of channels and another image size are
             possible.
 
@@ -51,9 +52,10 @@ def train(
         Interrupted: a signal asked to stop; the state is saved, and `resume` continues.
     """
     require_group()
-    settings = _recipe(recipe, overrides, model, data)
+    words = as_words(overrides, model, data)
+    settings = _recipe(recipe, words, weights)
     with new_run_dir(output, settings.name) as run_dir:
-        return _fit(settings, run_dir, weights=weights)
+        return _fit(settings, run_dir, weights=weights, given=own_data.keys_of(words))
 
 
 def resume(
@@ -84,9 +86,10 @@ def resume(
         if output is not None:
             raise UserError("A resumed run stays in its directory; leave output out, or start a new run: add from_step=N.")
         return _fit(_saved_recipe(run_dir, recipe, overrides, locks=True), run_dir, resume=True)
-    settings, branch = _branch(run_dir, from_step, recipe, overrides)
+    words = as_words(overrides)
+    settings, branch = _branch(run_dir, from_step, recipe, words)
     with new_run_dir(output, settings.name) as new_dir:
-        return _fit(settings, new_dir, branch=branch)
+        return _fit(settings, new_dir, branch=branch, given=own_data.keys_of(words))
 
 
 def dry_run(
@@ -113,13 +116,13 @@ def dry_run(
         settings, _ = _branch(Path(resume), from_step, recipe, as_words(overrides, model, data))
     elif resume is not None:
         settings = _saved_recipe(Path(resume), recipe, as_words(overrides, model, data), locks=False)
-    elif recipe is not None:
-        settings = _recipe(recipe, overrides, model, data)
     else:
-        raise UserError("dry_run: expected a recipe, or resume=DIR, the directory of a run.")
+        settings = _recipe(recipe, as_words(overrides, model, data), weights)
     if resume is None or from_step is not None:
-        settings = _resolved(settings)
-    return DryRunResult(**engine.dry_run(_build(settings, weights), settings))
+        task, settings = _build_new(settings, weights, own_data.keys_of(as_words(overrides, model, data)))
+    else:
+        task = _build(settings, weights)
+    return DryRunResult(**engine.dry_run(task, settings))
 
 
 @contextmanager
@@ -154,11 +157,11 @@ def new_run_dir(output: AnyPath | None, name: str) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _recipe(recipe: AnyPath, overrides: Overrides, model: str | None = None, data: AnyPath | None = None) -> Recipe:
-    from stvit_cli.recipe import io as recipe_io
-
-    name = recipe if isinstance(recipe, str) else Path(recipe)
-    return recipe_io.with_absolute_paths(recipe_io.load(name, as_words(overrides, model, data)))
+def _recipe(recipe: AnyPath | None, words: list[str], weights: AnyPath | None = None) -> Recipe:
+    given = own_data.keys_of(words)
+    if "schedule.min_steps" not in given and given.keys() & {"schedule.epochs", "schedule.steps"}:
+        words = [*words, "schedule.min_steps=null"]  # the user has chosen the length
+    return own_data.new_recipe(recipe, words, weights)
 
 
 def _saved_recipe(run_dir: Path, recipe: AnyPath | None, overrides: Overrides, *, locks: bool) -> Recipe:
@@ -173,6 +176,7 @@ def _saved_recipe(run_dir: Path, recipe: AnyPath | None, overrides: Overrides, *
         require_unlocked(run_dir)
     words = as_words(overrides)
     settings = _with_data_of(saved.recipe, recipe_io.load(saved.recipe if recipe is None else Path(recipe), words), words)
+    settings = own_data.as_saved(settings, recipe_io.load(saved.recipe))
     saved.check_resumable(settings)
     return settings
 
@@ -186,7 +190,7 @@ def _branch(run_dir: Path, step: int, recipe: AnyPath | None, overrides: Overrid
     branch = Branch(run_dir, step)
     branch.require()
     own, words = RunDir(run_dir).recipe, as_words(overrides)
-    settings = recipe_io.load(own if recipe is None else Path(recipe), words)
+    settings = own_data.as_saved(recipe_io.load(own if recipe is None else Path(recipe), words), recipe_io.load(own))
     return recipe_io.with_absolute_paths(settings if settings.data.dir else _with_data_of(own, settings, words)), branch
 
 
@@ -213,6 +217,25 @@ def _resolved(recipe: Recipe) -> Recipe:
     return resolved
 
 
+def _build_new(recipe: Recipe, weights: AnyPath | None, given: Collection[str]) -> tuple[Task, Recipe]:
+    """Build the task of a new run, and fit the run's length and batches to the number of its images; say what was chosen.
+
+    Raises:
+        UserError: as `tasks.build`; where the data are of another layout, the message names the recipe that fits.
+    """
+    from stvit_cli import engine
+
+    try:
+        recipe = _resolved(recipe)
+        task = _build(recipe, weights)
+    except UserError as error:
+        raise own_data.explain_mismatch(error, recipe) from None
+    recipe, notes = engine.fit_to_data(recipe, len(cast(Sized, task.train_set)), world_size(), task.batch_multiple, given)
+    for note in notes if is_main_process() else ():
+        logger.info("%s", note)
+    return task, recipe
+
+
 def _build(recipe: Recipe, weights: AnyPath | None = None) -> Task:
     from stvit_cli import tasks
     from stvit_cli.tasks.loading import weights_file
@@ -221,12 +244,18 @@ def _build(recipe: Recipe, weights: AnyPath | None = None) -> Task:
 
 
 def _fit(
-    recipe: Recipe, run_dir: Path, *, weights: AnyPath | None = None, resume: bool = False, branch: Branch | None = None
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    weights: AnyPath | None = None,
+    resume: bool = False,
+    branch: Branch | None = None,
+    given: Collection[str] = (),
 ) -> TrainingResult:
     from stvit_cli import engine
 
-    recipe = recipe if resume else _resolved(recipe)
-    metrics = engine.fit(_build(recipe, weights), recipe, run_dir, resume=resume, branch=branch)
+    task, recipe = (_build(recipe, weights), recipe) if resume else _build_new(recipe, weights, given)
+    metrics = engine.fit(task, recipe, run_dir, resume=resume, branch=branch)
     if recipe.data.kind == "digits" and is_main_process():
         from stvit_cli.data.digits import write_samples
 

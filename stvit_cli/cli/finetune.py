@@ -10,15 +10,15 @@ import typer
 from stvit_cli import api
 from stvit_cli.api.overrides import as_words
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides
+from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName
 from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
 
 
 @app.command()
 def finetune(
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="A shipped recipe's name (stvit recipes list), or a file.")],
     weights: Annotated[Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.")],
     overrides: Overrides = None,
+    recipe: RecipeName = None,
     model: Model = None,
     data: Data = None,
     output: Output = None,
@@ -28,6 +28,7 @@ def finetune(
     """Train from weights. Other classes, another image size and another number of channels are fine.
 
     \b
+    stvit finetune --weights stvit-s.safetensors --data FOLDER
     stvit finetune --recipe finetune384 --weights runs/RUN --data IMAGENET
     stvit finetune --recipe mine.yaml --weights stvit-s.pth --data FOLDER schedule.epochs=20
     stvit finetune --recipe mine.yaml --weights stvit-s.pth --data FOLDER finetune.freeze_backbone=true

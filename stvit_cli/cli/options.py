@@ -15,7 +15,9 @@ RecipeName = Annotated[
     str | None, typer.Option("--recipe", metavar="NAME", help="A shipped recipe's name (stvit recipes list), or a file.")
 ]
 Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Sets model.name, such as stvit-b.")]
-Data = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Sets data.dir, the folder of the data set.")]
+Data = Annotated[
+    str | None, typer.Option("--data", metavar="DIR", help="Sets data.dir, the folder of the data set, or its annotation file.")
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", metavar="DIR", help="The run directory, new or empty; by default runs/<recipe>-<time>."),

@@ -9,6 +9,7 @@ import typer
 
 from stvit_cli import api
 from stvit_cli.api.overrides import as_words
+from stvit_cli.api.own_data import keys_of
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName
 from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
@@ -35,11 +36,12 @@ def train(
     dry_run: DryRun = False,
     json_file: Json = None,
 ) -> None:
-    """Train a model by a recipe.
+    """Train a model on a folder of data, or by a recipe.
 
     \b
+    stvit train --data FOLDER
     stvit train --recipe quickstart
-    stvit train --recipe quickstart data.kind=imagefolder --data FOLDER schedule.epochs=30
+    stvit train --recipe own-images --data FOLDER schedule.epochs=30
     stvit train --recipe deit300 --data IMAGENET --model stvit-b --dry-run
     stvit train --recipe coco-mask-rcnn-1x --data COCO --weights stvit-s.safetensors
     stvit train --resume runs/RUN
@@ -53,11 +55,13 @@ def train(
             "--resume continues in the run's own folder, from its checkpoint; leave --output out, and --weights too.\n"
             "A new run from one of its checkpoints: add --from-step N."
         )
-    if resume is None and recipe is None:
+    if resume is None and recipe is None and "data.dir" not in keys_of(given):
         from stvit_cli.recipe.files import list_recipes
 
         shipped = ", ".join(path.stem for path in list_recipes())
-        raise UserError(f"Which recipe? Give --recipe NAME (one of {shipped}) or --resume RUN_DIR.")
+        raise UserError(
+            f"Which data? Give --data FOLDER, whose kind is found out, or --resume RUN_DIR,\nor --recipe NAME, one of {shipped}."
+        )
     with reporting(json_file) as report:
         if dry_run:
             report_dry_run(api.dry_run(recipe, given, weights=weights, resume=resume, from_step=from_step), report)
@@ -65,7 +69,6 @@ def train(
         if resume is not None:
             result = api.resume(resume, given, recipe=recipe, from_step=from_step, output=output)
         else:
-            assert recipe is not None
             result = api.train(recipe, given, output=output, weights=weights)
         report(result.to_dict())
         print_next_commands(result.run_dir)

@@ -12,6 +12,7 @@ from PIL import Image
 from stvit_cli.data.folder_survey import Folder, Survey, split_of
 from stvit_cli.data.label_maps import FORMATS, GREY_OR_PALETTE
 from stvit_cli.data.layout import Given, Layout, layout, which
+from stvit_cli.errors import UserError
 from stvit_cli.utils.text import printable
 
 MAP_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
@@ -42,8 +43,6 @@ IMAGE_SUFFIXES = ("", "_leftImg8bit", "_image", "_img", "_sat", "_rgb")
 _MAP_NAME = re.compile(r"(?:^|[^a-z])(masks?|annot[a-z]*|labels?|labelmaps?|maps?|gt|gtfine|seg[a-z]*|ground[a-z]*)(?:$|[^a-z])")
 """The name of a folder of label maps, without that of a split."""
 
-KEYS = ("train_images", "train_maps", "val_images", "val_maps")
-
 Pair = tuple[str, str, str | None, str]
 """Folder of the images, folder of the maps, and the suffixes of both, the image's None where it is the extension."""
 
@@ -54,8 +53,12 @@ def find_maps(survey: Survey, given: Given) -> list[Layout]:
     Raises:
         UserError: several folders could be the training images' maps.
     """
-    if any(given.get(f"segmentation.{key}") for key in ("train_images", "train_maps")):
-        return [layout("segmentation", "ade20k", survey.root, "images and label maps in the folders that are given")]
+    named = {f"segmentation.{key}": given.get(f"segmentation.{key}") for key in ("train_images", "train_maps")}
+    if any(named.values()):
+        missing = [key for key, value in named.items() if not value]
+        if missing:
+            raise UserError(f"{printable(str(survey.root))}: {missing[0]} is not set; images and label maps are given together.")
+        return [layout("segmentation", "ade20k", survey.root, "images and label maps in the folders that are given", named)]
     pairs = [pair for folder in survey if folder.num_images and (pair := _maps_of(survey, folder)) is not None]
     if not pairs:
         return []
@@ -64,7 +67,7 @@ def find_maps(survey: Survey, given: Given) -> list[Layout]:
         "segmentation.train_images": train[0] or ".",
         "segmentation.train_maps": train[1] or ".",
         "segmentation.val_images": None if val is None else val[0] or ".",
-        "segmentation.val_maps": None if val is None else val[1] or ".",
+        **({} if val is None else {"segmentation.val_maps": val[1] or "."}),
         "segmentation.image_suffix": train[2],
         "segmentation.map_suffix": train[3],
     }

@@ -20,13 +20,14 @@ NESTED = 2
 """Folders that hold nothing but one folder, as archives unpack into, are entered at most this often if nothing else is found."""
 
 
-def find_layout(folder: str | Path, given: Given | None = None) -> Layout:
+def find_layout(folder: str | Path, given: Given | None = None, *, task: str | None = None) -> Layout:
     """Find out what kind of data set a folder holds.
 
     Args:
         folder: the data set's folder, or its annotation file: COCO's JSON, a table, CVAT's XML, YOLO's data.yaml.
         given: recipe keys that the user has set, by dotted name: they answer what is ambiguous otherwise, such as ``data.kind``
             and ``detection.train_json``.
+        task: where a folder could be several things, that of this task is meant.
 
     Returns:
         The task, the kind, one line of description and the recipe keys that follow.
@@ -59,7 +60,7 @@ def find_layout(folder: str | Path, given: Given | None = None) -> Layout:
         inner = survey(found.root / found.top.folders[0])
         layouts = _layouts(inner, given)
         found = inner if layouts else found
-    return _only(layouts, found, given)
+    return _only([layout for layout in layouts if layout.task == task] or layouts, found, given)
 
 
 def _layouts(found: Survey, given: Given) -> list[Layout]:

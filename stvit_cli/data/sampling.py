@@ -132,13 +132,23 @@ def sample_order(num_samples: int, epoch: int, seed: int, repeats: int, balance:
     return [SampleKey(index, epoch, view) for index, view in zip(indices.tolist(), views.tolist(), strict=True)]
 
 
+def steps_per_epoch(num_samples: int, global_batch_size: int, drop_last: bool) -> int:
+    """Return the number of steps in an epoch, without an incomplete last one (``drop_last``) or with it.
+
+    >>> steps_per_epoch(10, 4, drop_last=True), steps_per_epoch(10, 4, drop_last=False)
+    (2, 3)
+    """
+    return num_samples // global_batch_size if drop_last else -(-num_samples // global_batch_size)
+
+
 class TrainBatches:
     """The micro-batches of one process, as lists of `SampleKey`, for the steps ``start_step`` to ``num_steps - 1``.
 
-    Step s belongs to epoch s // steps_per_epoch; an incomplete last step of an epoch is dropped. A step's samples are a slice of
-    `sample_order`. Of its n micro-batches, micro-batch k takes the samples k, k + n, k + 2n, ... of the slice, as DeiT's sampler
-    distributes them over n processes, so that the views of an image are in different micro-batches. Process ``rank`` takes the
-    micro-batches rank, rank + world_size, ...
+    Step s belongs to epoch s // steps_per_epoch; an incomplete last step of an epoch is dropped, or filled with the first samples
+    of the same epoch (as torch's DistributedSampler does), in other views. A step's samples are a slice of `sample_order`. Of its
+    n micro-batches, micro-batch k takes the samples k, k + n, k + 2n, ... of the slice, as DeiT's sampler distributes them over n
+    processes, so that the views of an image are in different micro-batches. Process ``rank`` takes the micro-batches rank,
+    rank + world_size, ...
 
     Args:
         num_samples: size of the data set.
@@ -154,6 +164,7 @@ class TrainBatches:
             consecutive micro-batches, so that images of similar shape share one and need less padding. A step has the same
             samples either way.
         balance: see `sample_order`.
+        drop_last: drop an incomplete last step of an epoch rather than fill it.
 
     Raises:
         UserError: the data set is smaller than ``global_batch_size``.
@@ -173,6 +184,7 @@ class TrainBatches:
         num_steps: int,
         aspect_ratios: NDArray[np.float64] | None = None,
         balance: ClassBalance | None = None,
+        drop_last: bool = True,
     ) -> None:
         assert global_batch_size % (micro_batch_size * world_size) == 0, "the engine chooses sizes that divide"
         assert 0 <= rank < world_size
@@ -187,7 +199,7 @@ class TrainBatches:
         self.num_micro_batches = global_batch_size // micro_batch_size
         self.mine = range(rank, self.num_micro_batches, world_size)
         self.steps = range(start_step, num_steps)
-        self.steps_per_epoch = num_samples // global_batch_size
+        self.steps_per_epoch = steps_per_epoch(num_samples, global_batch_size, drop_last)
 
     def __len__(self) -> int:
         return len(self.steps) * len(self.mine)
@@ -198,13 +210,19 @@ class TrainBatches:
         for step in self.steps:
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             if epoch != current:
-                indices, views = _order(self.num_samples, epoch, self.seed, self.repeats, self.balance)
+                indices, views = self._filled(*_order(self.num_samples, epoch, self.seed, self.repeats, self.balance))
                 current = epoch
             window = slice(step_in_epoch * self.global_batch_size, (step_in_epoch + 1) * self.global_batch_size)
             for k in self.mine:
                 part = self._micro_batch(indices[window], k)
                 pairs = zip(indices[window][part].tolist(), views[window][part].tolist(), strict=True)
                 yield [SampleKey(index, epoch, view) for index, view in pairs]
+
+    def _filled(self, indices: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Append what the last step of an epoch lacks: its first samples, in views that the epoch does not have yet."""
+        missing = max(self.steps_per_epoch * self.global_batch_size - len(indices), 0)
+        again = views[:missing] + (views.max() + 1 if missing else 0)
+        return np.concatenate([indices, indices[:missing]]), np.concatenate([views, again])
 
     def _micro_batch(self, indices: NDArray[np.int64], k: int) -> NDArray[np.int64]:
         """Return the positions of micro-batch ``k`` in a step's samples."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from stvit_cli.data.sampling import steps_per_epoch as steps_in_epoch
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe, ScheduleSection
 
@@ -27,13 +28,13 @@ class Timeline:
 
 
 def build_timeline(recipe: Recipe, num_samples: int) -> Timeline:
-    """Compute the lengths of a run. An epoch is the number of complete batches in the training set.
+    """Compute the lengths of a run. An epoch is the number of batches in the training set, see ``data.drop_last``.
 
     Raises:
         UserError: the data set is smaller than one batch.
     """
-    steps_per_epoch = num_samples // recipe.train.global_batch_size
-    if steps_per_epoch == 0:
+    steps_per_epoch = steps_in_epoch(num_samples, recipe.train.global_batch_size, recipe.data.drop_last)
+    if num_samples < recipe.train.global_batch_size:
         raise UserError(
             f"train.global_batch_size is {recipe.train.global_batch_size}, "
             f"but there are only {num_samples} images to train on.\n"

@@ -97,6 +97,7 @@ def training_batches(session: Session, start_step: int) -> Loader:
         num_steps=session.timeline.num_steps,
         aspect_ratios=task.aspect_ratios,
         balance=task.class_balance,
+        drop_last=recipe.data.drop_last,
     )
     on_gpu = world.device.type == "cuda"
     return build_train_loader(task.train_set, batches, task.collate, recipe.data.num_workers, pin_memory=on_gpu)

@@ -23,7 +23,8 @@ class ModelSection(Section):
     """The backbone."""
 
     name: str = "stvit-s"
-    """Model name, one of `stvit_cli.list_models()`."""
+    """Model name, one of `stvit_cli.list_models()`. auto: when a run starts, the model of the weights it starts from, otherwise
+    stvit-s on a GPU and stvit-nano on a CPU."""
     in_chans: PositiveInt = 3
     """Number of input channels: 3 for RGB, 1 for grey."""
     drop_path_rate: Rate | dict[str, Rate] = 0.0
@@ -37,10 +38,11 @@ class ModelSection(Section):
 class DataSection(Section):
     """The data set and how its images are read."""
 
-    kind: Literal["digits", "imagefolder", "coco", "ade20k", "shapes"] = "imagefolder"
-    """Data set layout. digits: the handwritten digits in the package. imagefolder: a folder of images for each class, in
-    `train/` and `val/` or side by side. coco: COCO's annotation file and images. ade20k: images and label maps in folders, as
-    in ADE20K. shapes: synthetic shapes with exact boxes, masks and label maps."""
+    kind: Literal["auto", "digits", "imagefolder", "coco", "ade20k", "shapes"] = "imagefolder"
+    """Data set layout. auto: found out when a run starts, from the files in data.dir. digits: the handwritten digits in the
+    package. imagefolder: a folder of images for each class, in `train/` and `val/` or side by side. coco: COCO's annotation
+    file and images. ade20k: images and label maps in folders, as in ADE20K. shapes: synthetic shapes with exact boxes, masks
+    and label maps."""
     dir: str | None = None
     """Folder of the data set; `--data` sets it."""
     image_size: Annotated[int, Field(ge=32)] = 224
@@ -64,6 +66,12 @@ class DataSection(Section):
     balance: Fraction = 0.0
     """Balanced sampling: a class of n images is sampled in proportion to n ** (1 - balance). 0: every image once in an epoch.
     1: every class equally often. The number of samples in an epoch stays the same."""
+    drop_last: bool = True
+    """Leave out the last images of an epoch's order where they do not fill a batch. false: fill that batch with images from the
+    start of the order, augmented again."""
+    auto_size: bool = False
+    """Fit the sizes of images to the data and the device when a run starts: no larger than most images are, smaller on a CPU.
+    The recipe's image_size, short_sides, long_side and max_size are then upper bounds; the run's recipe has what was chosen."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do about a training image that cannot be decoded. stop: end the run and name it. skip: train on another image
     and count it. An evaluation always stops."""
@@ -165,6 +173,9 @@ class ScheduleSection(Section):
     """Number of epochs, including warmup."""
     steps: PositiveInt | None = None
     """Number of steps, including warmup, in place of epochs. null: use epochs."""
+    min_steps: PositiveInt | None = None
+    """Minimum number of steps where epochs decide: epochs are multiplied when a run starts so that a small set gets that many,
+    and with them warmup_epochs, milestones and train.eval_every_epochs. null: no minimum."""
     milestones: tuple[PositiveInt, ...] = ()
     """Epochs after which kind step divides the learning rate by 10."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
@@ -185,7 +196,8 @@ class TrainSection(Section):
     """Batches, hardware, evaluation and logging of the run."""
 
     global_batch_size: PositiveInt = 1024
-    """Number of images in an optimizer step, over all processes and accumulated micro-batches."""
+    """Number of images in an optimizer step, over all processes and accumulated micro-batches. A run with fewer training images
+    takes what there is."""
     batch_size_per_device: PositiveInt | Literal["auto"] = "auto"
     """Number of images in a forward pass of one process. auto: the process's entire part of the batch on a CPU, as many as fit
     into memory on a GPU."""

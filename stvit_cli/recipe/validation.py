@@ -107,7 +107,7 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
             more = f" (and {len(changed) - 1} more of {section})" if len(changed) > 1 else ""
             yield f"{section}.{changed[0]}: belongs to task {' or '.join(tasks_with(section))}, but task is {recipe.task}{more}"
     kinds = TASKS[recipe.task].data_kinds
-    if recipe.data.kind not in kinds:
+    if recipe.data.kind not in (*kinds, "auto"):
         yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(kinds)} for task {recipe.task}"
     if recipe.task != "classification":
         if recipe.model.in_chans != 3:
@@ -123,7 +123,7 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
         low, high = recipe.segmentation.scale_range
         if low > high:
             yield f"segmentation.scale_range: found {[low, high]}, expected a smaller and a larger factor"
-        if not recipe.segmentation.class_names:
+        if not recipe.segmentation.class_names and recipe.data.kind != "auto":
             yield "segmentation.class_names: found none, expected the names of the classes, in the order of their numbers"
         twice = {name for name in recipe.segmentation.class_names if recipe.segmentation.class_names.count(name) > 1}
         if twice:

@@ -83,7 +83,7 @@ COMMANDS: dict[str, list[str]] = {
         "train --recipe quickstart --model stvit-x",
         "train --recipe quickstart --data a data.dir=b",
         "train --recipe quickstart --data empty",
-        "train --recipe deit300 --data two-classes --model stvit-nano",
+        "train --recipe own-boxes --data two-classes",
     ],
     "Output": [
         "train --recipe quickstart --output full",
@@ -121,7 +121,6 @@ COMMANDS: dict[str, list[str]] = {
         "train --recipe quickstart data.kind=imagefolder --data two-classes 'data.group_by=('",
         "train --recipe quickstart data.kind=imagefolder --data two-classes data.group_by=patient",
         "train --recipe quickstart data.kind=imagefolder --data two-classes data.group_by=png",
-        "train --recipe quickstart data.kind=imagefolder --data two-classes train.global_batch_size=64",
         "train --recipe quickstart data.kind=imagefolder --data two-classes "
         "train.global_batch_size=8 train.batch_size_per_device=3",
         "train --recipe quickstart data.kind=imagefolder --data two-classes train.global_batch_size=8 train.device=cuda",

@@ -149,3 +149,31 @@ def test_balanced_batches_do_not_depend_on_processes_and_resume_anywhere() -> No
 
     assert dealt(1) == dealt(2) == dealt(3)
     assert dealt(2, start_step=11) == dealt(1)[11 * 6 :]
+
+
+@pytest.mark.parametrize("num_samples", [12, 13, 23, 24, 25])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_filled_epoch_has_every_image_and_no_sample_twice(num_samples: int, repeats: int) -> None:
+    steps = math.ceil(num_samples / 12)
+    made = batches(num_samples, drop_last=False, num_steps=2 * steps, repeats=repeats)
+    for epoch in range(2):
+        keys = [key for batch in made[epoch * steps * 6 : (epoch + 1) * steps * 6] for key in batch]
+        assert len(keys) == 12 * steps
+        assert len(set(keys)) == len(keys), "an image that fills the last step comes in another view"
+        assert set(sample_order(num_samples, epoch, 3, repeats)) <= set(keys)
+        again = Counter(key.index for key in keys)
+        assert max(again.values()) <= 2 * repeats
+
+
+def test_filled_epochs_are_shared_by_processes_and_resumed_within() -> None:
+    alone = batches(31, drop_last=False, num_steps=7)
+    for world_size in (2, 3):
+        shares = [batches(31, drop_last=False, num_steps=7, rank=rank, world_size=world_size) for rank in range(world_size)]
+        assert [batch for group in zip(*shares, strict=True) for batch in group] == alone
+    for start in range(8):
+        assert batches(31, drop_last=False, num_steps=7, start_step=start) == alone[start * 6 :]
+
+
+def test_dropped_epochs_are_as_they_were() -> None:
+    """Pinned: a filled epoch begins with the steps of a dropped one, so older runs resume."""
+    assert batches(31, num_steps=2) == batches(31, drop_last=False, num_steps=2)

@@ -1,0 +1,73 @@
+"""Sizes of images that fit a data set and a device, for recipes with ``data.auto_size``."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stvit_cli.recipe import Recipe
+
+NUM_MEASURED = 100
+"""Images whose headers are read."""
+
+DIVISOR = 32
+"""Stride of the last stage, which sizes are rounded up to."""
+
+SMALLEST = 64
+"""Smaller images are enlarged: below, the last stage has a single token."""
+
+ON_CPU = {"classification": 128, "detection": 320, "segmentation": 192}
+"""Upper bound of the short side on a CPU, in pixels."""
+
+
+def fitting_sizes(settings: Recipe, *, on_gpu: bool) -> dict[str, object]:
+    """Return the keys of a recipe's image sizes: at most its own, no larger than half of the images, smaller on a CPU.
+
+    Args:
+        settings: a recipe with concrete data.
+        on_gpu: the run is on a GPU.
+    """
+    measured = image_sizes(Path(str(settings.data.dir)).expanduser()) if settings.data.dir else []
+    bounds = [] if on_gpu else [ON_CPU[settings.task]]
+    bounds += [_rounded(statistics.median(min(size) for size in measured))] if measured else []
+    if settings.task == "classification":
+        return {"data.image_size": min([settings.data.image_size, *bounds])}
+    if settings.task == "detection":
+        short = max(settings.detection.short_sides)
+        factor = min([short, *bounds]) / short
+        return {
+            "detection.short_sides": tuple(_rounded(side * factor) for side in settings.detection.short_sides),
+            "detection.long_side": _rounded(settings.detection.long_side * factor),
+        }
+    long, short = settings.segmentation.max_size
+    factor = min([short, *bounds]) / short
+    crop = min([settings.data.image_size, *bounds])
+    return {"data.image_size": crop, "segmentation.max_size": (_rounded(long * factor), _rounded(short * factor))}
+
+
+def image_sizes(root: Path) -> list[tuple[int, int]]:
+    """Return width and height of some images below a folder, by their headers; those that cannot be read are left out."""
+    from PIL import Image
+
+    from stvit_cli.data.folder_survey import survey
+
+    if not root.is_dir():
+        root = root.parent
+    paths = [root / folder.join(name) for folder in survey(root) for name in folder.images]
+    sizes = []
+    for path in paths[:: max(len(paths) // NUM_MEASURED, 1)]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(path) as image:
+                    sizes.append(image.size)
+        except Exception:  # whatever a decoder raises: whoever trains on the image says so
+            continue
+    return sizes
+
+
+def _rounded(side: float) -> int:
+    return max(-(-round(side) // DIVISOR) * DIVISOR, SMALLEST)

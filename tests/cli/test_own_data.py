@@ -1,0 +1,107 @@
+"""``stvit train --data FOLDER``: what is found is said, the recipe that fits is taken, and the run's recipe is concrete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.own_data import write_boxes, write_photos
+from PIL import Image
+
+from stvit_cli.recipe import io as recipe_io
+
+Write = Callable[[Path], Path]
+
+QUICK = [
+    *("schedule.steps=1", "schedule.warmup_epochs=0", "data.num_workers=0", "train.device=cpu"),
+    *("train.global_batch_size=2", "eval.batch_size=2"),
+]
+SMALL = {
+    "classification": ["data.image_size=32"],
+    "detection": [
+        *("detection.short_sides=[64]", "detection.long_side=96", "detection.channels=16", "detection.fc_dim=16"),
+        *("detection.num_proposals=32", "detection.num_samples=16"),
+    ],
+    "segmentation": [
+        *("data.image_size=64", "segmentation.max_size=[64, 64]", "segmentation.channels=16", "segmentation.aux_channels=8"),
+    ],
+}
+
+
+def photos(root: Path) -> Path:
+    return write_photos(root, 3, side=(30, 40))
+
+
+def masks(root: Path) -> Path:
+    """Black-and-white masks beside images, without a split."""
+    for index in range(4):
+        pixels = np.full((40, 48, 3), 60, np.uint8)
+        pixels[10:30, 5 + index : 30] = 200
+        for folder, content in (("images", pixels), ("masks", np.where(pixels[..., 0] > 100, 255, 0).astype(np.uint8))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(root / folder / f"{index}.png")
+    return root
+
+
+def test_folder_of_classes(stvit, tmp_path: Path) -> None:
+    ended = stvit("train", "--data", photos(tmp_path / "photos"), "--output", tmp_path / "run", *QUICK, *SMALL["classification"])
+    assert ended.code == 0, ended.err
+    assert "folders by class, a part is held out (3 classes: astronaut, coffee, rocket); recipe own-images" in ended.err
+    saved = recipe_io.load(tmp_path / "run" / "recipe.yaml")
+    assert (saved.name, saved.model.name, saved.data.kind) == ("own-images", "stvit-nano", "imagefolder")
+    assert (saved.data.auto_size, saved.schedule.min_steps, saved.data.drop_last) == (False, None, False)
+    assert stvit("train", "--resume", tmp_path / "run").code == 0
+    assert stvit("train", "--resume", tmp_path / "run", "--recipe", "own-images", *QUICK, *SMALL["classification"]).code == 0
+
+
+def test_coco_with_masks(stvit, coco_tree: Path, tmp_path: Path) -> None:
+    ended = stvit("train", "--data", coco_tree, "--output", tmp_path / "run", *QUICK, *SMALL["detection"])
+    assert ended.code == 0, ended.err
+    assert "with masks; recipe own-masks" in ended.err
+
+
+def test_images_and_maps(stvit, ade20k_tree: Path, tmp_path: Path) -> None:
+    ended = stvit("train", "--data", ade20k_tree, "--output", tmp_path / "run", *QUICK, *SMALL["segmentation"])
+    assert ended.code == 0, ended.err
+    assert "recipe own-maps" in ended.err
+    assert recipe_io.load(tmp_path / "run" / "recipe.yaml").segmentation.class_names[0] == "class 1"
+
+
+def test_dry_run_finds_what_a_run_finds(stvit, tmp_path: Path) -> None:
+    words = ["--data", photos(tmp_path / "photos"), "--dry-run", "--json", "-", *QUICK[2:], "data.image_size=32"]
+    ended = stvit("train", *words)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["global_batch_size"] == 2
+
+
+def test_quickstart_with_a_folder_trains_on_the_folder(stvit, tmp_path: Path) -> None:
+    words = ["--data", photos(tmp_path / "photos"), "--dry-run", *QUICK, *SMALL["classification"]]
+    ended = stvit("train", "--recipe", "quickstart", *words)
+    assert ended.code == 0, ended.err
+    assert "recipe own-images" in ended.err
+    earlier = stvit("train", "--recipe", "quickstart", "data.kind=imagefolder", *words)
+    assert earlier.code == 0, earlier.err
+    assert "own-images" not in earlier.err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "write", "named"),
+    [("own-images", write_boxes, "own-boxes"), ("deit300", write_boxes, "own-boxes"), ("own-boxes", photos, "own-images")],
+)
+def test_recipe_of_another_task_is_refused_by_the_one_that_fits(
+    stvit, recipe: str, write: Write, named: str, tmp_path: Path
+) -> None:
+    ended = stvit("train", "--recipe", recipe, "--data", write(tmp_path / "data"), "--output", tmp_path / "run")
+    assert ended.code == 2
+    assert named in ended.err
+    assert len(ended.err.strip().splitlines()) <= 6
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_anything_the_folder_is_asked_for(stvit) -> None:
+    ended = stvit("train")
+    assert ended.code == 2
+    assert "--data FOLDER" in ended.err
