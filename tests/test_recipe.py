@@ -145,7 +145,7 @@ def test_text_that_is_no_recipe(text: str, said: str) -> None:
         ("model: {grid_sizes: [8, 4, 1]}", "expected a list of 4, each a whole number (above 0) or null"),
         ("model: {drop_path_rate: {stvit-s: 2}}", "model.drop_path_rate: found {stvit-s: 2} (a mapping), expected"),
         ("augment: {crop_scale: [0.1, 2]}", "found [0.1, 2] (a list), expected a list of 2, each a number from 0 to 1"),
-        ("optim: 3", "optim: found 3 (a whole number), expected keys below it: name, lr,"),
+        ("optim: 3", "optim: found 3 (a whole number), expected keys below it: lr,"),
         ("name: [a]", "name: found [a] (a list), expected text"),
         ("optim:\n  warmup_epochs: 3", "optim.warmup_epochs: there is no such key. Did you mean 'schedule.warmup_epochs'?"),
         ("optim: {learning_rate: 3}", "optim.learning_rate: there is no such key."),

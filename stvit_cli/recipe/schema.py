@@ -139,11 +139,11 @@ class LossSection(Section):
 class OptimSection(Section):
     """The optimizer."""
 
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate, after warmup."""
     name: str = "adamw"
     """Optimizer, one of `timm.optim.list_optimizers()`: adamw, sgd (with Nesterov momentum; without: momentum), nadamw, lamb,
     lion, adan, adopt, muon, ..."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate, after warmup."""
     scale_lr_from: PositiveInt | None = None
     """Batch size that lr is given for: the peak learning rate becomes lr x train.global_batch_size / this. null: lr as it is."""
     weight_decay: NonNegative = 0.05
