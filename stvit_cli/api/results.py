@@ -15,7 +15,7 @@ class TrainingResult:
     Attributes:
         run_dir: the run directory, for `resume`, `evaluate` and `load`.
         metrics: the metrics of the best weights by name, those of the last evaluation as ``last_NAME``, and ``best_epoch``,
-            ``epochs``, ``steps`` and ``seconds``.
+            ``epochs``, ``steps`` and ``seconds``; with ``schedule.patience`` also ``stopped_early``.
     """
 
     run_dir: Path

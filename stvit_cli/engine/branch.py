@@ -130,7 +130,7 @@ def adapted(session: Session, source: Checkpoint | None) -> dict[str, Any]:
     kept = {name for name in [*optimizer, *numbers] if is_same and (name.startswith(GROUP) or name.rpartition("/")[0] in trained)}
     source.tensors["optimizer"] = {name: value for name, value in optimizer.items() if name in kept}
     source.tensors.setdefault("ema", source.tensors["model"])
-    run = source.state["run"] | {"best": {}, "evaluated": -1}
+    run = source.state["run"] | {"best": {}, "stale": 0, "evaluated": -1}
     scaler = source.state["scaler"] or session.scaler.state_dict()  # empty where it ran in another precision
     adopted = {"numbers": {name: value for name, value in numbers.items() if name in kept}}
     return source.state | {"run": run, "scaler": scaler, "optimizer": source.state.get("optimizer", {}) | adopted}

@@ -60,6 +60,7 @@ class _Run(_Content):
     evaluated: Annotated[int, Field(ge=-1)]
     metrics: Metrics
     best: dict[str, Any]
+    stale: Count = 0  # older checkpoints lack it
     window: dict[str, float]
     window_steps: Count
     skipped: Count

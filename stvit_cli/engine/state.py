@@ -26,6 +26,7 @@ class RunState:
         evaluated: the step after which the last evaluation was made; -1 for none.
         metrics: of that evaluation.
         best: the best evaluation so far: ``step``, ``ema`` (whether of the moving average) and its metrics; empty for none.
+        stale: evaluations since the best one.
         window: sums of the losses since the last row of the metrics, over ``window_steps`` steps.
         skipped: images that could not be read, so far.
         seconds: spent in training so far.
@@ -35,6 +36,7 @@ class RunState:
     evaluated: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+    stale: int = 0
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
     skipped: int = 0

@@ -53,8 +53,8 @@ def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False, bran
             classes.
 
     Returns:
-        The metrics of the best weights by name; ``best_epoch``, ``epochs``, ``steps`` and ``seconds``; and the metrics of the
-        last evaluation as ``last_NAME``.
+        The metrics of the best weights by name; ``best_epoch``, ``epochs``, ``steps`` and ``seconds``; with
+        ``schedule.patience`` also ``stopped_early``; and the metrics of the last evaluation as ``last_NAME``.
 
     Raises:
         UserError: the data, the recipe, the machine or the directory need the user's attention; saved files are intact.
@@ -188,7 +188,7 @@ class Trainer:
         with Progress(self.timeline, self.state.step, quiet=not self.world.is_main) as self.progress:
             self.writer.open_tensorboard(self.state.step)
             self._print_summary()
-            is_new = self.state.step < self.timeline.num_steps
+            is_new = not self._is_over()
             self._loop()
             self.writer.draw_curves()
             if is_new:
@@ -197,6 +197,8 @@ class Trainer:
             spent = duration(self.state.seconds)
             main = self.session.task.main_metric
             best = metric_text(main, result[main], result.get("num_images", 100_000))
+            if self._is_stopped_early():
+                self._say_stopped_early()
             self.progress.say(f"Best {main} {best} (epoch {result['best_epoch']:g}) after {spent}: {self.run_dir.best}")
         return result
 
@@ -232,7 +234,7 @@ class Trainer:
     def _train(self, take_step: TrainStep, feed: Iterator[Batch]) -> None:
         state, checkpoints = self.state, self.recipe.checkpoint
         since = time.monotonic()
-        while state.step < self.timeline.num_steps:
+        while not self._is_over():
             step_result = take_step(state.step, feed, lambda: (self.stop.number, self._checkpoint_due()))
             state.step += 1
             state.seconds += time.monotonic() - since
@@ -246,6 +248,20 @@ class Trainer:
                 set_training_mode(self.session.task, self.recipe.finetune)
             if due or step_result.checkpoint_due or (checkpoints.every_steps and state.step % checkpoints.every_steps == 0):
                 self.writer.save_checkpoint(self.state)
+
+    def _is_over(self) -> bool:
+        return self.state.step >= self.timeline.num_steps or self._is_stopped_early()
+
+    def _is_stopped_early(self) -> bool:
+        patience = self.recipe.schedule.patience
+        return patience is not None and self.state.stale >= patience and self.state.step < self.timeline.num_steps
+
+    def _say_stopped_early(self) -> None:
+        stale, main = self.state.stale, self.session.task.main_metric
+        self.progress.say(
+            f"Stopped early after step {self.state.step} of {self.timeline.num_steps}: {stale} evaluation{'s' * (stale > 1)} "
+            f"without a better {main} (schedule.patience={self.recipe.schedule.patience})."
+        )
 
     def _checkpoint_due(self) -> bool:
         minutes = self.recipe.checkpoint.every_minutes
@@ -311,6 +327,7 @@ class Trainer:
         main = session.task.main_metric
         winner = max(results, key=lambda prefix: results[prefix][main])
         is_best = not state.best or results[winner][main] > state.best["metrics"][main]
+        state.stale = 0 if is_best else state.stale + 1
         if is_best:
             state.best = {"step": state.step, "ema": winner == "ema_", "metrics": results[winner]}
         self.writer.record("eval", state.step, state.metrics | {"seconds": seconds})
@@ -341,5 +358,6 @@ class Trainer:
             "epochs": self.timeline.epoch(state.step),
             "steps": state.step,
             "seconds": round(state.seconds, 1),
+            **({"stopped_early": self._is_stopped_early()} if self.recipe.schedule.patience is not None else {}),
             **{f"last_{name}": value for name, value in state.metrics.items() if isinstance(value, float)},
         }

@@ -190,6 +190,9 @@ class ScheduleSection(Section):
     """Exponent of poly; 1 is linear."""
     update: Literal["epoch", "step"] = "epoch"
     """Whether the learning rate changes every epoch or every step."""
+    patience: PositiveInt | None = None
+    """Early stopping: the number of evaluations without a better main metric after which the run ends; the LR schedule is that
+    of the entire run. null: off."""
 
 
 class TrainSection(Section):
