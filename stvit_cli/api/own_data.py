@@ -14,6 +14,7 @@ from stvit_cli.utils.text import printable, shell_command
 
 if TYPE_CHECKING:
     from stvit_cli.data.layouts import Layout
+    from stvit_cli.models.weights.file import WeightsInfo
     from stvit_cli.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,11 @@ logger = logging.getLogger(__name__)
 FIRST_RUN = "quickstart"
 """The recipe that trains on a folder as without a recipe, where it is given one."""
 
-SIZE_KEYS = ("data.image_size", "detection.short_sides", "detection.long_side", "segmentation.max_size")
+SIZE_KEYS = (
+    *("data.image_size", "detection.short_sides", "detection.long_side", "segmentation.max_size"),
+    *("detection.channels", "detection.fc_dim", "detection.num_proposals", "detection.num_samples", "detection.anchor_scale"),
+    *("segmentation.channels", "segmentation.aux_channels"),
+)
 """Keys that ``data.auto_size`` decides."""
 
 LAYOUT_SECTIONS = ("detection.train_", "detection.val_", "segmentation.")
@@ -74,9 +79,10 @@ def new_recipe(
             layout = _layout(settings.data.dir, known, settings)
             _say_found(layout, f"recipe {settings.name}")
             settings = recipe_io.load(name, _with_layout(words, layout, known))
-    settings = _with_model(settings, weights)
+    info = _weights_info(weights) if settings.model.name == "auto" or settings.data.auto_size else None
+    settings = _with_model(settings, info)
     if settings.data.auto_size:
-        settings = _with_sizes(settings, given)
+        settings = _with_sizes(settings, info, given)
     return recipe_io.with_absolute_paths(settings)
 
 
@@ -174,15 +180,21 @@ def _set_by_file(name: str | Path) -> dict[str, object]:
     return found
 
 
-def _with_model(settings: Recipe, weights: str | os.PathLike[str] | None) -> Recipe:
+def _weights_info(weights: str | os.PathLike[str] | None) -> WeightsInfo | None:
+    if weights is None:
+        return None
+    from stvit_cli.models.weights.file import read_info
+    from stvit_cli.tasks.loading import weights_file
+
+    return read_info(weights_file(Path(weights)))
+
+
+def _with_model(settings: Recipe, weights: WeightsInfo | None) -> Recipe:
     """Return the recipe with a model for "auto"."""
     if settings.model.name != "auto":
         return settings
     if weights is not None:
-        from stvit_cli.models.weights.file import read_info
-        from stvit_cli.tasks.loading import weights_file
-
-        return _updated(settings, {"model.name": read_info(weights_file(Path(weights))).model})
+        return _updated(settings, {"model.name": weights.model})
     return _updated(settings, {"model.name": "stvit-s" if _on_gpu(settings) else "stvit-nano"})
 
 
@@ -192,15 +204,16 @@ def _on_gpu(settings: Recipe) -> bool:
     return settings.train.device != "cpu" and torch.cuda.is_available()
 
 
-def _with_sizes(settings: Recipe, given: Mapping[str, object]) -> Recipe:
-    from stvit_cli.api.image_sizes import fitting_sizes
+def _with_sizes(settings: Recipe, weights: WeightsInfo | None, given: Mapping[str, object]) -> Recipe:
+    from stvit_cli.api.image_sizes import fitting_heads, fitting_sizes
 
-    sizes = fitting_sizes(settings, on_gpu=_on_gpu(settings))
+    on_gpu = _on_gpu(settings)
+    sizes = fitting_sizes(settings, on_gpu=on_gpu) | fitting_heads(settings, weights, on_gpu=on_gpu)
     changes = {key: value for key, value in sizes.items() if key not in given}
     before = {key: _value(settings, key) for key in changes}
     said = ", ".join(f"{key}={_shown(value)}" for key, value in changes.items() if before[key] != value)
     if said:
-        _say(f"image size: {said}")
+        _say(f"sizes for {'a GPU' if on_gpu else 'a CPU'} and these images: {said}")
     return _updated(settings, {**changes, "data.auto_size": False})
 
 

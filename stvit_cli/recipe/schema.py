@@ -70,8 +70,9 @@ class DataSection(Section):
     """Leave out the last images of an epoch's order where they do not fill a batch. false: fill that batch with images from the
     start of the order, augmented again."""
     auto_size: bool = False
-    """Fit the sizes of images to the data and the device when a run starts: no larger than most images are, smaller on a CPU.
-    The recipe's image_size, short_sides, long_side and max_size are then upper bounds; the run's recipe has what was chosen."""
+    """Fit the sizes of images to the data and the device when a run starts: no larger than most images are, smaller on a CPU,
+    where the heads of detectors and segmenters become narrower too. The recipe's values are then upper bounds, but for those
+    on the command line; the run's recipe has what was chosen."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do about a training image that cannot be decoded. stop: end the run and name it. skip: train on another image
     and count it. An evaluation always stops."""

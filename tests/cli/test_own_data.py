@@ -105,3 +105,22 @@ def test_without_anything_the_folder_is_asked_for(stvit) -> None:
     ended = stvit("train")
     assert ended.code == 2
     assert "--data FOLDER" in ended.err
+
+
+def test_coco_with_boxes_alone(stvit, tmp_path: Path) -> None:
+    data = write_boxes(tmp_path / "boxes", 4, size=(96, 64))
+    words = [word for word in SMALL["detection"] if "channels" not in word]
+    ended = stvit("train", "--data", data, "--output", tmp_path / "run", *QUICK, *words)
+    assert ended.code == 0, ended.err
+    assert "annotations.json without a split, so a part is held out, boxes without masks; recipe own-boxes" in ended.err
+    saved = recipe_io.load(tmp_path / "run" / "recipe.yaml")
+    assert (saved.detection.head, saved.detection.channels, saved.detection.val_json) == ("faster-rcnn", 64, None)
+
+
+def test_black_and_white_masks_without_a_split(stvit, tmp_path: Path) -> None:
+    data = masks(tmp_path / "masks")
+    ended = stvit("train", "--data", data, "--output", tmp_path / "run", *QUICK, *SMALL["segmentation"])
+    assert ended.code == 0, ended.err
+    assert "black-and-white masks: classes background (0) and foreground (255)" in ended.err
+    saved = recipe_io.load(tmp_path / "run" / "recipe.yaml")
+    assert (saved.segmentation.label_values, saved.segmentation.val_images) == ((0, 255), None)
