@@ -36,7 +36,8 @@ def find_class_folders(survey: Survey) -> list[Layout]:
     names = _classes(survey, split or "")
     if len(names) < 2:
         return []
-    classes = f"{len(survey.folders[split or ''].folders)} classes: {first_few(names, 3)}"
+    count = len(survey.folders[split or ""].folders)
+    classes = f"{count} classes: {', '.join(map(printable, names[:3]))}{', ...' if count > 3 else ''}"
     if splits.train is not None and splits.val is not None:
         return [
             layout(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stvit_cli.data.folder_survey import Folder, Survey, split_of
+from stvit_cli.data.folder_survey import Folder, Survey, parent_of, split_of
 from stvit_cli.data.label_maps import FORMATS, GREY_OR_PALETTE
 from stvit_cli.data.layout import Given, Layout, layout, which
 from stvit_cli.errors import UserError
@@ -62,7 +62,7 @@ def find_maps(survey: Survey, given: Given) -> list[Layout]:
     pairs = [pair for folder in survey if folder.num_images and (pair := _maps_of(survey, folder)) is not None]
     if not pairs:
         return []
-    train, val = _by_split(survey.root, pairs)
+    train, val = _by_split(survey.root, list(dict.fromkeys(_without_common_end(pair) for pair in pairs)))
     keys: dict[str, object] = {
         "segmentation.train_images": train[0] or ".",
         "segmentation.train_maps": train[1] or ".",
@@ -78,15 +78,23 @@ def find_maps(survey: Survey, given: Given) -> list[Layout]:
     return [layout("segmentation", "ade20k", survey.root, f"images and label maps, {folders}, {split}", keys)]
 
 
+def _without_common_end(pair: Pair) -> Pair:
+    """Return the folders above two of the same name, such as leftImg8bit/train and gtFine/train above those of a city."""
+    images, maps = pair[:2]
+    while images != maps and images.rpartition("/")[2] == maps.rpartition("/")[2] and split_of(images.rpartition("/")[2]) is None:
+        images, maps = parent_of(images), parent_of(maps)
+    return images, maps, *pair[2:]
+
+
 def _maps_of(survey: Survey, folder: Folder) -> Pair | None:
     """Return the pair that a folder of images has with a folder of label maps, the likeliest if there are several."""
     found = []
     for other in survey:
-        if not other.num_images or (other.path != folder.path and _is_for_maps(folder.path)):
+        # Images of the same names in two folders are also what two classes look like: the name of one must tell.
+        if not other.num_images or (other.path != folder.path and (_is_for_maps(folder.path) or not _is_for_maps(other.path))):
             continue
         suffixes = _suffixes(survey.root, folder, other)
-        # Images of the same names in two folders are also what two classes look like.
-        if suffixes is not None and (other.path == folder.path or _is_for_maps(other.path) or suffixes[1] not in MAP_ENDINGS):
+        if suffixes is not None:
             found.append((folder.path, other.path, *suffixes))
     named = [pair for pair in found if _is_for_maps(pair[1])]
     same_split = [pair for pair in named or found if split_of(pair[1]) == split_of(folder.path)]
@@ -95,15 +103,11 @@ def _maps_of(survey: Survey, folder: Folder) -> Pair | None:
 
 
 def _is_for_maps(path: str) -> bool:
-    """Whether the last name of a path that is no split is that of a folder of label maps."""
-    for name in reversed(path.lower().split("/")):
-        rest = re.sub(r"train(ing)?|val(id(ation)?)?|test(ing)?|set", "-", name)
-        rest = re.sub(r"segmentation(class|object)", "segmentation", rest)
-        if _MAP_NAME.search(rest):
-            return True
-        if rest.strip("-_ 0123456789"):
-            return False
-    return False
+    """Whether a path is that of a folder of label maps, by the names in it that are no split's."""
+    names = [re.sub(r"train(ing)?|val(id(ation)?)?|test(ing)?|set", "-", name) for name in path.lower().split("/")]
+    if re.search(r"(^|[^a-z])(images?|imgs?|photos?|jpegimages)($|[^a-z])", names[-1]):
+        return False
+    return any(_MAP_NAME.search(re.sub(r"segmentation(class|object)", "segmentation", name)) for name in names)
 
 
 def _distance(first: str, second: str) -> int:
@@ -125,9 +129,13 @@ def _suffixes(root: Path, folder: Folder, maps: Folder) -> tuple[str | None, str
                 expected = [(stem + image_end, stem + suffix + ending) for stem, image_end in images]
                 if maps.path == folder.path:
                     expected = [(image, label_map) for image, label_map in expected if image != label_map]
+                if maps.path != folder.path and expected and not (root / maps.path / expected[0][1]).is_file():
+                    continue
                 present = [label_map for _, label_map in expected if (root / maps.path / label_map).is_file()]
                 enough = len(present) == len(folder.images) if maps.path != folder.path else bool(present)
-                if present and enough and all(_is_map(root / maps.path / label_map) for label_map in present):
+                # A folder named so holds maps even if they are no grey PNGs: whoever reads them says what is wrong.
+                named = maps.path != folder.path
+                if present and enough and (named or all(_is_map(root / maps.path / label_map) for label_map in present)):
                     own = {image_end for stem, image_end in images if stem + suffix + ending in present}
                     return (own.pop() if image_suffix and len(own) == 1 else None), suffix + ending
     return None

@@ -124,3 +124,39 @@ def test_black_and_white_masks_without_a_split(stvit, tmp_path: Path) -> None:
     assert "black-and-white masks: classes background (0) and foreground (255)" in ended.err
     saved = recipe_io.load(tmp_path / "run" / "recipe.yaml")
     assert (saved.segmentation.label_values, saved.segmentation.val_images) == ((0, 255), None)
+
+
+@pytest.mark.slow
+def test_sixty_photos_are_told_apart_without_a_key(stvit, tmp_path: Path) -> None:
+    """The whole default run: three classes of twenty photos each, twelve of them held out."""
+    pytest.importorskip("skimage")
+    ended = stvit("train", "--data", write_photos(tmp_path / "photos"), "--output", tmp_path / "run", "--json", "-")
+    assert ended.code == 0, ended.err
+    metrics = json.loads(ended.out)
+    assert metrics["num_images"] == 12
+    assert metrics["last_top1"] >= 95
+
+
+@pytest.mark.slow
+def test_twenty_images_with_boxes_are_learnt_without_a_key(stvit, tmp_path: Path) -> None:
+    """The whole default run; then the training images, which a detector of few images must at least find again."""
+    data = write_boxes(tmp_path / "boxes")
+    ended = stvit("train", "--data", data, "--output", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    words = ["detection.val_json=annotations.json", "detection.val_images=images"]
+    ended = stvit("eval", tmp_path / "run", *words, "--json", "-")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["box_ap50"] > 90
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_small_set_gets_the_same_recipe_in_several_processes(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stvit_cli.api import own_data, training
+
+    recipe = own_data.new_recipe(None, [f"data.dir={photos(tmp_path / 'photos')}", "data.num_workers=0", "train.device=cpu"])
+    monkeypatch.setattr(training, "world_size", lambda: processes)
+    _, fitted = training._build_new(recipe, None, {})
+    assert fitted.train.global_batch_size == 4  # of the six images that are not held out
+    assert fitted.schedule.epochs * 2 >= 200

@@ -143,6 +143,22 @@ CASES: dict[str, tuple[dict[str, str], str, str, dict[str, object]]] = {
         "ade20k",
         {"segmentation.train_images": "images", "segmentation.train_maps": "masks"},
     ),
+    "coloured masks": (images("images/1.jpg", "masks/1.png"), "segmentation", "ade20k", {"segmentation.train_maps": "masks"}),
+    "cityscapes": (
+        images(
+            "leftImg8bit/train/a/a_leftImg8bit.png",
+            "leftImg8bit/train/b/b_leftImg8bit.png",
+            "leftImg8bit/val/c/c_leftImg8bit.png",
+        )
+        | dict.fromkeys([f"gtFine/{name}_gtFine_labelIds.png" for name in ("train/a/a", "train/b/b", "val/c/c")], "map"),
+        "segmentation",
+        "ade20k",
+        {
+            "segmentation.train_images": "leftImg8bit/train",
+            "segmentation.val_maps": "gtFine/val",
+            "segmentation.image_suffix": "_leftImg8bit.png",
+        },
+    ),
     "suffix": (
         images("1.jpg", "2.jpg") | {"1_mask.png": "map", "2_mask.png": "map"},
         "segmentation",

@@ -34,6 +34,19 @@ def test_two_processes_take_the_steps_of_one_that_accumulates(tmp_path: Path) ->
             assert (tensor - initial[name.removeprefix("model/")]).abs().max() > 1e-3
 
 
+def test_filled_epochs_are_the_same_over_one_two_and_three_processes(tmp_path: Path) -> None:
+    settings = ("schedule.epochs=1", "schedule.warmup_epochs=0", "data.drop_last=false", "train.global_batch_size=12")
+    tensors = {}
+    for processes in (1, 2, 3):
+        folder = tmp_path / str(processes)
+        assert {ended.code for ended in toy.start(lambda folder=folder: toy.train(folder, *settings), folder, processes)()} == {0}
+        tensors[processes], rows = toy.outcome(folder / "run")
+        assert rows[-1]["step"] == 4
+    for name, tensor in tensors[1].items():
+        for processes in (2, 3):
+            torch.testing.assert_close(tensors[processes][name], tensor, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_counts_depend_neither_on_processes_nor_on_batches(tmp_path: Path, processes: int) -> None:
     def count() -> None:

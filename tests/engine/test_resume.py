@@ -151,3 +151,13 @@ def test_in_bf16_on_a_cpu_the_run_does_not_claim_to_train_with_kernels(
     said = " ".join(capsys.readouterr().err.split())
     assert "parameters on cpu, batch" in said
     assert "with train.precision=bf16 only evaluations use them" in said
+
+
+def test_epochs_that_are_filled_resume_within_their_last_step(tmp_path: Path) -> None:
+    """41 points in batches of 8: the sixth step of an epoch is one point and seven from the epoch's start."""
+    words = ("data.drop_last=false", "schedule.epochs=2")
+    assert run(tmp_path / "a", *words) == 0
+    assert run(tmp_path / "b", *words, kill_at_loss=5 * MICRO_BATCHES + 2) == -9
+    assert run(tmp_path / "b", *words, resume=True) == 0
+    toy.assert_same_outcome(tmp_path / "b" / "run", tmp_path / "a" / "run")
+    assert toy.outcome(tmp_path / "a" / "run")[1][-1]["step"] == 12
