@@ -54,7 +54,7 @@ class MultiScaleRoIAlign(nn.Module):
         for level, stride in enumerate(STRIDES[: len(maps)]):
             index = torch.where(levels == level)[0]
             features = roi_align(maps[level], rois[index], self.output_size, 1 / stride, sampling_ratio=0, aligned=True)
-            result = result.index_copy(0, index, features)
+            result.index_copy_(0, index, features)
         return result
 
 
