@@ -9,11 +9,17 @@ from stvit_cli.utils.after_import import call_after_import
 
 if TYPE_CHECKING:
     from stvit_cli.api import (
+        ConversionResult,
+        DataReport,
+        DataSummary,
         DryRunResult,
         EvaluationResult,
         ExportResult,
         TrainedModel,
         TrainingResult,
+        data_check,
+        data_convert,
+        data_show,
         dry_run,
         evaluate,
         load,
@@ -31,6 +37,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "ConversionResult",
+    "DataReport",
+    "DataSummary",
     "DryRunResult",
     "EvaluationResult",
     "ExportResult",
@@ -44,6 +53,9 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "data_check",
+    "data_convert",
+    "data_show",
     "dry_run",
     "evaluate",
     "for_inference",
@@ -58,6 +70,9 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ConversionResult": "api",
+    "DataReport": "api",
+    "DataSummary": "api",
     "DryRunResult": "api",
     "EvaluationResult": "api",
     "ExportResult": "api",
@@ -70,6 +85,9 @@ _MODULES = {
     "create_detector": "tasks.detection.detector",
     "create_model": "models.registry",
     "create_segmenter": "tasks.segmentation.upernet",
+    "data_check": "api",
+    "data_convert": "api",
+    "data_show": "api",
     "dry_run": "api",
     "evaluate": "api",
     "for_inference": "models.optimize.inference",

@@ -4,18 +4,27 @@
 logger ``stvit_cli``.
 """
 
+from stvit_cli.api.conversion import ConversionResult, ConvertedFile, data_convert
+from stvit_cli.api.data import DataReport, DataSummary, data_check, data_show
 from stvit_cli.api.overrides import Overrides
 from stvit_cli.api.results import DryRunResult, EvaluationResult, ExportResult, TrainingResult
 from stvit_cli.api.trained_model import TrainedModel, evaluate, load
 from stvit_cli.api.training import dry_run, resume, train
 
 __all__ = [
+    "ConversionResult",
+    "ConvertedFile",
+    "DataReport",
+    "DataSummary",
     "DryRunResult",
     "EvaluationResult",
     "ExportResult",
     "Overrides",
     "TrainedModel",
     "TrainingResult",
+    "data_check",
+    "data_convert",
+    "data_show",
     "dry_run",
     "evaluate",
     "load",

@@ -234,7 +234,9 @@ def evaluate(
     saved = RunDir(path)
     saved.require_run()
     own = recipe_io.load(saved.recipe)
-    other = [] if data is None else [*as_words((), data=data), f"data.kind={tasks.registry.get(own.task).folder_kind}"]
+    # Another folder is in the layout of the run's own, unless that is in none.
+    kind = tasks.registry.get(own.task).folder_kind if own.data.kind in ("digits", "shapes") else own.data.kind
+    other = [] if data is None else [*as_words((), data=data), f"data.kind={kind}"]
     recipe = recipe_io.load(saved.recipe, [*other, *as_words(overrides)])
     is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
     return _evaluation(run(open_trained(path, model), recipe, whole=is_other, say=_warn))

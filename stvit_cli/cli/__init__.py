@@ -131,7 +131,9 @@ def _complain(message: str, words: Sequence[str]) -> int:
     The lines of a message are its own, but for those in a word of the command line. Arguments that a message names as in Python
     become options.
     """
-    message = _ARGUMENT.sub(lambda match: f"--{match[1].replace('_', '-')} ", message)
+    message = _ARGUMENT.sub(lambda match: f"--{match[1].replace('_', '-')} ", message).replace(
+        "skip_invalid=True", "--skip-invalid"
+    )
     for word in words:
         message = message.replace(word, printable(word)) if "\n" in word else message
     shown = printable(message, keep="\n")

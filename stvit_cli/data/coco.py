@@ -65,7 +65,7 @@ class CocoImages:
     ) -> None:
         self.index, self.masks = index, masks
         self.indices = np.arange(len(index)) if indices is None else indices
-        self.exif_orientation = exif_orientation
+        self.exif_orientation = exif_orientation or ("apply" if index.is_upright else None)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,27 @@ from numpy.typing import NDArray
 from stvit_cli.data.coco_annotation import InvalidAnnotationError, UnknownReferenceError, UnusableBoxError, box_within, normalized
 from stvit_cli.data.coco_file import Category, ImageEntry, comparable_id, read_categories, read_images, read_json, shown
 from stvit_cli.data.coco_folder import find_image_folder
+from stvit_cli.data.formats.collection import BoxSet
 from stvit_cli.errors import UserError
+from stvit_cli.utils.text import printable
 
 __all__ = ["Category", "CocoIndex", "read_coco"]
 
 BEYOND_TOLERANCE = 1.0
 """Boxes that end less than this beyond their image, in pixels, are rounded ones; COCO itself has them."""
 
+NUM_INVALID = 1000
+"""Annotations that cannot be used whose messages are kept."""
+
 _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+class InvalidAnnotation(NamedTuple):
+    """An annotation that cannot be used: its kind, where it is, and what is wrong with it."""
+
+    reason: str
+    origin: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,12 @@ class CocoIndex:
     """Where the images were looked for first; not ``folder`` where they were found elsewhere."""
     _annotations: NDArray[np.uint8]
     _ends: NDArray[np.int64]
+    is_upright: bool = False
+    """The sizes are those of the upright images, so that boxes in fractions of them refer to these."""
+    invalid: tuple[InvalidAnnotation, ...] = ()
+    """The first `NUM_INVALID` annotations that cannot be used, where they were to be skipped."""
+    remarks: tuple[str, ...] = ()
+    """What was noticed where the annotations were read from another format than COCO's."""
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -117,7 +136,7 @@ class CocoIndex:
             masks: whether the model predicts masks.
         """
         counts = self.left_out.of_training + self.left_out.of_both if of_training else self.left_out.of_both
-        notes = []
+        notes = [f"{self.path.name}: {remark}." for remark in self.remarks]
         if self.folder != self.expected_folder:
             notes.append(f"{self.path.name}: its images are in {self.folder}, not in {self.expected_folder}.")
         if masks:
@@ -147,6 +166,19 @@ class CocoIndex:
         return [f"{self.path.name}: objects without a mask: {without} of {total}, {consequence}."]
 
 
+def read_boxes(boxes: BoxSet, *, invalid: Literal["stop", "skip"] = "stop") -> CocoIndex:
+    """Check what was read from another format than COCO's, as `read_coco` does; messages name its own files.
+
+    Args:
+        boxes: what was read; its list of annotations is emptied.
+        invalid: see `read_coco`.
+
+    Raises:
+        UserError: see `read_coco`.
+    """
+    return read_coco(boxes.source, boxes.folder, invalid=invalid, converted=boxes)
+
+
 def read_coco(
     path: Path,
     folder: Path | None,
@@ -155,6 +187,7 @@ def read_coco(
     annotated: bool = True,
     root: Path | None = None,
     other: Path | None = None,
+    converted: BoxSet | None = None,
 ) -> CocoIndex:
     """Read an annotation file, check it, and check that its images are in the folder.
 
@@ -167,16 +200,19 @@ def read_coco(
         annotated: refuse a file without a list of annotations.
         root: of the data set, see `find_image_folder`.
         other: of the other set's images, see `find_image_folder`.
+        converted: in place of the file's content; see `read_boxes`.
 
     Raises:
         UserError: a file or folder is missing, the file is not in COCO's format or inconsistent, or an image is missing.
     """
-    content = read_json(path, annotated=annotated)
+    content = read_json(path, annotated=annotated) if converted is None else converted.content()
     categories = read_categories(path, content["categories"])
     images = read_images(path, content["images"])
     file_names = tuple(image.file_name for image in images.values())
     found = find_image_folder(path, folder, file_names, root, other) if folder is not None else Path()
     reader = _Reader(path, images, categories, skip=invalid == "skip")
+    for fault in converted.faults if converted is not None else ():
+        reader.refuse(fault.reason, printable(fault.origin), f": {fault.message}.")
     annotations = content.pop("annotations")
     content.clear()
     for position in range(len(annotations)):
@@ -198,6 +234,9 @@ def read_coco(
         left_out=LeftOut(reader.of_training, reader.of_both, reader.beyond, reader.beyond_as_corners),
         _annotations=np.frombuffer(b"".join(reader.packed), dtype=np.uint8),
         _ends=np.cumsum([len(part) for part in reader.packed], dtype=np.int64),
+        invalid=tuple(reader.invalid),
+        is_upright=converted is not None and converted.is_upright,
+        remarks=() if converted is None else converted.remarks,
     )
 
 
@@ -218,20 +257,31 @@ class _Reader:
         self.of_both: Counter[str] = Counter()
         self.beyond = self.beyond_as_corners = 0
         self.first_fault: str | None = None
+        self.invalid: list[InvalidAnnotation] = []
 
     def add(self, position: int, annotation: Mapping[str, Any]) -> None:
         try:
             index, label = self._image_of(annotation), self._label_of(annotation)
             found = normalized(annotation, *self.sizes[index])
         except InvalidAnnotationError as fault:
-            self.of_both[fault.reason] += 1
-            if not isinstance(fault, UnusableBoxError) and self.first_fault is None:
-                self.first_fault = f"{self.path}: {_name(annotation, position)}{fault.joint}{fault}"
+            if isinstance(fault, UnusableBoxError):
+                self.of_both[fault.reason] += 1
+            else:
+                origin = annotation.get("origin")  # of another format than COCO's
+                named = printable(origin) if origin else f"{self.path}: {_name(annotation, position)}"
+                self.refuse(fault.reason, named, f"{fault.joint}{fault}")
             return
         number = annotation.get("id")
         found |= {"label": label, "id": number if type(number) in (int, str) else None}
         self._count(index, found)
         self.packed[index] += _to_json(found).encode() + b","
+
+    def refuse(self, reason: str, origin: str, text: str) -> None:
+        """Count an annotation that cannot be used, and keep the messages of the first ones."""
+        self.of_both[reason] += 1
+        self.first_fault = self.first_fault or f"{origin}{text}"
+        if len(self.invalid) < NUM_INVALID:
+            self.invalid.append(InvalidAnnotation(reason, origin, f"{origin}{text}"))
 
     def finish(self) -> None:
         """Raise where annotations were found that cannot be used and are not to be skipped."""

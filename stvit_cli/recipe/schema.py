@@ -38,11 +38,13 @@ class ModelSection(Section):
 class DataSection(Section):
     """The data set and how its images are read."""
 
-    kind: Literal["auto", "digits", "imagefolder", "coco", "ade20k", "shapes"] = "imagefolder"
+    kind: Literal["auto", "digits", "imagefolder", "coco", "yolo", "voc", "labelme", "cvat", "createml", "ade20k", "shapes"] = (
+        "imagefolder"
+    )
     """Data set layout. auto: found out when a run starts, from the files in data.dir. digits: the handwritten digits in the
     package. imagefolder: a folder of images for each class, in `train/` and `val/` or side by side. coco: COCO's annotation
-    file and images. ade20k: images and label maps in folders, as in ADE20K. shapes: synthetic shapes with exact boxes, masks
-    and label maps."""
+    file and images. yolo, voc, labelme, cvat, createml: boxes and polygons in the files of these tools, with their split.
+    ade20k: images and label maps in folders, as in ADE20K. shapes: synthetic shapes with exact boxes, masks and label maps."""
     dir: str | None = None
     """Folder of the data set; `--data` sets it."""
     image_size: Annotated[int, Field(ge=32)] = 224

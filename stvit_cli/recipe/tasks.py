@@ -16,7 +16,9 @@ class TaskKeys(NamedTuple):
 
 TASKS = {
     "classification": TaskKeys(sections=("loss",), data_kinds=("digits", "imagefolder")),
-    "detection": TaskKeys(sections=("detection", "shapes"), data_kinds=("coco", "shapes")),
+    "detection": TaskKeys(
+        sections=("detection", "shapes"), data_kinds=("coco", "yolo", "voc", "labelme", "cvat", "createml", "shapes")
+    ),
     "segmentation": TaskKeys(sections=("segmentation", "shapes"), data_kinds=("ade20k", "shapes")),
 }
 

@@ -108,7 +108,7 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"{section}.{changed[0]}: belongs to task {' or '.join(tasks_with(section))}, but task is {recipe.task}{more}"
     kinds = TASKS[recipe.task].data_kinds
     if recipe.data.kind not in (*kinds, "auto"):
-        yield f"data.kind: found {recipe.data.kind}, expected {' or '.join(kinds)} for task {recipe.task}"
+        yield f"data.kind: found {recipe.data.kind}, expected {', '.join(kinds[:-1])} or {kinds[-1]} for task {recipe.task}"
     if recipe.task != "classification":
         if recipe.model.in_chans != 3:
             yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task {recipe.task}"

@@ -16,6 +16,7 @@ from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
+from stvit_cli.tasks.data_view import DataView
 
 FEW_IMAGES = 16
 """Images for which no copy is prepared: for stvit-s at 224 that takes 0.3 s on two cores of an AMD EPYC, as the model for two."""
@@ -106,6 +107,7 @@ class TaskSpec:
         create_model: creates the model that a weights file describes, freshly initialised.
         predict: predicts images with a trained model.
         create_cost_model: creates the model of a recipe in a form that takes (1, C, H, W) and can be traced, to count its cost.
+        view_data: returns what a recipe's data set holds, for `stvit data show` and `stvit data check`.
         folder_kind: the ``data.kind`` of a folder of the user's own data.
         resolve: makes the choices of a new run's recipe that depend on its data, see `tasks.resolve`; by default there are none.
         published_size: height and width for which costs are published; None: the recipe's ``data.image_size``.
@@ -120,6 +122,7 @@ class TaskSpec:
     predict: Predict
     create_cost_model: Callable[[Recipe], nn.Module]
     folder_kind: str
+    view_data: Callable[[Recipe], DataView] | None = None
     resolve: Callable[[Recipe], tuple[Recipe, list[str]]] = unchanged
     published_size: tuple[int, int] | None = None
     eval_batch_size: int | None = None

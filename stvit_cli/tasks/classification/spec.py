@@ -13,6 +13,7 @@ from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
+from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
 
 
@@ -46,6 +47,12 @@ def _predict(
     )
 
 
+def _view_data(recipe: Recipe) -> DataView:
+    from stvit_cli.tasks.classification.data_view import view_classification
+
+    return view_classification(recipe)
+
+
 SPEC = TaskSpec(
     name="classification",
     build=_build,
@@ -53,6 +60,7 @@ SPEC = TaskSpec(
     create_model=_create_model,
     predict=_predict,
     create_cost_model=_create_cost_model,
+    view_data=_view_data,
     folder_kind="imagefolder",
     exports_onnx=True,
 )

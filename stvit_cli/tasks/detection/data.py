@@ -18,6 +18,7 @@ from stvit_cli.data.held_out import group_images, held_out_note, hold_out_groups
 from stvit_cli.data.shapes import shapes_tree
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, Recipe, ShapesSection
+from stvit_cli.tasks.detection import formats
 from stvit_cli.tasks.detection.detector import BOX_ONLY
 from stvit_cli.utils.text import first_few
 
@@ -45,21 +46,32 @@ def read_sets(data: DataSection, detection: DetectionSection, shapes: ShapesSect
     Raises:
         UserError: see `read_coco`; also where training and validation have other categories, or nothing can be trained on.
     """
-    root = _root(data, shapes)
-    train = _read_train(root, detection)
+    train, separate_val, notes = _read_files(data, detection, shapes)
     if not train.num_objects.any():
         found = "\n".join(train.notes(of_training=True, masks=False)) or "it has no annotations."
         raise UserError(f"{train.path}: no object in it can be trained on:\n{found}")
     is_trained_on = np.ones(len(train), dtype=np.bool_) if detection.keep_empty else train.num_objects > 0
-    if detection.val_json is None:
+    if separate_val is None:
         held_out, note = _hold_out(train, data)
         val = train.select(np.flatnonzero(held_out))
         return AnnotatedSets(train, np.flatnonzero(is_trained_on & ~held_out), val, (note,))
-    val = _read_val(root, detection)
-    if train.categories != val.categories:
-        ours, theirs = (first_few(_names(index.categories), 6) for index in (train, val))
-        raise UserError(f"{val.path}: its categories ({theirs}) are not those of {train.path} ({ours}), ids and names.")
-    return AnnotatedSets(train, np.flatnonzero(is_trained_on), val)
+    if train.categories != separate_val.categories:
+        ours, theirs = (first_few(_names(index.categories), 6) for index in (train, separate_val))
+        raise UserError(f"{separate_val.path}: its categories ({theirs}) are not those of {train.path} ({ours}), ids and names.")
+    return AnnotatedSets(train, np.flatnonzero(is_trained_on), separate_val, notes)
+
+
+def _read_files(
+    data: DataSection, detection: DetectionSection, shapes: ShapesSection
+) -> tuple[CocoIndex, CocoIndex | None, tuple[str, ...]]:
+    """Return what the training and the validation files say, the latter None where there is none, and lines for the user."""
+    if data.kind in formats.KINDS:
+        splits = formats.read_splits(data, detection)
+        assert splits.train is not None, "read_splits refuses it"
+        return splits.train, splits.val, splits.notes
+    root = _root(data, shapes)
+    train = _read_train(root, detection)
+    return train, None if detection.val_json is None else _read_val(root, detection), ()
 
 
 def build_detection(
@@ -68,6 +80,7 @@ def build_detection(
     """Build both sets of a recipe. Raises UserError as `read_sets` does."""
     sets = read_sets(data, detection, shapes)
     _last_read.clear()
+    formats.forget()
     exif, masks = detection.exif_orientation, detection.head in BOX_ONLY
     images = CocoImages(sets.train, sets.chosen, exif, masks=masks)
     return DetectionData(
@@ -89,14 +102,9 @@ def build_detection_eval_set(
     Raises:
         UserError: as `read_sets` does.
     """
-    root = _root(data, shapes)
-    if detection.val_json is None:
-        index = _read_train(root, detection, annotated=False)
-        if not whole:
-            index = index.select(np.flatnonzero(_hold_out(index, data)[0]))
-    else:
-        index = _read_val(root, detection, annotated=False)
+    index = _read_eval_file(data, detection, shapes, class_names, whole=whole)
     _last_read.clear()
+    formats.forget()
     if not index.num_annotations and detection.results_json is None:
         raise UserError(
             f"{index.path}: no annotations to evaluate against.\n"
@@ -109,6 +117,24 @@ def build_detection_eval_set(
             f"({len(names)} and {len(class_names)})."
         )
     return DetectionEvalSet(CocoImages(index, exif_orientation=detection.exif_orientation))
+
+
+def _read_eval_file(
+    data: DataSection, detection: DetectionSection, shapes: ShapesSection, class_names: Sequence[str], *, whole: bool
+) -> CocoIndex:
+    """Return what is annotated in the images to evaluate on."""
+    if data.kind in formats.KINDS:
+        splits = formats.read_splits(data, detection, class_names)
+        index, val = splits.train, splits.val
+    else:
+        root = _root(data, shapes)
+        if detection.val_json is not None:
+            return _read_val(root, detection, annotated=False)
+        index, val = _read_train(root, detection, annotated=False), None
+    if val is not None:
+        return val
+    assert index is not None, "a data set has images to train on or to evaluate on"
+    return index if whole else index.select(np.flatnonzero(_hold_out(index, data)[0]))
 
 
 def resolve_head(recipe: Recipe) -> tuple[Recipe, list[str]]:

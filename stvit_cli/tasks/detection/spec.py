@@ -9,6 +9,7 @@ import torch
 from stvit_cli.data.images import ImageSource
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction
+from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.detection import predict
 from stvit_cli.tasks.detection.cost import CountedDetector
 from stvit_cli.tasks.detection.data import resolve_head
@@ -28,6 +29,12 @@ def _predict(
     return predict.predict(trained, images, score_threshold=options.score_threshold, device=device)
 
 
+def _view_data(recipe: Recipe) -> DataView:
+    from stvit_cli.tasks.detection.data_view import view_detection
+
+    return view_detection(recipe)
+
+
 SPEC = TaskSpec(
     name="detection",
     build=build_detection_task,
@@ -35,6 +42,7 @@ SPEC = TaskSpec(
     create_model=create_from,
     predict=_predict,
     create_cost_model=_create_cost_model,
+    view_data=_view_data,
     folder_kind="coco",
     resolve=resolve_head,
     published_size=(800, 1280),

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from stvit_cli.data.images import ImageSource
+from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction
+from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.segmentation import predict
 from stvit_cli.tasks.segmentation.task import (
     build_segmentation_evaluation,
@@ -24,6 +26,12 @@ def _predict(
     return predict.predict(trained, images, device=device)
 
 
+def _view_data(recipe: Recipe) -> DataView:
+    from stvit_cli.tasks.segmentation.data_view import view_segmentation
+
+    return view_segmentation(recipe)
+
+
 SPEC = TaskSpec(
     name="segmentation",
     build=build_segmentation_task,
@@ -31,6 +39,7 @@ SPEC = TaskSpec(
     create_model=create_from,
     predict=_predict,
     create_cost_model=create_from_recipe,
+    view_data=_view_data,
     folder_kind="ade20k",
     published_size=(512, 2048),
 )

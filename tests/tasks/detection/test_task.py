@@ -356,7 +356,7 @@ def test_bad_input_is_answered_in_words(stvit: Any, coco_tree: Path, tmp_path: P
     assert "of category 77, which is not in the file" in refused("--data", tree)
     (tree / "train2017" / "000000.png").unlink()
     assert "1 of its 4 images are not in" in refused("--data", tree)
-    assert "expected coco or shapes for task detection" in refused("data.kind=imagefolder")
+    assert "cvat, createml or shapes for task detection" in refused("data.kind=imagefolder")
     assert "expected 3 for task detection" in refused("model.in_chans=1", "data.mean=[0.5]", "data.std=[0.5]")
     assert "has no four stages" in refused(
         "--data", coco_tree, "model.name=isotropic-mini-stvit-20", "model.drop_path_rate=0.0", "model.grid_sizes=null"

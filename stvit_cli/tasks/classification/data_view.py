@@ -1,0 +1,56 @@
+"""A look at the data of a classification recipe: every image with its class."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from stvit_cli.data.classification import Images
+from stvit_cli.data.digits import SIDE, DigitImages
+from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.classification.data import build_classification
+from stvit_cli.tasks.data_view import DataView, ImageReport
+
+
+class ClassificationView:
+    """See `SetView`."""
+
+    def __init__(self, name: str, images: Images, *, stops_at_unreadable: bool) -> None:
+        self.name, self.images, self.stops_at_unreadable = name, images, stops_at_unreadable
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def path(self, index: int) -> str:
+        return self.images.path(index)
+
+    def sizes(self) -> list[tuple[int, int]] | None:
+        return [(SIDE, SIDE)] * len(self) if isinstance(self.images, DigitImages) else None
+
+    def counts(self) -> list[int]:
+        found = Counter(label for index in range(len(self)) for label in self.labels(index))
+        return [found[label] for label in range(len(self.images.class_names))]
+
+    def labels(self, index: int) -> frozenset[int]:
+        return frozenset({self.images.target(index)})
+
+    def inspect(self, index: int) -> ImageReport:
+        report = ImageReport(index)
+        report.opened(self.path(index), lambda: self.images.open(index), is_error=self.stops_at_unreadable)
+        return report
+
+    def pixels(self, index: int) -> Counter[int]:
+        return Counter()
+
+    def suspicions(self, pixels: Counter[int], num_maps: int) -> list[str]:
+        return []
+
+
+def view_classification(recipe: Recipe) -> DataView:
+    """Return what the recipe's folders hold. Raises UserError as `build_classification` does."""
+    data = build_classification(recipe.data, recipe.augment, recipe.eval, recipe.train.seed, recipe.model.in_chans)
+    train, val = data.train_set.images, data.val_set.images
+    views = (
+        ClassificationView("train", train, stops_at_unreadable=recipe.data.unreadable == "stop"),
+        ClassificationView("val", val, stops_at_unreadable=True),
+    )
+    return DataView(data.class_names, "images", views, (*train.notes, *val.notes))
