@@ -26,7 +26,7 @@ class RunState:
         evaluated: the step after which the last evaluation was made; -1 for none.
         metrics: of that evaluation.
         best: the best evaluation so far: ``step``, ``ema`` (whether of the moving average) and its metrics; empty for none.
-        stale: evaluations since the best one.
+        stale: evaluations since the main metric last improved.
         window: sums of the losses since the last row of the metrics, over ``window_steps`` steps.
         skipped: images that could not be read, so far.
         seconds: spent in training so far.

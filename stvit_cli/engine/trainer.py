@@ -325,9 +325,10 @@ class Trainer:
         averaged = {f"ema_{name}": value for name, value in results.get("ema_", {}).items() if isinstance(value, float)}
         state.evaluated, state.metrics = state.step, results[""] | averaged
         main = session.task.main_metric
-        winner = max(results, key=lambda prefix: results[prefix][main])
-        is_best = not state.best or results[winner][main] > state.best["metrics"][main]
-        state.stale = 0 if is_best else state.stale + 1
+        winner = max(results, key=lambda prefix: _rank(results[prefix], main))
+        is_best = not state.best or _rank(results[winner], main) > _rank(state.best["metrics"], main)
+        is_better = not state.best or results[winner][main] > state.best["metrics"][main]
+        state.stale = 0 if is_better else state.stale + 1
         if is_best:
             state.best = {"step": state.step, "ema": winner == "ema_", "metrics": results[winner]}
         self.writer.record("eval", state.step, state.metrics | {"seconds": seconds})
@@ -361,3 +362,11 @@ class Trainer:
             **({"stopped_early": self._is_stopped_early()} if self.recipe.schedule.patience is not None else {}),
             **{f"last_{name}": value for name, value in state.metrics.items() if isinstance(value, float)},
         }
+
+
+def _rank(metrics: dict[str, float], main: str) -> tuple[float, float]:
+    """Return what decides between two evaluations: the main metric and, where it is equal, the lower loss.
+
+    Of twelve validation images a model soon predicts all; without the loss the first such weights would stay the best.
+    """
+    return metrics[main], -metrics.get("loss", 0.0)

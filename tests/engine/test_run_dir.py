@@ -39,9 +39,19 @@ def test_the_best_weights_are_those_of_the_best_evaluation(unbroken: Path) -> No
 def test_the_figures_returned_are_those_of_the_best_weights(tmp_path: Path) -> None:
     found = engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2", "train.ema_decay=null"), tmp_path / "run")
     evals = [row for row in toy.outcome(tmp_path / "run")[1] if row["kind"] == "eval"]
-    best = max(evals, key=lambda row: row["top1"])
+    best = max(evals, key=lambda row: (row["top1"], -row["loss"]))
     assert (found["top1"], found["loss"], found["best_epoch"]) == (best["top1"], best["loss"], best["epoch"])
     assert (found["last_top1"], found["steps"], found["num_images"]) == (evals[-1]["top1"], 10, toy.NUM_VAL)
+
+
+def test_of_evaluations_with_equal_metrics_the_lower_loss_is_the_best(tmp_path: Path) -> None:
+    tiny = ("optim.lr=1e-6", "schedule.warmup_lr=0", "schedule.min_lr=0", "schedule.epochs=3", "train.ema_decay=null")
+    found = engine.fit(toy.ToyTask(dropout=0.0), toy.recipe(*tiny), tmp_path / "run")
+    evals = [row for row in toy.outcome(tmp_path / "run")[1] if row["kind"] == "eval"]
+    assert len({row["top1"] for row in evals}) == 1
+    assert len({row["loss"] for row in evals}) == 3
+    assert (found["loss"], found["best_epoch"]) == min((row["loss"], row["epoch"]) for row in evals)
+    assert found["best_epoch"] > 1
 
 
 def test_the_logged_loss_is_the_mean_of_its_steps(tmp_path: Path) -> None:
