@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from stvit_cli import __version__
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.fuse import fuse
+from stvit_cli.models.timm_models import is_timm_name
 from stvit_cli.models.weights.file import WeightsInfo, save_weights
 from stvit_cli.tasks import registry
 from stvit_cli.tasks.base import NonFiniteOutputsError
@@ -36,8 +38,8 @@ TOLERANCE = 1e-4  # relative to the largest logit
 def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
     """Export a classifier as ONNX: normalized images (B, in_chans, H, W), with H and W from 64, to logits (B, num_classes).
 
-    The model is fused first, and the file is compared with the original model in onnxruntime at three sizes before it gets its
-    name. Its metadata holds the fields of `WeightsInfo` (classes, mean, std, image size, ...).
+    A model of timm takes images of its own size only. The model is fused first, and the file is compared with the original model
+    in onnxruntime before it gets its name. Its metadata holds the fields of `WeightsInfo` (classes, mean, std, image size, ...).
 
     Args:
         trained: a classifier, see `open_trained`.
@@ -61,8 +63,10 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
         raise UserError(f"ONNX needs {', '.join(missing)}, which are not installed: pip install 'stvit[onnx]'")
     if not registry.get(trained.info.task).exports_onnx:
         raise UserError(f"{trained.path} holds a model for {trained.info.task}; only classifiers can be exported as ONNX.")
-    _require_finite_outputs(trained)
-    example = torch.zeros(2, trained.info.in_chans, 96, 160)
+    sizes = checked_sizes(trained.info)
+    _require_finite_outputs(trained, sizes[0][1:])
+    any_size = sizes is CHECKED_SIZES
+    example = torch.zeros(2, trained.info.in_chans, *((96, 160) if any_size else sizes[0][1:]))
     program = torch.onnx.export(
         fuse(trained.model),
         (example,),
@@ -70,7 +74,7 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
         optimize=False,  # the optimizer takes minutes, and onnxruntime has its own
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+        dynamic_shapes=({0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"},),
         verbose=False,
     )
     assert program is not None
@@ -79,12 +83,18 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
     drop_traces(program.model)
     with writing(path, advice=""), replacing(path) as temporary:
         program.save(temporary, external_data=False)
-        differences = compare(trained.model, temporary, trained.info.in_chans)
+        differences = compare(trained.model, temporary, trained.info.in_chans, sizes)
         if not all(difference <= TOLERANCE for difference in differences.values()):
             raise RuntimeError(
                 f"the logits of the ONNX file differ from the model's, relative to the largest logit: {differences}"
             )
     return {"format": "onnx", "opset": program.model.opset_imports[""], "largest_difference": differences}
+
+
+def checked_sizes(info: WeightsInfo) -> Sequence[tuple[int, int, int]]:
+    """Return B, H, W at which a file is checked: of a model of timm, which need not take others, those of its own images."""
+    side = info.image_size
+    return ((1, side, side), (3, side, side)) if is_timm_name(info.model) else CHECKED_SIZES
 
 
 def drop_traces(model: ir.Model) -> None:
@@ -112,9 +122,9 @@ def metadata(info: WeightsInfo) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _require_finite_outputs(trained: Trained) -> None:
+def _require_finite_outputs(trained: Trained, size: tuple[int, int]) -> None:
     """Run the model on random images before the export, which takes half a minute."""
-    images = torch.randn(1, trained.info.in_chans, *CHECKED_SIZES[0][1:], generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, trained.info.in_chans, *size, generator=torch.Generator().manual_seed(0))
     try:
         require_finite(trained.model(images))
     except NonFiniteOutputsError as error:
@@ -122,13 +132,16 @@ def _require_finite_outputs(trained: Trained) -> None:
 
 
 @torch.no_grad()
-def compare(model: nn.Module, path: Path, in_chans: int) -> dict[str, float]:
-    """Compare an ONNX file with the model on random images of `CHECKED_SIZES`.
+def compare(
+    model: nn.Module, path: Path, in_chans: int, sizes: Sequence[tuple[int, int, int]] = CHECKED_SIZES
+) -> dict[str, float]:
+    """Compare an ONNX file with the model on random images.
 
     Args:
         model: in eval mode.
         path: the ONNX file.
         in_chans: channels of the images.
+        sizes: B, H and W of the images.
 
     Returns:
         By size ``BxHxW``, the largest difference of the logits, relative to the largest logit.
@@ -138,7 +151,7 @@ def compare(model: nn.Module, path: Path, in_chans: int) -> dict[str, float]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     differences = {}
-    for batch, height, width in CHECKED_SIZES:
+    for batch, height, width in sizes:
         images = torch.randn(batch, in_chans, height, width, generator=generator)
         expected: Tensor = model(images)
         (logits,) = session.run(["logits"], {"images": images.numpy()})

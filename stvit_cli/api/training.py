@@ -119,6 +119,7 @@ def dry_run(
     else:
         settings = _recipe(recipe, as_words(overrides, model, data), weights)
     if resume is None or from_step is not None:
+        weights = weights if resume is not None else _initial_weights(settings, weights)
         task, settings = _build_new(settings, weights, own_data.keys_of(as_words(overrides, model, data)))
     else:
         task = _build(settings, weights)
@@ -236,6 +237,15 @@ def _build_new(recipe: Recipe, weights: AnyPath | None, given: Collection[str]) 
     return task, recipe
 
 
+def _initial_weights(recipe: Recipe, weights: AnyPath | None) -> AnyPath | None:
+    """Return the file that a new run starts from: the one given, or timm's where the recipe says so."""
+    if weights is not None or not recipe.model.pretrained:
+        return weights
+    from stvit_cli.tasks.timm_choices import download_pretrained
+
+    return download_pretrained(recipe.model.name)
+
+
 def _build(recipe: Recipe, weights: AnyPath | None = None) -> Task:
     from stvit_cli import tasks
     from stvit_cli.tasks.loading import weights_file
@@ -254,6 +264,8 @@ def _fit(
 ) -> TrainingResult:
     from stvit_cli import engine
 
+    if not resume and branch is None:
+        weights = _initial_weights(recipe, weights)
     task, recipe = (_build(recipe, weights), recipe) if resume else _build_new(recipe, weights, given)
     metrics = engine.fit(task, recipe, run_dir, resume=resume, branch=branch)
     if recipe.data.kind == "digits" and is_main_process():

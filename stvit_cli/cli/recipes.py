@@ -120,7 +120,12 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
     recipe, layers, renamed = recipe_io.resolve(name, overrides or ())
     from stvit_cli.models import list_models
 
-    if recipe.model.name not in list_models():
+    if recipe.model.name.startswith("timm/"):
+        from stvit_cli.models.timm_models import built_in_name, require_known
+
+        if built_in_name(recipe.model.name) == recipe.model.name:
+            require_known(recipe.model.name)
+    elif recipe.model.name not in list_models():
         guess = did_you_mean(recipe.model.name, list_models())
         raise UserError(f"{name}: model.name: there is no model {recipe.model.name!r}.{guess} Known: {', '.join(list_models())}")
     based = f", based on {' -> '.join(layer.source for layer in layers[1:])}" if len(layers) > 1 else ""

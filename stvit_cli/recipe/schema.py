@@ -23,8 +23,10 @@ class ModelSection(Section):
     """The backbone."""
 
     name: str = "stvit-s"
-    """Model name, one of `stvit_cli.list_models()`. auto: when a run starts, the model of the weights it starts from, otherwise
-    stvit-s on a GPU and stvit-nano on a CPU."""
+    """Model name, one of `stvit_cli.list_models()`, or timm/NAME for a model of timm, such as timm/resnet50. auto: when a run
+    starts, the model of the weights it starts from, otherwise stvit-s on a GPU and stvit-nano on a CPU."""
+    pretrained: bool = False
+    """Start from timm's pretrained weights, which are downloaded; only for models of timm. Weights given as a file go first."""
     in_chans: PositiveInt = 3
     """Number of input channels: 3 for RGB, 1 for grey."""
     drop_path_rate: Rate | dict[str, Rate] = 0.0
@@ -294,7 +296,7 @@ class Recipe(Section):
     def drop_path_rate(self) -> float:
         """The stochastic depth rate of this recipe's model."""
         rates = self.model.drop_path_rate
-        return rates[self.model.name] if isinstance(rates, dict) else rates
+        return rates.get(self.model.name, 0.0) if isinstance(rates, dict) else rates  # of timm's, `tasks.resolve` chooses one
 
     @property
     def peak_lr(self) -> float:

@@ -57,8 +57,10 @@ def contradictions(recipe: Recipe, *, saved: bool = False) -> Iterator[str]:
         yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the peak learning rate ({recipe.peak_lr:g})"
     yield from classifier_contradictions(recipe)
     yield from _task_contradictions(recipe)
+    if model.pretrained and not model.name.startswith("timm/"):
+        yield f"model.pretrained: found true, but {model.name} has no weights to download; give a file: weights=FILE"
     rates = model.drop_path_rate
-    if isinstance(rates, dict) and model.name not in rates:
+    if isinstance(rates, dict) and model.name not in rates and not model.name.startswith("timm/"):
         guess = did_you_mean(model.name, rates)
         yield f"model.drop_path_rate: found rates for {', '.join(rates)}, expected one for {model.name} (model.name).{guess}"
 

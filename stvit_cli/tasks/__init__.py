@@ -15,6 +15,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.tasks import registry
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
+from stvit_cli.tasks.timm_choices import resolve_model
 from stvit_cli.utils.text import printable, shell_command
 
 __all__ = [
@@ -47,7 +48,9 @@ def resolve(recipe: Recipe) -> tuple[Recipe, list[str]]:
     Raises:
         UserError: the data are not as the recipe says.
     """
-    return registry.get(recipe.task).resolve(recipe)
+    recipe, notes = resolve_model(recipe)
+    resolved, more = registry.get(recipe.task).resolve(recipe)
+    return resolved, [*notes, *more]
 
 
 def build(recipe: Recipe, *, weights: Path | None = None) -> Task:

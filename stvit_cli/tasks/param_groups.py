@@ -8,20 +8,28 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stvit_cli.models.layers import layer_scales
+from stvit_cli.models.timm_backbone import TimmBackbone
 
 
 def without_decay_on_norms(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the groups of the dense tasks: norm layers do not decay, all other parameters do, biases too, as published.
+    """Return the groups of the dense tasks: all but norm layers and position tables decays, biases too, as published.
 
     Args:
         model: its parameters that require a gradient are in a group.
         weight_decay: of the parameters that decay.
     """
-    norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, (_BatchNorm, nn.LayerNorm)))
+    kinds = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
+    exempt = {
+        f"{name}.{parameter}" if name else parameter
+        for name, module in model.named_modules()
+        if isinstance(module, TimmBackbone)
+        for parameter in module.no_weight_decay()
+    }
     groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[0.0 if name.startswith(norms) else weight_decay].append(parameter)
+            groups[0.0 if name.startswith(norms) or name in exempt else weight_decay].append(parameter)
     return [{"params": params, "weight_decay": decay, "lr_scale": 1.0} for decay, params in groups.items() if params]
 
 

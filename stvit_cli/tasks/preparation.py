@@ -12,6 +12,7 @@ from torch import nn
 from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
 from stvit_cli.models.kernels import KernelsUnavailableError, supports_dtype, use_kernels
+from stvit_cli.models.timm_models import is_timm_model
 from stvit_cli.tasks.base import HasCompilableBlocks, Preparation
 
 
@@ -34,11 +35,14 @@ class PreparedModel:
             raise UserError(f"train.kernels is true, but they cannot be had: {error}. Use train.kernels=auto.") from error
         if kernels is True and not uses_kernels:
             raise UserError(f"train.kernels: {name} has no part that they serve. Use train.kernels=auto.")
-        if compile_blocks and not isinstance(self.model, HasCompilableBlocks):
+        if compile_blocks and not isinstance(self.model, HasCompilableBlocks) and not is_timm_model(self.model):
             raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")
         return Preparation(uses_kernels, uses_kernels and supports_dtype(device_type, dtype))
 
     def compile(self) -> None:
         """See `tasks.base.Task.compile`."""
+        if is_timm_model(self.model):
+            self.model.compile()  # as one: its blocks are timm's
+            return
         assert isinstance(self.model, HasCompilableBlocks), "prepare has refused it"
         self.model.compile_blocks()

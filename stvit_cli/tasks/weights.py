@@ -42,6 +42,17 @@ def recipe_weights_info(recipe: Recipe, class_names: Sequence[str]) -> WeightsIn
     )
 
 
+def is_of_timm(file: WeightsFile) -> bool:
+    """Return whether a file has no description and is of none of the built-in models: it can be timm's."""
+    if file.info is not None:
+        return False
+    try:
+        describe(file)
+    except UserError:
+        return True
+    return False
+
+
 def load_initial_weights(
     model: nn.Module,
     backbone: nn.Module,
@@ -73,6 +84,9 @@ def load_initial_weights(
         UserError: the file cannot be read, or is of another model or task.
     """
     file = read_weights(weights)
+    if is_of_timm(file):
+        report = load_weights(backbone, file)
+        return [f"{len(report.loaded)} tensors of the backbone from {weights}; the other layers are new.", *report_notes(report)]
     info = describe(file)
     if info.task == task:
         return _load_same_task(model, file, class_layers, tuple(info.class_names) == tuple(class_names), branch)

@@ -42,7 +42,7 @@ def build(name: str) -> nn.Module:
     Raises:
         UserError: unknown name.
     """
-    if name in list_models():
+    if name in list_models() or name.startswith("timm/"):
         return create_model(name)
     torchvision_models = torchvision.models.list_models(module=torchvision.models)
     if name in torchvision_models:

@@ -7,6 +7,7 @@ from typing import Any
 from stvit_cli import tasks
 from stvit_cli.analysis.cost.profile import describe_cost, require_image_size
 from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.timm_choices import resolve_model
 
 
 def profile_recipe(recipe: Recipe, image_size: tuple[int, int] | None) -> dict[str, Any]:
@@ -22,6 +23,7 @@ def profile_recipe(recipe: Recipe, image_size: tuple[int, int] | None) -> dict[s
     Raises:
         UserError: unknown model, or a side below 32 pixels.
     """
+    recipe, _ = resolve_model(recipe)
     spec = tasks.registry.get(recipe.task)
     size = image_size or spec.published_size or (recipe.data.image_size,) * 2
     require_image_size(size)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
+from stvit_cli.models import timm_models
 from stvit_cli.models.weights import authors_checkpoint as published
 from stvit_cli.models.weights.authors_checkpoint import is_counter
 from stvit_cli.models.weights.info import WeightsInfo, parse
@@ -66,6 +67,8 @@ class WeightsFile:
     container: str = ""
     others: tuple[str, ...] = ()
     image_size: int | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """The tensors under the keys of the file, for a model of timm."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,13 @@ def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
         tensors, info, image_size = checkpoint.tensors, None, checkpoint.image_size
         names = {"container": checkpoint.container, "others": checkpoint.others}
     _require_numbers(path, tensors)
+    if info is not None and timm_models.is_timm_name(info.model):
+        return WeightsFile(path, tensors, info, tensors=tensors)
     try:
         state_dict, renamed, left_out = published.rename_keys(tensors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return WeightsFile(path, state_dict, info, renamed, left_out, image_size=image_size, **names)
+    return WeightsFile(path, state_dict, info, renamed, left_out, image_size=image_size, tensors=tensors, **names)
 
 
 def read_info(path: str | Path) -> WeightsInfo:
@@ -247,9 +252,14 @@ def match_weights(model: nn.Module, file: WeightsFile, *, new_head: bool = False
 def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[str, Tensor], LoadReport]:
     """Return the tensors of the file as the model needs them, and the report on every key."""
     own = model.state_dict()
-    names = _names_in_model(own, file.state_dict)
-    head, stem = [names.get(name, name) for name in HEAD], names.get(published.STEM_WEIGHT, published.STEM_WEIGHT)
-    state_dict = {names.get(name, name): tensor for name, tensor in file.state_dict.items()}
+    names: dict[str, str] = {}
+    if timm_models.is_timm_model(model):
+        state_dict = timm_models.fitted(model, file.tensors or file.state_dict)
+        head, stem = list(timm_models.classifier_names(model)), timm_models.first_convolution(model)
+    else:
+        names = _names_in_model(own, file.state_dict)
+        head, stem = [names.get(name, name) for name in HEAD], names.get(published.STEM_WEIGHT, published.STEM_WEIGHT)
+        state_dict = {names.get(name, name): tensor for name, tensor in file.state_dict.items()}
     reset: list[str] = []
     adapted: list[str] = []
     if new_head:

@@ -30,11 +30,12 @@ def _build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool) -> Eval
 
 
 def _create_model(info: WeightsInfo) -> nn.Module:
-    return create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes)
+    return create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes, image_size=info.image_size)
 
 
 def _create_cost_model(recipe: Recipe) -> nn.Module:
-    return create_model(recipe.model.name, in_chans=recipe.model.in_chans, grid_sizes=recipe.model.grid_sizes)
+    model = recipe.model
+    return create_model(model.name, in_chans=model.in_chans, grid_sizes=model.grid_sizes, image_size=recipe.data.image_size)
 
 
 def _predict(

@@ -27,6 +27,7 @@ from stvit_cli.data.loader import seeded
 from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
+from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require_image_size
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.tasks.classification.data import build_classification, build_eval_set
@@ -35,7 +36,7 @@ from stvit_cli.tasks.data_checks import unusable_images
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.param_groups import decay_layer_scale
 from stvit_cli.tasks.preparation import PreparedModel
-from stvit_cli.tasks.weights import recipe_weights_info, report_notes
+from stvit_cli.tasks.weights import is_of_timm, recipe_weights_info, report_notes
 
 NUM_OPENED = 500
 """The largest number of images of a set that are opened in the search for problems."""
@@ -95,14 +96,15 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         return {"loss": self.loss(model(images), target)}
 
     def heads(self) -> list[nn.Module]:
-        return [self.model.get_classifier()]  # type: ignore[operator]
+        found = self.model.get_classifier()  # type: ignore[operator]
+        return list(found) if isinstance(found, tuple) else [found]  # timm's distilled models have two
 
     def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
         """Return groups in which biases and other one-dimensional weights do not decay (DeiT).
 
         With ``layer_decay`` the learning rate falls with the depth; layer scale decays with ``optim.decay_layer_scale``.
         """
-        exempt = self.model.no_weight_decay()  # type: ignore[operator]
+        exempt = self.model.no_weight_decay() if isinstance(self.model, HasNoWeightDecay) else ()
         if layer_decay is None:
             by_shape = param_groups_weight_decay(self.model, weight_decay, no_weight_decay_list=exempt)
             groups = [{**group, "lr_scale": 1.0} for group in by_shape]
@@ -241,6 +243,7 @@ def build_classification_task(recipe: Recipe, weights: Path | None) -> Classific
             drop_path_rate=recipe.drop_path_rate,
             grid_sizes=recipe.model.grid_sizes,
             checkpointing=recipe.model.checkpointing,
+            image_size=recipe.data.image_size,
         )
         notes = [] if weights is None else load_initial_weights(model, weights, data.class_names)
     return ClassificationTask(recipe, data, model, notes)
@@ -256,6 +259,8 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
         interpolation=recipe.augment.interpolation,
         in_chans=info.in_chans,
     )
+    if is_timm_name(info.model):
+        require_image_size(info.model, info.image_size, recipe.data.image_size, info.in_chans)
     num_classes = len(val_set.images.class_names)
     if num_classes != info.num_classes:
         raise UserError(
@@ -275,7 +280,7 @@ def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[
     report = load_weights(model, file, new_head=True)
     notes = [f"{len(report.loaded)} tensors from {weights}."]
     # Only where the classifier was loaded: a file without one has no class names.
-    before = describe(file).class_names if not report.missing and not report.reset else ()
+    before = () if report.missing or report.reset or is_of_timm(file) else describe(file).class_names
     if report.reset:
         notes.append(f"The classifier is new: the file's has another number of classes than {len(class_names)}.")
     elif before and before != tuple(class_names):

@@ -13,6 +13,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.stvit import GridSizes, STViT
+from stvit_cli.models.timm_backbone import TimmBackbone
+from stvit_cli.models.timm_models import is_timm_name
 from stvit_cli.tasks.base import freeze_batch_norms
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -31,7 +33,7 @@ class BackboneWithFPN(nn.Module):
         freeze_batch_norm: batch norms of the stages keep their running statistics in training; scale and shift are trained.
     """
 
-    def __init__(self, body: STViT, out_channels: int, freeze_batch_norm: bool) -> None:
+    def __init__(self, body: STViT | TimmBackbone, out_channels: int, freeze_batch_norm: bool) -> None:
         super().__init__()
         self.body = body
         widths = [info["num_chs"] for info in body.feature_info]
@@ -58,11 +60,11 @@ class BackboneWithFPN(nn.Module):
 
 def create_backbone(
     name: str, *, drop_path_rate: float = 0.0, grid_sizes: GridSizes | None = None, checkpointing: bool = False
-) -> STViT:
+) -> STViT | TimmBackbone:
     """Create the four stages of a model, without projection and classifier.
 
     Args:
-        name: the name of a model, see `list_models`.
+        name: the name of a model, see `list_models`, or ``timm/NAME``.
         drop_path_rate: the largest rate of stochastic depth.
         grid_sizes: tokens on a side of a super token's cell, for each stage; None: the model's own.
         checkpointing: compute activations again in the backward pass instead of keeping them.
@@ -73,6 +75,10 @@ def create_backbone(
     Raises:
         UserError: no such model, or one without four stages.
     """
+    if is_timm_name(name):
+        if grid_sizes is not None:
+            raise UserError(f"model.grid_sizes: found {list(grid_sizes)} for {name}, which has no super tokens; expected null.")
+        return TimmBackbone(name, drop_path_rate=drop_path_rate, checkpointing=checkpointing)
     model = create_model(name, 0, drop_path_rate=drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
     if not isinstance(model, STViT):
         raise UserError(f"model.name: {name} has no four stages for an FPN; expected a model such as stvit-s.")

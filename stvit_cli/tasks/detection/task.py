@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stvit_cli.data.coco import DetectionData, DetectionEvalSet
 from stvit_cli.data.inspection import require_usable
@@ -200,7 +201,7 @@ def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:
         )
         return DetectionTask(recipe, data, model, notes)
     notes = []
-    if recipe.detection.freeze_batch_norm:
+    if recipe.detection.freeze_batch_norm and any(isinstance(part, _BatchNorm) for part in model.backbone.body.modules()):
         notes.append("Warning: no weights to start from, so the frozen batch norms of the backbone have no statistics of images.")
     return DetectionTask(recipe, data, model, notes)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stvit_cli.models.layers import BatchNorm2d
 from stvit_cli.models.stvit import GridSizes, STViT
+from stvit_cli.models.timm_backbone import TimmBackbone
 from stvit_cli.tasks.detection.backbone import create_backbone
 
 AUX_STAGE = 2
@@ -52,7 +53,9 @@ class UPerNet(nn.Module):
         dropout: rate at which channels are dropped before both classifiers.
     """
 
-    def __init__(self, backbone: STViT, num_classes: int, *, channels: int, aux_channels: int, dropout: float) -> None:
+    def __init__(
+        self, backbone: STViT | TimmBackbone, num_classes: int, *, channels: int, aux_channels: int, dropout: float
+    ) -> None:
         super().__init__()
         dims = [info["num_chs"] for info in backbone.feature_info]
         self.num_classes = num_classes
