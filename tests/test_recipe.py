@@ -271,7 +271,7 @@ def test_values_that_do_not_go_together(override: str, said: str) -> None:
         (["optim.lr"], "Found 'optim.lr', expected key=value"),
         (["lr=3"], "There is no key 'lr' in a recipe. Did you mean 'optim.lr'?"),
         (["optim.lrr=3"], "There is no key 'optim.lrr' in a recipe. Did you mean 'optim.lr'?"),
-        (["kind=cosine"], "Did you mean 'data.kind' or 'loss.kind' or 'schedule.kind'?"),
+        (["kind=cosine"], "Did you mean 'data.kind' or 'loss.kind' or 'distill.kind' or 'schedule.kind'?"),
         (["optim=3"], "optim is a section; set a key of it, such as optim.lr=..."),
         (["optim.lr=1", "optim.lr=2"], "optim.lr is given twice"),
         (["optim.lr=[1"], "optim.lr=: line 1"),
@@ -331,7 +331,11 @@ def test_only_what_differs_is_written() -> None:
     assert recipe_io.dump(recipe, only_changes=True) == "model:\n  drop_path_rate: {stvit-s: 0.1}\noptim:\n  lr: 0.0005\n"
 
 
-SECTIONS_OF = {"classification": {"loss"}, "detection": {"detection", "shapes"}, "segmentation": {"segmentation", "shapes"}}
+SECTIONS_OF = {
+    "classification": {"loss", "distill"},
+    "detection": {"detection", "shapes"},
+    "segmentation": {"segmentation", "shapes"},
+}
 EXAMPLES = {"classification": "deit300", "detection": "coco-mask-rcnn-1x", "segmentation": "shapes-upernet"}
 
 

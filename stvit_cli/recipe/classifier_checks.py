@@ -36,6 +36,10 @@ def classifier_contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"loss.{key}: found {value}, but loss.kind is {kind}; set loss.kind={needed}"
     if kind == "focal" and recipe.data.class_weights is not None:
         yield "data.class_weights: found weights beside loss.kind focal, expected null; loss.focal_alpha weighs what is present"
+    if recipe.distill.teacher is None:
+        for key, field in type(recipe.distill).model_fields.items():
+            if getattr(recipe.distill, key) != field.default:
+                yield f"distill.{key}: found {getattr(recipe.distill, key)}, but there is no teacher; set distill.teacher"
 
 
 def _of_another_task(recipe: Recipe) -> Iterator[str]:

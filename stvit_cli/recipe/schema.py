@@ -141,6 +141,23 @@ class LossSection(Section):
     """Weight of a class that is present in the focal loss; one that is absent has 1 minus this. null: both have 1."""
 
 
+class DistillSection(Section):
+    """Knowledge distillation of a classifier from a trained one, as in DeiT."""
+
+    teacher: str | None = None
+    """Teacher: a run directory or a weights file, or timm/NAME for a pretrained model of timm, with the classes of the data. It
+    sees the student's augmented images, in its own normalization and size. null: off."""
+    kind: Literal["soft", "hard"] = "soft"
+    """soft: the Kullback-Leibler divergence from the teacher's probabilities. hard: cross-entropy with the class that the teacher
+    predicts. Both train the class logits: these models have no distillation token."""
+    alpha: Fraction = 0.5
+    """Weight of distillation in the loss; the labels have 1 - alpha."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature by which soft divides the logits."""
+    teacher_sha256: str | None = None
+    """Hash of the teacher's weights, which a new run writes into its recipe: a resumed one has to have the same teacher."""
+
+
 class OptimSection(Section):
     """The optimizer."""
 
@@ -282,6 +299,7 @@ class Recipe(Section):
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
     loss: LossSection = LossSection()
+    distill: DistillSection = DistillSection()
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()

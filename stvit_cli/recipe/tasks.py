@@ -15,7 +15,7 @@ class TaskKeys(NamedTuple):
 
 
 TASKS = {
-    "classification": TaskKeys(sections=("loss",), data_kinds=("digits", "imagefolder")),
+    "classification": TaskKeys(sections=("loss", "distill"), data_kinds=("digits", "imagefolder")),
     "detection": TaskKeys(
         sections=("detection", "shapes"), data_kinds=("coco", "yolo", "voc", "labelme", "cvat", "createml", "shapes")
     ),
@@ -30,7 +30,7 @@ def other_tasks_sections(task: object) -> list[str]:
     """Return the sections that a task does not have.
 
     >>> other_tasks_sections("detection")
-    ['loss', 'segmentation']
+    ['loss', 'distill', 'segmentation']
     """
     return [section for section in TASK_SECTIONS if task not in tasks_with(section)]
 

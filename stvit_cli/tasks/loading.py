@@ -14,23 +14,13 @@ from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, lo
 from stvit_cli.models.weights.info import missing_parts
 from stvit_cli.tasks import registry
 from stvit_cli.tasks.spec import Trained
+from stvit_cli.tasks.weights import weights_file
 from stvit_cli.utils.text import shortened
 
 __all__ = ["Trained", "open_trained", "weights_file"]
 
 _INIT = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
 _RANDOM = {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, *(getattr(nn.init, name) for name in _INIT)}
-_IN_A_RUN = ("best.safetensors", "last.safetensors")
-
-
-def weights_file(path: Path) -> Path:
-    """Return ``path`` itself, or the best weights of the run directory that it is. Raises UserError where there are none."""
-    if not path.is_dir():
-        return path
-    for name in _IN_A_RUN:
-        if (path / name).is_file():
-            return path / name
-    raise UserError(f"{path}: a folder without weights; expected a file, or a run directory with {' or '.join(_IN_A_RUN)}.")
 
 
 def open_trained(path: str | Path, model: str | None = None) -> Trained:

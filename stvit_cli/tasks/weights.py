@@ -25,6 +25,19 @@ CLASSIFIER_ONLY = ("proj.", "norm.", "head.")
 """The layers of a classifier after its stages, which a backbone does not have."""
 
 
+_IN_A_RUN = ("best.safetensors", "last.safetensors")
+
+
+def weights_file(path: Path) -> Path:
+    """Return ``path`` itself, or the best weights of the run directory that it is. Raises UserError where there are none."""
+    if not path.is_dir():
+        return path
+    for name in _IN_A_RUN:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: a folder without weights; expected a file, or a run directory with {' or '.join(_IN_A_RUN)}.")
+
+
 def recipe_weights_info(recipe: Recipe, class_names: Sequence[str]) -> WeightsInfo:
     """Return the metadata of the weights of a recipe's model, as far as they are the same for every task."""
     return WeightsInfo(

@@ -23,6 +23,14 @@ def _build(recipe: Recipe, weights: Path | None) -> Task:
     return build_classification_task(recipe, weights)
 
 
+def _resolve(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    if recipe.distill.teacher is None:
+        return recipe, []
+    from stvit_cli.tasks.classification.distillation import resolve_teacher
+
+    return resolve_teacher(recipe)
+
+
 def _build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool) -> Evaluation:
     from stvit_cli.tasks.classification.task import build_classification_evaluation
 
@@ -63,5 +71,6 @@ SPEC = TaskSpec(
     create_cost_model=_create_cost_model,
     view_data=_view_data,
     folder_kind="imagefolder",
+    resolve=_resolve,
     exports_onnx=True,
 )

@@ -31,6 +31,7 @@ from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.tasks.classification.data import build_classification, build_eval_set
+from stvit_cli.tasks.classification.distillation import distillation_loss, load_teacher
 from stvit_cli.tasks.classification.losses import Loss, build_loss, class_weights
 from stvit_cli.tasks.data_checks import unusable_images
 from stvit_cli.tasks.finite import require_finite
@@ -84,6 +85,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         if recipe.data.balance:
             self.class_balance = ClassBalance(all_targets(self.train_set.images), recipe.data.balance)
         self.loss = _build_loss(recipe, data)
+        self.teacher = None if recipe.distill.teacher is None else load_teacher(recipe, data.class_names)
         self._notes = notes
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -93,7 +95,13 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         images, target = batch["image"], batch["target"]
         if self.mixup is not None:
             images, target = self.mixup(images, target)  # (B, C, H, W), (B, K); draws from numpy's global generator
-        return {"loss": self.loss(model(images), target)}
+        logits = model(images)
+        loss = self.loss(logits, target)
+        if self.teacher is None:
+            return {"loss": loss}
+        distill = self.recipe.distill
+        distillation = distillation_loss(logits, self.teacher(images), distill.kind, distill.temperature)
+        return {"labels": (1 - distill.alpha) * loss, "distillation": distill.alpha * distillation}
 
     def heads(self) -> list[nn.Module]:
         found = self.model.get_classifier()  # type: ignore[operator]
