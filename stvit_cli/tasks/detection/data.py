@@ -138,16 +138,16 @@ def _read_eval_file(
 
 
 def resolve_head(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Choose the head without masks where no object to train on has one; see `tasks.resolve`."""
+    """Choose the head without masks where no object of the training file has one; see `tasks.resolve`."""
     section = recipe.detection
     if recipe.data.kind == "shapes" or section.head not in BOX_ONLY:
         return recipe, []
-    sets = read_sets(recipe.data, section, recipe.shapes)
-    if sets.train.num_masks[sets.chosen].any():
+    train = _read_train(_root(recipe.data, recipe.shapes), section)
+    if train.num_masks.any() or not train.num_objects.any():
         return recipe, []
     head = BOX_ONLY[section.head]
     detection = section.model_copy(update={"head": head})
-    note = f"{sets.train.path.name}: no object has a mask, so detection.head is {head} (boxes alone) in place of {section.head}."
+    note = f"{train.path.name}: no object has a mask, so detection.head is {head} (boxes alone) in place of {section.head}."
     return recipe.model_copy(update={"detection": detection}), [note]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +300,6 @@ def test_boxes_without_a_split_through_the_command_line(stvit: Any, boxes: Path,
     assert sorted(path.name for path in tmp_path.glob("found*")) == ["found.bbox.json"]
     ended = stvit("eval", run, "--data", boxes.parent / "boxes" / ".." / "boxes", "--json", report)
     assert json.loads(report.read_text())["num_images"] == 1, "the run's own folder, written otherwise"
-    (tmp_path / "other").symlink_to(tmp_path)
     (tmp_path / "copy").mkdir()
     for path in boxes.iterdir():
         (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
@@ -316,3 +318,37 @@ def test_boxes_without_a_split_through_the_command_line(stvit: Any, boxes: Path,
     assert (
         stvit("visualize-associations", image, "--weights", run, "--output", tmp_path / "shown", "--layers", "stage4").code == 0
     )
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_where_images_of_some_batches_have_no_mask(coco_tree: Path, tmp_path: Path) -> None:
+    """The process whose images have none reaches the mask branch too, and does not keep the other one waiting."""
+    tree = tmp_path / "tree"
+    shutil.copytree(coco_tree, tree)
+    for path in (tree / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            if annotation["image_id"] % 2:
+                annotation["segmentation"] = []
+        path.write_text(json.dumps(content))
+    rows = []
+    for name, start in (("one", []), ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"])):
+        command = [
+            sys.executable,
+            "-m",
+            *start,
+            "stvit_cli",
+            "train",
+            "--recipe",
+            "shapes-mask-rcnn",
+            "--output",
+            tmp_path / name,
+        ]
+        words = [f"data.dir={tree}", *WORDS, "detection.freeze_batch_norm=true", "train.log_every_steps=1"]
+        subprocess.run([*map(str, command), *words], check=True, capture_output=True, timeout=300)
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        rows.append([row for row in map(json.loads, text.splitlines()) if row["kind"] == "train"])
+    assert len(rows[0]) == 2
+    for one, two in zip(*rows, strict=True):
+        assert one["mask"] == pytest.approx(two["mask"], rel=1e-4)
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
