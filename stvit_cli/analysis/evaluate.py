@@ -59,6 +59,8 @@ def recipe_for(trained: Trained, overrides: list[str]) -> Recipe:
         "augment": {"interpolation": info.interpolation},
         "eval": {"crop_pct": info.crop_pct},
     }
+    if info.multi_label:
+        known["data"] |= {"kind": "table", "multi_label": True}
     if spec.eval_batch_size is not None:
         known["eval"]["batch_size"] = spec.eval_batch_size
     if info.settings:

@@ -75,7 +75,7 @@ class TrainedModel:
         Args:
             images: a path, a PIL image or an RGB array (H, W, 3) of uint8; or a list of them.
             top: classifiers: number of classes to return, at least 1.
-            score_threshold: detectors: leave out objects with a lower score, 0 to 1.
+            score_threshold: detectors, and classifiers of several labels: leave out what has a lower score, 0 to 1.
 
         Returns:
             For a single image its prediction, for a list a list in the same order. The class depends on the task:
@@ -109,12 +109,16 @@ class TrainedModel:
         return tasks.predict(self._trained, images, options, device=pick_device(self.device))
 
     def evaluate(self, data: AnyPath, overrides: Overrides = ()) -> EvaluationResult:
-        """Evaluate on a folder, prepared as the weights file says; see `evaluate`."""
+        """Evaluate on a folder or a table, prepared as the weights file says; see `evaluate`."""
         from stvit_cli.analysis.evaluate import evaluate as run
         from stvit_cli.analysis.evaluate import recipe_for
+        from stvit_cli.api.other_data import keys_of_other_data
 
+        given = as_words(overrides)
+        own = recipe_for(self._trained, [])
+        kind = [] if any(word.startswith("data.kind=") for word in given) else keys_of_other_data(own, data)
         device = [] if self.device == "auto" else [f"train.device={self.device}"]
-        recipe = recipe_for(self._trained, [*device, *as_words(overrides, data=data)])
+        recipe = recipe_for(self._trained, [*device, *as_words((), data=data), *kind, *given])
         return _evaluation(run(self._trained, recipe, whole=True, say=_warn))
 
     def export(self, path: AnyPath, precision: str = "fp32") -> ExportResult:
@@ -225,18 +229,16 @@ def evaluate(
         raise UserError(
             "A weights file comes without data; give a folder of images by class, or in the layout of its task: data=DIR"
         )
-    from stvit_cli import tasks
     from stvit_cli.analysis.evaluate import evaluate as run
     from stvit_cli.analysis.evaluate import same_folder
+    from stvit_cli.api.other_data import keys_of_other_data
     from stvit_cli.engine.run_dir import RunDir
     from stvit_cli.tasks.loading import open_trained
 
     saved = RunDir(path)
     saved.require_run()
     own = recipe_io.load(saved.recipe)
-    # Another folder is in the layout of the run's own, unless that is in none.
-    kind = tasks.registry.get(own.task).folder_kind if own.data.kind in ("digits", "shapes") else own.data.kind
-    other = [] if data is None else [*as_words((), data=data), f"data.kind={kind}"]
+    other = [] if data is None else [*as_words((), data=data), *keys_of_other_data(own, data)]
     recipe = recipe_io.load(saved.recipe, [*other, *as_words(overrides)])
     is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
     return _evaluation(run(open_trained(path, model), recipe, whole=is_other, say=_warn))

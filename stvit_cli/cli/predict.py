@@ -24,7 +24,10 @@ def predict(
     weights: Annotated[Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.")],
     top: Annotated[int, typer.Option(metavar="K", min=1, help="A classifier: how many classes to name.")] = 1,
     score_threshold: Annotated[
-        float, typer.Option(metavar="P", min=0, max=1, help="A detector: leave out objects that it is less sure of.")
+        float,
+        typer.Option(
+            metavar="P", min=0, max=1, help="A detector, or a classifier of several labels: leave out what is less sure."
+        ),
     ] = 0.5,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write the images here, with what was found.")] = None,
     json_file: Json = None,

@@ -38,18 +38,31 @@ class Images(Protocol):
 
     def path(self, index: int) -> str: ...
 
-    def target(self, index: int) -> int: ...
+    def target(self, index: int) -> int | NDArray[np.float32]:
+        """Return the class, or the presence of each class as 0 and 1, (K,)."""
+        ...
 
     def open(self, index: int) -> Image.Image: ...
 
 
 def all_targets(images: Images) -> NDArray[np.int64]:
-    """Return the class of every image, (len(images),)."""
-    return np.fromiter((images.target(index) for index in range(len(images))), dtype=np.int64, count=len(images))
+    """Return the class of every image, (N,), or the presence of each class, (N, K)."""
+    return np.array([images.target(index) for index in range(len(images))]).astype(np.int64)
+
+
+def images_of_classes(images: Images) -> NDArray[np.int64]:
+    """Return the number of images of each class, (K,)."""
+    targets = all_targets(images)
+    if targets.ndim == 2:
+        counts: NDArray[np.int64] = targets.sum(0)
+        return counts
+    return np.bincount(targets, minlength=len(images.class_names))
 
 
 class EvalSet(Dataset[dict[str, Any]]):
-    """Validation set. Items are ``{"image": (C, S, S), "target": int, "index": int}``; an unreadable image raises UserError.
+    """Validation set; an unreadable image raises UserError.
+
+    Items are ``{"image": (C, S, S), "target": int or (K,), "index": int}``.
 
     Args:
         images: with their classes.

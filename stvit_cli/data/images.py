@@ -123,6 +123,21 @@ def open_image(source: ImageSource) -> Image.Image:
     return _decoded(lambda: _decode(content), name)
 
 
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """Return the image that bytes hold, as `open_image` returns that of a file.
+
+    Args:
+        content: an encoded image, such as a JPEG file has.
+        name: what messages call it.
+
+    Raises:
+        UnreadableImageError: it cannot be decoded.
+    """
+    if not content:
+        raise UnreadableImageError(f"{name}: not an image: there are no bytes.")
+    return _decoded(lambda: _decode(content), name)
+
+
 def image_name(source: ImageSource) -> str:
     """Return what messages call an image: its path, or its size in pixels where it comes from memory."""
     if isinstance(source, Image.Image):

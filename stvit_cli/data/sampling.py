@@ -55,6 +55,38 @@ def hold_out(names: Sequence[str], count: int) -> NDArray[np.bool_]:
     return chosen
 
 
+def hold_out_of_classes(
+    names: Sequence[str], targets: NDArray[np.int64] | NDArray[np.uint8], fraction: float
+) -> NDArray[np.bool_]:
+    """Choose a fraction of each class by `hold_out`; of a class with two images or more, one at least and not all.
+
+    Args:
+        names: of the images, (N,).
+        targets: the class of each image (N,), or the presence of each class as 0 and 1 (N, K). Then the rarest class is chosen
+            from first, and the images without a class last.
+        fraction: of the images of a class.
+
+    Returns:
+        A mask of shape (N,).
+
+    >>> hold_out_of_classes(["a", "b", "c", "d", "e"], np.array([0, 0, 1, 1, 2]), 0.5).sum()
+    np.int64(2)
+    """
+    present = targets if targets.ndim == 2 else None
+    num_classes = targets.shape[1] if present is not None else int(targets.max()) + 1
+    members = [np.flatnonzero(targets == label if present is None else present[:, label]) for label in range(num_classes)]
+    chosen, done = np.zeros(len(names), dtype=np.bool_), np.zeros(len(names), dtype=np.bool_)
+    for rows in sorted(members, key=len):
+        share = max(min(max(round(fraction * len(rows)), 1), len(rows) - 1), 0) - int(chosen[rows].sum())
+        free = rows[~done[rows]]
+        if share > 0 and len(free):
+            chosen[free[hold_out([names[row] for row in free.tolist()], min(share, len(free)))]] = True
+        done[rows] = True
+    rest = np.flatnonzero(~done)
+    chosen[rest[hold_out([names[row] for row in rest.tolist()], round(fraction * len(rest)))]] = True
+    return chosen
+
+
 @dataclass(frozen=True)
 class ClassBalance:
     """How often the classes are sampled.

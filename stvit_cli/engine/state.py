@@ -137,7 +137,9 @@ def inexact_changes(session: Session, content: dict[str, Any]) -> list[str]:
 
 def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
     assert checkpoint is not None
-    before, now = checkpoint.state["fingerprint"], fingerprint(session)
+    # Checkpoints from before a field of the metadata was added were of its default.
+    defaults = {each.name: each.default for each in fields(session.task.weights_info())}
+    before, now = defaults | checkpoint.state["fingerprint"], fingerprint(session)
     for key, value in now.items():
         if key == "data":
             # Last: the number of samples and the classes say more. Checkpoints of 0.1.0 have no such hash.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stvit_cli.recipe import Recipe
+    from stvit_cli.recipe import DataSection, Recipe
 
 CLASSIFIER_KEYS = {
     "augment": ("vflip", "color_jitter", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"),
@@ -14,11 +14,29 @@ CLASSIFIER_KEYS = {
 }
 """Keys in sections that other tasks have too."""
 
+KINDS_OF = {
+    "name": ("timm",),
+    "train_split": ("idx", "timm"),
+    "val_split": ("idx", "timm"),
+    "table": ("table",),
+    "val_table": ("table",),
+    "path_column": ("table",),
+    "label_column": ("table",),
+    "label_separator": ("table",),
+    "image_dir": ("table",),
+    "multi_label": ("table",),
+}
+"""Keys of ``data`` that only some kinds have."""
+
+WITHOUT_NAMES_FILE = ("digits", "imagefolder", "coco", "shapes")
+"""Kinds whose classes have names already."""
+
 _LOSS_KEYS = {"bce_sum": "bce", "bce_target_thresh": "bce", "focal_gamma": "focal", "focal_alpha": "focal"}
 
 
 def classifier_contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield contradictions, one line each, starting with the key to change."""
+    yield from _of_another_kind(recipe.data)
     if recipe.task != "classification":
         yield from _of_another_task(recipe)
         return
@@ -29,7 +47,15 @@ def classifier_contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"augment.color_jitter: found a hue of {jitter[3]:g}, expected at most 0.5"
     if recipe.augment.color_jitter_prob is not None and not jitter:
         yield f"augment.color_jitter_prob: found {recipe.augment.color_jitter_prob:g}, but augment.color_jitter is 0"
-    kind = recipe.loss.kind or "cross-entropy"
+    kind = recipe.loss.kind or ("bce" if recipe.data.multi_label else "cross-entropy")
+    if recipe.data.multi_label and kind == "cross-entropy":
+        yield "loss.kind: found cross-entropy beside data.multi_label, expected bce or focal"
+    if recipe.data.multi_label and recipe.data.balance:
+        yield f"data.balance: found {recipe.data.balance:g} beside data.multi_label, expected 0; use data.class_weights=balanced"
+    if recipe.data.multi_label and recipe.distill.teacher is not None:
+        yield f"distill.teacher: found {recipe.distill.teacher} beside data.multi_label, expected null: it teaches one class an image"
+    if recipe.data.label_separator is not None and not recipe.data.multi_label:
+        yield f"data.label_separator: found {recipe.data.label_separator!r}, but data.multi_label is false"
     for key, needed in _LOSS_KEYS.items():
         value = getattr(recipe.loss, key)
         if kind != needed and value != type(recipe.loss).model_fields[key].default:
@@ -40,6 +66,19 @@ def classifier_contradictions(recipe: Recipe) -> Iterator[str]:
         for key, field in type(recipe.distill).model_fields.items():
             if getattr(recipe.distill, key) != field.default:
                 yield f"distill.{key}: found {getattr(recipe.distill, key)}, but there is no teacher; set distill.teacher"
+
+
+def _of_another_kind(data: DataSection) -> Iterator[str]:
+    if data.kind == "auto":  # not known yet
+        return
+    for key, kinds in KINDS_OF.items():
+        value = getattr(data, key)
+        if data.kind not in kinds and value != type(data).model_fields[key].default:
+            yield f"data.{key}: found {value}, but data.kind is {data.kind}; it belongs to {' and '.join(kinds)}"
+    if data.kind == "timm" and data.name is None:
+        yield "data.name: found null, expected the name of a data set, such as torch/cifar10, for data.kind timm"
+    if data.class_names_file is not None and data.kind in WITHOUT_NAMES_FILE:
+        yield f"data.class_names_file: found {data.class_names_file}, but the classes of data.kind {data.kind} have names"
 
 
 def _of_another_task(recipe: Recipe) -> Iterator[str]:

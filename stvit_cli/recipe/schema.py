@@ -40,15 +40,55 @@ class ModelSection(Section):
 class DataSection(Section):
     """The data set and how its images are read."""
 
-    kind: Literal["auto", "digits", "imagefolder", "coco", "yolo", "voc", "labelme", "cvat", "createml", "ade20k", "shapes"] = (
-        "imagefolder"
-    )
+    kind: Literal[
+        "auto",
+        "digits",
+        "imagefolder",
+        "table",
+        "idx",
+        "timm",
+        "coco",
+        "yolo",
+        "voc",
+        "labelme",
+        "cvat",
+        "createml",
+        "ade20k",
+        "shapes",
+    ] = "imagefolder"
     """Data set layout. auto: found out when a run starts, from the files in data.dir. digits: the handwritten digits in the
-    package. imagefolder: a folder of images for each class, in `train/` and `val/` or side by side. coco: COCO's annotation
-    file and images. yolo, voc, labelme, cvat, createml: boxes and polygons in the files of these tools, with their split.
-    ade20k: images and label maps in folders, as in ADE20K. shapes: synthetic shapes with exact boxes, masks and label maps."""
+    package. imagefolder: a folder of images for each class, in `train/` and `val/` or side by side. table: paths and labels in
+    CSV, TSV, JSON Lines or Parquet. idx: MNIST's files. timm: a data set by timm's name for it. coco: COCO's annotation file
+    and images. yolo, voc, labelme, cvat, createml: boxes and polygons in the files of these tools, with their split. ade20k:
+    images and label maps in folders, as in ADE20K. shapes: synthetic shapes with exact boxes, masks and label maps."""
     dir: str | None = None
-    """Folder of the data set; `--data` sets it."""
+    """Folder of the data set, or its table; `--data` sets it."""
+    name: str | None = None
+    """Kind timm: name of the data set, such as torch/cifar10 or hfds/OWNER/NAME."""
+    train_split: str = "train"
+    """Kinds idx and timm: the split to train on."""
+    val_split: str | None = None
+    """Kinds idx and timm: the split to evaluate on, such as t10k for MNIST's test files. null: a part of the training split,
+    so that nothing is chosen on test data."""
+    table: str | None = None
+    """Kind table: file of the training images, relative to data.dir. null: found by its name."""
+    val_table: str | None = None
+    """Kind table: file of the validation images, relative to data.dir. null: found by its name, else the rows whose column
+    named split says so, else val_fraction."""
+    path_column: str | None = None
+    """Kind table: column with the image's path, or the image itself. null: found by its name, such as path or file_name."""
+    label_column: str | tuple[str, ...] | None = None
+    """Kind table: column with the label, or with multi_label a list of columns of 0 and 1. null: found by its name, such as
+    label or class."""
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
+    """Kind table with multi_label: text between the labels in a cell; a blank stands for any white space. null: found among
+    ; | , and white space, in this order."""
+    image_dir: str | None = None
+    """Kind table: folder that paths are relative to, below data.dir. null: the table's folder, or data.dir."""
+    multi_label: bool = False
+    """Kind table: an image has any number of labels. Trained with binary cross-entropy, evaluated by mAP and F1."""
+    class_names_file: str | None = None
+    """Text file with a class name on each line, relative to data.dir: names for labels that are numbers. null: none."""
     image_size: Annotated[int, Field(ge=32)] = 224
     """Side of the square input, in pixels; for segmentation that of a training crop, for shapes an image's longer side."""
     mean: tuple[float, ...] = IMAGENET_MEAN

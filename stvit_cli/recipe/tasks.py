@@ -15,7 +15,7 @@ class TaskKeys(NamedTuple):
 
 
 TASKS = {
-    "classification": TaskKeys(sections=("loss", "distill"), data_kinds=("digits", "imagefolder")),
+    "classification": TaskKeys(sections=("loss", "distill"), data_kinds=("digits", "imagefolder", "table", "idx", "timm")),
     "detection": TaskKeys(
         sections=("detection", "shapes"), data_kinds=("coco", "yolo", "voc", "labelme", "cvat", "createml", "shapes")
     ),

@@ -65,8 +65,9 @@ class PredictOptions:
     """Options of a prediction. Each task reads those that apply to it.
 
     Attributes:
-        top: classification: the number of classes to return.
-        score_threshold: detection: objects with a lower score are left out.
+        top: classification: the number of classes to return, where an image has one class.
+        score_threshold: detection: objects with a lower score are left out. Classification with several labels for each image:
+            classes with a lower probability are.
         batch_size: classification: images in a batch.
         num_workers: classification: processes that decode images.
     """

@@ -58,6 +58,7 @@ class WeightsInfo:
         licence: licence of the weights.
         grid_sizes: the grid size of each stage, if not the model's own. It has no weights, but the same weights with another
             grid are another function.
+        multi_label: an image has any number of the classes, each by the sigmoid of its logit; otherwise it has one, by softmax.
         settings: what else the model of the task is built from, as JSON; empty for a classifier.
     """
 
@@ -75,9 +76,11 @@ class WeightsInfo:
     licence: str = ""
     grid_sizes: tuple[GridSize, GridSize, GridSize, GridSize] | None = None
     settings: str = ""
+    multi_label: bool = False
 
     def to_json(self) -> str:
-        return _ADAPTER.dump_json(self).decode()
+        # Earlier versions do not have multi_label, and warn of what they do not know.
+        return _ADAPTER.dump_json(self, exclude=None if self.multi_label else {"multi_label"}).decode()
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
+from stvit_cli.data.class_names import require_model_names
 from stvit_cli.data.classification import ClassificationData, EvalSet, Images, TrainSet
 from stvit_cli.data.digits import DigitImages
+from stvit_cli.data.idx import find_idx_eval_images, find_idx_images
 from stvit_cli.data.imagefolder import find_eval_images, find_images
+from stvit_cli.data.table import TableOptions, find_table_eval_images, find_table_images
+from stvit_cli.data.timm_dataset import find_timm_images
 from stvit_cli.data.transforms import eval_transform, train_transform
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
 
@@ -19,12 +25,7 @@ def build_classification(
     Raises:
         UserError: as `find_images` and `train_transform`.
     """
-    train: Images
-    val: Images
-    if data.kind == "digits":
-        train, val = DigitImages(held_out=False), DigitImages(held_out=True)
-    else:
-        train, val = find_images(data.dir, data.val_fraction, group_by=data.group_by)
+    train, val = _find(data)
     transform = train_transform(
         data.image_size,
         data.mean,
@@ -60,12 +61,46 @@ def build_eval_set(
     in_chans: int = 3,
 ) -> EvalSet:
     """Build the validation set alone; see `find_eval_images` for ``class_names`` and ``all_images``."""
-    images: Images = (
-        DigitImages(held_out=True)
-        if data.kind == "digits"
-        else find_eval_images(data.dir, data.val_fraction, class_names=class_names, all_images=all_images, group_by=data.group_by)
-    )
+    images = _find_eval(data, class_names, all_images)
     return _eval_set(images, data, eval, interpolation, in_chans)
+
+
+def _find(data: DataSection) -> tuple[Images, Images]:
+    """Return the training and the validation images."""
+    if data.kind == "digits":
+        return DigitImages(held_out=False), DigitImages(held_out=True)
+    if data.kind == "table":
+        return find_table_images(_table_options(data))
+    if data.kind == "idx":
+        return find_idx_images(data.dir, data.val_fraction, **_splits(data))
+    if data.kind == "timm":
+        return find_timm_images(data.name, data.dir, data.val_fraction, **_splits(data))
+    return find_images(data.dir, data.val_fraction, group_by=data.group_by)
+
+
+def _find_eval(data: DataSection, class_names: Sequence[str] | None, all_images: bool) -> Images:
+    """Return the images to evaluate on."""
+    if data.kind == "digits":
+        return DigitImages(held_out=True)
+    chosen: dict[str, Any] = {"class_names": class_names, "all_images": all_images}
+    if data.kind == "table":
+        return find_table_eval_images(_table_options(data), **chosen)
+    if data.kind == "idx":
+        return find_idx_eval_images(data.dir, data.val_fraction, **_splits(data), **chosen)
+    if data.kind == "timm":
+        images = find_timm_images(data.name, data.dir, data.val_fraction, **_splits(data))[1]
+        if class_names is not None:
+            images.class_names = require_model_names(images.class_names, class_names, f"data.name {data.name}")
+        return images
+    return find_eval_images(data.dir, data.val_fraction, **chosen, group_by=data.group_by)
+
+
+def _splits(data: DataSection) -> dict[str, Any]:
+    return {"train_split": data.train_split, "val_split": data.val_split, "class_names_file": data.class_names_file}
+
+
+def _table_options(data: DataSection) -> TableOptions:
+    return TableOptions(**{option.name: getattr(data, option.name) for option in fields(TableOptions)})
 
 
 def _eval_set(images: Images, data: DataSection, eval: EvalSection, interpolation: str, in_chans: int) -> EvalSet:

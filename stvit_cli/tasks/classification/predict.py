@@ -26,6 +26,8 @@ from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.spec import Trained
 
 MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
+NO_CLASS = "no class"
+"""What is said of an image for which no class reaches the threshold."""
 _WORKERS_FROM = 64  # images; for fewer, starting workers takes longer than decoding
 
 
@@ -40,7 +42,10 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class ClassificationPrediction:
-    """The classes of an image with the highest probabilities, in descending order; or the reason why there are none."""
+    """The classes of an image with the highest probabilities, in descending order; or the reason why there are none.
+
+    Of a model with several labels for each image, all classes with a probability of at least a threshold, which may be none.
+    """
 
     source: ImageSource
     classes: tuple[ClassScore, ...] = ()
@@ -61,14 +66,14 @@ class ClassificationPrediction:
 
     def summary(self) -> str:
         """Return the classes in one line."""
-        return ", ".join(f"{score.name} {score.probability:.1%}" for score in self.classes)
+        return ", ".join(f"{score.name} {score.probability:.1%}" for score in self.classes) or NO_CLASS
 
     def draw(self, target: Path) -> None:
         """Write the image with the classes on a band below it, as PNG."""
         image = open_image(self.source)
         image.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE))
         font, size = font_for(image, 24, smallest=12)
-        lines = [f"{score.name} {score.probability:.1%}" for score in self.classes]
+        lines = [f"{score.name} {score.probability:.1%}" for score in self.classes] or [NO_CLASS]
         canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
         canvas.paste(image)
         pen = ImageDraw.Draw(canvas)
@@ -78,23 +83,32 @@ class ClassificationPrediction:
 
 
 def predict(
-    trained: Trained, images: Sequence[ImageSource], *, top: int, device: torch.device, batch_size: int = 32, num_workers: int = 8
+    trained: Trained,
+    images: Sequence[ImageSource],
+    *,
+    top: int,
+    device: torch.device,
+    batch_size: int = 32,
+    num_workers: int = 8,
+    score_threshold: float = 0.5,
 ) -> Iterator[ClassificationPrediction]:
     """Yield the prediction of every image, in order; images are decoded by workers while the model computes.
 
     Args:
         trained: the classifier.
         images: paths of the image files.
-        top: the number of classes to return; all, where there are fewer.
+        top: the number of classes to return; all, where there are fewer. Not of a model with several labels for each image.
         device: where the model computes.
         batch_size: images in one forward pass.
         num_workers: the largest number of loader workers.
+        score_threshold: of a model with several labels for each image, return the classes with at least this probability.
     """
     info = trained.info
     names = class_names(trained)
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(images) >= _WORKERS_FROM else 0
     model = trained.prepared(device, len(images))
+    select = _Select(min(top, info.num_classes), score_threshold if info.multi_label else None)
     num_answered = 0
     while num_answered < len(images):
         rest = images[num_answered:]
@@ -104,7 +118,7 @@ def predict(
             )
         else:
             batches = _batches(rest, transform, batch_size)
-        for predictions in _until_a_worker_dies(batches, workers, model, names, min(top, info.num_classes), device):
+        for predictions in _until_a_worker_dies(batches, workers, model, names, select, device):
             num_answered += len(predictions)
             yield from predictions
         workers = 0  # a worker was killed, perhaps for lack of memory: this process decodes the other images
@@ -169,26 +183,43 @@ def _collate(samples: list[tuple[ImageSource, Tensor | str]]) -> Batch:
     return [source for source, _ in samples], errors, torch.stack(images) if images else None
 
 
+@dataclass(frozen=True)
+class _Select:
+    """Which classes of an image are returned: the ``top`` ones, or those with a probability of at least ``threshold``."""
+
+    top: int
+    threshold: float | None
+
+    def __call__(self, logits: Tensor) -> list[list[tuple[int, float]]]:
+        """Return for each row of logits (B, K) the chosen classes and their probabilities, in descending order."""
+        if self.threshold is None:
+            probabilities, indices = logits.softmax(dim=-1).topk(self.top)  # both (B, top)
+        else:
+            probabilities, indices = logits.sigmoid().sort(dim=-1, descending=True, stable=True)  # both (B, K)
+        rows = zip(indices.tolist(), probabilities.tolist(), strict=True)
+        least = 0.0 if self.threshold is None else self.threshold
+        return [[pair for pair in zip(*row, strict=True) if not pair[1] < least] for row in rows]
+
+
 @torch.inference_mode()
 def _predict_batch(
-    batch: Batch, model: torch.nn.Module, names: Sequence[str], top: int, device: torch.device
+    batch: Batch, model: torch.nn.Module, names: Sequence[str], select: _Select, device: torch.device
 ) -> list[ClassificationPrediction]:
     sources, errors, images = batch
-    rows: Iterator[tuple[list[float], list[int], bool]] = iter(())
+    rows: Iterator[tuple[list[tuple[int, float]], bool]] = iter(())
     if images is not None:
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        logits = model(images).float()  # B K
-        probabilities, indices = logits.softmax(dim=-1).topk(top)  # both B top
-        rows = zip(probabilities.tolist(), indices.tolist(), logits.isfinite().all(1).tolist(), strict=True)
+        logits = model(images).float()  # (B, K)
+        rows = zip(select(logits), logits.isfinite().all(1).tolist(), strict=True)
     predictions = []
     for source, error in zip(sources, errors, strict=True):
         if error is not None:
             predictions.append(ClassificationPrediction(source, error=error))
             continue
-        *likeliest, is_finite = next(rows)
+        likeliest, is_finite = next(rows)
         if not is_finite:
             predictions.append(ClassificationPrediction(source, error=NonFiniteOutputsError.of(source), is_unanswered=True))
             continue
-        classes = (ClassScore(names[index], index, probability) for probability, index in zip(*likeliest, strict=True))
+        classes = (ClassScore(names[index], index, probability) for index, probability in likeliest)
         predictions.append(ClassificationPrediction(source, tuple(classes)))
     return predictions

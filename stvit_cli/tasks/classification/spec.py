@@ -52,7 +52,13 @@ def _predict(
     from stvit_cli.tasks.classification import predict
 
     return predict.predict(
-        trained, images, top=options.top, device=device, batch_size=options.batch_size, num_workers=options.num_workers
+        trained,
+        images,
+        top=options.top,
+        device=device,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        score_threshold=options.score_threshold,
     )
 
 

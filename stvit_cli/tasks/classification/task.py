@@ -5,7 +5,6 @@ B batch, C channels, K classes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from stvit_cli.data import ClassificationData, EvalSet, derive_seed
-from stvit_cli.data.classification import all_targets
+from stvit_cli.data.classification import all_targets, images_of_classes
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.sampling import ClassBalance
@@ -30,14 +29,17 @@ from stvit_cli.models import create_model
 from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require_image_size
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
+from stvit_cli.tasks.base import Evaluator
 from stvit_cli.tasks.classification.data import build_classification, build_eval_set
 from stvit_cli.tasks.classification.distillation import distillation_loss, load_teacher
-from stvit_cli.tasks.classification.losses import Loss, build_loss, class_weights
+from stvit_cli.tasks.classification.losses import Loss, build_loss, class_weights, dense_targets
+from stvit_cli.tasks.classification.multi_label import MultiLabelEvaluator
 from stvit_cli.tasks.data_checks import unusable_images
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.param_groups import decay_layer_scale
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.weights import is_of_timm, recipe_weights_info, report_notes
+from stvit_cli.utils.text import first_few
 
 NUM_OPENED = 500
 """The largest number of images of a set that are opened in the search for problems."""
@@ -46,12 +48,16 @@ TOP = 5
 
 
 class ClassificationEvaluation:
-    """See `tasks.base.Evaluation`. A batch is ``{"image": B C H W, "target": B, "index": B, "skipped": [path]}``."""
+    """See `tasks.base.Evaluation`.
+
+    A batch is ``{"image": (B, C, H, W), "target": (B,), "index": (B,), "skipped": [path]}``; with several labels an image, the
+    target is (B, K), 0 or 1.
+    """
 
     name = "classification"
 
-    def __init__(self, val_set: EvalSet) -> None:
-        self.val_set = val_set
+    def __init__(self, val_set: EvalSet, multi_label: bool = False) -> None:
+        self.val_set, self.multi_label = val_set, multi_label
 
     def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         skipped = [path for sample in samples for path in sample.get("skipped", [])]
@@ -59,27 +65,37 @@ class ClassificationEvaluation:
             "skipped": skipped
         }
 
-    def evaluator(self) -> ClassificationEvaluator:
-        return ClassificationEvaluator()
+    def evaluator(self) -> Evaluator:
+        return MultiLabelEvaluator() if self.multi_label else ClassificationEvaluator()
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.path(index) for index in batch["index"].tolist()]
 
     def check_data(self) -> list[str]:
-        return list(self.val_set.images.notes)  # an evaluation opens every image itself
+        return [*self.val_set.images.notes, *self._absent_classes()]  # an evaluation opens every image itself
+
+    def _absent_classes(self) -> list[str]:
+        """Return a line on classes that no validation image has, where they lower the metrics."""
+        if not self.multi_label:
+            return []
+        counts = images_of_classes(self.val_set.images)
+        absent = [name for name, count in zip(self.val_set.images.class_names, counts, strict=True) if not count]
+        note = f"No image to evaluate on has {first_few(absent)}; of such classes average precision and F1 are 0."
+        return [note] if absent else []
 
 
 class ClassificationTask(PreparedModel, ClassificationEvaluation):
     """See `tasks.base.Task`; training batches are as those of the evaluation."""
 
-    main_metric = "top1"
+    main_metric: str
     evaluates_training_batches = True
 
     def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
-        super().__init__(data.val_set)
+        super().__init__(data.val_set, recipe.data.multi_label)
+        self.main_metric = "map" if recipe.data.multi_label else "top1"
         self.recipe, self.data, self.model = recipe, data, model
         self.train_set = data.train_set
-        self.mixup = build_mixup(recipe.augment, len(data.class_names))
+        self.mixup = build_mixup(recipe.augment, len(data.class_names), recipe.data.multi_label)
         self.batch_multiple = 1 if self.mixup is None else 2
         self.class_balance = None
         if recipe.data.balance:
@@ -95,6 +111,8 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         images, target = batch["image"], batch["target"]
         if self.mixup is not None:
             images, target = self.mixup(images, target)  # (B, C, H, W), (B, K); draws from numpy's global generator
+        elif self.multi_label:
+            target = dense_targets(target, target.shape[1], self.recipe.augment.label_smoothing)
         logits = model(images)
         loss = self.loss(logits, target)
         if self.teacher is None:
@@ -123,7 +141,8 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         return decay_layer_scale(self.model, groups, weight_decay) if self.recipe.optim.decay_layer_scale else groups
 
     def weights_info(self) -> WeightsInfo:
-        return replace(recipe_weights_info(self.recipe, self.data.class_names), crop_pct=self.recipe.eval.crop_pct)
+        info = recipe_weights_info(self.recipe, self.data.class_names)
+        return replace(info, crop_pct=self.recipe.eval.crop_pct, multi_label=self.multi_label)
 
     def notes(self) -> list[str]:
         sizes = (
@@ -135,7 +154,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         """Open some images of the validation set: an unreadable one would end the run at its first evaluation."""
         train, val = self.train_set.images, self.val_set.images
         require_usable("validation", val.open, len(val))
-        return [*train.notes, *val.notes]
+        return [*dict.fromkeys((*train.notes, *val.notes)), *self._absent_classes()]
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -149,10 +168,11 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         problems = [*self.train_set.images.notes, *self.val_set.images.notes]
         for name, images in (("training", self.train_set.images), ("validation", self.val_set.images)):
             problems += unusable_images(name, images.open, len(images), NUM_OPENED)
-            counts = Counter(images.target(index) for index in range(len(images)))
-            (largest, most), (smallest, fewest) = counts.most_common()[0], counts.most_common()[-1]
+            names = self.data.class_names
+            counts = images_of_classes(images)
+            largest, smallest = int(counts.argmax()), int(np.where(counts > 0, counts, counts.max()).argmin())
+            most, fewest = int(counts[largest]), int(counts[smallest])
             if most > 10 * fewest:
-                names = self.data.class_names
                 problems.append(
                     f"{name}: classes differ much in size, {names[largest]!r} has {most}, {names[smallest]!r} has {fewest}"
                 )
@@ -208,10 +228,10 @@ class ClassificationEvaluator:
 
 def _build_loss(recipe: Recipe, data: ClassificationData) -> Loss:
     """Return the loss of a recipe. Raises UserError where data.class_weights do not fit the classes."""
-    settings, kind = recipe.loss, recipe.loss.kind or "cross-entropy"
+    settings, kind = recipe.loss, recipe.loss.kind or ("bce" if recipe.data.multi_label else "cross-entropy")
     num_classes, weights = len(data.class_names), None
     if recipe.data.class_weights is not None:
-        counts = np.bincount(all_targets(data.train_set.images), minlength=num_classes)
+        counts = images_of_classes(data.train_set.images)
         weights = class_weights(recipe.data.class_weights, counts, len(data.train_set), kind)
     return build_loss(
         kind,
@@ -225,8 +245,14 @@ def _build_loss(recipe: Recipe, data: ClassificationData) -> Loss:
     )
 
 
-def build_mixup(augment: AugmentSection, num_classes: int) -> Mixup | None:
-    """Return timm's Mixup and CutMix, one of them for each batch as in DeiT; None where both are off."""
+def build_mixup(augment: AugmentSection, num_classes: int, multi_label: bool = False) -> Mixup | None:
+    """Return timm's Mixup and CutMix, one of them for each batch as in DeiT; None where both are off.
+
+    Args:
+        augment: the recipe's section.
+        num_classes: K.
+        multi_label: targets are (B, K), and label smoothing moves each of them towards 0.5.
+    """
     if not (augment.mixup or augment.cutmix):
         return None
     return Mixup(
@@ -237,6 +263,7 @@ def build_mixup(augment: AugmentSection, num_classes: int) -> Mixup | None:
         mode="batch",
         label_smoothing=augment.label_smoothing,
         num_classes=num_classes,
+        multi_label=multi_label,
     )
 
 
@@ -259,6 +286,9 @@ def build_classification_task(recipe: Recipe, weights: Path | None) -> Classific
 
 def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool) -> ClassificationEvaluation:
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
+    if info.multi_label != recipe.data.multi_label:
+        has = "several labels" if info.multi_label else "one class"
+        raise UserError(f"data.multi_label is {str(recipe.data.multi_label).lower()}, but the model has {has} for each image.")
     val_set = build_eval_set(
         recipe.data,
         recipe.eval,
@@ -273,9 +303,9 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
     if num_classes != info.num_classes:
         raise UserError(
             f"data.dir is {recipe.data.dir}: {num_classes} classes, but the model has {info.num_classes}.\n"
-            "Its weights file does not name them, so that the folders must be all its classes, in the order of their names."
+            "Its weights file does not name them, so that the data must have all its classes, in the order of their names."
         )
-    return ClassificationEvaluation(val_set)
+    return ClassificationEvaluation(val_set, info.multi_label)
 
 
 def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str]) -> list[str]:

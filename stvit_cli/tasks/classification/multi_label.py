@@ -1,0 +1,90 @@
+"""Metrics of images with several labels: mAP and F1. N images, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from stvit_cli.tasks.finite import require_finite
+
+State = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]
+"""Of the images that one process saw: their indices (N,), logits (N, K), labels (N, K) and losses (N,)."""
+
+
+class MultiLabelEvaluator:
+    """Accumulates ``map``, ``f1_micro``, ``f1_macro`` and the loss.
+
+    map: the mean over the classes of the average precision. F1 is of the classes with a probability above 0.5. As in scikit-learn
+    and torchmetrics, both are 0 for a class that no image has.
+    The metrics are computed from all images in the order of their indices, so they do not depend on processes.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[State] = []
+
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """See `tasks.base.Evaluator`."""
+        logits, target = model(batch["image"]).float(), batch["target"]  # both (B, K)
+        require_finite(logits)
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").double().mean(1)
+        self.parts.append(
+            (batch["index"].cpu().numpy(), logits.cpu().numpy(), target.to(torch.uint8).cpu().numpy(), losses.cpu().numpy())
+        )
+
+    def state(self) -> State | None:
+        """Return what this process saw; None for no image."""
+        return _joined(self.parts) if self.parts else None
+
+    def compute(self, states: list[State | None]) -> Iterable[tuple[str, float]]:
+        """Yield the metrics; see `tasks.base.Evaluator`."""
+        index, logits, target, losses = _joined([state for state in states if state is not None])
+        order = np.argsort(index, kind="stable")
+        logits, target, losses = logits[order], target[order], losses[order]
+        precisions = [average_precision(logits[:, label], target[:, label]) for label in range(target.shape[1])]
+        micro, macro = f1_scores(logits > 0, target.astype(np.bool_))
+        yield "num_images", len(order)
+        yield "map", 100 * float(np.mean(precisions))
+        yield "f1_micro", 100 * micro
+        yield "f1_macro", 100 * macro
+        yield "loss", float(losses.mean())
+
+
+def _joined(parts: list[State]) -> State:
+    index, logits, target, losses = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return index, logits, target, losses
+
+
+def average_precision(scores: NDArray[np.float32], target: NDArray[np.uint8]) -> float:
+    """Return the area under precision and recall: sum of (R_n - R_(n-1)) P_n over the scores, as in scikit-learn.
+
+    Args:
+        scores: of one class, (N,); equal scores are one threshold.
+        target: 0 or 1, (N,).
+
+    >>> average_precision(np.array([0.9, 0.8, 0.1], np.float32), np.array([1, 0, 1], np.uint8))
+    0.8333333333333333
+    """
+    if not target.any():
+        return 0.0
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(target[order], dtype=np.int64)
+    last = np.append(np.diff(scores[order]) != 0, True)  # the last of equal scores
+    hits, seen = hits[last], np.flatnonzero(last) + 1
+    return float(np.sum(np.diff(hits, prepend=0) * (hits / seen)) / hits[-1])
+
+
+def f1_scores(predicted: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return F1 over all decisions (micro) and its mean over the classes (macro), of arrays (N, K).
+
+    >>> f1_scores(np.array([[True, False]]), np.array([[True, True]]))
+    (0.6666666666666666, 0.5)
+    """
+    right = (predicted & target).sum(0)
+    all_of_them = predicted.sum(0) + target.sum(0)
+    return float(2 * right.sum() / max(all_of_them.sum(), 1)), float(np.mean(2 * right / np.maximum(all_of_them, 1)))
