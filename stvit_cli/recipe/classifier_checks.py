@@ -53,7 +53,7 @@ def classifier_contradictions(recipe: Recipe) -> Iterator[str]:
     if recipe.data.multi_label and recipe.data.balance:
         yield f"data.balance: found {recipe.data.balance:g} beside data.multi_label, expected 0; use data.class_weights=balanced"
     if recipe.data.multi_label and recipe.distill.teacher is not None:
-        yield f"distill.teacher: found {recipe.distill.teacher} beside data.multi_label, expected null: it teaches one class an image"
+        yield f"distill.teacher: found {recipe.distill.teacher} beside data.multi_label, expected null: it gives one class"
     if recipe.data.label_separator is not None and not recipe.data.multi_label:
         yield f"data.label_separator: found {recipe.data.label_separator!r}, but data.multi_label is false"
     for key, needed in _LOSS_KEYS.items():

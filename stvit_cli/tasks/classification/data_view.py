@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from stvit_cli.data.classification import Images
+import numpy as np
+
+from stvit_cli.data.classification import Images, images_of_classes
 from stvit_cli.data.digits import SIDE, DigitImages
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.classification.data import build_classification
@@ -27,11 +29,12 @@ class ClassificationView:
         return [(SIDE, SIDE)] * len(self) if isinstance(self.images, DigitImages) else None
 
     def counts(self) -> list[int]:
-        found = Counter(label for index in range(len(self)) for label in self.labels(index))
-        return [found[label] for label in range(len(self.images.class_names))]
+        counts: list[int] = images_of_classes(self.images).tolist()
+        return counts
 
     def labels(self, index: int) -> frozenset[int]:
-        return frozenset({self.images.target(index)})
+        target = self.images.target(index)
+        return frozenset({target} if isinstance(target, int) else np.flatnonzero(target).tolist())
 
     def inspect(self, index: int) -> ImageReport:
         report = ImageReport(index)
