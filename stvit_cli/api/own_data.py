@@ -79,6 +79,8 @@ def new_recipe(
             layout = _layout(settings.data.dir, known, settings)
             _say_found(layout, f"recipe {settings.name}")
             settings = recipe_io.load(name, _with_layout(words, layout, known))
+        elif settings.data.kind == "imagefolder" and settings.data.dir is not None:
+            _doubt_classes(settings.data.dir)
     info = _weights_info(weights) if settings.model.name == "auto" or settings.data.auto_size else None
     settings = _with_model(settings, info)
     if settings.data.auto_size:
@@ -137,6 +139,18 @@ def explain_mismatch(error: UserError, settings: Recipe) -> UserError:
         return error
     fitting = f"This looks like {layout.description}; --recipe {recipe_for(layout)} trains on it."
     return UserError("\n".join([*str(error).splitlines()[:5], fitting]))
+
+
+def _doubt_classes(folder: str) -> None:
+    """Warn where what is trained on as folders by class looks like something else, such as images/ and masks/."""
+    from stvit_cli.data.layouts import find_layout
+
+    try:
+        layout = find_layout(folder)
+    except UserError:
+        return  # nothing else was recognized, or it could be several things: the recipe says which
+    if layout.task != "classification":
+        _say(f"Warning: {printable(folder)} looks like {layout.description}; its folders are taken for classes all the same")
 
 
 def _layout(folder: object, given: Mapping[str, object], settings: Recipe | None = None) -> Layout:

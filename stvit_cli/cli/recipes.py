@@ -125,7 +125,7 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
 
         if built_in_name(recipe.model.name) == recipe.model.name:
             require_known(recipe.model.name)
-    elif recipe.model.name not in list_models():
+    elif recipe.model.name not in (*list_models(), "auto"):
         guess = did_you_mean(recipe.model.name, list_models())
         raise UserError(f"{name}: model.name: there is no model {recipe.model.name!r}.{guess} Known: {', '.join(list_models())}")
     based = f", based on {' -> '.join(layer.source for layer in layers[1:])}" if len(layers) > 1 else ""

@@ -101,6 +101,13 @@ def test_recipe_of_another_task_is_refused_by_the_one_that_fits(
     assert not (tmp_path / "run").exists()
 
 
+def test_images_and_masks_taken_for_classes_are_doubted(stvit, tmp_path: Path) -> None:
+    words = ["data.kind=imagefolder", "--data", masks(tmp_path / "masks"), "--dry-run", *QUICK, *SMALL["classification"]]
+    ended = stvit("train", "--recipe", "quickstart", *words)
+    assert ended.code == 0, ended.err
+    assert "looks like images and label maps" in ended.err
+
+
 def test_without_anything_the_folder_is_asked_for(stvit) -> None:
     ended = stvit("train")
     assert ended.code == 2

@@ -86,3 +86,11 @@ def test_check_tells_what_is_wrong(stvit, tmp_path: Path) -> None:
     assert ended.out == ""
     assert "line 2, optim.lr: found fast (text), expected a number (above 0)" in ended.err
     assert "line 3, optim.lrr: there is no such key. Did you mean 'optim.lr'?" in ended.err
+
+
+@pytest.mark.parametrize("name", ["own-images", "own-boxes", "own-masks", "own-maps"])
+def test_recipes_whose_model_is_chosen_later_are_valid(stvit, name: str) -> None:
+    assert stvit("recipes", "check", name).code == 0
+    refused = stvit("profile", "--recipe", name)
+    assert refused.code == 2
+    assert "model.name=stvit-s" in refused.err

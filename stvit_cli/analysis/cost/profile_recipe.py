@@ -6,6 +6,7 @@ from typing import Any
 
 from stvit_cli import tasks
 from stvit_cli.analysis.cost.profile import describe_cost, require_image_size
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.timm_choices import resolve_model
 
@@ -23,6 +24,8 @@ def profile_recipe(recipe: Recipe, image_size: tuple[int, int] | None) -> dict[s
     Raises:
         UserError: unknown model, or a side below 32 pixels.
     """
+    if recipe.model.name == "auto":
+        raise UserError(f"{recipe.name}: model.name is auto, which a run resolves; expected a model such as model.name=stvit-s.")
     recipe, _ = resolve_model(recipe)
     spec = tasks.registry.get(recipe.task)
     size = image_size or spec.published_size or (recipe.data.image_size,) * 2
