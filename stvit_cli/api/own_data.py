@@ -208,7 +208,8 @@ def _with_model(settings: Recipe, weights: WeightsInfo | None) -> Recipe:
     if settings.model.name != "auto":
         return settings
     if weights is not None:
-        return _updated(settings, {"model.name": weights.model})
+        grid_sizes = weights.grid_sizes if weights.task == settings.task else settings.model.grid_sizes
+        return _updated(settings, {"model.name": weights.model, "model.grid_sizes": grid_sizes})
     return _updated(settings, {"model.name": "stvit-s" if _on_gpu(settings) else "stvit-nano"})
 
 
