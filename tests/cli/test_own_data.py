@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.label_files import WRITERS
 from helpers.own_data import write_boxes, write_photos
 from PIL import Image
 
@@ -68,6 +69,15 @@ def test_images_and_maps(stvit, ade20k_tree: Path, tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert "recipe own-maps" in ended.err
     assert recipe_io.load(tmp_path / "run" / "recipe.yaml").segmentation.class_names[0] == "class 1"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_other_tools_annotations(stvit, kind: str, tmp_path: Path) -> None:
+    ended = stvit("train", "--data", WRITERS[kind](tmp_path / "data"), "--output", tmp_path / "run", *QUICK, *SMALL["detection"])
+    assert ended.code == 0, ended.err
+    saved = recipe_io.load(tmp_path / "run" / "recipe.yaml")
+    assert (saved.data.kind, saved.name in ("own-boxes", "own-masks")) == (kind, True)
+    assert f"recipe {saved.name}" in ended.err
 
 
 def test_dry_run_finds_what_a_run_finds(stvit, tmp_path: Path) -> None:
