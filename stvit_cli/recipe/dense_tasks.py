@@ -105,8 +105,10 @@ class SegmentationSection(Section):
     """Maximum share of one class in a training crop's labelled pixels; other crops are drawn again, up to ten times."""
     photometric: bool = True
     """Distort brightness, contrast, saturation and hue in training."""
+    decoder: Literal["upernet", "fpn", "unet", "segformer", "deeplabv3plus"] = "upernet"
+    """Decoder on the stages of the backbone: UPerNet, or another one of segmentation-models-pytorch."""
     channels: Width = 512
-    """Number of channels of UPerNet."""
+    """Number of channels of the decoder. 512: published for UPerNet. 256: segmentation-models-pytorch's own for the others."""
     aux_channels: Width = 256
     """Number of channels of the auxiliary head, which is attached to the third stage and used in training only."""
     aux_weight: NonNegative = 0.4

@@ -31,7 +31,7 @@ from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.segmentation.data import build_segmentation, build_segmentation_eval_set
 from stvit_cli.tasks.segmentation.label_maps import Inferer
 from stvit_cli.tasks.segmentation.metrics import confusion, segmentation_metrics
-from stvit_cli.tasks.segmentation.upernet import UPerNet, create_segmenter
+from stvit_cli.tasks.segmentation.upernet import Segmenter, create_segmenter
 from stvit_cli.tasks.weights import load_initial_weights, recipe_weights_info
 
 NUM_OPENED = 200
@@ -70,7 +70,7 @@ class SegmentationTask(PreparedModel, SegmentationEvaluation):
     main_metric = "miou"
     batch_multiple = 1
 
-    def __init__(self, recipe: Recipe, data: SegmentationData, model: UPerNet, notes: list[str]) -> None:
+    def __init__(self, recipe: Recipe, data: SegmentationData, model: Segmenter, notes: list[str]) -> None:
         super().__init__(data.val_set, recipe.segmentation)
         self.recipe, self._notes = recipe, notes
         self.train_set = data.train_set
@@ -96,7 +96,7 @@ class SegmentationTask(PreparedModel, SegmentationEvaluation):
 
     def heads(self) -> list[nn.Module]:
         model = self.model
-        assert isinstance(model, UPerNet)
+        assert isinstance(model, Segmenter)
         return [model.decoder, model.classifier, model.aux, model.aux_classifier]
 
     def param_groups(self, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
@@ -214,12 +214,13 @@ def build_segmentation_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: b
     return SegmentationEvaluation(build_segmentation_eval_set(recipe, whole=whole), recipe.segmentation)
 
 
-def create_from(info: WeightsInfo) -> UPerNet:
+def create_from(info: WeightsInfo) -> Segmenter:
     """Create the segmenter that a weights file describes, freshly initialised."""
     section = section_of(info)
     return create_segmenter(
         info.model,
         info.num_classes,
+        decoder=section.decoder,
         channels=section.channels,
         aux_channels=section.aux_channels,
         dropout=section.dropout,
@@ -227,12 +228,13 @@ def create_from(info: WeightsInfo) -> UPerNet:
     )
 
 
-def create_from_recipe(recipe: Recipe) -> UPerNet:
+def create_from_recipe(recipe: Recipe) -> Segmenter:
     """Create the segmenter of a recipe, freshly initialised."""
     section = recipe.segmentation
     return create_segmenter(
         recipe.model.name,
         len(section.class_names),
+        decoder=section.decoder,
         channels=section.channels,
         aux_channels=section.aux_channels,
         dropout=section.dropout,

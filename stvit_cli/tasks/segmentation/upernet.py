@@ -1,4 +1,4 @@
-"""UperNet (arXiv 1807.10221) on the four stages of a model, with the settings published for it with Swin.
+"""UperNet (arXiv 1807.10221) or another decoder on the four stages of a model, with the settings published for it with Swin.
 
 B batch, C channels, K classes, H W rows and columns of the image, of any size.
 """
@@ -13,34 +13,19 @@ import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from segmentation_models_pytorch.base.modules import Conv2dReLU
-from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from stvit_cli.models.layers import BatchNorm2d
 from stvit_cli.models.stvit import GridSizes, STViT
 from stvit_cli.models.timm_backbone import TimmBackbone
 from stvit_cli.tasks.detection.backbone import create_backbone
+from stvit_cli.tasks.segmentation.decoders import DecoderName, OtherDecoder, UPerNet, padded
 
 AUX_STAGE = 2
 """The stage, counted from 0, whose features the auxiliary head takes."""
 
 
-class Decoder(UPerNetDecoder):
-    """Features of the stages (B, C, h, w) at 1/4, 1/8, 1/16 and 1/32 -> (B, channels, H / 4, W / 4).
-
-    segmentation-models-pytorch's decoder with two changes: no layer norms on its inputs, as in the published UPerNet, and a list
-    of features that starts with the first stage, not with the image.
-    """
-
-    def __init__(self, dims: Sequence[int], channels: int) -> None:
-        super().__init__([0, 0, *dims], decoder_channels=channels)
-        self.feature_norms = nn.ModuleList(nn.Identity() for _ in dims)
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        return super().forward([None, None, *features])
-
-
-class UPerNet(nn.Module):
+class Segmenter(nn.Module):
     """Images (B, 3, H, W) -> logits (B, K, H, W), and in training those of the auxiliary head too, in float32.
 
     The stages compute in the precision of the surrounding autocast, the heads in float32.
@@ -48,21 +33,35 @@ class UPerNet(nn.Module):
     Args:
         backbone: the four stages, see `create_backbone`.
         num_classes: K.
+        decoder: the name of the decoder.
         channels: channels of the decoder.
         aux_channels: channels of the auxiliary head.
         dropout: rate at which channels are dropped before both classifiers.
     """
 
     def __init__(
-        self, backbone: STViT | TimmBackbone, num_classes: int, *, channels: int, aux_channels: int, dropout: float
+        self,
+        backbone: STViT | TimmBackbone,
+        num_classes: int,
+        *,
+        decoder: DecoderName = "upernet",
+        channels: int,
+        aux_channels: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         dims = [info["num_chs"] for info in backbone.feature_info]
         self.num_classes = num_classes
         self.backbone = backbone
-        self.decoder = Decoder(dims, channels)
+        self.decoder: nn.Module
+        if decoder == "upernet":
+            self.decoder, width = UPerNet(dims, channels), channels
+        else:
+            self.decoder = other = OtherDecoder(decoder, dims, channels)
+            width = other.out_channels
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        kernel = 3 if decoder == "unet" else 1  # as in segmentation-models-pytorch
+        self.classifier = nn.Conv2d(width, num_classes, kernel, padding=kernel // 2)
         self.aux = Conv2dReLU(dims[AUX_STAGE], aux_channels, 3, padding=1)
         self.aux_classifier = nn.Conv2d(aux_channels, num_classes, 1)
         for head in (self.decoder, self.aux):
@@ -74,14 +73,19 @@ class UPerNet(nn.Module):
             initialize_head(classifier)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        height, width = x.shape[-2:]
+        if isinstance(self.decoder, OtherDecoder):
+            x = padded(x)
         size = x.shape[-2:]
         features = self.backbone.forward_intermediates(x, intermediates_only=True)
         with _without_autocast(x.device.type):
             features = [feature.float() for feature in features]
             logits = _enlarged(self.classifier(self.dropout(self.decoder(features))), size)
+            logits = logits[..., :height, :width]
             if not self.training:
                 return logits
-            return logits, _enlarged(self.aux_classifier(self.dropout(self.aux(features[AUX_STAGE]))), size)
+            aux_logits = _enlarged(self.aux_classifier(self.dropout(self.aux(features[AUX_STAGE]))), size)
+            return logits, aux_logits[..., :height, :width]
 
     def compile_blocks(self) -> None:
         """Compile the backbone's blocks; see `STViT.compile_blocks`."""
@@ -110,19 +114,21 @@ def create_segmenter(
     name: str,
     num_classes: int,
     *,
+    decoder: DecoderName = "upernet",
     channels: int = 512,
     aux_channels: int = 256,
     dropout: float = 0.1,
     drop_path_rate: float = 0.0,
     grid_sizes: GridSizes | None = None,
     checkpointing: bool = False,
-) -> UPerNet:
-    """Create UPerNet on a model of `list_models`, freshly initialised. The defaults are those published for ADE20K with Swin.
+) -> Segmenter:
+    """Create UPerNet, or another segmenter, freshly initialised. The defaults are those published for UPerNet on ADE20K.
 
     Args:
-        name: the backbone, such as ``stvit-s``.
+        name: the backbone, such as ``stvit-s``, or ``timm/NAME``.
         num_classes: number of classes.
-        channels: channels of the decoder.
+        decoder: ``upernet``, or segmentation-models-pytorch's ``fpn``, ``unet``, ``segformer`` or ``deeplabv3plus``.
+        channels: channels of the decoder; 256 are segmentation-models-pytorch's own for all but UPerNet.
         aux_channels: channels of the auxiliary head, which is used in training only.
         dropout: rate at which channels are dropped before both classifiers.
         drop_path_rate: largest rate of stochastic depth.
@@ -138,4 +144,4 @@ def create_segmenter(
         torch.Size([1, 3, 64, 48])
     """
     backbone = create_backbone(name, drop_path_rate=drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
-    return UPerNet(backbone, num_classes, channels=channels, aux_channels=aux_channels, dropout=dropout)
+    return Segmenter(backbone, num_classes, decoder=decoder, channels=channels, aux_channels=aux_channels, dropout=dropout)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.segmentation.upernet import Decoder, UPerNet, create_segmenter
+from stvit_cli.tasks.segmentation.decoders import UPerNet
+from stvit_cli.tasks.segmentation.upernet import Segmenter, create_segmenter
 
 DENSE = {
     ("stvit-s", (8, 4, 1, 1)): 1029.5,
@@ -21,7 +22,7 @@ DENSE = {
 """Multiply-adds at 512 x 2048 in G, measured with the authors' backbone."""
 
 
-def small() -> UPerNet:
+def small() -> Segmenter:
     torch.manual_seed(0)
     return create_segmenter("stvit-nano", 5, channels=32, aux_channels=16)
 
@@ -123,7 +124,7 @@ def test_images_do_not_see_each_other_in_evaluation() -> None:
 
 def test_the_decoder_has_no_layer_norms_and_the_backbone_no_classifier() -> None:
     model = small()
-    assert not any(isinstance(module, nn.LayerNorm) for module in Decoder([8, 8, 8, 8], 16).modules())
+    assert not any(isinstance(module, nn.LayerNorm) for module in UPerNet([8, 8, 8, 8], 16).modules())
     assert not any(name.startswith(("backbone.head", "backbone.proj", "backbone.norm.")) for name in model.state_dict())
 
 
