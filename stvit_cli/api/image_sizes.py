@@ -22,6 +22,9 @@ DIVISOR = 32
 SMALLEST = 64
 """Smaller images are enlarged: below, the last stage has a single token."""
 
+IDX_SIZE = (28, 28)
+"""Of MNIST's images, which are in no image files."""
+
 ON_CPU = {"classification": 128, "detection": 256, "segmentation": 192}
 """Upper bound of the short side on a CPU, in pixels."""
 
@@ -47,6 +50,8 @@ def fitting_sizes(settings: Recipe, *, on_gpu: bool) -> dict[str, object]:
         on_gpu: the run is on a GPU.
     """
     measured = image_sizes(Path(str(settings.data.dir)).expanduser()) if settings.data.dir else []
+    if settings.data.kind == "idx":
+        measured = [IDX_SIZE]
     bounds = [] if on_gpu else [ON_CPU[settings.task]]
     bounds += [_rounded(statistics.median(min(size) for size in measured))] if measured else []
     if settings.task == "classification":

@@ -214,9 +214,11 @@ def _with_model(settings: Recipe, weights: WeightsInfo | None) -> Recipe:
 
 
 def _on_gpu(settings: Recipe) -> bool:
+    if settings.train.device != "auto":
+        return settings.train.device != "cpu"
     import torch
 
-    return settings.train.device != "cpu" and torch.cuda.is_available()
+    return torch.cuda.is_available()
 
 
 def _with_sizes(settings: Recipe, weights: WeightsInfo | None, given: Mapping[str, object]) -> Recipe:

@@ -71,6 +71,32 @@ def test_images_and_maps(stvit, ade20k_tree: Path, tmp_path: Path) -> None:
     assert recipe_io.load(tmp_path / "run" / "recipe.yaml").segmentation.class_names[0] == "class 1"
 
 
+def csv_table(root: Path) -> Path:
+    """Photos in one folder, and a table of their names and labels."""
+    photos(root / "all")
+    rows = [f"all/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(root.glob("all/*/*.jpg"))]
+    (root / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    return root / "labels.csv"
+
+
+def idx_files(root: Path) -> Path:
+    """MNIST's training files, of eight images and two digits."""
+    root.mkdir()
+    pixels, digits = np.zeros((8, 28, 28), np.uint8), np.arange(8, dtype=np.uint8) % 2
+    for name, array, magic in (("images-idx3", pixels, 0x803), ("labels-idx1", digits, 0x801)):
+        header = np.array([magic, *array.shape], ">i4").tobytes()
+        (root / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
+    return root
+
+
+@pytest.mark.parametrize(("kind", "write"), [("table", csv_table), ("idx", idx_files)])
+def test_labels_that_are_no_folders(stvit, kind: str, write: Write, tmp_path: Path) -> None:
+    ended = stvit("train", "--data", write(tmp_path / "data"), "--output", tmp_path / "run", *QUICK, *SMALL["classification"])
+    assert ended.code == 0, ended.err
+    saved = recipe_io.load(tmp_path / "run" / "recipe.yaml")
+    assert (saved.name, saved.data.kind) == ("own-images", kind)
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_other_tools_annotations(stvit, kind: str, tmp_path: Path) -> None:
     ended = stvit("train", "--data", WRITERS[kind](tmp_path / "data"), "--output", tmp_path / "run", *QUICK, *SMALL["detection"])
