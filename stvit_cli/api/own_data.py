@@ -174,7 +174,8 @@ def _with_layout(words: Sequence[str], layout: Layout, known: Mapping[str, objec
     from stvit_cli.recipe.yaml import flow
 
     mine = {key: value for key, value in layout.keys.items() if key not in known or key in ("data.dir", "data.kind")}
-    if layout.task == "segmentation" and not known.get("segmentation.class_names"):
+    named = known.get("segmentation.class_names") or known.get("data.class_names_file")
+    if layout.task == "segmentation" and not named:
         mine |= _map_classes({**layout.keys, **{key: value for key, value in known.items() if key in mine}})
     return [f"{key}={flow(value)}" for key, value in mine.items()] + [
         word for word in words if not keys_of([word]).keys() & {"data.dir", "data.kind"}

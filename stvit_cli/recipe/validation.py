@@ -125,13 +125,17 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
         low, high = recipe.segmentation.scale_range
         if low > high:
             yield f"segmentation.scale_range: found {[low, high]}, expected a smaller and a larger factor"
-        if not recipe.segmentation.class_names and recipe.data.kind != "auto":
+        named_by_file = recipe.data.class_names_file is not None
+        if not recipe.segmentation.class_names and recipe.data.kind != "auto" and not named_by_file:
             yield "segmentation.class_names: found none, expected the names of the classes, in the order of their numbers"
+        if recipe.segmentation.class_names and named_by_file:
+            yield f"data.class_names_file: found {recipe.data.class_names_file} beside segmentation.class_names, expected one"
         twice = {name for name in recipe.segmentation.class_names if recipe.segmentation.class_names.count(name) > 1}
         if twice:
             yield f"segmentation.class_names: found {min(twice)!r} twice, expected a name for each class"
         values = recipe.segmentation.label_values
-        if values is not None and (len(set(values)) < len(values) or len(values) != len(recipe.segmentation.class_names)):
+        num_names = len(recipe.segmentation.class_names) if not named_by_file else len(values or ())
+        if values is not None and (len(set(values)) < len(values) or len(values) != num_names):
             yield f"segmentation.label_values: found {list(values)}, expected a number of its own for each of the class_names"
         if values is not None and recipe.segmentation.reduce_zero_label:
             yield "segmentation.reduce_zero_label: found true beside label_values, expected false: label_values name the classes"

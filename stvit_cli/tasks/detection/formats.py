@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from stvit_cli.data.class_names import read_class_names
 from stvit_cli.data.coco_index import CocoIndex, read_boxes
 from stvit_cli.data.file_listing import require_folder
 from stvit_cli.data.formats import ALL, KINDS, TITLES, read_format
@@ -43,13 +44,16 @@ def read_splits(data: DataSection, detection: DetectionSection, class_names: Seq
     Args:
         data: of the recipe.
         detection: of the recipe.
-        class_names: those of a model to evaluate; None: the data set's own. YOLO's ids mean what its own files say.
+        class_names: those of a model to evaluate; None: the data set's own, or those of data.class_names_file. YOLO's ids mean
+            what these say, whatever the model.
 
     Raises:
         UserError: see `formats.read_format` and `coco_index.read_coco`; also where there is a val split and none to train on.
     """
     root = require_folder(data.dir, "images and their annotations")
     names = None if data.kind == "yolo" or class_names is None else tuple(class_names)
+    if names is None and data.class_names_file is not None:
+        names = read_class_names(data.class_names_file, root)
     key = (data.kind, str(root), names, detection.invalid_annotations, detection.exif_orientation)
     if key not in _last:
         _last.clear()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from stvit_cli.data.class_names import check_names, read_class_names
 from stvit_cli.data.images import ImageSource
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction
@@ -18,6 +19,7 @@ from stvit_cli.tasks.segmentation.task import (
     create_from_recipe,
 )
 from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
+from stvit_cli.utils.text import first_few
 
 
 def _predict(
@@ -29,7 +31,26 @@ def _predict(
 def _view_data(recipe: Recipe) -> DataView:
     from stvit_cli.tasks.segmentation.data_view import view_segmentation
 
-    return view_segmentation(recipe)
+    return view_segmentation(resolve_class_names(recipe)[0])
+
+
+def resolve_class_names(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Read ``segmentation.class_names`` from ``data.class_names_file``; see `tasks.resolve`.
+
+    Raises:
+        UserError: the file cannot be read, or has another number of names than there are ``segmentation.label_values``.
+    """
+    file = recipe.data.class_names_file
+    if file is None:
+        return recipe, []
+    names, values = read_class_names(file, recipe.data.dir), recipe.segmentation.label_values
+    if values is not None:
+        check_names(names, len(values), file)
+    sections = {
+        "data": recipe.data.model_copy(update={"class_names_file": None}),
+        "segmentation": recipe.segmentation.model_copy(update={"class_names": names}),
+    }
+    return recipe.model_copy(update=sections), [f"segmentation.class_names: {len(names)} names from {file}: {first_few(names)}"]
 
 
 SPEC = TaskSpec(
@@ -40,6 +61,7 @@ SPEC = TaskSpec(
     predict=_predict,
     create_cost_model=create_from_recipe,
     view_data=_view_data,
+    resolve=resolve_class_names,
     folder_kind="ade20k",
     published_size=(512, 2048),
 )
