@@ -142,7 +142,7 @@ def resolve_head(recipe: Recipe) -> tuple[Recipe, list[str]]:
     section = recipe.detection
     if recipe.data.kind == "shapes" or section.head not in BOX_ONLY:
         return recipe, []
-    train = _read_train(_root(recipe.data, recipe.shapes), section)
+    train, _, _ = _read_files(recipe.data, section, recipe.shapes)
     if train.num_masks.any() or not train.num_objects.any():
         return recipe, []
     head = BOX_ONLY[section.head]
