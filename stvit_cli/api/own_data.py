@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,13 @@ SIZE_KEYS = (
 )
 """Keys that ``data.auto_size`` decides."""
 
-LAYOUT_SECTIONS = ("detection.train_", "detection.val_", "segmentation.")
-"""Beginnings of keys that a layout decides."""
+LAYOUT_KEYS = (
+    *("data.kind", "detection.head"),
+    *(f"detection.{split}_{key}" for split in ("train", "val") for key in ("json", "images")),
+    *(f"segmentation.{split}_{key}" for split in ("train", "val") for key in ("images", "maps")),
+    *(f"segmentation.{key}" for key in ("image_suffix", "map_suffix", "class_names", "label_values", "reduce_zero_label")),
+)
+"""Keys that a layout decides, or the annotations found in it."""
 
 
 def recipe_for(layout: Layout) -> str:
@@ -88,21 +93,27 @@ def new_recipe(
     return recipe_io.with_absolute_paths(settings)
 
 
-def as_saved(settings: Recipe, saved: Recipe) -> Recipe:
-    """Return a recipe that a run is resumed by, with what it leaves to the data taken from the run's own recipe."""
+def as_saved(settings: Recipe, saved: Recipe, given: Collection[str] = ()) -> Recipe:
+    """Return a recipe that a run is resumed by, with what it leaves to the data taken from the run's own recipe.
+
+    Args:
+        settings: the recipe to resume by.
+        saved: the run's own.
+        given: keys that the user has set, which stay as they are.
+    """
     from stvit_cli.recipe.io import flatten
 
     values, keys = flatten(saved), []
     if settings.model.name == "auto":
         keys.append("model.name")
     if settings.data.kind == "auto":
-        keys += ["data.kind", *(key for key in values if key.startswith(LAYOUT_SECTIONS) and key not in SIZE_KEYS)]
+        keys += LAYOUT_KEYS
     if settings.data.auto_size:
         keys += ["data.auto_size", *SIZE_KEYS]
     if settings.schedule.min_steps is not None:
         keys += [f"schedule.{key}" for key in ("min_steps", "epochs", "warmup_epochs", "milestones")]
         keys += ["train.eval_every_epochs", "train.global_batch_size"]
-    return _updated(settings, {key: values[key] for key in keys})
+    return _updated(settings, {key: values[key] for key in keys if key not in given})
 
 
 def keys_of(words: Sequence[str]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _saved_recipe(run_dir: Path, recipe: AnyPath | None, overrides: Overrides, *
         require_unlocked(run_dir)
     words = as_words(overrides)
     settings = _with_data_of(saved.recipe, recipe_io.load(saved.recipe if recipe is None else Path(recipe), words), words)
-    settings = own_data.as_saved(settings, recipe_io.load(saved.recipe))
+    settings = own_data.as_saved(settings, recipe_io.load(saved.recipe), own_data.keys_of(words))
     saved.check_resumable(settings)
     return settings
 
@@ -191,7 +191,8 @@ def _branch(run_dir: Path, step: int, recipe: AnyPath | None, overrides: Overrid
     branch = Branch(run_dir, step)
     branch.require()
     own, words = RunDir(run_dir).recipe, as_words(overrides)
-    settings = own_data.as_saved(recipe_io.load(own if recipe is None else Path(recipe), words), recipe_io.load(own))
+    settings = recipe_io.load(own if recipe is None else Path(recipe), words)
+    settings = own_data.as_saved(settings, recipe_io.load(own), own_data.keys_of(words))
     return recipe_io.with_absolute_paths(settings if settings.data.dir else _with_data_of(own, settings, words)), branch
 
 

@@ -55,7 +55,9 @@ def test_folder_of_classes(stvit, tmp_path: Path) -> None:
     assert (saved.name, saved.model.name, saved.data.kind) == ("own-images", "stvit-nano", "imagefolder")
     assert (saved.data.auto_size, saved.schedule.min_steps, saved.data.drop_last) == (False, None, False)
     assert stvit("train", "--resume", tmp_path / "run").code == 0
-    assert stvit("train", "--resume", tmp_path / "run", "--recipe", "own-images", *QUICK, *SMALL["classification"]).code == 0
+    again = ["train", "--resume", tmp_path / "run", "--recipe", "own-images", *QUICK, *SMALL["classification"]]
+    assert stvit(*again).code == 0
+    assert "optim.lr: 0.001 -> 0.5" in stvit(*again, "optim.lr=0.5").err
 
 
 def test_coco_with_masks(stvit, coco_tree: Path, tmp_path: Path) -> None:
