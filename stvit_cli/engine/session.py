@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stvit_cli.data.loader import Loader, SampleKey, TrainBatches, build_train_loader
 from stvit_cli.engine.batching import BatchPlan, plan_batches
 from stvit_cli.engine.distributed import World
-from stvit_cli.engine.freezing import freeze, set_training_mode
+from stvit_cli.engine.freezing import GradualUnfreezing, freeze, set_training_mode
 from stvit_cli.engine.optim import build_optimizer, check_optimizer
 from stvit_cli.engine.schedule import Timeline, build_timeline
 from stvit_cli.errors import UserError
@@ -42,6 +42,13 @@ class Session:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     preparation: Preparation
+    unfreezing: GradualUnfreezing | None = None
+
+    def unfreeze(self, step: int) -> None:
+        """Freeze and unfreeze what gradual unfreezing says for the step after ``step`` steps."""
+        if self.unfreezing is not None and self.unfreezing.apply(step):
+            set_training_mode(self.task, self.recipe.finetune)
+            self.parallel = _distribute(self.model, self.world)  # DDP looks once at what is trained
 
     def autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.recipe.train.precision]
@@ -64,6 +71,11 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
     preparation = _prepare(task, recipe, device)
     plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
     optimizer = build_optimizer(task, recipe.optim, recipe.peak_lr)
+    unfreezing = None
+    if recipe.finetune.unfreeze_epochs is not None:
+        unfreezing = GradualUnfreezing(task, recipe.finetune.unfreeze_epochs * timeline.steps_per_epoch)
+        unfreezing.apply(0)
+        set_training_mode(task, recipe.finetune)
     ema = ModelEmaV3(task.model, decay=train.ema_decay) if train.ema_decay is not None else None
     if train.compile:
         task.compile()
@@ -79,6 +91,7 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
         scaler=torch.amp.GradScaler(device.type, enabled=train.precision == "fp16"),
         ema=ema,
         preparation=preparation,
+        unfreezing=unfreezing,
     )
 
 

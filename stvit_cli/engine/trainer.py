@@ -217,12 +217,15 @@ class Trainer:
             )
         if self.recipe.optim.name != ADAMW:
             self.notes.insert(0, describe_optimizer(self.recipe.optim.name, self.session.optimizer))
+        if self.session.unfreezing is not None:
+            self.notes.append(self.session.unfreezing.note(timeline.steps_per_epoch, timeline.num_steps))
         for note in [*self.session.task.notes(), *self.notes]:
             self.progress.say(note)
 
     def _loop(self) -> None:
         state = self.state
         take_step = TrainStep(self.session)
+        self.session.unfreeze(max(state.step - 1, 0))  # as it was in the step before an evaluation
         if self.timeline.eval_due(state.step) and state.evaluated != state.step:  # a signal had come before it was over
             self._evaluate()
             self.writer.save_checkpoint(self.state)
@@ -235,6 +238,7 @@ class Trainer:
         state, checkpoints = self.state, self.recipe.checkpoint
         since = time.monotonic()
         while not self._is_over():
+            self.session.unfreeze(state.step)
             step_result = take_step(state.step, feed, lambda: (self.stop.number, self._checkpoint_due()))
             state.step += 1
             state.seconds += time.monotonic() - since

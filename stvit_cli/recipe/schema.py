@@ -311,6 +311,9 @@ class FinetuneSection(Section):
     """Freeze batch norm statistics and turn drop path off, as in the authors' fine-tuning."""
     freeze_backbone: bool = False
     """Train the classifier only (linear probing)."""
+    unfreeze_epochs: PositiveInt | None = None
+    """Gradual unfreezing: the head trains alone for so many epochs, then one more part of the backbone every so many epochs, from
+    the last stage to the stem. null: all layers train from the start."""
 
 
 class EvalSection(Section):

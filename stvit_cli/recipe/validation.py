@@ -56,6 +56,8 @@ def contradictions(recipe: Recipe, *, saved: bool = False) -> Iterator[str]:
     if (schedule.warmup_epochs or schedule.warmup_steps) and schedule.warmup_lr > recipe.peak_lr:
         yield f"schedule.warmup_lr: found {schedule.warmup_lr:g}, expected at most the peak learning rate ({recipe.peak_lr:g})"
     yield from classifier_contradictions(recipe)
+    if recipe.finetune.unfreeze_epochs is not None and recipe.finetune.freeze_backbone:
+        yield "finetune.unfreeze_epochs: found a number beside freeze_backbone, which keeps the backbone frozen; expected one"
     yield from _task_contradictions(recipe)
     if model.pretrained and not model.name.startswith("timm/"):
         yield f"model.pretrained: found true, but {model.name} has no weights to download; give a file: weights=FILE"
