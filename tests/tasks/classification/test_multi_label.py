@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,15 @@ from torch import nn
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
 from stvit_cli import tasks
+from stvit_cli.analysis.export import metadata
 from stvit_cli.data import SampleKey
 from stvit_cli.engine.seeding import seed_micro_batch
 from stvit_cli.errors import UserError
+from stvit_cli.models.weights.file import save_weights
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.classification.multi_label import MultiLabelEvaluator
 from stvit_cli.tasks.classification.task import ClassificationTask, build_classification_evaluation
+from stvit_cli.tasks.loading import open_trained
 from stvit_cli.tasks.spec import PredictOptions, Trained
 
 
@@ -155,6 +160,15 @@ def test_prediction_returns_every_class_above_the_threshold(table: Path) -> None
     assert nothing.summary() == "no class"
     assert nothing.to_dict()["classes"] == []
     nothing.draw(table.parent / "drawn.png")
+
+
+def test_weights_and_onnx_files_say_that_there_are_several_labels(table: Path) -> None:
+    task = build(table)
+    info = task.weights_info()
+    save_weights(table.parent / "w.safetensors", task.model, info)
+    assert open_trained(table.parent / "w.safetensors").info.multi_label
+    assert metadata(info)["multi_label"] == "true"
+    assert "multi_label" not in json.loads(replace(info, multi_label=False).to_json())  # earlier versions warn
 
 
 def test_a_class_that_no_validation_image_has_is_named(table: Path) -> None:
