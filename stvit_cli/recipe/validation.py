@@ -119,6 +119,7 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
         if recipe.optim.layer_decay is not None:
             yield f"optim.layer_decay: found {recipe.optim.layer_decay:g}, expected null for task {recipe.task}"
     if recipe.task == "detection":
+        yield from _unused_annotation_files(recipe)
         if recipe.augment.repeats != 1:
             yield f"augment.repeats: found {recipe.augment.repeats}, expected 1 for task detection"
         if max(recipe.detection.short_sides) > recipe.detection.long_side:
@@ -144,3 +145,14 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
         window, stride = recipe.segmentation.window, recipe.segmentation.window_stride
         if window is not None and stride is not None and stride > window:
             yield f"segmentation.window_stride: found {stride}, expected no more than the window ({window})"
+
+
+def _unused_annotation_files(recipe: Recipe) -> Iterator[str]:
+    """Yield the first key that names a COCO file or its images beside a kind of data that has its own."""
+    if recipe.data.kind in ("auto", "coco", "shapes"):
+        return
+    section, default = recipe.detection, type(recipe).model_fields["detection"].default
+    for key in ("train_json", "train_images", "val_json", "val_images"):
+        if getattr(section, key) != getattr(default, key):
+            yield f"detection.{key}: belongs to data.kind coco, but data.kind is {recipe.data.kind}, which has files of its own"
+            return

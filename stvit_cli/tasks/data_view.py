@@ -6,11 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
+from stvit_cli.data.formats.collection import image_size
 from stvit_cli.data.images import orientation_of
 from stvit_cli.errors import UserError
 
@@ -97,6 +99,10 @@ class SetView(Protocol):
         """Return width and height of every image, as the annotations say; None where the images have to be asked."""
         ...
 
+    def size(self, index: int) -> tuple[int, int] | None:
+        """Return width and height of an image without decoding it where that is possible; None where it cannot be read."""
+        ...
+
     def counts(self) -> Sequence[int] | None:
         """Return the number of images, or objects, of each class; None where label maps have to be read."""
         ...
@@ -116,6 +122,12 @@ class SetView(Protocol):
     def suspicions(self, pixels: Counter[int], num_maps: int) -> list[str]:
         """Return what looks wrong about the numbers of all label maps together."""
         ...
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height of the upright image, from the header of its file; None where it cannot be read."""
+    size, _ = image_size(path)
+    return None if isinstance(size, str) else size
 
 
 @dataclass(frozen=True)

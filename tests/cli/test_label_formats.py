@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.label_files import BOXES, WRITERS, labelme_json, write_image, write_text, write_ultralytics, yolo_labels
 
+import stvit_cli
 from stvit_cli.data.coco_index import read_boxes, read_coco
 from stvit_cli.data.formats import read_format
 
@@ -117,3 +118,40 @@ def test_what_convert_refuses(stvit, image_folder: Path, tmp_path: Path) -> None
     ):
         ended = stvit("data", "convert", *words_)
         assert (ended.code, reason in ended.err) == (2, True), ended.err
+
+
+def test_a_folder_of_roboflow_with_polygons_trains_masks_without_a_recipe(stvit, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for split, stems in (("train", "ac"), ("valid", "b")):
+        for stem in stems:
+            write_image(root / split / f"images/{stem}.png")
+            write_text(root / split / f"labels/{stem}.txt", "0 0.1 0.2 0.8 0.2 0.6 0.9 0.2 0.8\n")
+    write_text(root / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['cat']\n")
+    small = [word for word in SMALL if not word.startswith(("schedule", "detection.short", "detection.long", "train.global"))]
+    words_ = ["train", "--data", root, "--output", tmp_path / "run", *small, "schedule.min_steps=null", "schedule.epochs=1"]
+    ended = stvit(*words_, "schedule.warmup_epochs=0")
+    assert ended.code == 0, ended.err
+    assert "YOLO, data.yaml, polygons; recipe own-masks" in ended.err
+    assert "2 images with 2 objects to train on, 1 to evaluate, 1 classes" in ended.err
+    figures = json.loads(stvit("eval", tmp_path / "run", "--json", "-").out)
+    assert "mask_ap" in figures
+
+
+def test_the_keys_of_coco_files_are_refused_beside_another_kind(stvit, tmp_path: Path) -> None:
+    ended = stvit(*words("yolo", write_ultralytics(tmp_path / "data"), tmp_path / "run", "detection.train_json=x.json"))
+    assert ended.code == 2
+    assert "detection.train_json: belongs to data.kind coco, but data.kind is yolo" in ended.err
+
+
+def test_a_file_names_the_classes_of_ids(stvit, tmp_path: Path) -> None:
+    for stem in BOXES:
+        write_image(tmp_path / f"data/images/{stem}.png")
+        write_text(tmp_path / f"data/labels/{stem}.txt", yolo_labels(stem))
+    write_text(tmp_path / "data/my names.txt", "Katze\nHund\nMaus\n")
+    ended = stvit(*words("yolo", tmp_path / "data", tmp_path / "run", "data.class_names_file=my names.txt"))
+    assert (ended.code, "3 classes" in ended.err) == (0, True), ended.err
+    assert stvit_cli.load(tmp_path / "run").class_names == ("Katze", "Hund", "Maus")
+    assert stvit("eval", tmp_path / "run").code == 0
+    write_text(tmp_path / "data/my names.txt", "Katze\n")
+    ended = stvit(*words("yolo", tmp_path / "data", tmp_path / "other", "data.class_names_file=my names.txt"))
+    assert "class 1, expected 0 to 0, the 1 classes of data.class_names_file" in ended.err

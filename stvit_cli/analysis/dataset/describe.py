@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-from stvit_cli.data.formats.collection import image_size
 from stvit_cli.data.inspection import evenly_spaced
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.data_view import DataView, SetView
@@ -65,9 +63,9 @@ def _summary(view: DataView, split: SetView) -> SplitSummary:
         counts, num_counted = [pixels[label] for label in range(len(view.class_names))], len(positions) - num_unusable
     sizes = split.sizes()
     if sizes is None:
-        paths = [Path(split.path(position)) for position in evenly_spaced(len(split), NUM_SIZES)]
         with ThreadPoolExecutor(THREADS) as pool:
-            sizes = [size for size, _ in pool.map(image_size, paths) if not isinstance(size, str)]
+            found = pool.map(split.size, evenly_spaced(len(split), NUM_SIZES))
+            sizes = [size for size in found if size is not None]
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     shown = [by_area[0], by_area[len(by_area) // 2], by_area[-1]] if by_area else []
     objects = sum(counts) if view.unit == "objects" else None

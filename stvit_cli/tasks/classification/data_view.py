@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 from stvit_cli.data.classification import Images, images_of_classes
 from stvit_cli.data.digits import SIDE, DigitImages
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.classification.data import build_classification
-from stvit_cli.tasks.data_view import DataView, ImageReport
+from stvit_cli.tasks.data_view import DataView, ImageReport, header_size
 
 
 class ClassificationView:
@@ -28,13 +30,22 @@ class ClassificationView:
     def sizes(self) -> list[tuple[int, int]] | None:
         return [(SIDE, SIDE)] * len(self) if isinstance(self.images, DigitImages) else None
 
+    def size(self, index: int) -> tuple[int, int] | None:
+        path = Path(self.path(index))
+        if path.is_file():
+            return header_size(path)
+        try:  # in a table or an archive
+            return self.images.open(index).size
+        except UserError:
+            return None
+
     def counts(self) -> list[int]:
         counts: list[int] = images_of_classes(self.images).tolist()
         return counts
 
     def labels(self, index: int) -> frozenset[int]:
         target = self.images.target(index)
-        return frozenset({target} if isinstance(target, int) else np.flatnonzero(target).tolist())
+        return frozenset({target} if isinstance(target, int) else np.flatnonzero(target).tolist())  # several labels
 
     def inspect(self, index: int) -> ImageReport:
         report = ImageReport(index)

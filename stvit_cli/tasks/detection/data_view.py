@@ -35,6 +35,10 @@ class DetectionView:
     def sizes(self) -> list[tuple[int, int]] | None:
         return [(width, height) for height, width in self.images.index.sizes[self.images.indices].tolist()]
 
+    def size(self, index: int) -> tuple[int, int] | None:
+        height, width = self.images.size(index)
+        return width, height
+
     def counts(self) -> list[int]:
         found = Counter(entry["label"] - 1 for index in range(len(self)) for entry in self._objects(index))
         return [found[label] for label in range(len(self.names))]

@@ -10,7 +10,7 @@ from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.label_checks import NumberCount, suspicions
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.data_view import DataView, ImageReport
+from stvit_cli.tasks.data_view import DataView, ImageReport, header_size
 from stvit_cli.tasks.segmentation.data import build_segmentation
 
 
@@ -28,6 +28,9 @@ class SegmentationView:
 
     def sizes(self) -> list[tuple[int, int]] | None:
         return None
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        return header_size(self.images.images[index])
 
     def counts(self) -> list[int] | None:
         return None
