@@ -88,8 +88,8 @@ class DataSection(Section):
     multi_label: bool = False
     """Kind table: an image has any number of labels. Trained with binary cross-entropy, evaluated by mAP and F1."""
     class_names_file: str | None = None
-    """Text file with a class name on each line, relative to data.dir: names for labels that are numbers, and the classes, in
-    order, of kinds yolo, voc, labelme, cvat and createml. null: none."""
+    """Text file with a class name on each line, relative to data.dir: names for labels that are numbers, and the classes in
+    order of label maps and of kinds yolo, voc, labelme, cvat and createml. null: none."""
     image_size: Annotated[int, Field(ge=32)] = 224
     """Side of the square input, in pixels; for segmentation that of a training crop, for shapes an image's longer side."""
     mean: tuple[float, ...] = IMAGENET_MEAN

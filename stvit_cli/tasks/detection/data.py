@@ -142,7 +142,10 @@ def resolve_head(recipe: Recipe) -> tuple[Recipe, list[str]]:
     section = recipe.detection
     if recipe.data.kind == "shapes" or section.head not in BOX_ONLY:
         return recipe, []
-    train, _, _ = _read_files(recipe.data, section, recipe.shapes)
+    if recipe.data.kind in formats.KINDS:
+        train, _, _ = _read_files(recipe.data, section, recipe.shapes)
+    else:
+        train = _read_train(_root(recipe.data, recipe.shapes), section)
     if train.num_masks.any() or not train.num_objects.any():
         return recipe, []
     head = BOX_ONLY[section.head]
