@@ -93,6 +93,12 @@ class World:
 
 def pick_device(key: str, local_rank: int = 0) -> torch.device:
     """Return the device for ``train.device``. Raises UserError where a GPU is asked for and there is none."""
+    if key == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("train.device is mps, but PyTorch finds no Apple GPU here. Use train.device=cpu, or auto.")
+        if world_size() > 1:
+            raise UserError("train.device is mps, which is for one process: start it without torchrun, or use another device.")
+        return torch.device("mps")
     if key == "cpu" or (key == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

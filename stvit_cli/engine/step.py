@@ -16,7 +16,7 @@ from stvit_cli.engine.optim import match_layout, parameters_of, set_lr
 from stvit_cli.engine.schedule import lr_at
 from stvit_cli.engine.seeding import seed_micro_batch
 from stvit_cli.engine.session import Session
-from stvit_cli.tasks.base import Batch, move
+from stvit_cli.tasks.base import Batch, in_float64, move
 
 # Above this scale, fp16 gradients that overflow are skipped by the scaler, which then lowers its scale.
 SMALLEST_SCALE = 1.0
@@ -130,9 +130,9 @@ class TrainStep:
             NonFiniteError: on every process where one has a bad loss or gradient.
         """
         keys = list(parts[0])
-        means = torch.stack([torch.stack([part[key].double() for part in parts]).mean() for key in keys])
+        means = torch.stack([torch.stack([in_float64(part[key]) for part in parts]).mean() for key in keys])
         flag_tensor = torch.tensor(flags, dtype=torch.float64, device=means.device)
-        rows = self.session.world.exchange(torch.cat([means, norm.double()[None], flag_tensor]))
+        rows = self.session.world.exchange(torch.cat([means, in_float64(norm)[None], flag_tensor]))
         means_by_rank, norms = rows[:, : len(keys)], rows[:, len(keys)]
         scaler = self.session.scaler
         overflow = scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE

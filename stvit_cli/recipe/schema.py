@@ -269,8 +269,8 @@ class TrainSection(Section):
     into memory on a GPU."""
     seed: int = 0
     """Random seed: of the weights, the order of the samples and the augmentation."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on. auto: a GPU where there is one, otherwise the CPU."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to train on. auto: a CUDA GPU where there is one, otherwise the CPU. mps: an Apple GPU, in one process."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """fp32, or mixed precision by autocast: bf16, or fp16 with loss scaling."""
     compile: bool = False

@@ -265,3 +265,8 @@ def move(batch: Batch, device: torch.device) -> Batch:
     if isinstance(batch, (list, tuple)):
         return type(batch)(move(value, device) for value in batch)
     return batch
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """Return the values in float64: on their device, or on the CPU where that has no float64 (Apple's MPS)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from stvit_cli.tasks.base import in_float64
 from stvit_cli.tasks.finite import require_finite
 
 State = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]
@@ -32,7 +33,7 @@ class MultiLabelEvaluator:
         """See `tasks.base.Evaluator`."""
         logits, target = model(batch["image"]).float(), batch["target"]  # both (B, K)
         require_finite(logits)
-        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").double().mean(1)
+        losses = in_float64(F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean(1)
         self.parts.append(
             (batch["index"].cpu().numpy(), logits.cpu().numpy(), target.to(torch.uint8).cpu().numpy(), losses.cpu().numpy())
         )

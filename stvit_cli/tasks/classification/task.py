@@ -29,7 +29,7 @@ from stvit_cli.models import create_model
 from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require_image_size
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
-from stvit_cli.tasks.base import Evaluator
+from stvit_cli.tasks.base import Evaluator, in_float64
 from stvit_cli.tasks.classification.data import build_classification, build_eval_set
 from stvit_cli.tasks.classification.distillation import distillation_loss, load_teacher
 from stvit_cli.tasks.classification.losses import Loss, build_loss, class_weights, dense_targets
@@ -204,7 +204,7 @@ class ClassificationEvaluator:
         own = logits.gather(1, target[:, None])
         earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
         rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
-        losses = F.cross_entropy(logits, target, reduction="none").double().sum()
+        losses = in_float64(F.cross_entropy(logits, target, reduction="none")).sum()
         hits = torch.stack([(rank < 1).sum(), (rank < TOP).sum()])
         self.num_images += len(target)
         self.num_classes = logits.shape[1]
