@@ -136,6 +136,9 @@ def fitted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
         # Where it fails, the file is not one of this model, and the message about its keys follows.
         with suppress(AttributeError, KeyError, IndexError, ValueError, RuntimeError):
             state = state if convert is None else dict(convert(state, inner))
+    if prefix:  # a backbone has neither classifier nor last norm
+        ends = ("norm.", *{f"{name.split('.')[0]}." for name in classifier_names(inner)})
+        state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(ends)}
     return {prefix + name: tensor for name, tensor in state.items()}
 
 

@@ -15,6 +15,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models.stvit import STViT
 from stvit_cli.models.timm_backbone import TimmBackbone
 from stvit_cli.models.timm_models import fitted, require_image_size
+from stvit_cli.tasks.base import freeze_drop_path
 from stvit_cli.tasks.loading import open_trained
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.registry import get
@@ -135,7 +136,8 @@ def test_timms_own_files_are_loaded(tmp_path: Path) -> None:
         assert not load_weights(model, tmp_path / name).missing
         assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in model.state_dict().items())
         backbone = TimmBackbone("timm/test_convnext")
-        load_weights(backbone, tmp_path / name)
+        report = load_weights(backbone, tmp_path / name)
+        assert (report.unexpected, report.missing) == ([], [f"norms.{i}.{leaf}" for i in range(4) for leaf in ("weight", "bias")])
         assert torch.equal(backbone.model.model.stem[0].weight, theirs.stem[0].weight)
     grey = create_model("timm/test_convnext", 2, in_chans=1)
     report = load_weights(grey, tmp_path / "timm.safetensors", new_head=True)
@@ -156,6 +158,27 @@ def test_swins_names_are_not_taken_for_those_of_the_authors_files(tmp_path: Path
         for name, v in model.state_dict().items()
     }
     assert fitted(again, old).keys() == model.state_dict().keys(), "timm renames the keys of Swin's own files"
+
+
+def test_a_detector_starts_from_timms_file(tmp_path: Path) -> None:
+    from stvit_cli.tasks.weights import load_initial_weights
+
+    theirs = timm.create_model("test_convnext", num_classes=7)
+    save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
+    model = create_detector("timm/test_convnext", 2, channels=16, fc_dim=16)
+    names = {"task": "detection", "class_names": ("a", "b"), "class_layers": ()}
+    notes = load_initial_weights(model, model.backbone.body, tmp_path / "timm.safetensors", **names)
+    assert "tensors of the backbone from" in notes[0]
+    assert notes[1] == "Warning: 8 tensors are not in the file and keep their initial values, such as norms.0.weight."
+    assert torch.equal(model.backbone.body.model.model.stem[0].weight, theirs.stem[0].weight)
+
+
+def test_stochastic_depth_is_frozen_as_that_of_the_built_in_models() -> None:
+    model = create_model("timm/test_convnext", 2, drop_path_rate=0.5).train()
+    layers = [module for module in model.modules() if isinstance(module, timm.layers.DropPath)]
+    assert layers
+    freeze_drop_path(model)
+    assert not any(layer.training for layer in layers)
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])

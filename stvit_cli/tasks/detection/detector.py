@@ -193,7 +193,7 @@ def create_detector(
     """Create a detector on a model of `list_models`, freshly initialised. The defaults are Mask R-CNN's on COCO.
 
     Args:
-        name: the backbone, such as ``stvit-s``.
+        name: the backbone, such as ``stvit-s``, or ``timm/NAME``.
         num_classes: number of object classes, without the background.
         head: ``mask-rcnn``, ``cascade-mask-rcnn`` with three stages of heads, or the same without masks: ``faster-rcnn``,
             ``cascade-rcnn``.
