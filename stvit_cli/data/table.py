@@ -27,7 +27,7 @@ from stvit_cli.data.splits import NAMES
 from stvit_cli.data.table_columns import path_column, split_column
 from stvit_cli.data.table_file import Table, read_tables
 from stvit_cli.data.table_files import TableFiles, find_table_files
-from stvit_cli.data.table_labels import Labels, present, refuse_rows, several_labels, single_labels, target_of
+from stvit_cli.data.table_labels import Labels, present, refuse_rows, refuse_several, several_labels, single_labels, target_of
 from stvit_cli.data.table_paths import resolve_paths, without_repeats
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few, printable
@@ -47,7 +47,7 @@ class TableOptions:
     label_column: str | tuple[str, ...] | None = None
     label_separator: str | None = None
     image_dir: str | None = None
-    multi_label: bool = False
+    multi_label: bool | None = None
     class_names_file: str | None = None
     val_fraction: float = 0.2
     group_by: str | None = None
@@ -207,7 +207,10 @@ def _labels(table: Table, options: TableOptions) -> Labels:
     if not options.multi_label:
         if isinstance(options.label_column, tuple):
             raise UserError("data.label_column: found several columns; columns of 0 and 1 are read with data.multi_label=true.")
-        return single_labels(table, options.label_column)
+        found = single_labels(table, options.label_column)
+        if options.multi_label is None:
+            refuse_several(table, found)
+        return found
     split = split_column(table)
     others = [path_column(table, options.path_column), *([split] if split else [])]
     return several_labels(table, options.label_column, options.label_separator, others)

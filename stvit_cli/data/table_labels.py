@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,30 @@ def single_labels(table: Table, column: str | None) -> Labels:
     written = {value: _integer(value) for value in values} if all(map(_INTEGER.fullmatch, values)) else {}
     of_row = [written[cell] for cell in cells] if any(value != plain for value, plain in written.items()) else list(cells)
     return Labels(of_row, _in_order(set(of_row)), table.names.get(name, ()))
+
+
+def refuse_several(table: Table, labels: Labels) -> None:
+    """Refuse labels of which some look like several in a cell, such as "cat;dog" where there are "cat" and "dog" too.
+
+    Args:
+        table: the rows.
+        labels: one of each row.
+
+    Raises:
+        UserError: all parts of a label are labels, or parts of labels, of other rows. It names the key that decides.
+    """
+    for separator in SEPARATORS[:-1]:
+        parts = {value: [part.strip() for part in value.split(separator)] for value in labels.values}
+        count = Counter(part for each in parts.values() for part in set(each))
+        for value, of_value in parts.items():
+            if len(of_value) > 1 and all(part and count[part] > 1 for part in of_value):
+                row = labels.of_row.index(value)  # type: ignore[arg-type]
+                raise refuse_rows(
+                    table,
+                    [row],
+                    f"'{printable(value)}' looks like several labels: {first_few(of_value)} are in other rows too",
+                    "\ndata.multi_label=true reads them apart; data.multi_label=false takes each cell for one class.",
+                )
 
 
 def several_labels(table: Table, column: str | Sequence[str] | None, separator: str | None, others: Sequence[str]) -> Labels:
@@ -193,12 +218,12 @@ def present(targets: Sequence[Sequence[int]], num_classes: int) -> NDArray[np.ui
     return matrix
 
 
-def refuse_rows(table: Table, rows: Sequence[int], problem: str) -> UserError:
-    """Return the error about rows with the same problem: their number, and where the first are."""
+def refuse_rows(table: Table, rows: Sequence[int], problem: str, remedy: str = "") -> UserError:
+    """Return the error about rows with the same problem: their number, where the first are, and a last line that helps."""
     places = "".join(f"\n  {table.where(row)}" for row in rows[:NUM_NAMED])
     more = f"\n  and {len(rows) - NUM_NAMED} more" if len(rows) > NUM_NAMED else ""
     count = "A row" if len(rows) == 1 else f"{len(rows)} rows"
-    return UserError(f"{count} of {printable(str(table.files[0]))}: {problem}.{places}{more}")
+    return UserError(f"{count} of {printable(str(table.files[0]))}: {problem}.{places}{more}{remedy}")
 
 
 def _integer(value: str) -> str:

@@ -85,8 +85,9 @@ class DataSection(Section):
     ; | , and white space, in this order."""
     image_dir: str | None = None
     """Kind table: folder that paths are relative to, below data.dir. null: the table's folder, or data.dir."""
-    multi_label: bool = False
-    """Kind table: an image has any number of labels. Trained with binary cross-entropy, evaluated by mAP and F1."""
+    multi_label: bool | None = None
+    """Kind table: an image has any number of labels. Trained with binary cross-entropy, evaluated by mAP and F1. null: false,
+    but labels that look like several in a cell are refused."""
     class_names_file: str | None = None
     """Text file with a class name on each line, relative to data.dir: names for labels that are numbers, and the classes in
     order of label maps and of kinds yolo, voc, labelme, cvat and createml. null: none."""

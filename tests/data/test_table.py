@@ -230,6 +230,22 @@ def test_several_labels_in_every_form(root: Path, form: str) -> None:
     assert 1 <= len(val) <= 4
 
 
+@pytest.mark.parametrize("separator", [";", "|", ", "])
+def test_cells_that_look_like_several_labels_ask_for_a_key(root: Path, separator: str) -> None:
+    cells = ["cat", "dog", f"cat{separator}dog"] * 4
+    rows = [f"{path}\t{cell}" for (path, _), cell in zip(ROWS, cells, strict=True)]
+    (root / "labels.tsv").write_text("\n".join(["path\tlabel", *rows]))
+    with pytest.raises(UserError, match="looks like several labels: cat, dog are in other rows too") as refused:
+        read(root)
+    assert "labels.tsv, line 4" in str(refused.value)
+    assert "data.multi_label=true" in str(refused.value)
+    train, val = read(root, multi_label=False)
+    assert set((train | val).values()) == {"cat", "dog", f"cat{separator}dog"}
+    rows = [f"{path}\t{('Paris, France', 'Lyon, France', 'Rome, Italy')[i % 3]}" for i, (path, _) in enumerate(ROWS)]
+    (root / "labels.tsv").write_text("\n".join(["path\tlabel", *rows]))
+    assert set(read(root)[0].values()) == {"Paris, France", "Lyon, France", "Rome, Italy"}
+
+
 def test_a_separator_of_white_space_is_found_last_and_can_be_set(root: Path) -> None:
     rows = [(path, cell) for (path, _), cell in zip(ROWS, ["clear road", "haze", "", "road"] * 3, strict=True)]
     table = write(root / "labels.csv", rows)

@@ -91,11 +91,11 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
     evaluates_training_batches = True
 
     def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
-        super().__init__(data.val_set, recipe.data.multi_label)
-        self.main_metric = "map" if recipe.data.multi_label else "top1"
+        super().__init__(data.val_set, bool(recipe.data.multi_label))
+        self.main_metric = "map" if self.multi_label else "top1"
         self.recipe, self.data, self.model = recipe, data, model
         self.train_set = data.train_set
-        self.mixup = build_mixup(recipe.augment, len(data.class_names), recipe.data.multi_label)
+        self.mixup = build_mixup(recipe.augment, len(data.class_names), self.multi_label)
         self.batch_multiple = 1 if self.mixup is None else 2
         self.class_balance = None
         if recipe.data.balance:
@@ -286,9 +286,11 @@ def build_classification_task(recipe: Recipe, weights: Path | None) -> Classific
 
 def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool) -> ClassificationEvaluation:
     """Build the data for a model with the classes of ``info``. Raises UserError as `tasks.build_evaluation` does."""
-    if info.multi_label != recipe.data.multi_label:
+    if info.multi_label != bool(recipe.data.multi_label):
         has = "several labels" if info.multi_label else "one class"
-        raise UserError(f"data.multi_label is {str(recipe.data.multi_label).lower()}, but the model has {has} for each image.")
+        raise UserError(
+            f"data.multi_label is {str(bool(recipe.data.multi_label)).lower()}, but the model has {has} for each image."
+        )
     val_set = build_eval_set(
         recipe.data,
         recipe.eval,
