@@ -47,7 +47,7 @@ def images_in(folder: Path, count: int = 4) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Which recipe? Give --recipe NAME"),
+        ([], "Which data? Give --data FOLDER, whose kind is found out, or --resume RUN_DIR"),
         (["--recipe", "quikstart"], "There is no recipe named 'quikstart'. Did you mean 'quickstart'?"),
         (["--recipe", "ours.yaml"], "There is no recipe file ours.yaml"),
         (["--recipe", "list.yaml"], "found a list, expected a recipe"),
@@ -70,7 +70,8 @@ def test_unusable_recipe_is_refused(refused: Callable[..., str], words: list[str
         (["optim.lr=fast"], "optim.lr: found fast (text)"),
         (["--model", "stvit-x"], "no model 'stvit-x'"),
         (["--data", "a", "data.dir=b"], "data.dir is given twice"),
-        (["--data", "a"], "data.kind is digits, which needs no folder"),
+        (["--data", "a"], "a: there is no such folder or file"),
+        (["--data", "a", "data.kind=digits"], "data.kind is digits, which needs no folder"),
     ],
 )
 def test_wrong_override_is_refused(refused: Callable[..., str], words: list[str], said: str) -> None:
@@ -182,23 +183,19 @@ def test_one_bad_image_never_ends_the_others(stvit, short_run: Path, tmp_path: P
     folder = tmp_path / "all kinds"
     folder.mkdir()
     Image.new("RGB", (1, 20_000)).save(folder / "thin.png")
-    (folder / "large.png").write_bytes((folder / "thin.png").read_bytes())
-    (folder / "odd.png").write_bytes((folder / "thin.png").read_bytes())
+    failures = {b"large": MemoryError(), b"odd": KeyError("of a decoder")}
+    for name in failures:  # what follows the end of a PNG is not read
+        (folder / f"{name.decode()}.png").write_bytes((folder / "thin.png").read_bytes() + name)
     os.mkfifo(folder / "pipe.png")
+    as_it_is = images._decode
 
     def decode(content: bytes) -> Image.Image:
-        raise decoders.pop(0)
+        for name, failure in failures.items():
+            if content.endswith(name):
+                raise failure
+        return as_it_is(content)
 
-    decoders: list[Exception] = [MemoryError(), KeyError("of a decoder")]
-    opened = images.open_image
-
-    def open_some(path: Path) -> Image.Image:
-        with pytest.MonkeyPatch.context() as patch:
-            if path.stem in ("large", "odd"):
-                patch.setattr(images, "_decode", decode)
-            return opened(path)
-
-    monkeypatch.setattr("stvit_cli.tasks.classification.predict.open_image", open_some)
+    monkeypatch.setattr(images, "_decode", decode)
     names = ("large", "odd", "pipe", "thin")
     words = [folder / f"{name}.png" for name in names]
     ended = stvit("predict", *words, "--weights", short_run, "--json", "found.json", "--output", "drawn")

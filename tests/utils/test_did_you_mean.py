@@ -66,7 +66,7 @@ def test_a_far_name_and_the_name_itself_are_not_suggested(name: str, choices: li
         ("modle.name", ["model.name"]),
         ("train.batch_size", ["train.global_batch_size", "train.batch_size_per_device"]),
         ("warmup_epoch", ["schedule.warmup_epochs"]),
-        ("kind", ["data.kind", "schedule.kind"]),
+        ("kind", ["data.kind", "loss.kind", "distill.kind", "schedule.kind"]),
         ("train.num_workers", ["data.num_workers"]),
         ("descripton", ["description"]),
     ],
