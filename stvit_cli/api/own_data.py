@@ -75,9 +75,10 @@ def new_recipe(
         layout = _layout(given["data.dir"], given)
         recipe = recipe_for(layout)
         _say_found(layout, f"recipe {recipe}")
-        settings = recipe_io.load(recipe, _with_layout(words, layout, given))
+        settings = recipe_io.load(recipe, _with_layout(_with_warmup(words, recipe, given), layout, given))
     else:
         name = recipe if isinstance(recipe, str) else Path(recipe)
+        words = _with_warmup(words, name, given)
         settings = recipe_io.load(name, words)
         if settings.data.kind == "auto":
             known = _set_by_file(name) | given
@@ -191,6 +192,25 @@ def _with_layout(words: Sequence[str], layout: Layout, known: Mapping[str, objec
     return [f"{key}={flow(value)}" for key, value in mine.items()] + [
         word for word in words if not keys_of([word]).keys() & {"data.dir", "data.kind"}
     ]
+
+
+def _with_warmup(words: Sequence[str], name: str | Path, given: Mapping[str, Any]) -> list[str]:
+    """Return overrides with a shorter warmup, if a recipe that adapts its length has a longer one than the user's run.
+
+    Of the user's epochs, or steps, the warmup is the same part as of the recipe's epochs.
+    """
+    from stvit_cli.recipe import io as recipe_io
+
+    unit = "steps" if given.get("schedule.steps") is not None else "epochs"
+    length = given.get(f"schedule.{unit}")
+    if not isinstance(length, int) or length < 1 or given.keys() & {"schedule.warmup_epochs", "schedule.warmup_steps"}:
+        return list(words)
+    schedule = recipe_io.load(name).schedule
+    if schedule.min_steps is None or (unit == "epochs" and schedule.warmup_epochs < length):
+        return list(words)
+    shorter = schedule.warmup_epochs * length // schedule.epochs
+    _say(f"schedule.warmup_{unit}: {shorter}, as schedule.{unit} is {length} (warmup_epochs was {schedule.warmup_epochs})")
+    return [*words, *([] if unit == "epochs" else ["schedule.warmup_epochs=0"]), f"schedule.warmup_{unit}={shorter}"]
 
 
 def _set_by_file(name: str | Path) -> dict[str, object]:

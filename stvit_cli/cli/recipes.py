@@ -119,6 +119,7 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
 
     recipe, layers, renamed = recipe_io.resolve(name, overrides or ())
     from stvit_cli.models import list_models
+    from stvit_cli.recipe import OptimSection
 
     if recipe.model.name.startswith("timm/"):
         from stvit_cli.models.timm_models import built_in_name, require_known
@@ -128,6 +129,10 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
     elif recipe.model.name not in (*list_models(), "auto"):
         guess = did_you_mean(recipe.model.name, list_models())
         raise UserError(f"{name}: model.name: there is no model {recipe.model.name!r}.{guess} Known: {', '.join(list_models())}")
+    if recipe.optim.name != OptimSection().name:  # timm knows the others, and its import takes a second
+        from stvit_cli.engine.optim import check_optimizer
+
+        check_optimizer(recipe.optim)
     based = f", based on {' -> '.join(layer.source for layer in layers[1:])}" if len(layers) > 1 else ""
     echo(f"{name} is valid{based}. What it sets:", "")
     echo(*(f"# {sentence}" for sentence in renamed))

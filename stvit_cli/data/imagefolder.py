@@ -102,8 +102,8 @@ def find_images(
         group_by: keeps the images of a group together there, see `held_out.group_images`.
 
     Raises:
-        UserError: no such folder, no classes, a class without images, classes of train and val that differ, or nothing to
-            evaluate.
+        UserError: no such folder, no classes, a class without images, classes of val that train does not have, or nothing
+            to evaluate.
     """
     root = require_folder(folder, "images", LAYOUT)
     splits = find_splits(root)
@@ -116,8 +116,9 @@ def find_images(
         instead = f" To hold out a part of {here}/ instead: data.dir={root / here}" if here == splits.train else ""
         raise UserError(f"{root} has {here}/ but no {missing}/.{found}{instead}\n{LAYOUT}")
     train, val = _index(root / splits.train), _index(root / splits.val, min_classes=1)
-    _refuse_different_classes(root, (splits.train, train.class_names), (splits.val, val.class_names))
     notes = _notes(root / splits.train, train)
+    if lacking := _only_in_train(root, (splits.train, train.class_names), (splits.val, val.class_names)):
+        notes.append(f"{splits.val}/ has no folder of {first_few(lacking)}: trained on, but the evaluation has none of it.")
     if splits.left_out is not None:
         notes.append(f"{splits.left_out}/ is left out: the evaluation is on {splits.val}/.")
     others = [name for name in folders_in(root) if name not in (splits.train, splits.val, splits.left_out)]
@@ -253,16 +254,24 @@ def _other_endings(root: Path, folder: str) -> str:
     return f" Found there: files ending in {first_few(endings)}." if endings else ""
 
 
-def _refuse_different_classes(root: Path, train: tuple[str, Sequence[str]], val: tuple[str, Sequence[str]]) -> None:
-    """Raise where two splits, each given by its name and its classes, differ in their classes."""
+def _only_in_train(root: Path, train: tuple[str, Sequence[str]], val: tuple[str, Sequence[str]]) -> list[str]:
+    """Return the classes that only the first of two splits has, each given by its name and its classes.
+
+    Raises:
+        UserError: the second has classes that the first does not have.
+    """
     ours, theirs = ({same_name(name): name for name in names} for _, names in (train, val))
-    if ours.keys() == theirs.keys():
-        return
     only = {
         split: sorted(mine[name] for name in mine.keys() - others.keys())
         for (split, _), mine, others in ((train, ours, theirs), (val, theirs, ours))
     }
+    if not only[val[0]]:
+        return only[train[0]]
     lines = [f"only in {split}/: {first_few(names)}" for split, names in only.items() if names]
-    if only[val[0]] and only[train[0]]:
+    if only[train[0]]:
         lines[-1] += f".{did_you_mean(only[val[0]][0], only[train[0]])}".rstrip(".")
-    raise UserError(f"{root}: {train[0]}/ and {val[0]}/ have different classes.\n" + "\n".join(lines))
+    raise UserError(
+        f"{root}: {train[0]}/ and {val[0]}/ have different classes.\n"
+        + "\n".join(lines)
+        + f"\nRename or move the folders that are only in {val[0]}/: what is not trained on cannot be evaluated."
+    )

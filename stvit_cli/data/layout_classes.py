@@ -59,9 +59,16 @@ def _classes(survey: Survey, path: str) -> list[str]:
     return [] if all(name.lower() in NO_CLASSES for name in names) else names
 
 
-def find_tables(survey: Survey) -> list[Layout]:
-    """Return the layout of tables of paths and labels: CSV, TSV, Parquet, Hugging Face's metadata files."""
+def find_tables(survey: Survey, *, any_table: bool = False) -> list[Layout]:
+    """Return the layout of tables of paths and labels: CSV, TSV, Parquet, Hugging Face's metadata files.
+
+    Args:
+        survey: of the folder.
+        any_table: take a table of the folder for one of images too whose columns and cells do not look like it.
+    """
     tables = [folder.join(name) for folder in survey for name in folder.files if _is_table(survey.root, folder, name)]
+    if any_table and not tables:
+        tables = survey.top.with_ending(*TABLES)
     if not tables:
         return []
     return [layout("classification", "table", survey.root, f"a table of images and labels, {first_few(tables, 2)}")]
@@ -123,5 +130,11 @@ def refuse_without_labels(survey: Survey) -> UserError:
         holds = f"the archive {printable(archives[0])}: unpack it first" if archives else "no images"
         return UserError(f"{root} holds {holds}.\n{kinds}")
     many = "an image" if survey.num_images == 1 else f"{survey.num_images} images"
-    folders = f" in {first_few(sorted(folder.path or '.' for folder in survey if folder.num_images), 3)}"
-    return UserError(f"{root} has {many}{folders} but no labels that are recognized.\n{kinds}")
+    paths = sorted(folder.path for folder in survey if folder.num_images)
+    folders = f" in {first_few([f'{path}/' for path in paths], 3)}" if paths != [""] else ""
+    said = f"{root} has {many}{folders} but no labels that are recognized."
+    if tables := survey.top.with_ending(*TABLES):
+        said += f"\nIf {printable(tables[0])} has them, add data.kind=table."
+    elif len(paths) == 1 and paths != [""]:
+        said += "\nOf folders by class there must be two or more, side by side."
+    return UserError(f"{said}\n{kinds}")

@@ -54,12 +54,13 @@ def find_layout(folder: str | Path, given: Given | None = None, *, task: str | N
         raise UserError(f"{printable(str(root))}: there is no such folder or file.{did_you_mean(root.name, siblings)}")
     found = survey(root)
     layouts = _layouts(found, given)
+    inner = found
     for _ in range(NESTED):
-        if layouts or len(found.top.folders) != 1 or found.top.num_images:
+        if layouts or len(inner.top.folders) != 1 or inner.top.num_images:
             break
-        inner = survey(found.root / found.top.folders[0])
+        inner = survey(inner.root / inner.top.folders[0])
         layouts = _layouts(inner, given)
-        found = inner if layouts else found
+    found = inner if layouts else found
     return _only([layout for layout in layouts if layout.task == task] or layouts, found, given)
 
 
@@ -73,7 +74,7 @@ def _layouts(found: Survey, given: Given) -> list[Layout]:
         *_wanted(wanted, ("idx",), lambda: classes.find_idx(found)),
     ]
     annotated = [layout for layout in annotated if wanted is None or layout.kind == wanted]
-    tables = _wanted(wanted, ("table",), lambda: classes.find_tables(found))
+    tables = _wanted(wanted, ("table",), lambda: classes.find_tables(found, any_table=wanted == "table"))
     folders: list[Layout] = []
     if not annotated:  # images of an annotated set lie in folders too, which are no classes
         folders = _wanted(wanted, ("imagefolder",), lambda: classes.find_class_folders(found))
@@ -117,7 +118,7 @@ def _of_file(path: Path, given: Given) -> Layout:
         "cvat": ending == ".xml" and is_cvat(start),
         "voc": ending == ".xml" and is_voc(start),
         "yolo": ending in (".yaml", ".yml"),
-        "table": ending in (*classes.TABLES, ".jsonl") and classes.is_table(path),
+        "table": ending in classes.TABLES or (ending == ".jsonl" and classes.is_table(path)),
         "idx": "ubyte" in path.name.lower(),
     }
     kind = next((kind for kind, fits in kinds.items() if fits), None)

@@ -150,6 +150,7 @@ def find_table_images(options: TableOptions) -> tuple[TableImages, TableImages]:
         notes += _shared_note(images, others)
     else:
         images, others = _held_out(images, options)
+        others.notes = ()  # those of one table
     images.notes = (*notes, *images.notes, *_empty_classes(images))
     return images, others
 
@@ -180,9 +181,10 @@ def find_table_eval_images(
 def _divided(files: TableFiles, options: TableOptions) -> tuple[Table, Table | None, list[str]]:
     """Return the rows to train on, those to evaluate on where the tables say which, and notes."""
     train = read_tables(files.train)
-    notes = [files.note] if files.note else []
+    notes = [*([files.note] if files.note else []), *train.notes]
     if files.val:
-        return train, read_tables(files.val, "data.val_table"), notes
+        val = read_tables(files.val, "data.val_table")
+        return train, val, [*notes, *val.notes]
     column = split_column(train)
     if column is None:
         return train, None, notes

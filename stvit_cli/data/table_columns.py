@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from stvit_cli.data.table_file import Table
+from stvit_cli.data.table_file import Table, names_image
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import did_you_mean, first_few, printable
 
@@ -22,6 +22,10 @@ def path_column(table: Table, wanted: str | None) -> str:
     names = [*table.columns, *table.images]
     if wanted is None and len(table.images) == 1:
         return next(iter(table.images))
+    if wanted is None and not _usual(names, PATH_NAMES):
+        by_content = [name for name, cells in table.columns.items() if cells and all(names_image([cell]) for cell in cells[:20])]
+        if len(by_content) == 1:
+            return by_content[0]
     return _column(table, names, wanted, PATH_NAMES, "data.path_column", "the path of the image")
 
 
@@ -77,9 +81,4 @@ def _column(table: Table, names: list[str], wanted: str | None, usual: Sequence[
     file = printable(str(table.files[0]))
     if found:
         raise UserError(f"{file}: the columns {first_few(found)} could hold {what}. Which one? Set {key}=NAME.")
-    header = ""
-    if any(re.search(r"\.\w{3,4}$", name) for name in names):
-        header = " If its first line is an image already, add a line above it that names the columns: path,label."
-    raise UserError(
-        f"{file}: no column has a usual name of {what}. Its columns: {first_few(names, 20)}.\nSet {key}=NAME.{hint}{header}"
-    )
+    raise UserError(f"{file}: no column has a usual name of {what}. Its columns: {first_few(names, 20)}.\nSet {key}=NAME.{hint}")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvit_cli.data.class_names import read_text
+from stvit_cli.data.images import ENDINGS as IMAGE_ENDINGS
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few, printable, shortened
 
@@ -39,6 +40,7 @@ class Table:
         lines: for each row, its line in a text file (the header is line 1), or its row in a Parquet file from 1, (N,).
         names: class names of a column of integers, where the file has them (Hugging Face's ClassLabel).
         images: columns of embedded images, as Arrow's chunked arrays of ``{bytes, path}`` or of bytes.
+        notes: remarks for the user.
     """
 
     files: tuple[Path, ...]
@@ -47,6 +49,7 @@ class Table:
     lines: NDArray[np.int64]
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -66,6 +69,7 @@ class Table:
             self.lines[rows],
             self.names,
             {name: cells.take(rows) for name, cells in self.images.items()},
+            self.notes,
         )
 
 
@@ -97,6 +101,7 @@ def read_tables(paths: Sequence[Path], key: str = "data.table") -> Table:
         np.concatenate([table.lines for table in tables]),
         first.names,
         {name: _chunks([table.images[name] for table in tables]) for name in first.images},
+        tuple(note for table in tables for note in table.notes),
     )
 
 
@@ -147,7 +152,11 @@ def _read_csv(path: Path, key: str) -> Table:
         raise UserError(f"{shown}, line {reader.line_num}: cannot be parsed: {error}.") from None
     if not rows:
         raise UserError(f"{shown} is empty; expected a header with the names of the columns, and a row for each image.")
-    header = [name.strip() for name in rows[0]]
+    header, notes = [name.strip() for name in rows[0]], []
+    if names_image(header):
+        header = _names_without_header(header)
+        notes = [f"{shown}: its first line is an image already, so the columns are called {first_few(header)}."]
+        rows, lines = [header, *rows], [0, *lines]
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise UserError(f"{shown}: its first line names the column '{shortened(twice[0])}' twice.")
@@ -161,7 +170,28 @@ def _read_csv(path: Path, key: str) -> Table:
                 )
             rows[position] = row[:width]
     cells = list(zip(*rows[1:], strict=True)) or [()] * width
-    return _table(path, {name: list(map(str.strip, column)) for name, column in zip(header, cells, strict=True)}, lines[1:])
+    return _table(
+        path,
+        {name: list(map(str.strip, column)) for name, column in zip(header, cells, strict=True)},
+        lines[1:],
+        notes=tuple(notes),
+    )
+
+
+def names_image(cells: Sequence[str]) -> bool:
+    """Return whether a cell is the path of an image.
+
+    >>> names_image(["images/1.JPG", "cat"]), names_image(["path", "label"])
+    (True, False)
+    """
+    return any(cell.strip().lower().endswith(IMAGE_ENDINGS) for cell in cells)
+
+
+def _names_without_header(first: Sequence[str]) -> list[str]:
+    """Return names of columns for a table without a header: path, and label where there is only one other."""
+    path = next(position for position, cell in enumerate(first) if names_image([cell]))
+    others = "label" if len(first) == 2 else "column {}"
+    return ["path" if position == path else others.format(position + 1) for position in range(len(first))]
 
 
 def _read_json_lines(path: Path, key: str) -> Table:

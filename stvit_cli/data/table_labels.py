@@ -223,7 +223,8 @@ def refuse_rows(table: Table, rows: Sequence[int], problem: str, remedy: str = "
     places = "".join(f"\n  {table.where(row)}" for row in rows[:NUM_NAMED])
     more = f"\n  and {len(rows) - NUM_NAMED} more" if len(rows) > NUM_NAMED else ""
     count = "A row" if len(rows) == 1 else f"{len(rows)} rows"
-    return UserError(f"{count} of {printable(str(table.files[0]))}: {problem}.{places}{more}{remedy}")
+    stop = "" if problem.endswith((".", "?")) else "."
+    return UserError(f"{count} of {printable(str(table.files[0]))}: {problem}{stop}{places}{more}{remedy}")
 
 
 def _integer(value: str) -> str:

@@ -7,13 +7,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from stvit_cli.data.table_file import Table
+from stvit_cli.data.file_listing import folders_in
+from stvit_cli.data.table_file import Table, names_image
 from stvit_cli.data.table_labels import refuse_rows
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import did_you_mean, first_few, printable
 
 NUM_TRIED = 20
 """Paths that are tried to find out what all are relative to."""
+
+NUM_FOLDERS = 100
+"""Folders that are tried at most, of each level."""
 
 
 def resolve_paths(
@@ -44,7 +48,13 @@ def resolve_paths(
     if os.sep == "/" and any("\\" in cell for cell in cells):
         cells = [cell.replace("\\", "/") for cell in cells]
         notes.append(f"{_file(table)}: backslashes in paths are read as slashes.")
-    starts = [_start(base, root) for base in _bases(table, cells, root, image_dir)]
+    cells, added = _with_endings(table, cells, root, image_dir)
+    notes += added
+    bases = _bases(table, cells, root, image_dir)
+    starts = [_start(base, root) for base in bases]
+    for base, file in zip(bases, table.files, strict=False):
+        if image_dir is None and Path(base) not in (file.parent, root):
+            notes.append(f"{printable(str(file))}: its paths are below {printable(_start(base, root))} (data.image_dir).")
     if len(starts) == 1:
         start = starts[0]
         paths = [cell if cell.startswith("/") else start + cell for cell in cells] if start else list(cells)
@@ -77,8 +87,61 @@ def _bases(table: Table, cells: Sequence[str], root: Path, image_dir: str | None
         rows = [row for row in range(min(len(cells), 100_000)) if table.file_of[row] == number][:NUM_TRIED]
         choices = list(dict.fromkeys([str(file.parent), str(root)]))
         counts = [sum(Path(choice, cells[row]).is_file() for row in rows) for choice in choices]
-        bases.append(choices[counts.index(max(counts))])
+        best = choices[counts.index(max(counts))]
+        bases.append(best if any(counts) else _folder_of_images(file, root, [cells[row] for row in rows]) or best)
     return bases[:1] if len(set(bases)) == 1 else bases
+
+
+def _folder_of_images(file: Path, root: Path, names: Sequence[str]) -> str | None:
+    """Return the folder below that of a table, or below ``root``, in which most of these images are.
+
+    Of several with as many, the one that is called like the table is taken.
+
+    Raises:
+        UserError: several folders have them.
+    """
+    folders: dict[Path, int] = {}
+    for top in dict.fromkeys((file.parent, root)):
+        for folder in _folders_below(top):
+            folders.setdefault(folder, sum((folder / name).is_file() for name in names))
+    most = max(folders.values(), default=0)
+    if 2 * most <= len(names):
+        return None
+    best = [folder for folder, count in folders.items() if count == most]
+    best = [folder for folder in best if folder.name.casefold() == file.stem.casefold()] or best
+    if len(best) > 1:
+        lines = "".join(f"\n  data.image_dir={printable(os.path.relpath(folder, root))}" for folder in best[:4])
+        raise UserError(f"{printable(str(file))}: several folders have images of these names. Which one? Add one of:{lines}")
+    return str(best[0])
+
+
+def _with_endings(table: Table, cells: Sequence[str], root: Path, image_dir: str | None) -> tuple[Sequence[str], list[str]]:
+    """Return names of images with the endings of their files, where a table has ids in their place, and a note."""
+    first = cells[:NUM_TRIED]
+    if any("." in cell or "/" in cell for cell in first):
+        return cells, []
+    tops = [root / Path(image_dir).expanduser()] if image_dir is not None else [root, *(file.parent for file in table.files)]
+    folders = [folder for top in dict.fromkeys(tops) for folder in (top, *_folders_below(top))]
+    name_of: dict[str, str] = {}
+    for folder in dict.fromkeys(folders):
+        for name in _listed(str(folder)) or ():
+            if names_image([name]):
+                name_of[os.path.splitext(name)[0]] = name
+    if 2 * sum(cell in name_of for cell in first) <= len(first):
+        return cells, []
+    return [name_of.get(cell, cell) for cell in cells], [
+        f"{_file(table)}: its paths are without endings, those of the files are added."
+    ]
+
+
+def _folders_below(top: Path) -> list[Path]:
+    """Return the folders at most two levels below a folder, `NUM_FOLDERS` of a level."""
+    found: list[Path] = []
+    level = [top]
+    for _ in range(2):
+        level = [folder / name for folder in level for name in folders_in(folder)][:NUM_FOLDERS]
+        found += level
+    return found
 
 
 def _require_files(table: Table, paths: Sequence[str], root: Path) -> None:
@@ -98,9 +161,9 @@ def _require_files(table: Table, paths: Sequence[str], root: Path) -> None:
     names = folders.get(_folder_and_name(paths[missing[0]])[0]) or frozenset()
     hint = did_you_mean(os.path.basename(first), sorted(names)[:100_000])
     if not hint and len(missing) == len(paths):
-        hint = " Relative paths are below data.image_dir=FOLDER; by default below the table's folder."
+        hint = " Relative paths are below data.image_dir=FOLDER; by default below the table's folder"
         if ntpath.splitdrive(paths[missing[0]])[0] or paths[missing[0]].startswith("/"):
-            hint = " These are absolute paths, perhaps of another machine; write them relative to the table."
+            hint = " These are absolute paths, perhaps of another machine; write them relative to the table"
     raise refuse_rows(table, missing, f"there is no file {printable(first)}.{hint}")
 
 

@@ -12,6 +12,7 @@ from helpers.label_files import WRITERS
 from helpers.own_data import write_boxes, write_photos
 from PIL import Image
 
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 
 Write = Callable[[Path], Path]
@@ -205,3 +206,17 @@ def test_small_set_gets_the_same_recipe_in_several_processes(
     _, fitted = training._build_new(recipe, None, {})
     assert fitted.train.global_batch_size == 4  # of the six images that are not held out
     assert fitted.schedule.epochs * 2 >= 150
+
+
+def test_a_shorter_run_has_a_shorter_warmup(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from stvit_cli.api import own_data
+
+    words = [f"data.dir={photos(tmp_path / 'photos')}", "train.device=cpu", "schedule.epochs=1"]
+    with caplog.at_level("INFO"):
+        assert own_data.new_recipe(None, words).schedule.warmup_epochs == 0
+    assert "schedule.warmup_epochs: 0, as schedule.epochs is 1 (warmup_epochs was 2)" in caplog.messages
+    steps = own_data.new_recipe("own-images", [*words[:2], "schedule.steps=45"]).schedule
+    assert (steps.warmup_epochs, steps.warmup_steps) == (0, 3)  # 2 of 30 epochs
+    with pytest.raises(UserError, match=r"schedule\.warmup_epochs: found 3"):
+        own_data.new_recipe("own-images", [*words, "schedule.warmup_epochs=3"])
+    assert own_data.new_recipe("own-images", [*words[:2], "schedule.epochs=4"]).schedule.warmup_epochs == 2

@@ -94,3 +94,9 @@ def test_recipes_whose_model_is_chosen_later_are_valid(stvit, name: str) -> None
     refused = stvit("profile", "--recipe", name)
     assert refused.code == 2
     assert "model.name=stvit-s" in refused.err
+
+
+def test_check_finds_a_misspelt_optimizer(stvit) -> None:
+    assert stvit("recipes", "check", "quickstart", "optim.name=lion").code == 0
+    ended = stvit("recipes", "check", "quickstart", "optim.name=loin")
+    assert (ended.code, "Did you mean 'lion'?" in ended.err) == (2, True)

@@ -55,6 +55,12 @@ CASES: dict[str, tuple[dict[str, str], str, str, dict[str, object]]] = {
         "imagefolder",
         {"data.dir": "set"},
     ),
+    "classes unpacked two folders deep": (
+        images("set/data/cat/1.jpg", "set/data/dog/1.jpg"),
+        "classification",
+        "imagefolder",
+        {"data.dir": "set/data"},
+    ),
     "one split of classes": (images("train/a/1.jpg", "train/b/1.jpg"), "classification", "imagefolder", {"data.dir": "train"}),
     "grey images of the same names": (
         {"cat/1.png": "map", "dog/1.png": "map"},
@@ -240,7 +246,12 @@ def test_ambiguous_is_a_question_that_one_key_answers(name: str, tmp_path: Path)
 
 
 REFUSED = {
-    "images alone": (images("a/1.jpg"), "has an image in a but no labels"),
+    "images alone": (images("1.jpg"), "has an image but no labels"),
+    "one class": (images("a/1.jpg"), "two or more, side by side"),
+    "a table of ids": (
+        images("a/1.jpg") | {"breeds.csv": "id,breed\n1,pug\n2,husky\n"},
+        "If breeds.csv has them, add data.kind=table",
+    ),
     "nothing": ({"notes.txt": "x"}, "holds no images"),
     "archive": ({"photos.zip": "x"}, "unpack it first"),
     "images missing": (images("other.jpg") | {"a.json": coco("1.jpg")}, "detection.train_images=FOLDER"),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from stvit_cli.data.layouts import find_layout
 from stvit_cli.data.table import TableImages, TableOptions, find_table_eval_images, find_table_images
 from stvit_cli.errors import UserError
 
@@ -309,6 +310,29 @@ def test_evaluation_takes_the_models_classes_and_refuses_others(root: Path) -> N
         find_table_eval_images(TableOptions(dir=table), class_names=["emu", "cat"])
 
 
+@pytest.mark.parametrize("header", ["images/0.png,cat", "where,label"])
+def test_a_table_without_a_header_or_a_usual_name_of_the_path_is_read(root: Path, header: str) -> None:
+    table = write(root / "labels.csv", ROWS[header.startswith("images") :], header)
+    train, val = read(table)
+    assert {**train, **val} == EXPECTED
+    notes = find_table_images(TableOptions(dir=table))[0].notes
+    assert ("columns are called path, label" in " ".join(notes)) == header.startswith("images")
+
+
+@pytest.mark.parametrize("ending", [".png", ""])
+def test_bare_names_are_found_in_the_only_folder_that_has_them(root: Path, ending: str) -> None:
+    image(root / "other" / "0.png")
+    table = write(root / "labels.csv", [(Path(path).stem + ending, label) for path, label in ROWS])
+    images = find_table_images(TableOptions(dir=table))[0]
+    assert {**read(table)[0], **read(table)[1]} == EXPECTED
+    assert "its paths are below images/ (data.image_dir)" in " ".join(images.notes)
+    for number in range(12):
+        image(root / "small" / f"{number}.png")
+    with pytest.raises(UserError, match=r"Which one\? Add one of:\n  data\.image_dir=images\n  data\.image_dir=small"):
+        read(table)
+    assert {**read(table, image_dir="small")[0], **read(table, image_dir="small")[1]} == EXPECTED
+
+
 def one_row(**changed: str) -> list[tuple[str, str]]:
     return [(changed.get("path", "images/0.png"), changed.get("label", "cat")), *ROWS[1:]]
 
@@ -322,9 +346,12 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "web addresses": ([("https://a/1.png", "cat"), ROWS[1]], "path,label", r"a web address"),
     "a row too short": ([*ROWS, ("images/0.png",)], "path,label", r"line 14: 1 cells, but the first line names 2 columns"),
     "a row too long": ([*ROWS, ("a", "b", "c")], "path,label", r"line 14: 3 cells"),
-    "no header": (ROWS, "images/0.png,cat", r"add a line above it that names the columns"),
     "unusual names": (ROWS, "where,what", r"Its columns: where, what\.\nSet data\.label_column=NAME"),
-    "no path": (ROWS, "where,label", r"Its columns: where, label\.\nSet data\.path_column=NAME"),
+    "no path": (
+        [(str(row), "cat" if row % 2 else "dog") for row in range(12)],
+        "where,label",
+        r"where, label\.\nSet data\.path_column=NAME",
+    ),
     "no label": (ROWS, "path,what", r"Set data\.label_column=NAME"),
     "two label columns": (
         [(*row, "1") for row in ROWS],
@@ -384,3 +411,10 @@ def test_parquet_without_pyarrow_says_what_to_install(root: Path, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"pip install 'stvit\[tables\]'"):
         read(root)
+
+
+def test_ids_get_the_endings_of_their_files(root: Path) -> None:
+    table = write(root / "labels.csv", [(Path(path).stem, label) for path, label in ROWS], "id,breed")
+    options: dict[str, Any] = {"path_column": "id", "label_column": "breed"}
+    assert {**read(table, **options)[0], **read(table, **options)[1]} == EXPECTED
+    assert find_layout(root, {"data.kind": "table"}).kind == find_layout(table).kind == "table"
