@@ -28,6 +28,7 @@ class ConvertedFile:
         image_folder: the folder that its file names are relative to.
         num_images: in it.
         num_objects: in it, without those that are ignored.
+        num_masks: of the objects, those with a mask.
         notes: what was noticed and what is left out.
     """
 
@@ -36,6 +37,7 @@ class ConvertedFile:
     image_folder: Path
     num_images: int
     num_objects: int
+    num_masks: int
     notes: Sequence[str]
 
 
@@ -121,8 +123,8 @@ def data_convert(
 
 
 def _file(split: str, path: Path, index: CocoIndex) -> ConvertedFile:
-    objects = int(index.num_objects.sum())
-    return ConvertedFile(split, path, index.folder, len(index), objects, index.notes(of_training=True, masks=False))
+    objects, masks = int(index.num_objects.sum()), int(index.num_masks.sum())
+    return ConvertedFile(split, path, index.folder, len(index), objects, masks, index.notes(of_training=True, masks=False))
 
 
 def _format_of(source: Path, given: str | None) -> tuple[str, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stvit_cli.api.overrides import Overrides, as_words
-from stvit_cli.api.own_data import keys_of, new_recipe
+from stvit_cli.api.own_data import keys_of, new_recipe, with_layout
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import did_you_mean, printable
 
@@ -189,10 +189,9 @@ def _found(path: Path, words: list[str]) -> tuple[Recipe, str]:
     """Return the recipe of a data set whose layout is found out."""
     from stvit_cli.data.layouts import find_layout
     from stvit_cli.recipe import io as recipe_io
-    from stvit_cli.recipe.yaml import flow
 
     given = keys_of(words)
     layout = find_layout(path, given)
-    keys = [f"{key}={flow(value)}" for key, value in layout.keys.items() if key not in given or key == "data.dir"]
-    recipe = recipe_io.from_text(f"task: {layout.task}\n", [*keys, *words], source=str(path), name="data")
+    keys = with_layout(words, layout, given, skip_unreadable=True)  # a check names the label maps that cannot be read
+    recipe = recipe_io.from_text(f"task: {layout.task}\n", keys, source=str(path), name="data")
     return recipe_io.with_absolute_paths(recipe), layout.description

@@ -75,7 +75,7 @@ def new_recipe(
         layout = _layout(given["data.dir"], given)
         recipe = recipe_for(layout)
         _say_found(layout, f"recipe {recipe}")
-        settings = recipe_io.load(recipe, _with_layout(_with_warmup(words, recipe, given), layout, given))
+        settings = recipe_io.load(recipe, with_layout(_with_warmup(words, recipe, given), layout, given))
     else:
         name = recipe if isinstance(recipe, str) else Path(recipe)
         words = _with_warmup(words, name, given)
@@ -84,7 +84,7 @@ def new_recipe(
             known = _set_by_file(name) | given
             layout = _layout(settings.data.dir, known, settings)
             _say_found(layout, f"recipe {settings.name}")
-            settings = recipe_io.load(name, _with_layout(words, layout, known))
+            settings = recipe_io.load(name, with_layout(words, layout, known))
         elif settings.data.kind == "imagefolder" and settings.data.dir is not None:
             _doubt_classes(settings.data.dir)
     info = _weights_info(weights) if settings.model.name == "auto" or settings.data.auto_size else None
@@ -181,14 +181,22 @@ def _layout(folder: object, given: Mapping[str, object], settings: Recipe | None
     return layout
 
 
-def _with_layout(words: Sequence[str], layout: Layout, known: Mapping[str, object]) -> list[str]:
-    """Return overrides with the keys of a layout before them; ``known`` keys, which the user has set, stay."""
+def with_layout(words: Sequence[str], layout: Layout, known: Mapping[str, object], *, skip_unreadable: bool = False) -> list[str]:
+    """Return overrides with the keys of a layout before them; ``known`` keys, which the user has set, stay.
+
+    Args:
+        words: ``key=value`` overrides.
+        layout: of the data.
+        known: keys that the user has set, with their values.
+        skip_unreadable: the classes of label maps are those of the maps that can be read.
+    """
     from stvit_cli.recipe.yaml import flow
 
     mine = {key: value for key, value in layout.keys.items() if key not in known or key in ("data.dir", "data.kind")}
     named = known.get("segmentation.class_names") or known.get("data.class_names_file")
     if layout.task == "segmentation" and not named:
-        mine |= _map_classes({**layout.keys, **{key: value for key, value in known.items() if key in mine}})
+        keys = {**layout.keys, **{key: value for key, value in known.items() if key in mine}}
+        mine |= _map_classes(keys, skip_unreadable=skip_unreadable)
     return [f"{key}={flow(value)}" for key, value in mine.items()] + [
         word for word in words if not keys_of([word]).keys() & {"data.dir", "data.kind"}
     ]
@@ -266,7 +274,7 @@ def _with_sizes(settings: Recipe, weights: WeightsInfo | None, given: Mapping[st
     return _updated(settings, {**changes, "data.auto_size": False})
 
 
-def _map_classes(keys: Mapping[str, object]) -> dict[str, object]:
+def _map_classes(keys: Mapping[str, object], *, skip_unreadable: bool) -> dict[str, object]:
     """Return the keys of the classes that the label maps and a file of names tell, and say how they were found."""
     from stvit_cli.data.image_pairs import find_pairs
     from stvit_cli.data.map_classes import find_map_classes
@@ -280,7 +288,7 @@ def _map_classes(keys: Mapping[str, object]) -> dict[str, object]:
         image_suffix=None if suffix is None else str(suffix),
         map_suffix=str(keys.get("segmentation.map_suffix", ".png")),
     )
-    found, said = find_map_classes(root, pairs.maps)
+    found, said = find_map_classes(root, pairs.maps, skip_unreadable=skip_unreadable)
     _say(said)
     return found
 

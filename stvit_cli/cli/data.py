@@ -146,7 +146,8 @@ def _print_training(result: api.ConversionResult) -> None:
         keys += [f"detection.val_json={val.file.resolve()}", f"detection.val_images={val.image_folder.resolve()}"]
     else:
         keys.append("detection.val_json=null")
-    echo("Next:", command("stvit", "train", "--recipe", "own-boxes", "--data", result.source, "data.kind=coco", *keys), err=True)
+    recipe = "own-masks" if train.num_masks else "own-boxes"
+    echo("Next:", command("stvit", "train", "--recipe", recipe, "--data", result.source, "data.kind=coco", *keys), err=True)
 
 
 def _print_splits(summary: api.DataSummary) -> None:

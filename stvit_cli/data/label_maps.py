@@ -25,7 +25,9 @@ _LOSSY = {b"\xff\xd8\xff": "a JPEG, whose compression changes the numbers", b"RI
 
 
 def open_label_map(path: Path) -> NDArray[np.int32]:
-    """Return the numbers in a label map, (H, W). An alpha channel is left out where nothing is transparent.
+    """Return the numbers in a label map, (H, W).
+
+    Equal channels are one number, and an alpha channel is left out where nothing is transparent.
 
     Raises:
         UserError: no such file, not to be decoded, or of several values for each pixel.
@@ -61,12 +63,18 @@ def _unidentified(path: Path) -> str:
 def _one_channel(path: Path, channels: NDArray[np.int32], mode: str) -> NDArray[np.int32]:
     """Return the numbers of a map (H, W, channels) that says each of them once, raise where it does not."""
     expected = "expected a grey or palette PNG, one number per pixel."
-    if mode in ("LA", "PA", "RGBA"):
-        grey = (channels[..., :-1] == channels[..., :1]).all()
-        if grey and (channels[..., -1] == 255).all():
+    has_alpha = mode in ("LA", "PA", "RGBA")
+    colours = channels[..., :-1] if has_alpha else channels
+    if has_alpha or mode == "RGB":
+        grey = (colours == colours[..., :1]).all()
+        if grey and (not has_alpha or (channels[..., -1] == 255).all()):
             return np.ascontiguousarray(channels[..., 0])
         if grey:
             raise UserError(
                 f"{printable(str(path))}: the label map has transparent pixels ({mode}), which have no number; {expected}"
             )
-    raise UserError(f"{printable(str(path))}: the label map is a colour image ({mode}); {expected}")
+    num_colours = len(np.unique(colours.reshape(-1, colours.shape[-1]), axis=0))
+    raise UserError(
+        f"{printable(str(path))}: the label map is a colour image ({mode}), of {num_colours} colours; {expected}\n"
+        "Colours of classes become numbers by the lines under 'Semantic segmentation' in the README."
+    )

@@ -25,18 +25,19 @@ IGNORED = 255
 """The usual number of pixels without a class, where the maps have other numbers that are consecutive."""
 
 
-def find_map_classes(root: Path, maps: Iterable[Path]) -> tuple[dict[str, object], str]:
+def find_map_classes(root: Path, maps: Iterable[Path], *, skip_unreadable: bool = False) -> tuple[dict[str, object], str]:
     """Return the recipe keys of segmentation that name the classes of label maps, and a line that says how they were found.
 
     Args:
         root: the data set's folder, where a file of names may lie.
         maps: the label maps of the training images.
+        skip_unreadable: pass over maps that cannot be read, unless none can.
 
     Raises:
         UserError: a map cannot be read, or the numbers in the maps are no classes.
     """
     paths = list(maps)
-    numbers = numbers_in(paths)
+    numbers = numbers_in(paths, skip_unreadable=skip_unreadable)
     names = names_file(root)
     values = sorted(numbers)
     if names is not None:
@@ -60,11 +61,19 @@ def find_map_classes(root: Path, maps: Iterable[Path]) -> tuple[dict[str, object
     return keys, f"the classes are the numbers in the label maps, {shown}{ignored}; name them by segmentation.class_names"
 
 
-def numbers_in(paths: list[Path]) -> Mapping[int, int]:
+def numbers_in(paths: list[Path], *, skip_unreadable: bool = False) -> Mapping[int, int]:
     """Return the numbers in label maps, and in how many maps each is."""
     found: Counter[int] = Counter()
+    first: UserError | None = None
     for index in evenly_spaced(len(paths), NUM_MAPS):
-        found.update(np.unique(open_label_map(paths[index])).tolist())
+        try:
+            found.update(np.unique(open_label_map(paths[index])).tolist())
+        except UserError as error:
+            first = first or error
+            if not skip_unreadable:
+                break
+    if first is not None and not (skip_unreadable and found):
+        raise first
     return found
 
 

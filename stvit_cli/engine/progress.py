@@ -55,7 +55,9 @@ class Progress:
 
     def warn(self, text: str) -> None:
         text = printable(text, keep="\n")
-        self.console.print(f"Warning: {text}", style="yellow", markup=False, emoji=False, soft_wrap=True)
+        self.console.print(
+            f"Warning: {text.removeprefix('Warning: ')}", style="yellow", markup=False, emoji=False, soft_wrap=True
+        )
 
     def step(self, done: int, loss: float, lr: float, images: int) -> None:
         """A step of ``images`` images is over; ``done`` are."""

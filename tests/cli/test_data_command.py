@@ -153,3 +153,27 @@ def test_what_is_no_data_set(words: list[str], reason: str, stvit, tmp_path: Pat
         ended = stvit("data", command, *words)
         assert (ended.code, reason in ended.err) == (2, True), ended.err
         assert len(ended.err.splitlines()) <= 6
+
+
+def test_maps_without_named_classes_are_shown_and_checked_as_they_are_trained_on(stvit, tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for index in range(4):
+        write_image(tmp_path / "images" / f"{index}.jpg")
+        numbers = np.zeros((48, 64), dtype=np.uint8)
+        numbers[: 8 * (index + 1)] = 2
+        Image.fromarray(numbers).save(tmp_path / "masks" / f"{index}.png")
+    found = as_json(stvit, "show", tmp_path)
+    assert found["class_names"] == ["class 0", "class 2"]
+    assert sum(split["counts"]["class 2"] for split in found["splits"]) == 8 * 64 * (1 + 2 + 3 + 4)
+    (tmp_path / "masks" / "1.png").write_bytes(b"no image")
+    (finding,) = as_json(stvit, "check", tmp_path, *HERE, code=2)["findings"]
+    assert (finding["kind"], Path(finding["path"]).name) == ("wrong label map", "1.png")
+
+
+def test_the_training_after_a_conversion_keeps_the_polygons(stvit, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    for line, recipe in (("0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5", "own-masks"), ("0 0.5 0.5 0.25 0.5", "own-boxes")):
+        (tmp_path / "a.txt").write_text(line)
+        ended = stvit("data", "convert", tmp_path, tmp_path / f"{recipe}.json", "--from", "yolo")
+        assert f"--recipe {recipe} " in ended.err, ended.err

@@ -129,6 +129,13 @@ def test_grey_and_palette_and_16_bits(mode: str, tmp_path: Path) -> None:
     assert np.array_equal(open_label_map(tmp_path / "map.png"), values)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_map_of_equal_channels_is_one_of_numbers(mode: str, tmp_path: Path) -> None:
+    values = numbers((0, 3), (1, 200))
+    Image.fromarray(values.astype(np.uint8)).convert(mode).save(tmp_path / "map.png")
+    assert np.array_equal(open_label_map(tmp_path / "map.png"), values)
+
+
 def test_any_two_folders_and_names(tmp_path: Path) -> None:
     for kind, name in (("left", "x_left.png"), ("fine", "x_fine_ids.png")):
         folder = tmp_path / kind / "town"
@@ -189,11 +196,16 @@ def test_a_number_that_is_no_class(tree: Tree) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "not a PNG"), (b"no image", "not a PNG"), ("truncated", "cannot be read"), ("RGB", "a colour image (RGB)")],
+    [
+        (b"", "not a PNG"),
+        (b"no image", "not a PNG"),
+        ("truncated", "cannot be read"),
+        ("RGB", "a colour image (RGB), of 1 colours"),
+    ],
 )
 def test_a_map_that_cannot_be_read(tree: Tree, content: bytes | str, said: str) -> None:
     noise = np.random.default_rng(0).integers(0, 5, (30, 40), dtype=np.uint8)
-    root = tree(Image.new("RGB", (40, 30)) if content == "RGB" else Image.fromarray(noise))
+    root = tree(Image.new("RGB", (40, 30), (128, 64, 128)) if content == "RGB" else Image.fromarray(noise))
     path = root / "annotations" / "training" / "a.png"
     if isinstance(content, bytes):
         path.write_bytes(content)

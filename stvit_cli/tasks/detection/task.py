@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stvit_cli.data.coco import DetectionData, DetectionEvalSet
+from stvit_cli.data.coco import CocoImages, DetectionData, DetectionEvalSet
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import derive_seed, seeded
 from stvit_cli.models.weights.file import WeightsInfo
@@ -103,7 +104,7 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
         train, val = self.train_set.images, self.val_set.images
         is_one_file, masks = self.section.val_json is None, self.section.head in BOX_ONLY
         objects = int(train.index.num_objects[train.indices].sum())
-        empty = len(train.index) - len(train) - is_one_file * len(val)
+        empty = _num_left_out(train, val)
         sizes = f"{len(train)} images with {objects} objects to train on, {len(val)} to evaluate, "
         left_out = f"; {empty} images without objects are left out" if empty else ""
         data = [*self.data.notes, *train.index.notes(of_training=True, masks=masks)]
@@ -249,3 +250,13 @@ def create_from_recipe(recipe: Recipe, num_classes: int) -> Detector:
 def _arguments(section: DetectionSection) -> dict[str, Any]:
     """Return the arguments of `create_detector` that have the name of a recipe's key."""
     return section.model_dump(include={*DETECTOR_KEYS, *TRAINING_KEYS})
+
+
+def _num_left_out(train: CocoImages, val: CocoImages) -> int:
+    """Return the number of images without objects that are in neither set; of a file without a split, val has some."""
+    trained_on = set(train.indices.tolist())
+    empty = [index for index in np.flatnonzero(train.index.num_objects == 0).tolist() if index not in trained_on]
+    if not empty or val.index.folder != train.index.folder:
+        return len(empty)
+    evaluated_on = set(val.index.file_names)
+    return sum(train.index.file_names[index] not in evaluated_on for index in empty)

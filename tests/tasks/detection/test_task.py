@@ -397,3 +397,19 @@ def test_two_processes_are_one_with_accumulation(tmp_path: Path) -> None:
     evaluations = [next(row for row in part if row["kind"] == "eval") for part in rows]
     assert evaluations[0]["num_images"] == evaluations[1]["num_images"] == 3
     assert evaluations[0]["box_ap"] == pytest.approx(evaluations[1]["box_ap"], abs=1e-6)
+
+
+def test_held_out_images_are_not_counted_as_left_out(tmp_path: Path) -> None:
+    """Of four images two have no object; one of those is held out, so one is in neither set."""
+    from stvit_cli.data.coco import CocoImages
+    from stvit_cli.data.coco_index import read_coco
+    from stvit_cli.tasks.detection.task import _num_left_out
+
+    images = [{"id": index, "file_name": f"{index}.png", "height": 8, "width": 8} for index in range(4)]
+    annotations = [{"id": index, "image_id": index, "category_id": 0, "bbox": [1, 1, 4, 4]} for index in range(2)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "cup"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    index = read_coco(tmp_path / "a.json", None)
+    train = CocoImages(index, np.array([0]))
+    assert _num_left_out(train, CocoImages(index.select(np.array([1, 2])))) == 1
+    assert _num_left_out(CocoImages(index), CocoImages(index.select(np.array([1, 2])))) == 0
