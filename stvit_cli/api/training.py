@@ -162,7 +162,11 @@ def _recipe(recipe: AnyPath | None, words: list[str], weights: AnyPath | None = 
     given = own_data.keys_of(words)
     if "schedule.min_steps" not in given and given.keys() & {"schedule.epochs", "schedule.steps"}:
         words = [*words, "schedule.min_steps=null"]  # the user has chosen the length
-    return own_data.new_recipe(recipe, words, weights)
+    settings = own_data.new_recipe(recipe, words, weights)
+    frozen = [key for key in ("freeze_backbone", "unfreeze_epochs") if getattr(settings.finetune, key)]
+    if frozen and weights is None and not settings.model.pretrained and is_main_process():
+        logger.warning("finetune.%s: no weights are given, so the backbone is frozen at random initial values", frozen[0])
+    return settings
 
 
 def _saved_recipe(run_dir: Path, recipe: AnyPath | None, overrides: Overrides, *, locks: bool) -> Recipe:

@@ -220,3 +220,15 @@ def test_a_shorter_run_has_a_shorter_warmup(tmp_path: Path, caplog: pytest.LogCa
     with pytest.raises(UserError, match=r"schedule\.warmup_epochs: found 3"):
         own_data.new_recipe("own-images", [*words, "schedule.warmup_epochs=3"])
     assert own_data.new_recipe("own-images", [*words[:2], "schedule.epochs=4"]).schedule.warmup_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "warned"), [("freeze_backbone=true", True), ("unfreeze_epochs=1", True), ("freeze_norm=false", False)]
+)
+def test_a_backbone_frozen_without_weights_is_said(
+    key: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from stvit_cli.api import training
+
+    training._recipe("own-images", [f"data.dir={photos(tmp_path / 'photos')}", "train.device=cpu", f"finetune.{key}"])
+    assert any("frozen at random initial values" in message for message in caplog.messages) == warned
