@@ -86,6 +86,7 @@ def test_a_killed_worker_does_not_end_the_predictions(tmp_path: Path, monkeypatc
     monkeypatch.setattr(predict_classification, "eval_transform", lambda *_: transform)
     monkeypatch.setattr(predict_classification, "_WORKERS_FROM", 1)
     info = SimpleNamespace(
+        multi_label=False,
         task="classification",
         num_classes=2,
         class_names=("a", "b"),
@@ -108,6 +109,7 @@ def test_a_prediction_says_itself_whether_the_image_was_read(tmp_path: Path, mon
     Image.new("RGB", (4, 4)).save(good)
     monkeypatch.setattr(predict_classification, "eval_transform", lambda *_: lambda image: torch.zeros(3, 4, 4))
     info = SimpleNamespace(
+        multi_label=False,
         task="classification",
         num_classes=2,
         class_names=("a", "b"),

@@ -48,7 +48,7 @@ class Setting:
         train: time training steps instead of inference.
         precision: bf16 uses autocast.
         compile: use ``torch.compile``.
-        kernels: custom kernels; ``auto`` uses them on a CPU where they compile.
+        kernels: custom kernels; ``auto`` uses them where they are faster; see `use_kernels`.
         rounds: turns of each model.
         device: ``cpu`` or ``cuda``.
     """

@@ -13,8 +13,8 @@ from stvit_cli.models.optimize.mkldnn import pack
 def for_inference(model: nn.Module, device: torch.device) -> nn.Module:
     """Return a fused copy (`fuse`) on a device, in channels-last memory.
 
-    On a CPU it also has packed weights and, where they are available, the custom kernels. Such a copy cannot be copied, compiled
-    or exported.
+    On a CPU it also has packed weights and, where they are faster, the custom kernels. Such a copy cannot be copied, compiled or
+    exported.
 
     Args:
         model: any model with STViT layers, left unchanged.

@@ -57,7 +57,7 @@ def test_kernels_are_reported_where_they_ran(
     precision: Literal["fp32", "bf16"], ran: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stvit_cli.analysis.cost.throughput.peak_flops", lambda setting: 1e12)  # takes seconds
-    setting = Setting((8, 8), in_chans=16, batch_size=1, precision=precision, rounds=1)
+    setting = Setting((8, 8), in_chans=16, batch_size=1, precision=precision, rounds=1, kernels=True)
     speed = time_in_turn([prepare("ffn", ConvFFN(16), setting)], setting)["ffn"]
     assert speed["kernels"] is ran
     _print_speed([{"model": "ffn", "throughput": speed}])

@@ -266,6 +266,15 @@ def _logged() -> Iterator[None]:
 def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_loaded", set())
     monkeypatch.setattr(kernels, "_unavailable", {})
+    monkeypatch.setattr(kernels, "are_faster", lambda device_type: device_type == "cpu")
+
+
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2", "DEFAULT"])
+def test_auto_takes_them_where_they_were_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(kernels, "is_available", lambda device_type: True)
+    assert kernels.use_kernels(ConvFFN(16), "cpu", "auto") is (capability == "AVX512")
+    assert not kernels.use_kernels(ConvFFN(16), "cuda", "auto")
 
 
 @pytest.mark.usefixtures("nothing_loaded")

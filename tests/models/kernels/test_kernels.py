@@ -153,7 +153,8 @@ def test_however_the_work_is_divided(threads: int) -> None:
 
 @on_a_cpu_only
 @pytest.mark.parametrize("name", ["stvit-s", "stvit-b", "stvit-l", "stvit-nano"])
-def test_a_model_for_inference_is_the_same_function(name: str) -> None:
+def test_a_model_for_inference_is_the_same_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "are_faster", lambda device_type: True)
     torch.manual_seed(0)
     model = create_model(name, num_classes=7).eval()
     fast = for_inference(model, torch.device("cpu"))
@@ -170,7 +171,8 @@ def test_a_model_for_inference_is_the_same_function(name: str) -> None:
 
 @on_a_cpu_only
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_model_for_inference_runs_under_autocast(dtype: torch.dtype) -> None:
+def test_a_model_for_inference_runs_under_autocast(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "are_faster", lambda device_type: True)
     torch.manual_seed(0)
     model = create_model("stvit-nano", num_classes=7).eval()
     images = torch.randn(2, 3, 64, 64)
