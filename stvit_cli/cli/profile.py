@@ -37,7 +37,8 @@ def profile(
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the timed step.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: built-in models block by block.")] = False,
     kernels: Annotated[
-        bool | None, typer.Option("--kernels/--no-kernels", help="Built-in models with the custom kernels; by default on a CPU with AVX-512.")
+        bool | None,
+        typer.Option("--kernels/--no-kernels", help="Built-in models with the custom kernels; by default with AVX-512."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 7,
     json_file: Json = None,
