@@ -48,11 +48,15 @@ def require_usable(name: str, inspect: Callable[[int], object], count: int) -> N
     refuse_unusable(name, find_unusable(inspect, indices), len(indices))
 
 
+REMEDY = "Repair or remove what cannot be used; `stvit data check` opens every image and lists all of it."
+"""Last line where the problem itself has none."""
+
+
 def refuse_unusable(name: str, problems: list[str], num_inspected: int) -> None:
     """Raise UserError if there are problems, with the first lines of some and the remedy for the first."""
     if problems:
         more = [f"and {len(problems) - NUM_NAMED} more"] if len(problems) > NUM_NAMED else []
-        more += problems[0].splitlines()[1:2]
+        more += problems[0].splitlines()[1:2] or [REMEDY]
         named = [problem.splitlines()[0] for problem in problems[:NUM_NAMED]]
         first = f"{len(problems)} of the {num_inspected} {name} images that were looked at before the first step cannot be used:"
         raise UserError("\n".join([first, *named, *more]))

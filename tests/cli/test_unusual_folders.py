@@ -54,6 +54,7 @@ def test_damaged_validation_image_of_a_detector_is_named_before_the_first_step(s
     ended = stvit("train", "--recipe", "shapes-mask-rcnn", "--data", data, "--output", tmp_path / "run", *words)
     assert ended.code == 2
     assert "1 of the 2 validation images that were looked at before the first step" in ended.err
+    assert "stvit data check" in ended.err
     assert not (tmp_path / "run").exists()
 
 

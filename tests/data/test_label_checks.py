@@ -126,5 +126,6 @@ def test_damaged_images_and_maps_are_named_together(tmp_path: Path) -> None:
         images.maps[number + 3].write_bytes(b"none")
     message = refused(images)
     assert message.startswith("6 of the 8 training images")
-    assert message.endswith("and 3 more")
+    assert message.splitlines()[4] == "and 3 more"
+    assert "stvit data check" in message.splitlines()[5]
     assert all(f"{number}.jpg: not an image" in message for number in range(3))
