@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from stvit_cli.data.file_listing import list_files
 from stvit_cli.errors import UserError
@@ -56,6 +59,72 @@ def find_image_folder(
         raise UserError(f"{folder}: cannot be listed: {problem}. Expected the folder of the images of {path}.")
     named = printable(", ".join(missing[:NUM_NAMED])) + (", ..." if len(missing) > NUM_NAMED else "")
     raise UserError(f"{path}: {len(missing)} of its {len(file_names)} images are not in {folder}: {named}.")
+
+
+def local_tails(name: str) -> Iterator[str]:
+    """Yield the paths that a file name of another machine may have here: its ends, the longest first.
+
+    A labelling tool writes URLs, absolute paths and Windows' paths. A name of none of these kinds, or one with ``..``, is yielded
+    as it is.
+
+    >>> list(local_tails("http://localhost:8080/data/3/a.jpg"))
+    ['data/3/a.jpg', '3/a.jpg', 'a.jpg']
+    """
+    if not _is_foreign(name):
+        yield name
+        return
+    if "://" in name:
+        name = unquote(urlsplit(name).path)
+    elif "?d=" in name:  # Label Studio's local files: /data/local-files/?d=images/a.jpg
+        name = unquote(name.partition("?d=")[2])
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".") and not part.endswith(":")]
+    yield from ("/".join(parts[start:]) for start in range(len(parts)))
+
+
+def with_local_names(
+    path: Path, entries: Sequence[Mapping[str, Any]], folder: Path
+) -> tuple[list[Mapping[str, Any]], str | None]:
+    """Return the images of an annotation file with names of another machine replaced by those here, and a line for the user.
+
+    Args:
+        path: the annotation file.
+        entries: its list of images.
+        folder: of the images.
+
+    Raises:
+        UserError: two images would be the same file.
+    """
+    foreign = [
+        entry["file_name"] for entry in entries if isinstance(entry.get("file_name"), str) and _is_foreign(entry["file_name"])
+    ]
+    if not foreign or not folder.is_dir():
+        return list(entries), None
+    present = set(list_files(folder, endings=None).paths)
+    found = {name: next((tail for tail in (name, *local_tails(name)) if tail in present), None) for name in foreign}
+    if not any(found.values()):
+        return list(entries), None
+    owners: dict[str, str] = {}
+    for name, tail in found.items():
+        other = owners.setdefault(tail, name) if tail is not None else name
+        if other != name:
+            raise UserError(
+                f"{path}: the images {first_few([other])} and {first_few([name])} would both be {first_few([tail or name])} in "
+                f"{printable(str(folder))}.\nGive each a file_name relative to that folder."
+            )
+    names = {name: tail or [name, *local_tails(name)][-1] for name, tail in found.items()}
+    changed: list[Mapping[str, Any]] = [
+        {**entry, "file_name": names.get(entry.get("file_name"), entry.get("file_name"))} for entry in entries
+    ]
+    example = next(name for name, tail in found.items() if tail)
+    remark = f"file names of another machine, such as {first_few([example])}, are taken for {first_few([names[example]])}"
+    return changed, remark if names[example] != example else None
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a file name is a URL, an absolute path or one of Windows."""
+    if "\0" in name or ".." in re.split(r"[/\\]", name):
+        return False
+    return "://" in name or "\\" in name or name.startswith("/") or bool(PureWindowsPath(name).drive)
 
 
 def _missing(folder: Path, file_names: Sequence[str]) -> tuple[list[str], str | None]:

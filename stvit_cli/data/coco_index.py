@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stvit_cli.data.coco_annotation import InvalidAnnotationError, UnknownReferenceError, UnusableBoxError, box_within, normalized
 from stvit_cli.data.coco_file import Category, ImageEntry, comparable_id, read_categories, read_images, read_json, shown
-from stvit_cli.data.coco_folder import find_image_folder
+from stvit_cli.data.coco_folder import find_image_folder, with_local_names
 from stvit_cli.data.formats.collection import BoxSet
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import printable
@@ -207,7 +207,10 @@ def read_coco(
     """
     content = read_json(path, annotated=annotated) if converted is None else converted.content()
     categories = read_categories(path, content["categories"])
-    images = read_images(path, content["images"])
+    entries, renamed = content["images"], None
+    if folder is not None and converted is None:
+        entries, renamed = with_local_names(path, entries, folder)
+    images = read_images(path, entries)
     file_names = tuple(image.file_name for image in images.values())
     found = find_image_folder(path, folder, file_names, root, other) if folder is not None else Path()
     reader = _Reader(path, images, categories, skip=invalid == "skip")
@@ -236,7 +239,7 @@ def read_coco(
         _ends=np.cumsum([len(part) for part in reader.packed], dtype=np.int64),
         invalid=tuple(reader.invalid),
         is_upright=converted is not None and converted.is_upright,
-        remarks=() if converted is None else converted.remarks,
+        remarks=converted.remarks if converted is not None else () if renamed is None else (renamed,),
     )
 
 

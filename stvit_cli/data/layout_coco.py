@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from stvit_cli.data.coco_folder import local_tails
 from stvit_cli.data.folder_survey import Folder, Survey, parent_of, search_file, split_of, start_of, text_of
 from stvit_cli.data.layout import Given, Layout, layout, which
 from stvit_cli.errors import UserError
@@ -132,12 +133,17 @@ def _images_of(survey: Survey, file: CocoFile, key: str) -> str:
     where = survey.root / file.path
     if name is None:
         raise UserError(f"{where}: no file_name of an image in it; expected COCO's list of images.")
-    if "\0" in name or ".." in re.split(r"[/\\]", name) or name.startswith(("/", "\\")):
+    tails = list(local_tails(name))
+    holding: list[str] = []
+    for tail in tails:
+        holding = [folder.path for folder in survey if not _leads_out(tail) and _is_file(survey.root / folder.path / tail)]
+        if holding:
+            break
+    if not holding and _leads_out(name):
         raise UserError(
             f"{where}: the file_name of its first image is '{printable(name)[:80]}', expected a path below the images' folder.\n"
             "Write file names relative to it into the annotation file."
         )
-    holding = [folder.path for folder in survey if _is_file(survey.root / folder.path / name)]
     if not holding:
         raise UserError(
             f"{where}: its first image, '{printable(name)[:80]}', is in none of the folders of {printable(str(survey.root))}.\n"
@@ -153,6 +159,10 @@ def _images_of(survey: Survey, file: CocoFile, key: str) -> str:
             [b or "." for b in best],
         )
     return best[0] or "."
+
+
+def _leads_out(name: str) -> bool:
+    return "\0" in name or ".." in re.split(r"[/\\]", name) or name.startswith(("/", "\\"))
 
 
 def _is_file(path: Path) -> bool:

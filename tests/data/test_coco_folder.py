@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from stvit_cli.data.coco_folder import find_image_folder
+from stvit_cli.data.coco_folder import find_image_folder, with_local_names
+from stvit_cli.data.layouts import find_layout
 from stvit_cli.errors import UserError
 
 NAMES = ["a.jpg", "b.jpg"]
@@ -67,3 +69,37 @@ def test_a_folder_with_some_of_the_images_is_not_left_for_another(tmp_path: Path
     _fill(tmp_path / "backup")
     with pytest.raises(UserError, match=r"1 of its 2 images are not in .*train2017: b.jpg"):
         find_image_folder(tmp_path / "a.json", tmp_path / "train2017", NAMES, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "/label-studio/data/upload/1/",
+        "http://localhost:8080/data/upload/1/",
+        "images\\",
+        "C:\\me\\images\\",
+        "/data/local-files/?d=images/",
+    ],
+)
+def test_names_of_another_machine_are_found_by_their_ends(prefix: str, tmp_path: Path) -> None:
+    _fill(tmp_path / "images")
+    entries = [{"id": index, "file_name": prefix + name} for index, name in enumerate([*NAMES, "missing.jpg"])]
+    changed, remark = with_local_names(tmp_path / "a.json", entries, tmp_path / "images")
+    assert [entry["file_name"] for entry in changed] == [*NAMES, "missing.jpg"]
+    assert remark is not None
+    assert "are taken for a.jpg" in remark
+    assert find_layout_folder(tmp_path, entries) in ("images", "."), "the longest end decides"
+
+
+def find_layout_folder(root: Path, entries: list[dict[str, object]]) -> object:
+    (root / "a.json").write_text(json.dumps({"images": entries, "annotations": [], "categories": []}))
+    return find_layout(root).keys["detection.train_images"]
+
+
+def test_two_images_of_one_file_and_names_that_lead_out_are_not_taken(tmp_path: Path) -> None:
+    _fill(tmp_path)
+    entries = [{"file_name": "/x/a.jpg"}, {"file_name": "/y/a.jpg"}]
+    with pytest.raises(UserError, match=r"would both be a\.jpg in"):
+        with_local_names(tmp_path / "a.json", entries, tmp_path)
+    outside = [{"file_name": "../b.jpg"}, {"file_name": "a.jpg"}]
+    assert with_local_names(tmp_path / "a.json", outside, tmp_path) == (outside, None)
