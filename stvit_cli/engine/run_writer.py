@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from stvit_cli.engine import checkpoint
@@ -15,6 +16,7 @@ from stvit_cli.engine.run_lock import RunLock
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import RunState, capture
 from stvit_cli.models.weights.file import save_weights
+from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.utils.files import replace_file, writing
 
 
@@ -94,7 +96,9 @@ class RunWriter:
         self._write(lambda: self._save_weights(state, is_best))
 
     def _save_weights(self, state: RunState, is_best: bool) -> None:
-        session, info = self.session, self.session.task.weights_info()
+        session = self.session
+        # The task was built before the run's length and batch were fitted to its data: the run's recipe counts.
+        info = replace(session.task.weights_info(), recipe_hash=recipe_hash(session.recipe))
         averaged = None if session.ema is None else session.ema.module
         weights = {self.run_dir.last: session.model}
         if averaged is not None:

@@ -13,6 +13,7 @@ from helpers.own_data import write_boxes, write_photos
 from PIL import Image
 
 from stvit_cli.errors import UserError
+from stvit_cli.models.weights.file import read_info
 from stvit_cli.recipe import io as recipe_io
 
 Write = Callable[[Path], Path]
@@ -49,14 +50,27 @@ def masks(root: Path) -> Path:
 
 
 def test_folder_of_classes(stvit, tmp_path: Path) -> None:
-    ended = stvit("train", "--data", photos(tmp_path / "photos"), "--output", tmp_path / "run", *QUICK, *SMALL["classification"])
+    few = ["train.global_batch_size=16"]  # more than there are: reduced when the run starts
+    data = ["--data", photos(tmp_path / "photos")]
+    ended = stvit("train", *data, "--output", tmp_path / "run", *QUICK[:4], *QUICK[5:], *few, *SMALL["classification"])
     assert ended.code == 0, ended.err
     assert "folders by class, a part is held out (3 classes: astronaut, coffee, rocket); recipe own-images" in ended.err
     saved = recipe_io.load(tmp_path / "run" / "recipe.yaml")
     assert (saved.name, saved.model.name, saved.data.kind) == ("own-images", "stvit-nano", "imagefolder")
     assert (saved.data.auto_size, saved.schedule.min_steps, saved.data.drop_last) == (False, None, False)
+    assert read_info(tmp_path / "run" / "last.safetensors").recipe_hash == recipe_io.recipe_hash(saved)
     assert stvit("train", "--resume", tmp_path / "run").code == 0
-    again = ["train", "--resume", tmp_path / "run", "--recipe", "own-images", *QUICK, *SMALL["classification"]]
+    again = [
+        "train",
+        "--resume",
+        tmp_path / "run",
+        "--recipe",
+        "own-images",
+        *QUICK[:4],
+        *QUICK[5:],
+        "train.global_batch_size=4",
+        *SMALL["classification"],
+    ]
     assert stvit(*again).code == 0
     assert "optim.lr: 0.001 -> 0.5" in stvit(*again, "optim.lr=0.5").err
 
