@@ -116,9 +116,8 @@ class TrainedModel:
 
         given = as_words(overrides)
         own = recipe_for(self._trained, [])
-        kind = [] if any(word.startswith("data.kind=") for word in given) else keys_of_other_data(own, data)
         device = [] if self.device == "auto" else [f"train.device={self.device}"]
-        recipe = recipe_for(self._trained, [*device, *as_words((), data=data), *kind, *given])
+        recipe = recipe_for(self._trained, [*device, *keys_of_other_data(own, data, given), *given])
         return _evaluation(run(self._trained, recipe, whole=True, say=_warn))
 
     def export(self, path: AnyPath, precision: str = "fp32") -> ExportResult:
@@ -238,8 +237,9 @@ def evaluate(
     saved = RunDir(path)
     saved.require_run()
     own = recipe_io.load(saved.recipe)
-    other = [] if data is None else [*as_words((), data=data), *keys_of_other_data(own, data)]
-    recipe = recipe_io.load(saved.recipe, [*other, *as_words(overrides)])
+    given = as_words(overrides)
+    other = [] if data is None else keys_of_other_data(own, data, given)
+    recipe = recipe_io.load(saved.recipe, [*other, *given])
     is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
     return _evaluation(run(open_trained(path, model), recipe, whole=is_other, say=_warn))
 
