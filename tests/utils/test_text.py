@@ -21,14 +21,18 @@ def test_names_in_lists_and_suggestions_cannot_make_lines_of_their_own() -> None
 
 
 def test_the_name_of_a_class_or_label_map_adds_no_line_to_a_message(tmp_path: Path) -> None:
-    for name in ("a/1.png", f"{SPOOF}/1.png"):
-        for split in ("train", "val") if name[0] == "a" else ("train",):
+    for name in ("a/1.png", "b/1.png", f"{SPOOF}/1.png"):
+        for split in ("train", "val") if name[0] in "ab" else ("val",):
             (tmp_path / split / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (2, 2)).save(tmp_path / split / name)
     with pytest.raises(UserError) as caught:
         find_images(tmp_path)
     assert "x\\nstvit: all is well" in str(caught.value)
     assert SPOOF not in str(caught.value)
+    (tmp_path / "val" / SPOOF).rename(tmp_path / "train" / SPOOF)
+    notes = "".join(note for images in find_images(tmp_path) for note in images.notes)
+    assert "x\\nstvit: all is well" in notes
+    assert SPOOF not in notes
     with pytest.raises(UserError) as caught:
         open_label_map(tmp_path / SPOOF)
     assert len(str(caught.value).splitlines()) == 1
