@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stvit_cli.errors import UserError
-from stvit_cli.utils.files import require_new_file
+from stvit_cli.utils.files import nearest_sibling, require_new_file
 from stvit_cli.utils.text import did_you_mean, printable
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def data_convert(
         ...     data_convert(folder, Path(folder) / "coco.json").files[0].num_objects
         1
     """
-    from stvit_cli.data.coco_index import read_boxes
+    from stvit_cli.data.coco_index import UnusableAnnotationsError, read_boxes
     from stvit_cli.data.formats import ALL, SOURCES, read_format
     from stvit_cli.data.formats.writing import write_coco
 
@@ -114,8 +114,8 @@ def data_convert(
     try:
         invalid: Literal["stop", "skip"] = "skip" if skip_invalid else "stop"
         indexes = {split: read_boxes(boxes, invalid=invalid) for split, boxes in data.splits.items()}
-    except UserError as error:
-        raise UserError(str(error).replace("set detection.invalid_annotations=skip:", "skip them, skip_invalid=True:")) from None
+    except UnusableAnnotationsError as error:
+        raise UnusableAnnotationsError(error.found, "skip them, skip_invalid=True") from None
     for split, index in indexes.items():
         write_coco(index, targets[split])
     files = [_file(split, targets[split], index) for split, index in indexes.items()]
@@ -134,8 +134,7 @@ def _format_of(source: Path, given: str | None) -> tuple[str, Path]:
 
     if given is not None:
         if not source.exists():
-            siblings = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
-            raise UserError(f"{printable(str(source))}: there is no such folder.{did_you_mean(source.name, siblings)}")
+            raise UserError(f"{printable(str(source))}: there is no such folder.{nearest_sibling(source)}")
         return given, source if source.is_dir() else source.parent
     layout = find_layout(source)
     if layout.kind not in SOURCES:

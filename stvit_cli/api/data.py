@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.own_data import keys_of, new_recipe, with_layout
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import nearest_sibling
 from stvit_cli.utils.text import did_you_mean, printable
 
 if TYPE_CHECKING:
@@ -169,8 +170,7 @@ def _recipe_of(data: AnyPath, overrides: Overrides) -> tuple[Recipe, str]:
     if not path.exists() and isinstance(data, str):
         known = [file.stem for file in recipe_io.list_recipes()]
         if data not in known:
-            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            guess = did_you_mean(path.name, siblings) or did_you_mean(data, known)
+            guess = nearest_sibling(path) or did_you_mean(data, known)
             raise UserError(f"{printable(data)}: there is no such folder, file or recipe.{guess}")
         return new_recipe(data, words), ""
     return new_recipe(path, words), ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Sized
+from collections.abc import Collection, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -112,17 +112,17 @@ def dry_run(
     from stvit_cli import engine
 
     require_group()
-    if resume is not None and from_step is not None:
-        settings, _ = _branch(Path(resume), from_step, recipe, as_words(overrides, model, data))
-    elif resume is not None:
-        settings = _saved_recipe(Path(resume), recipe, as_words(overrides, model, data), locks=False)
+    words = as_words(overrides, model, data)
+    if resume is None:
+        settings = _recipe(recipe, words, weights)
+    elif from_step is None:
+        settings = _saved_recipe(Path(resume), recipe, words, locks=False)
     else:
-        settings = _recipe(recipe, as_words(overrides, model, data), weights)
-    if resume is None or from_step is not None:
-        weights = weights if resume is not None else _initial_weights(settings, weights)
-        task, settings = _build_new(settings, weights, own_data.keys_of(as_words(overrides, model, data)))
-    else:
+        settings, _ = _branch(Path(resume), from_step, recipe, words)
+    if resume is not None and from_step is None:
         task = _build(settings, weights)
+    else:
+        task, settings = _build_new(settings, weights, own_data.keys_of(words), is_branch=resume is not None)
     return DryRunResult(**engine.dry_run(task, settings))
 
 
@@ -180,8 +180,8 @@ def _saved_recipe(run_dir: Path, recipe: AnyPath | None, overrides: Overrides, *
     if is_main_process() and not restart_count() and locks:
         require_unlocked(run_dir)
     words = as_words(overrides)
-    settings = _with_data_of(saved.recipe, recipe_io.load(saved.recipe if recipe is None else Path(recipe), words), words)
-    settings = own_data.as_saved(settings, recipe_io.load(saved.recipe), own_data.keys_of(words))
+    own, settings = recipe_io.load(saved.recipe), recipe_io.load(saved.recipe if recipe is None else Path(recipe), words)
+    settings = own_data.as_saved(_with_data_of(own, settings, words), own, own_data.keys_of(words))
     saved.check_resumable(settings)
     return settings
 
@@ -194,52 +194,56 @@ def _branch(run_dir: Path, step: int, recipe: AnyPath | None, overrides: Overrid
 
     branch = Branch(run_dir, step)
     branch.require()
-    own, words = RunDir(run_dir).recipe, as_words(overrides)
-    settings = recipe_io.load(own if recipe is None else Path(recipe), words)
-    settings = own_data.as_saved(settings, recipe_io.load(own), own_data.keys_of(words))
+    saved, words = RunDir(run_dir).recipe, as_words(overrides)
+    own, settings = recipe_io.load(saved), recipe_io.load(saved if recipe is None else Path(recipe), words)
+    settings = own_data.as_saved(settings, own, own_data.keys_of(words))
     return recipe_io.with_absolute_paths(settings if settings.data.dir else _with_data_of(own, settings, words)), branch
 
 
-def _with_data_of(own: Path, recipe: Recipe, words: list[str]) -> Recipe:
+def _with_data_of(own: Recipe, recipe: Recipe, words: list[str]) -> Recipe:
     """Return a recipe with the data folder of a run's ``own`` recipe, unless an override sets another one.
 
     A shipped recipe names none, and a relative one of a file would be another folder here.
     """
-    from stvit_cli.recipe import io as recipe_io
-
     if any(word.partition("=")[0].strip() == "data.dir" for word in words):
         return recipe
-    folder = recipe_io.load(own).data.dir
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": folder})})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": own.data.dir})})
 
 
-def _resolved(recipe: Recipe) -> Recipe:
-    """Return the recipe of a new run with the choices that depend on its data made, and say each of them."""
-    from stvit_cli import tasks
+def _build_new(
+    recipe: Recipe, weights: AnyPath | None, given: Collection[str], *, is_branch: bool = False
+) -> tuple[Task, Recipe]:
+    """Build the task of a new run, with the choices made that depend on its data, and say each of them.
 
-    resolved, notes = tasks.resolve(recipe)
-    for note in notes if is_main_process() else ():
-        logger.info("%s", note)
-    return resolved
+    Args:
+        recipe: of the run.
+        weights: the run starts from this weights file or run directory.
+        given: keys that the user has set.
+        is_branch: the run starts from a checkpoint of another one.
 
-
-def _build_new(recipe: Recipe, weights: AnyPath | None, given: Collection[str]) -> tuple[Task, Recipe]:
-    """Build the task of a new run, and fit the run's length and batches to the number of its images; say what was chosen.
+    Returns:
+        The task, and the recipe with its length and batches fitted to the number of images.
 
     Raises:
         UserError: as `tasks.build`; where the data are of another layout, the message names the recipe that fits.
     """
-    from stvit_cli import engine
+    from stvit_cli import engine, tasks
 
+    weights = weights if is_branch else _initial_weights(recipe, weights)
     try:
-        recipe = _resolved(recipe)
+        recipe, chosen = tasks.resolve(recipe)
+        _say(chosen)
         task = _build(recipe, weights)
     except UserError as error:
         raise own_data.explain_mismatch(error, recipe) from None
-    recipe, notes = engine.fit_to_data(recipe, len(cast(Sized, task.train_set)), world_size(), task.batch_multiple, given)
+    recipe, fitted = engine.fit_to_data(recipe, len(cast(Sized, task.train_set)), world_size(), task.batch_multiple, given)
+    _say(fitted)
+    return task, recipe
+
+
+def _say(notes: Sequence[str]) -> None:
     for note in notes if is_main_process() else ():
         logger.info("%s", note)
-    return task, recipe
 
 
 def _initial_weights(recipe: Recipe, weights: AnyPath | None) -> AnyPath | None:
@@ -269,9 +273,10 @@ def _fit(
 ) -> TrainingResult:
     from stvit_cli import engine
 
-    if not resume and branch is None:
-        weights = _initial_weights(recipe, weights)
-    task, recipe = (_build(recipe, weights), recipe) if resume else _build_new(recipe, weights, given)
+    if resume:
+        task = _build(recipe)
+    else:
+        task, recipe = _build_new(recipe, weights, given, is_branch=branch is not None)
     metrics = engine.fit(task, recipe, run_dir, resume=resume, branch=branch)
     if recipe.data.kind == "digits" and is_main_process():
         from stvit_cli.data.digits import write_samples

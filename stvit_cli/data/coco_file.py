@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, printable
+from stvit_cli.utils.files import nearest_sibling
+from stvit_cli.utils.text import printable
 
 NUM_NAMED = 3
 """Number of examples that a message names of a repeated problem."""
@@ -85,8 +86,7 @@ def read_json(path: Path, *, annotated: bool = True) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such annotation file.{did_you_mean(path.name, siblings)}") from None
+        raise UserError(f"{path}: there is no such annotation file.{nearest_sibling(path)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:

@@ -243,6 +243,18 @@ def read_coco(
     )
 
 
+class UnusableAnnotationsError(UserError):
+    """Annotations of a file cannot be used, and are not to be skipped.
+
+    Attributes:
+        found: which they are, without the way out.
+    """
+
+    def __init__(self, found: str, remedy: str = "set detection.invalid_annotations=skip") -> None:
+        super().__init__(f"{found} Mend them, or {remedy}:\nthen they are left out of training and evaluation, and counted.")
+        self.found = found
+
+
 class _Reader:
     """Takes annotations one by one, and keeps of each what is needed."""
 
@@ -291,11 +303,7 @@ class _Reader:
         if self.first_fault is None or self.skip:
             return
         counts = ", ".join(f"{count} {reason}" for reason, count in self.of_both.most_common())
-        raise UserError(
-            f"{self.first_fault}\n"
-            f"Annotations that cannot be used: {counts}. Mend them, or set detection.invalid_annotations=skip:\n"
-            "then they are left out of training and evaluation, and counted."
-        )
+        raise UnusableAnnotationsError(f"{self.first_fault}\nAnnotations that cannot be used: {counts}.")
 
     def _image_of(self, annotation: Mapping[str, Any]) -> int:
         given = annotation.get("image_id")

@@ -16,7 +16,8 @@ from typing import Literal
 
 from stvit_cli.data.images import ENDINGS
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, first_few, printable
+from stvit_cli.utils.files import nearest_sibling
+from stvit_cli.utils.text import first_few, printable
 
 OF_THE_SYSTEM = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -99,8 +100,7 @@ def require_folder(folder: str | Path | None, content: str, layout: str = "") ->
     if root.is_file():
         raise UserError(f"data.dir is {root}: a file, where a folder is expected.{layout and chr(10)}{layout}")
     if not root.is_dir():
-        siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
-        raise UserError(f"data.dir: there is no folder {root}.{did_you_mean(root.name, siblings)}")
+        raise UserError(f"data.dir: there is no folder {root}.{nearest_sibling(root, Path.is_dir)}")
     if not os.access(root, os.R_OK | os.X_OK):
         raise UserError(f"data.dir: the folder {root} cannot be listed: no permission.")
     return root

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from stvit_cli.data.file_listing import is_left_out
 from stvit_cli.data.images import ENDINGS
+from stvit_cli.data.splits import SPLIT_OF, Split
 from stvit_cli.errors import UserError
 
 MAX_DEPTH = 5
@@ -35,18 +35,9 @@ START_BYTES = 1 << 16
 SCAN_BYTES = 1 << 26
 """Bytes of a file that are searched at most."""
 
-_SPLIT_NAMES: dict[str, Literal["train", "val", "test"]] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "minival": "val",
-    "test": "test",
-    "testing": "test",
-}
+_SPLIT_NAMES = SPLIT_OF | {"minival": "val"}
 _SPLIT = re.compile(
-    r"(?:^|[^a-z])(train|training|val|valid|validation|minival|test|testing)"
+    rf"(?:^|[^a-z])({'|'.join(_SPLIT_NAMES)})"
     r"(?:$|[^a-z]|annot|sets?(?![a-z])|images|imgs|masks?(?![a-z])|labels?(?![a-z])|maps)"
 )
 
@@ -164,7 +155,7 @@ def parent_of(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def split_of(path: str) -> Literal["train", "val", "test"] | None:
+def split_of(path: str) -> Split | None:
     """Return the split that a path names, the innermost name first.
 
     >>> split_of("annotations/instances_train2017.json"), split_of("valid/_annotations.coco.json"), split_of("trainannot")

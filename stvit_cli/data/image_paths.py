@@ -9,7 +9,7 @@ from PIL import Image
 
 from stvit_cli.data.file_listing import left_out_note, list_files
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean
+from stvit_cli.utils.files import nearest_sibling
 
 MAP_MODES = ("1", "L", "P", "I", "I;16")
 """Modes of a label map: one number for each pixel."""
@@ -41,8 +41,7 @@ def list_images(paths: Sequence[Path], say: Callable[[str], None] = lambda line:
         elif path.exists() or path.is_symlink():  # a link that leads nowhere is named in its turn: the others are answered
             images.append(path)
         else:
-            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"{path}: there is no such file or folder.{did_you_mean(path.name, siblings)}")
+            raise UserError(f"{path}: there is no such file or folder.{nearest_sibling(path)}")
     return images
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from stvit_cli.errors import UserError
-from stvit_cli.utils.files import reason_of
+from stvit_cli.utils.files import nearest_sibling, reason_of
 from stvit_cli.utils.machine_failures import machine_failure
-from stvit_cli.utils.text import did_you_mean, printable
+from stvit_cli.utils.text import printable
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """An image: a file, an image of Pillow, or an RGB array of shape (H, W, 3)."""
@@ -196,9 +196,8 @@ def _read(path: Path) -> bytes:
             _require_regular(name, os.fstat(file.fileno()).st_mode)
             return file.read()
     except FileNotFoundError:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         linked = " (the link is broken)" if path.is_symlink() else ""
-        raise UserError(f"{name}: there is no such file{linked}.{did_you_mean(path.name, siblings)}") from None
+        raise UserError(f"{name}: there is no such file{linked}.{nearest_sibling(path)}") from None
     except UserError:
         raise
     except (OSError, ValueError) as error:

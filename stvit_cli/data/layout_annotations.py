@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from stvit_cli.data.folder_survey import Folder, Survey, parent_of, start_of
 from stvit_cli.data.layout import Layout, layout
@@ -88,7 +87,7 @@ def _yolo(survey: Survey) -> list[Layout]:
     has_masks = any(_has_polygon(start) for _, start in labels)
     named = printable(configs[0]) if len(configs) == 1 else "label files beside images"
     found = f"YOLO, {named}, {'polygons' if has_masks else 'boxes without masks'}"
-    return [layout("detection", "yolo", _joined(survey, root), found, has_masks=has_masks)]
+    return [layout("detection", "yolo", survey.root / root, found, has_masks=has_masks)]
 
 
 def _is_yolo_config(start: bytes) -> bool:
@@ -124,7 +123,7 @@ def _voc(survey: Survey) -> list[Layout]:
     if not folders:
         return []
     root = _common(_above(path, "annotations", "xml", "xmls", "labels") for path in folders)
-    return [layout("detection", "voc", _joined(survey, root), "Pascal VOC, an XML file for each image, boxes without masks")]
+    return [layout("detection", "voc", survey.root / root, "Pascal VOC, an XML file for each image, boxes without masks")]
 
 
 def _labelme(survey: Survey) -> list[Layout]:
@@ -135,7 +134,7 @@ def _labelme(survey: Survey) -> list[Layout]:
     root = _common(_above(folder.path, "annotations", "labels", "json", "jsons") for folder, _ in found)
     kind = "polygons" if has_masks else "boxes without masks"
     return [
-        layout("detection", "labelme", _joined(survey, root), f"LabelMe, a JSON file for each image, {kind}", has_masks=has_masks)
+        layout("detection", "labelme", survey.root / root, f"LabelMe, a JSON file for each image, {kind}", has_masks=has_masks)
     ]
 
 
@@ -144,7 +143,7 @@ def _createml(survey: Survey) -> list[Layout]:
     if not folders:
         return []
     root = _common(folders)
-    return [layout("detection", "createml", _joined(survey, root), "CreateML's JSON, boxes without masks")]
+    return [layout("detection", "createml", survey.root / root, "CreateML's JSON, boxes without masks")]
 
 
 def _cvat(survey: Survey) -> list[Layout]:
@@ -154,8 +153,4 @@ def _cvat(survey: Survey) -> list[Layout]:
     has_masks = any(b"<polygon" in start or b"<mask" in start for _, start in found)
     root = _common(folder.path for folder, _ in found)
     kind = "polygons" if has_masks else "boxes without masks"
-    return [layout("detection", "cvat", _joined(survey, root), f"CVAT's XML, {kind}", has_masks=has_masks)]
-
-
-def _joined(survey: Survey, path: str) -> Path:
-    return survey.root / path if path else survey.root
+    return [layout("detection", "cvat", survey.root / root, f"CVAT's XML, {kind}", has_masks=has_masks)]

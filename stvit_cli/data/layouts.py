@@ -12,7 +12,8 @@ from stvit_cli.data.layout_annotations import find_annotations, is_createml, is_
 from stvit_cli.data.layout_coco import find_coco, is_coco
 from stvit_cli.data.layout_maps import find_maps
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, printable
+from stvit_cli.utils.files import nearest_sibling
+from stvit_cli.utils.text import printable
 
 __all__ = ["Layout", "find_layout"]
 
@@ -50,8 +51,7 @@ def find_layout(folder: str | Path, given: Given | None = None, *, task: str | N
     if root.is_file():
         return _of_file(root, given)
     if not root.is_dir():
-        siblings = [entry.name for entry in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise UserError(f"{printable(str(root))}: there is no such folder or file.{did_you_mean(root.name, siblings)}")
+        raise UserError(f"{printable(str(root))}: there is no such folder or file.{nearest_sibling(root)}")
     found = survey(root)
     layouts = _layouts(found, given)
     inner = found

@@ -6,13 +6,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stvit_cli.data.file_listing import folders_in, same_name
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few
 
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+Split = Literal["train", "val", "test"]
+
+NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 """What the splits are called, in small or capital letters."""
+
+SPLIT_OF: dict[str, Split] = {name: split for split, names in NAMES.items() for name in names}
+"""The split that a name in small letters stands for."""
 
 _SUFFIX = r"[-_ .]?(set|data|dataset|images|imgs|split|part|\d+)s?"
 _TRAINING = re.compile(rf"train(ing)?{_SUFFIX}")

@@ -23,7 +23,7 @@ from stvit_cli.data.file_listing import same_name
 from stvit_cli.data.held_out import group_images, held_out_note, hold_out_groups
 from stvit_cli.data.images import decode_image, open_image
 from stvit_cli.data.sampling import hold_out_of_classes
-from stvit_cli.data.splits import NAMES
+from stvit_cli.data.splits import NAMES, SPLIT_OF
 from stvit_cli.data.table_columns import path_column, split_column
 from stvit_cli.data.table_file import Table, read_tables
 from stvit_cli.data.table_files import TableFiles, find_table_files
@@ -188,13 +188,14 @@ def _divided(files: TableFiles, options: TableOptions) -> tuple[Table, Table | N
     column = split_column(train)
     if column is None:
         return train, None, notes
-    split_of = {name: split for split, names in NAMES.items() for name in names}
-    splits = [split_of.get(cell.casefold(), "") for cell in train.columns[column]]
+    splits = [SPLIT_OF.get(cell.casefold(), "") for cell in train.columns[column]]
     if "" in splits:
         rows = [row for row, split in enumerate(splits) if not split]
         found = printable(train.columns[column][rows[0]])
         raise refuse_rows(train, rows, f"the {column} is '{found}', expected train, val or test")
-    rows_of = {split: np.array([row for row, name in enumerate(splits) if name == split], dtype=np.int64) for split in NAMES}
+    rows_of: dict[str, NDArray[np.int64]] = {
+        split: np.array([row for row, name in enumerate(splits) if name == split], dtype=np.int64) for split in NAMES
+    }
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in rows_of.items() if len(rows))
     if not len(rows_of["train"]):
         raise UserError(f"{printable(str(train.files[0]))}: its column '{column}' has {counts}, but no train.")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stvit_cli.data.file_listing import entries, folders_in
-from stvit_cli.data.splits import NAMES
+from stvit_cli.data.splits import SPLIT_OF
 from stvit_cli.data.table_file import ENDINGS
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, first_few, printable
+from stvit_cli.utils.files import nearest_sibling
+from stvit_cli.utils.text import first_few, printable
 
-_SPLIT_OF = {name: split for split, names in NAMES.items() for name in names} | {"dev": "val"}
+_SPLIT_OF = SPLIT_OF | {"dev": "val"}
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
@@ -53,8 +54,7 @@ def find_table_files(data_dir: str | Path | None, table: str | None, val_table: 
             raise UserError(f"data.table: found {table}, but data.dir is a table itself: {printable(str(root))}.")
         return TableFiles(root.parent, (root,), _named(root.parent, val_table, "data.val_table"))
     if not root.is_dir():
-        siblings = [entry.name for entry in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise UserError(f"data.dir: there is no file or folder {printable(str(root))}.{did_you_mean(root.name, siblings)}")
+        raise UserError(f"data.dir: there is no file or folder {printable(str(root))}.{nearest_sibling(root)}")
     if table is not None:
         return TableFiles(root, _named(root, table, "data.table"), _named(root, val_table, "data.val_table"))
     if val_table is not None:
@@ -67,8 +67,7 @@ def _named(root: Path, name: str | None, key: str) -> tuple[Path, ...]:
         return ()
     path = root / Path(name).expanduser()
     if not path.is_file():
-        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_file()] if path.parent.is_dir() else []
-        raise UserError(f"{key}: there is no file {printable(str(path))}.{did_you_mean(path.name, siblings)}")
+        raise UserError(f"{key}: there is no file {printable(str(path))}.{nearest_sibling(path, Path.is_file)}")
     return (path,)
 
 

@@ -314,8 +314,8 @@ class FinetuneSection(Section):
     freeze_backbone: bool = False
     """Train the classifier only (linear probing)."""
     unfreeze_epochs: PositiveInt | None = None
-    """Gradual unfreezing: the head trains alone for so many epochs, then one more part of the backbone every so many epochs, from
-    the last stage to the stem. null: all layers train from the start."""
+    """Gradual unfreezing: number of epochs that the head trains alone, and after which each further part of the backbone follows,
+    from the last stage to the stem. null: all layers train from the start."""
 
 
 class EvalSection(Section):

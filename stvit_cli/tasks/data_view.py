@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from stvit_cli.data.classification import Openable
 from stvit_cli.data.formats.collection import image_size
 from stvit_cli.data.images import orientation_of
 from stvit_cli.errors import UserError
@@ -122,6 +123,47 @@ class SetView(Protocol):
     def suspicions(self, pixels: Counter[int], num_maps: int) -> list[str]:
         """Return what looks wrong about the numbers of all label maps together."""
         ...
+
+
+_Images = TypeVar("_Images", bound=Openable)
+
+
+class ImagesView(Generic[_Images]):
+    """The part of a `SetView` that the tasks share: its images, and the answers of a set without sizes, classes and label maps.
+
+    Args:
+        name: train or val.
+        images: of the split.
+        stops_at_unreadable: a run ends at an image that cannot be decoded.
+    """
+
+    def __init__(self, name: str, images: _Images, *, stops_at_unreadable: bool) -> None:
+        self.name, self.images, self.stops_at_unreadable = name, images, stops_at_unreadable
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def path(self, index: int) -> str:
+        return self.images.path(index)
+
+    def sizes(self) -> list[tuple[int, int]] | None:
+        return None
+
+    def counts(self) -> Sequence[int] | None:
+        return None
+
+    def labels(self, index: int) -> frozenset[int]:
+        return frozenset()
+
+    def open(self, index: int, report: ImageReport) -> Image.Image | None:
+        """Decode an image; see `ImageReport.opened`."""
+        return report.opened(self.path(index), lambda: self.images.open(index), is_error=self.stops_at_unreadable)
+
+    def pixels(self, index: int) -> Counter[int]:
+        return Counter()
+
+    def suspicions(self, pixels: Counter[int], num_maps: int) -> list[str]:
+        return []
 
 
 def header_size(path: Path) -> tuple[int, int] | None:

@@ -7,14 +7,26 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stvit_cli.errors import UserError, WriteError
+from stvit_cli.utils.text import did_you_mean
 
 TRIAL_BYTES = 256
 """Written to find out whether there is room at all: a full disk still makes empty files."""
+
+
+def nearest_sibling(path: Path, is_choice: Callable[[Path], bool] = lambda entry: True) -> str:
+    """Return `` Did you mean 'x'?`` for what lies beside a missing ``path`` under the closest name, "" where nothing is close.
+
+    Args:
+        path: which is not there.
+        is_choice: which entries of its folder can be meant.
+    """
+    folder = path.parent
+    return did_you_mean(path.name, [entry.name for entry in folder.iterdir() if is_choice(entry)] if folder.is_dir() else [])
 
 
 def cache_dir() -> Path:

@@ -46,7 +46,7 @@ class SplitSummary:
 
 
 def describe(view: DataView) -> list[SplitSummary]:
-    """Return a summary of each split. Images that cannot be read are passed over; `check.check` names them."""
+    """Return a summary of each split. Images that cannot be read are skipped; `check.check` names them."""
     return [_summary(view, split) for split in view.sets]
 
 

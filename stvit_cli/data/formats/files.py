@@ -10,14 +10,14 @@ from pathlib import Path
 from stvit_cli.data.file_listing import list_files
 from stvit_cli.data.formats.collection import ALL
 from stvit_cli.data.images import ENDINGS
+from stvit_cli.data.splits import SPLIT_OF
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import printable
 
 MAX_BYTES = 512 * 2**20
 """Of a text file that is read; one JSON file may hold a data set."""
 
-_SPLIT = re.compile(r"(train|training|val|valid|validation|test|testing)(?:[-_ ]?(?:set|images|\d{2,4}))?")
-_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+_SPLIT = re.compile(rf"({'|'.join(SPLIT_OF)})(?:[-_ ]?(?:set|images|\d{{2,4}}))?")
 
 
 def split_of(name: str) -> str | None:
@@ -27,7 +27,7 @@ def split_of(name: str) -> str | None:
     ('val', 'train', None)
     """
     match = _SPLIT.fullmatch(name.casefold())
-    return None if match is None else _NAMES.get(match[1], match[1])
+    return None if match is None else SPLIT_OF[match[1]]
 
 
 def split_of_path(path: str) -> str:

@@ -105,8 +105,8 @@ def _read_folders(root: Path, paths: list[str], finder: ImageFinder, splits: dic
     used = set()
     for path in paths:
         split = split_of_path(path)
-        content = _root_of(root / path)
-        if content is None or content.tag != "annotation":
+        content = xml_root(root / path)
+        if content.tag != "annotation":
             splits.setdefault(split, Found(root)).remarks.append(f"{path} is not of Pascal VOC, and is left out")
             continue
         name = _text(content, "filename")
@@ -149,11 +149,6 @@ def xml_root(path: Path) -> Element:
         raise UserError(f"{printable(str(path))}: an XML file that defines entities, which are not read.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{printable(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-
-
-def _root_of(path: Path) -> Element | None:
-    """Return the root of a file that may be of another kind."""
-    return xml_root(path)
 
 
 def _read_file(root: Path, path: str, image: Path, found: Found) -> None:

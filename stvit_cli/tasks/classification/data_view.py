@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,11 @@ from stvit_cli.data.digits import SIDE, DigitImages
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.classification.data import build_classification
-from stvit_cli.tasks.data_view import DataView, ImageReport, header_size
+from stvit_cli.tasks.data_view import DataView, ImageReport, ImagesView, header_size
 
 
-class ClassificationView:
+class ClassificationView(ImagesView[Images]):
     """See `SetView`."""
-
-    def __init__(self, name: str, images: Images, *, stops_at_unreadable: bool) -> None:
-        self.name, self.images, self.stops_at_unreadable = name, images, stops_at_unreadable
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def path(self, index: int) -> str:
-        return self.images.path(index)
 
     def sizes(self) -> list[tuple[int, int]] | None:
         return [(SIDE, SIDE)] * len(self) if isinstance(self.images, DigitImages) else None
@@ -49,14 +39,8 @@ class ClassificationView:
 
     def inspect(self, index: int) -> ImageReport:
         report = ImageReport(index)
-        report.opened(self.path(index), lambda: self.images.open(index), is_error=self.stops_at_unreadable)
+        self.open(index, report)
         return report
-
-    def pixels(self, index: int) -> Counter[int]:
-        return Counter()
-
-    def suspicions(self, pixels: Counter[int], num_maps: int) -> list[str]:
-        return []
 
 
 def view_classification(recipe: Recipe) -> DataView:

@@ -9,7 +9,7 @@ from typing import Any
 from stvit_cli.data.coco import CocoImages
 from stvit_cli.data.coco_index import CocoIndex
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.data_view import DataView, Finding, ImageReport, Level
+from stvit_cli.tasks.data_view import DataView, Finding, ImageReport, ImagesView, Level
 from stvit_cli.tasks.detection.data import read_sets
 
 TINY = 3.0
@@ -19,18 +19,12 @@ WHOLE = 0.995
 """Fraction of the width and of the height from which on a box is that of the entire image."""
 
 
-class DetectionView:
+class DetectionView(ImagesView[CocoImages]):
     """See `SetView`."""
 
     def __init__(self, name: str, images: CocoImages, *, stops_at_unreadable: bool) -> None:
-        self.name, self.images, self.stops_at_unreadable = name, images, stops_at_unreadable
+        super().__init__(name, images, stops_at_unreadable=stops_at_unreadable)
         self.names = [category.name for category in images.index.categories]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def path(self, index: int) -> str:
-        return self.images.path(index)
 
     def sizes(self) -> list[tuple[int, int]] | None:
         return [(width, height) for height, width in self.images.index.sizes[self.images.indices].tolist()]
@@ -48,18 +42,12 @@ class DetectionView:
 
     def inspect(self, index: int) -> ImageReport:
         report, path = ImageReport(index), self.path(index)
-        report.opened(path, lambda: self.images.open(index), is_error=self.stops_at_unreadable)
+        self.open(index, report)
         height, width = self.images.size(index)
         seen: set[tuple[Any, ...]] = set()
         for entry in self.images.index.annotations(int(self.images.indices[index])):
             self._check_box(report, path, entry, (width, height), seen)
         return report
-
-    def pixels(self, index: int) -> Counter[int]:
-        return Counter()
-
-    def suspicions(self, pixels: Counter[int], num_maps: int) -> list[str]:
-        return []
 
     def _objects(self, index: int) -> list[dict[str, Any]]:
         return self.images.index.objects(int(self.images.indices[index]))

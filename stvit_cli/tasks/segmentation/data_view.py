@@ -10,37 +10,19 @@ from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.label_checks import NumberCount, suspicions
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.data_view import DataView, ImageReport, header_size
+from stvit_cli.tasks.data_view import DataView, ImageReport, ImagesView, header_size
 from stvit_cli.tasks.segmentation.data import build_segmentation
 
 
-class SegmentationView:
+class SegmentationView(ImagesView[LabelledImages]):
     """See `SetView`."""
-
-    def __init__(self, name: str, images: LabelledImages, *, stops_at_unreadable: bool) -> None:
-        self.name, self.images, self.stops_at_unreadable = name, images, stops_at_unreadable
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def path(self, index: int) -> str:
-        return self.images.path(index)
-
-    def sizes(self) -> list[tuple[int, int]] | None:
-        return None
 
     def size(self, index: int) -> tuple[int, int] | None:
         return header_size(self.images.images[index])
 
-    def counts(self) -> list[int] | None:
-        return None
-
-    def labels(self, index: int) -> frozenset[int]:
-        return frozenset()
-
     def inspect(self, index: int) -> ImageReport:
-        report, path = ImageReport(index), self.path(index)
-        image = report.opened(path, lambda: self.images.open(index), is_error=self.stops_at_unreadable)
+        report = ImageReport(index)
+        image = self.open(index, report)
         try:
             numbers = self.images.numbers(index, None if image is None else image.size)
         except UserError as error:

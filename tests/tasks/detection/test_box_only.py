@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers.processes import train_by_one_and_by_two
 from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
@@ -331,23 +330,10 @@ def test_two_processes_are_one_where_images_of_some_batches_have_no_mask(coco_tr
             if annotation["image_id"] % 2:
                 annotation["segmentation"] = []
         path.write_text(json.dumps(content))
-    rows = []
-    for name, start in (("one", []), ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"])):
-        command = [
-            sys.executable,
-            "-m",
-            *start,
-            "stvit_cli",
-            "train",
-            "--recipe",
-            "shapes-mask-rcnn",
-            "--output",
-            tmp_path / name,
-        ]
-        words = [f"data.dir={tree}", *WORDS, "detection.freeze_batch_norm=true", "train.log_every_steps=1"]
-        subprocess.run([*map(str, command), *words], check=True, capture_output=True, timeout=300)
-        text = (tmp_path / name / "metrics.jsonl").read_text()
-        rows.append([row for row in map(json.loads, text.splitlines()) if row["kind"] == "train"])
+    words = [f"data.dir={tree}", *WORDS, "detection.freeze_batch_norm=true", "train.log_every_steps=1"]
+    runs = train_by_one_and_by_two("shapes-mask-rcnn", tmp_path, words)
+    logs = [map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) for run in runs]
+    rows = [[row for row in log if row["kind"] == "train"] for log in logs]
     assert len(rows[0]) == 2
     for one, two in zip(*rows, strict=True):
         assert one["mask"] == pytest.approx(two["mask"], rel=1e-4)

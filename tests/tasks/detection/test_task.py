@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.processes import train_by_one_and_by_two
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -376,20 +375,8 @@ def test_a_detector_in_three_lines() -> None:
 def test_two_processes_are_one_with_accumulation(tmp_path: Path) -> None:
     """The same bits and the same figures: every image is seen once, whoever looks at it."""
     words = ["detection.short_sides=[48, 64]", *WORDS[1:], "detection.freeze_batch_norm=true"]
-    for name, start in (("one", []), ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"])):
-        command = [
-            sys.executable,
-            "-m",
-            *start,
-            "stvit_cli",
-            "train",
-            "--recipe",
-            "shapes-mask-rcnn",
-            "--output",
-            str(tmp_path / name),
-        ]
-        subprocess.run([*command, *words], check=True, capture_output=True, timeout=300)
-    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    runs = train_by_one_and_by_two("shapes-mask-rcnn", tmp_path, words)
+    one, two = (load_file(run / "last.safetensors") for run in runs)
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     rows = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")
