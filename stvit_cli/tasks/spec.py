@@ -17,6 +17,8 @@ from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.data_view import DataView
+from stvit_cli.tasks.predictions import Predictions
+from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 
 FEW_IMAGES = 16
 """Images for which no copy is prepared: for stvit-s at 224 that takes 0.3 s on two cores of an AMD EPYC, as the model for two."""
@@ -92,6 +94,27 @@ class BuildEvaluation(Protocol):
     def __call__(self, recipe: Recipe, info: WeightsInfo, *, whole: bool) -> Evaluation: ...
 
 
+@dataclass(frozen=True)
+class ReportInput:
+    """What a task makes its part of a report of.
+
+    Attributes:
+        recipe: of the run.
+        evaluation: the validation data; its ``val_set`` opens the images.
+        predictions: of the run's best weights for these data.
+        trained: the model with these weights, for what is computed for a few images again.
+        device: where it runs.
+        max_images: how many images a gallery may show.
+    """
+
+    recipe: Recipe
+    evaluation: Evaluation
+    predictions: Predictions
+    trained: Trained
+    device: torch.device
+    max_images: int = 24
+
+
 def unchanged(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Resolve nothing: return the recipe as it is, without a note; see `tasks.resolve`."""
     return recipe, []
@@ -114,6 +137,10 @@ class TaskSpec:
         published_size: height and width for which costs are published; None: the recipe's ``data.image_size``.
         eval_batch_size: the batch size of an evaluation without a run; None: the recipe's default.
         exports_onnx: whether the models can be exported as ONNX.
+        read_predictions: reads what `tasks.predictions.Predictions.write` wrote, with the names of the classes; None: predictions
+            are not kept.
+        report: yields the task's sections of a report; None: it has none.
+        sample_sheet: draws augmented training samples as the model sees them, with their truth: of a task, their number.
     """
 
     name: str
@@ -128,3 +155,6 @@ class TaskSpec:
     published_size: tuple[int, int] | None = None
     eval_batch_size: int | None = None
     exports_onnx: bool = False
+    read_predictions: Callable[[Path, Sequence[str]], Predictions] | None = None
+    report: Callable[[ReportInput], Iterator[ReportSection]] | None = None
+    sample_sheet: Callable[[Task, int], Sequence[ShownImage]] | None = None
