@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,25 @@ def ade20k_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ade20k")
     write_ade20k_tree(root, (4, 2), 64, seed=0)
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def report_of_runs() -> Iterator[Callable[..., None]]:
+    """Runs of tests end without a report, which takes seconds. Yields what writes it; the marker ``report`` turns it on."""
+    from stvit_cli.api import after_run
+
+    write_report = after_run.write_report
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(after_run, "write_report", lambda *_: None)
+        yield write_report
+
+
+@pytest.fixture(autouse=True)
+def _with_report(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, report_of_runs: Callable[..., None]
+) -> None:
+    if "report" in request.keywords:
+        monkeypatch.setattr("stvit_cli.api.after_run.write_report", report_of_runs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from stvit_cli.api import own_data
+from stvit_cli.api import after_run, own_data
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.results import DryRunResult, TrainingResult
 from stvit_cli.errors import UserError
@@ -282,4 +282,5 @@ def _fit(
         from stvit_cli.data.digits import write_samples
 
         write_samples(run_dir / "samples")  # the digits are in no folder: images to try `predict` on
+    after_run.finish(run_dir, recipe, task)
     return TrainingResult(run_dir, metrics)

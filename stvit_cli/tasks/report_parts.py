@@ -161,7 +161,21 @@ class MatrixPart:
     note: str = ""
 
 
-Part = MetricsPart | TablePart | ChartPart | GalleryPart | MatrixPart
+@dataclass(frozen=True)
+class TextPart:
+    """Lines of text.
+
+    Attributes:
+        lines: one below the other.
+        kind: ``text``; ``warning``: something is missing or looks wrong; ``code``: commands or settings, to be copied.
+    """
+
+    lines: Sequence[str]
+    title: str = ""
+    kind: Literal["text", "warning", "code"] = "text"
+
+
+Part = MetricsPart | TablePart | ChartPart | GalleryPart | MatrixPart | TextPart
 
 
 @dataclass(frozen=True)

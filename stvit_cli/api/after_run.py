@@ -1,0 +1,49 @@
+"""What a finished run gets beside its weights: a report to open. A failure here never fails the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stvit_cli.utils.environment import is_main_process
+from stvit_cli.utils.text import shell_command
+
+if TYPE_CHECKING:
+    from stvit_cli.recipe import Recipe
+    from stvit_cli.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+def finish(run_dir: Path, recipe: Recipe, task: Task) -> None:
+    """Write what belongs to a finished run: `api.training` calls it at the end, on every process; the main one acts.
+
+    Args:
+        run_dir: the run directory.
+        recipe: of the run.
+        task: of the run, with the weights that it ended with.
+    """
+    if not is_main_process():
+        return
+    write_report(run_dir, recipe, task)
+
+
+def write_report(run_dir: Path, recipe: Recipe, task: Task) -> None:
+    """Write ``report.html``; the test suite replaces this function where a test does not look at it."""
+
+
+def attempt(what: str, work: Callable[[], object], *command: str | Path) -> None:
+    """Do what is not part of the run: if it fails, warn, with the command that does it again.
+
+    Args:
+        what: is made, for the warning.
+        work: makes it.
+        command: the words of the command.
+    """
+    try:
+        work()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("%s was not written: %s\nThe run itself is complete. Again: %s", what, reason, shell_command(*command))
