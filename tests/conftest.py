@@ -89,9 +89,7 @@ def report_of_runs() -> Iterator[Callable[..., None]]:
 
 
 @pytest.fixture(autouse=True)
-def _with_report(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, report_of_runs: Callable[..., None]
-) -> None:
+def _with_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, report_of_runs: Callable[..., None]) -> None:
     if "report" in request.keywords:
         monkeypatch.setattr("stvit_cli.api.after_run.write_report", report_of_runs)
 
