@@ -96,3 +96,4 @@ def _with_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-messages", action="store_true", help="write tests/cli/messages.txt again; read the diff")
+    parser.addoption("--screenshots", metavar="DIR", help="save what the tests of pages see in a browser; look at them")

@@ -39,3 +39,11 @@ def test_pre_commit_runs_the_tools_of_the_check() -> None:
     check = (ROOT / ".ci" / "check").read_text(encoding="utf-8")
     assert hooks
     assert all(" ".join(hook["entry"].replace("--fix", "").split()) in check for hook in hooks)
+
+
+def test_ci_runs_the_tests_of_pages_that_a_plain_pytest_leaves_out() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    assert "not browser" in options["addopts"]
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "STVIT_REQUIRE_BROWSER=1" in run
+    assert run.rstrip().splitlines()[-1].startswith("pytest -m browser")
