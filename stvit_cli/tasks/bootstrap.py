@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,22 @@ from numpy.typing import NDArray
 from stvit_cli.tasks.predictions import Statistics
 
 RESAMPLES = 1000
-"""At 50 000 images and 1000 classes a classifier's take 2 s on a core of an AMD EPYC."""
+"""Of most metrics; see `num_resamples`."""
+FEWEST = 100
+ELEMENTS = 10**9
+"""Values that all resamples together may read: at 2 to 10 ns each, seconds."""
 CONFIDENCE = 0.95
+
+
+@runtime_checkable
+class HasElements(Protocol):
+    """Statistics that say how much one call takes.
+
+    Attributes:
+        elements: the number of values that it reads, where that is not the number of images.
+    """
+
+    elements: int
 
 
 @dataclass(frozen=True)
@@ -46,14 +61,14 @@ class Interval:
 
 
 def intervals(
-    statistics: Statistics, num_images: int, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+    statistics: Statistics, num_images: int, *, resamples: int | None = None, seed: int = 0, confidence: float = CONFIDENCE
 ) -> dict[str, Interval]:
     """Return the metrics with their intervals. The same arguments give the same intervals.
 
     Args:
         statistics: metrics as a function of how often each image counts.
         num_images: N.
-        resamples: R; fewer are faster, and the ends of the intervals less exact.
+        resamples: R; fewer are faster, and the ends of the intervals less exact. None: `num_resamples`.
         seed: of the resamples.
         confidence: part of the resamples that lies within, 0 to 1.
 
@@ -72,12 +87,20 @@ def intervals(
         (75.0, True, True)
     """
     names, values = list(statistics.names), statistics(np.ones(num_images, dtype=np.int64))
+    if resamples is None:
+        resamples = num_resamples(statistics, num_images)
     drawn = np.array([statistics(counts) for counts in resampled(num_images, resamples if num_images > 1 else 0, seed)])
     return _by_name(names, values, drawn, confidence)
 
 
 def paired_intervals(
-    a: Statistics, b: Statistics, num_images: int, *, resamples: int = RESAMPLES, seed: int = 0, confidence: float = CONFIDENCE
+    a: Statistics,
+    b: Statistics,
+    num_images: int,
+    *,
+    resamples: int | None = None,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
     """Return the differences b - a of the metrics that both have, with intervals.
 
@@ -87,7 +110,7 @@ def paired_intervals(
         a: metrics of the first model.
         b: metrics of the second model for the same images, in the same order.
         num_images: N.
-        resamples: R.
+        resamples: R; None: `num_resamples`.
         seed: of the resamples.
         confidence: part of the resamples that lies within, 0 to 1.
 
@@ -110,9 +133,26 @@ def paired_intervals(
     def difference(counts: NDArray[np.int64]) -> NDArray[np.float64]:
         return b(counts)[of_b] - a(counts)[of_a]
 
+    if resamples is None:
+        resamples = num_resamples(a, num_images)
     values = difference(np.ones(num_images, dtype=np.int64))
     drawn = np.array([difference(counts) for counts in resampled(num_images, resamples if num_images > 1 else 0, seed)])
     return _by_name(shared, values, drawn, confidence)
+
+
+def num_resamples(statistics: Statistics, num_images: int) -> int:
+    """Return how many resamples take seconds: `RESAMPLES`, of metrics that take longer fewer, at least `FEWEST`.
+
+    It depends on the size of the data alone, and never on the speed of the machine.
+
+    Example:
+        >>> class Accuracy:
+        ...     names = ("top1",)
+        >>> num_resamples(Accuracy(), 50_000), num_resamples(Accuracy(), 5_000_000)
+        (1000, 200)
+    """
+    elements = statistics.elements if isinstance(statistics, HasElements) else num_images
+    return max(FEWEST, min(RESAMPLES, ELEMENTS // max(elements, 1)))
 
 
 def resampled(num_images: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
@@ -144,9 +184,8 @@ def mcnemar(only_a_right: int, only_b_right: int) -> float:
     total, fewer = only_a_right + only_b_right, min(only_a_right, only_b_right)
     if only_a_right == only_b_right:
         return 1.0
-    most_likely = [_log_binomial(total, count) for count in range(fewer + 1)]
-    largest = max(most_likely)
-    tail = math.exp(largest - total * math.log(2)) * math.fsum(math.exp(value - largest) for value in most_likely)
+    logs = [_log_binomial(total, count) for count in range(fewer + 1)]
+    tail = math.exp(logs[-1] - total * math.log(2)) * math.fsum(math.exp(value - logs[-1]) for value in logs)
     return min(1.0, 2 * tail)
 
 

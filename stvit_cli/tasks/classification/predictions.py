@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvit_cli.errors import UserError
+from stvit_cli.tasks.classification.statistics import ClassificationStatistics, MultiLabelStatistics
 from stvit_cli.tasks.predictions import Statistics
 from stvit_cli.tasks.tables import Column, Table, read_table, write_table
 
@@ -63,8 +64,9 @@ class ClassificationPredictions:
         write_table(path, columns)
 
     def statistics(self) -> Statistics:
-        """Return the metrics as a function of the images."""
-        raise NotImplementedError
+        """Return `ClassificationStatistics`."""
+        predicted, confidence = self.labels[:, 0], self.scores[:, 0]
+        return ClassificationStatistics(self.target, predicted, confidence, self.target_rank, self.loss, len(self.class_names))
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ class MultiLabelPredictions:
         write_table(path, columns)
 
     def statistics(self) -> Statistics:
-        """Return the metrics as a function of the images."""
-        raise NotImplementedError
+        """Return `MultiLabelStatistics`."""
+        return MultiLabelStatistics(self.target, self.scores, self.loss)
 
 
 def read_classification_predictions(path: Path, class_names: Sequence[str]) -> ClassificationPredictions | MultiLabelPredictions:
