@@ -286,7 +286,7 @@ def ignore_without_masks(truth: COCO) -> None:
     for annotation in truth.anns.values():
         if "segmentation" not in annotation:
             image = truth.imgs[annotation["image_id"]]
-            region = _box_region(annotation["bbox"], image["height"], image["width"])
+            region = box_region(annotation["bbox"], image["height"], image["width"])
             annotation.update(segmentation=region, iscrowd=1)
 
 
@@ -299,7 +299,7 @@ def _area(entry: Mapping[str, Any], height: int, width: int) -> Any:
     return entry["box"][2] * entry["box"][3]
 
 
-def _box_region(box: Sequence[float], height: int, width: int) -> Any:
+def box_region(box: Sequence[float], height: int, width: int) -> Any:
     """Return the run-length code of the part of a box (left, top, width, height) within the image."""
     left, top = (min(max(side, 0), most) for side, most in ((box[0], width), (box[1], height)))
     right, bottom = (min(max(side, 0), most) for side, most in ((box[0] + box[2], width), (box[1] + box[3], height)))
@@ -308,7 +308,11 @@ def _box_region(box: Sequence[float], height: int, width: int) -> Any:
 
 def image_numbers(index: CocoIndex) -> dict[Any, int]:
     """Return the rank of each image id, from 1, in pycocotools' sort order, which decides between detections of equal score."""
-    ids = index.image_ids
+    return id_ranks(index.image_ids)
+
+
+def id_ranks(ids: Sequence[Any]) -> dict[Any, int]:
+    """Return the rank of each image id, from 1; see `image_numbers`."""
     if all(isinstance(image_id, str) for image_id in ids):
         ranked = sorted(ids)
     else:

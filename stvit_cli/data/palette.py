@@ -27,8 +27,8 @@ _GOLDEN_RATIO = 0.6180339887498949
 def class_colour(index: int) -> Colour:
     """Return the colour of a class.
 
-    The first seven are distinct to the colour-blind. Further ones have hues by the golden ratio in three lightnesses; nobody tells
-    80 colours apart by eye, so names belong beside them.
+    The first seven are distinct to the colour-blind. Further ones have hues by the golden ratio in three lightnesses; nobody
+    tells 80 colours apart by eye, so names belong beside them.
 
     Args:
         index: of the class, from 0.

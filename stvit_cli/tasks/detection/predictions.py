@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvit_cli.errors import UserError
+from stvit_cli.tasks.detection.statistics import DetectionStatistics
 from stvit_cli.tasks.predictions import Statistics
 from stvit_cli.tasks.tables import Column, Table, read_table, write_table
 
@@ -109,7 +110,7 @@ class DetectionPredictions:
 
     def statistics(self) -> Statistics:
         """Return the metrics as a function of the images."""
-        raise NotImplementedError
+        return DetectionStatistics(self)
 
 
 def read_detection_predictions(path: Path, class_names: Sequence[str]) -> DetectionPredictions:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.predictions import Statistics
+from stvit_cli.tasks.segmentation.statistics import SegmentationStatistics
 from stvit_cli.tasks.tables import Column, read_table, write_table
 
 
@@ -68,7 +69,7 @@ class SegmentationPredictions:
 
     def statistics(self) -> Statistics:
         """Return the metrics as a function of the images."""
-        raise NotImplementedError
+        return SegmentationStatistics(self)
 
 
 def read_segmentation_predictions(path: Path, class_names: Sequence[str]) -> SegmentationPredictions:
