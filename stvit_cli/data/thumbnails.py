@@ -45,9 +45,9 @@ def thumbnail(image: Image.Image, side: int = SIDE, quality: int = QUALITY, *, l
 
 
 def image_kind(data: bytes) -> str:
-    """Return the media type of a JPEG, PNG or WebP file, from its first bytes.
+    r"""Return the media type of a JPEG, PNG or WebP file, from its first bytes.
 
-    >>> image_kind(b"\\x89PNG")
+    >>> image_kind(b"\x89PNG")
     'image/png'
     """
     if data.startswith(b"\x89PNG"):
