@@ -15,6 +15,7 @@ from stvit_cli import api
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, Overrides
 from stvit_cli.cli.output import command, echo, print_table, reporting
+from stvit_cli.utils.console import open_console
 from stvit_cli.utils.text import first_few
 
 LINE_SECONDS = 10.0
@@ -195,12 +196,11 @@ def _share(count: int, total: int, unit: str) -> tuple[str, str]:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """Yield the function that shows how far the work is, with the time left: a bar on a terminal, otherwise lines."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from stvit_cli.engine.progress import duration
 
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     columns = (TextColumn("images"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
     started = last = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

@@ -9,11 +9,11 @@ import typer
 
 from stvit_cli import api
 from stvit_cli.cli import app
+from stvit_cli.cli.metrics_tables import print_metrics
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import echo, reporting
+from stvit_cli.cli.output import reporting
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import is_main_process
-from stvit_cli.utils.text import metric_text
 
 
 @app.command("eval")
@@ -50,8 +50,5 @@ def eval_(
             result = api.evaluate(run_dir, data, given, model=model)
         results = result.to_dict()
         if is_main_process():
-            width = max(len(name) for name in results) + 2
-            for name, value in results.items():
-                shown = metric_text(name, value, results["num_images"]) if isinstance(value, float) else value
-                echo(f"{name:{width}}{shown}")
+            print_metrics(results)
         report(results)

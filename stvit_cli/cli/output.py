@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from stvit_cli.errors import UserError
 from stvit_cli.utils import strict_json
+from stvit_cli.utils.console import open_console
 from stvit_cli.utils.environment import is_main_process
 from stvit_cli.utils.files import reason_of, replace_file, try_file
 from stvit_cli.utils.text import printable, shell_command
 
 if TYPE_CHECKING:
     from stvit_cli.api.results import DryRunResult
+
+GAP = "  "
+"""Between two columns of a table."""
+LEAST_WRAPPED = 24
+"""The least width to which the last column of a table is wrapped."""
 
 
 @contextlib.contextmanager
@@ -67,17 +72,45 @@ def report_dry_run(result: DryRunResult, report: Callable[[Any], None]) -> None:
     report(result.to_dict())
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table to standard output; in a pipe or a file as plain text, as wide as it needs to be."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=10_000, no_color=True)
-    table = Table(*columns, box=box.SIMPLE if console.is_terminal else None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    if title is not None:  # not the table's own title, which is broken at the table's width
-        console.print(Text(printable(title)), style="italic", soft_wrap=True)
-    console.print(table, markup=False)
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, *, right: Collection[int] = ()
+) -> None:
+    """Print a table to standard output; in a pipe or a file as plain text, as wide as it needs to be.
+
+    Where a terminal is too narrow, the last column is wrapped. No cell is cut: names that differ at their ends stay different.
+
+    Args:
+        columns: their heads.
+        rows: the cells.
+        title: a line above.
+        right: indices of the columns that are aligned to the right.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    console = open_console()
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    before = sum(width + len(GAP) for width in widths[:-1])
+    widths[-1] = min(widths[-1], max(console.width - before, LEAST_WRAPPED, cell_len(columns[-1])))
+    if title is not None:
+        console.print(printable(title), style="italic", markup=False, emoji=False, soft_wrap=True)
+    for number, row in enumerate([list(columns), *cells]):
+        *others, last = row
+        for part in _wrapped(last, widths[-1]):
+            aligned = [
+                _aligned(cell, width, i in right) for i, (cell, width) in enumerate(zip([*others, part], widths, strict=True))
+            ]
+            style = "bold" if number == 0 else None
+            console.print(GAP.join(aligned).rstrip(), style=style, markup=False, emoji=False, soft_wrap=True)
+            others = [""] * len(others)
+
+
+def _aligned(cell: str, width: int, to_the_right: bool) -> str:
+    space = " " * (width - cell_len(cell))
+    return space + cell if to_the_right else cell + space
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return the lines of a text at most ``width`` characters wide, broken between words where that is possible."""
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width)] or [""]
 
 
 def command(*parts: str | Path) -> str:

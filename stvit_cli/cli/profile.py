@@ -167,16 +167,9 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_tree(row: dict[str, Any], depth: int) -> None:
-    from rich import print as rich_print
-    from rich.tree import Tree
-
-    def label(path: str) -> str:
-        flops = row["flops_by_module"].get(path, 0)
-        return f"{path.rpartition('.')[2] or row['model']}  {row['params_by_module'][path] / 1e6:.3f} M  {flops / 1e9:.3f} G"
-
-    trees = {"": Tree(label(""))}
-    for path in row["params_by_module"]:
-        parent = path.rpartition(".")[0]
-        if path and parent in trees and path.count(".") < depth and row["params_by_module"][path]:
-            trees[path] = trees[parent].add(label(path))
-    rich_print(trees[""])
+    """Print the modules, each indented below the one that it is in, with its parameters and multiply-adds."""
+    for path, params in row["params_by_module"].items():
+        level = path.count(".") + 1 if path else 0
+        if level <= depth and (params or not path):
+            flops = row["flops_by_module"].get(path, 0)
+            echo(f"{'  ' * level}{path.rpartition('.')[2] or row['model']}  {params / 1e6:.3f} M  {flops / 1e9:.3f} G")

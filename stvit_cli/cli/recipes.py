@@ -11,11 +11,15 @@ from stvit_cli.cli import app
 from stvit_cli.cli.options import Json, Overrides
 from stvit_cli.cli.output import command, echo, print_table, reporting
 from stvit_cli.errors import UserError
+from stvit_cli.utils.console import open_console
 from stvit_cli.utils.files import replace_file
 from stvit_cli.utils.text import did_you_mean
 
 recipes = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes, name="recipes")
+
+NARROW = 120
+"""A terminal's width below which there is no column for the model: each description would take three lines."""
 
 NameOrPath = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a file.", metavar="RECIPE")]
 
@@ -45,7 +49,11 @@ def list_(json_file: Json = None) -> None:
 
     with reporting(json_file) as report:
         loaded = [recipe_io.load(path.stem) for path in recipe_io.list_recipes()]
-        print_table(["recipe", "task", "model", "what"], [[r.name, r.task, r.model.name, r.description] for r in loaded])
+        console = open_console()
+        if console.width < NARROW:  # `stvit recipes show` has the model
+            print_table(["recipe", "task", "what"], [[r.name, r.task, r.description] for r in loaded])
+        else:
+            print_table(["recipe", "task", "model", "what"], [[r.name, r.task, r.model.name, r.description] for r in loaded])
         report([{"name": r.name, "task": r.task, "model": r.model.name, "description": r.description} for r in loaded])
 
 

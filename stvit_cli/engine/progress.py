@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from stvit_cli.engine.eval_rows import MAX_WIDTH, EvalRows
 from stvit_cli.engine.schedule import Timeline
-from stvit_cli.utils.text import metric_text, printable
+from stvit_cli.utils.console import open_console
+from stvit_cli.utils.text import printable
 
 # Without a terminal: seconds between two lines, beside those of the evaluations.
 LINE_SECONDS = 10.0
@@ -21,11 +22,19 @@ NEWEST = 0.1
 
 
 class Progress:
-    """``quiet`` is for the ranks that keep silent."""
+    """What a run shows while it trains.
 
-    def __init__(self, timeline: Timeline, start_step: int, quiet: bool) -> None:
+    Args:
+        timeline: of the run.
+        start_step: steps taken before.
+        quiet: for the ranks that keep silent.
+        main_metric: the metric that decides which weights are best.
+    """
+
+    def __init__(self, timeline: Timeline, start_step: int, quiet: bool, main_metric: str = "") -> None:
         self.timeline = timeline
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = open_console(stderr=True, quiet=quiet)
+        self.rows = EvalRows(main_metric, timeline, self.console.width if self.console.is_terminal else MAX_WIDTH)
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -40,7 +49,8 @@ class Progress:
         self.run_bar = self.bars.add_task("run", total=timeline.num_steps, completed=start_step, text="")
         self.step_seconds: float | None = None
         self.eval_seconds = 0.0
-        self._last_step: float | None = None
+        self._num_timed = 0
+        self._losses: list[float] = []  # of the steps since the last evaluation
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -51,28 +61,29 @@ class Progress:
         self.bars.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(printable(text, keep="\n"), markup=False, emoji=False, soft_wrap=True)
+        self._print(printable(text, keep="\n"))
 
     def warn(self, text: str) -> None:
         text = printable(text, keep="\n")
-        self.console.print(
-            f"Warning: {text.removeprefix('Warning: ')}", style="yellow", markup=False, emoji=False, soft_wrap=True
-        )
+        self._print(f"Warning: {text.removeprefix('Warning: ')}", style="yellow")
 
-    def step(self, done: int, loss: float, lr: float, images: int) -> None:
-        """A step of ``images`` images is over; ``done`` are."""
-        now = time.monotonic()
-        if self._last_step is not None:
-            seconds = now - self._last_step
-            self.step_seconds = (
-                seconds if self.step_seconds is None else self.step_seconds + NEWEST * (seconds - self.step_seconds)
-            )
-        self._last_step = now
-        rate = f"{images / self.step_seconds:.0f} images/s" if self.step_seconds else ""
-        values = f"loss {loss:.4f}  lr {lr:.2e}  {rate}"
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
+
+    def step(self, done: int, loss: float, lr: float, images: int, seconds: float) -> None:
+        """A step of ``images`` images took ``seconds``; ``done`` steps are over."""
+        self._losses.append(loss)
+        self._num_timed += 1
+        if self.step_seconds is None or self._num_timed == 2:  # the first step also starts loader workers and compiles kernels
+            self.step_seconds = seconds
+        else:
+            self.step_seconds += NEWEST * (seconds - self.step_seconds)
+        rate = images / self.step_seconds if self.step_seconds else 0.0
+        values = f"loss {loss:.4f}  lr {lr:.1e}  {rate:.{0 if rate >= 10 else 1}f} images/s"
         epoch = (done - 1) // self.timeline.steps_per_epoch
         total = -(-self.timeline.num_steps // self.timeline.steps_per_epoch)
         within = done - epoch * self.timeline.steps_per_epoch
+        now = time.monotonic()
         if not self.bars.disable:
             self.bars.update(self.epoch_bar, description=f"epoch {epoch + 1}/{total}", completed=within, text=values)
             self.bars.update(self.run_bar, description="run", completed=done, text=f"{self.time_left(done)} left")
@@ -80,25 +91,33 @@ class Progress:
             self._last_line = now
             self.say(f"epoch {epoch + 1}/{total}  step {done}/{self.timeline.num_steps}  {values}  {self.time_left(done)} left")
 
-    def pause(self) -> None:
-        """Exclude what follows (an evaluation, a checkpoint) from the time of a step."""
-        self._last_step = None
-
     def evaluating(self, done: int, total: int) -> None:
         self.bars.update(self.epoch_bar, description="evaluation", completed=done, total=total, text="")
 
     def recomputing(self, done: int, total: int) -> None:
         self.bars.update(self.epoch_bar, description="batch norm statistics", completed=done, total=total, text="")
 
-    def evaluated(self, epoch: float, metrics: Mapping[str, float], best: bool, seconds: float) -> None:
+    def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float) -> None:
+        """Print the row of an evaluation.
+
+        Args:
+            step: steps taken.
+            metrics: by name.
+            best: these are the best weights so far.
+            seconds: that the evaluation took.
+        """
         self.eval_seconds = seconds
         self.bars.update(self.epoch_bar, total=self.timeline.steps_per_epoch)
-        # A name with a slash belongs to a breakdown, such as the IoU of each of 150 classes: for metrics.jsonl only.
-        shown = {name: value for name, value in metrics.items() if isinstance(value, float) and "/" not in name}
-        values = "  ".join(
-            f"{name} {metric_text(name, value, metrics.get('num_images', 100_000))}" for name, value in shown.items()
-        )
-        self.say(f"epoch {epoch:g}: {values}{'  (best so far)' if best else ''}")
+        self.bars.update(self.run_bar, text=f"{self.time_left(step)} left")
+        shown = dict(metrics)
+        if self._losses:
+            shown["train_loss"] = sum(self._losses) / len(self._losses)
+            self._losses.clear()
+        *header, row = self.rows.lines(self.timeline.epoch(step), shown, best, self.time_left(step))
+        for line in header:
+            self._print(line, style="bold")
+        self._print(row, style="green" if best else None)
+        self._last_line = time.monotonic()
 
     def time_left(self, done: int) -> str:
         """Return the time left for steps and evaluations, or a dash before it is known."""

@@ -33,8 +33,9 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
 from stvit_cli.utils.files import writing
 from stvit_cli.utils.machine_failures import machine_failures_explained
+from stvit_cli.utils.metric_names import metric_name, metric_with_unit
 from stvit_cli.utils.streams import lasting_output
-from stvit_cli.utils.text import metric_text, shell_command
+from stvit_cli.utils.text import shell_command
 
 # Drawing the curves takes a third of a second: after an evaluation it is done at most this often, and always at the end.
 CURVES_SECONDS = 60.0
@@ -185,7 +186,7 @@ class Trainer:
         Raises:
             Interrupted: a signal stopped the run; its state is saved.
         """
-        with Progress(self.timeline, self.state.step, quiet=not self.world.is_main) as self.progress:
+        with Progress(self.timeline, self.state.step, not self.world.is_main, self.session.task.main_metric) as self.progress:
             self.writer.open_tensorboard(self.state.step)
             self._print_summary()
             is_new = not self._is_over()
@@ -196,10 +197,12 @@ class Trainer:
             result = self._result()
             spent = duration(self.state.seconds)
             main = self.session.task.main_metric
-            best = metric_text(main, result[main], result.get("num_images", 100_000))
+            best = metric_with_unit(main, result[main], result.get("num_images", 100_000))
             if self._is_stopped_early():
                 self._say_stopped_early()
-            self.progress.say(f"Best {main} {best} (epoch {result['best_epoch']:g}) after {spent}: {self.run_dir.best}")
+            self.progress.say(
+                f"Best {metric_name(main).label} {best} (epoch {result['best_epoch']:g}) after {spent}: {self.run_dir.best}"
+            )
         return result
 
     def _print_summary(self) -> None:
@@ -239,11 +242,12 @@ class Trainer:
         since = time.monotonic()
         while not self._is_over():
             self.session.unfreeze(state.step)
+            began = time.monotonic()
             step_result = take_step(state.step, feed, lambda: (self.stop.number, self._checkpoint_due()))
             state.step += 1
             state.seconds += time.monotonic() - since
             since = time.monotonic()
-            self._log(step_result)
+            self._log(step_result, time.monotonic() - began)
             if step_result.stop_signal:
                 self._stop(step_result.stop_signal)
             due = self.timeline.eval_due(state.step)
@@ -271,7 +275,7 @@ class Trainer:
         minutes = self.recipe.checkpoint.every_minutes
         return self.world.is_main and minutes is not None and time.monotonic() - self.writer.saved_at >= 60 * minutes
 
-    def _log(self, step_result: StepResult) -> None:
+    def _log(self, step_result: StepResult, step_seconds: float) -> None:
         state = self.state
         for name, value in step_result.losses.items():
             state.window[name] = state.window.get(name, 0.0) + value
@@ -283,7 +287,7 @@ class Trainer:
             self.progress.warn(
                 f"{len(step_result.skipped)} unreadable, replaced by other images: {', '.join(step_result.skipped[:3])}"
             )
-        self.progress.step(state.step, step_result.losses["loss"], step_result.lr, batch)
+        self.progress.step(state.step, step_result.losses["loss"], step_result.lr, batch, step_seconds)
         if state.step % self.recipe.train.log_every_steps and state.step != self.timeline.num_steps:
             return
         seconds = time.monotonic() - self.window_since
@@ -301,7 +305,6 @@ class Trainer:
     def _evaluate(self) -> None:
         """Evaluate the weights and their moving average, keep the best; on a signal save without it."""
         state, session, began = self.state, self.session, time.monotonic()
-        self.progress.pause()
         models = {"": session.model} | ({"ema_": session.ema.module} if session.ema is not None else {})
         for model in models.values():
             self.world.broadcast_tensors(model.buffers())
@@ -337,7 +340,7 @@ class Trainer:
             state.best = {"step": state.step, "ema": winner == "ema_", "metrics": results[winner]}
         self.writer.record("eval", state.step, state.metrics | {"seconds": seconds})
         self.writer.save_weights(state, is_best=is_best)
-        self.progress.evaluated(self.timeline.epoch(state.step), state.metrics, is_best, seconds)
+        self.progress.evaluated(state.step, state.metrics, is_best, seconds)
         self.writer.draw_curves(interval=CURVES_SECONDS)
         self.window_since += time.monotonic() - began
 

@@ -38,7 +38,7 @@ def test_eval_gives_the_same_figure_again(stvit, short_run: Path) -> None:
     assert figures["task"] == "classification"
     assert figures["num_images"] == 6
     assert {name: figures[name] for name in METRICS} == pytest.approx({name: reported[name] for name in METRICS}, rel=1e-5)
-    assert f"top1        {reported['top1']:.0f}\n" in ended.err  # of six images: no decimals
+    assert f"top-1     {reported['top1']:.0f} %\n" in ended.err  # of six images: no decimals
     assert "top5" not in figures
     assert "top5" not in reported
 

@@ -116,30 +116,33 @@ def test_someone_elses_checkpoints_are_not_taken_for_an_unfinished_start(tmp_pat
 def test_plain_lines_without_a_terminal_and_none_on_other_ranks(capfd: pytest.CaptureFixture[str]) -> None:
     timeline = Timeline(num_steps=20, steps_per_epoch=5, eval_every=5)
     for quiet in (False, True):
-        with Progress(timeline, 0, quiet=quiet) as progress:
+        with Progress(timeline, 0, quiet, "top1") as progress:
             progress._last_line = -1e9  # as if the last line were long ago
-            progress.step(5, 0.5, 1e-3, 8)
-            progress.step_seconds = 2.0
+            progress.step(5, 0.5, 1e-3, 8, 4.0)
             progress._last_line = -1e9
-            progress.step(7, 0.25, 1e-3, 8)
-            progress.evaluated(2.0, {"top1": 50.0, "num_images": 37}, best=True, seconds=10.0)
+            progress.step(7, 0.25, 1e-3, 8, 2.0)
+            progress.evaluated(10, {"top1": 50.0, "num_images": 37}, best=True, seconds=10.0)
         said = capfd.readouterr()
         assert said.out == ""
         if quiet:
             assert said.err == ""
         else:
-            first, second, third = said.err.splitlines()
-            assert first == "epoch 1/4  step 5/20  loss 0.5000  lr 1.00e-03    - left"
-            assert second.startswith("epoch 2/4  step 7/20  loss 0.2500  lr 1.00e-03  ")
-            assert second.endswith(" left")
-            assert third == "epoch 2: top1 50  (best so far)"
+            first, second, header, row = said.err.splitlines()
+            assert first == "epoch 1/4  step 5/20  loss 0.5000  lr 1.0e-03  2.0 images/s  1 min 0 s left"
+            assert second == "epoch 2/4  step 7/20  loss 0.2500  lr 1.0e-03  4.0 images/s  26 s left"
+            assert header == "  epoch  train loss  top-1 %    time left"
+            assert row == "*     2      0.3750       50         40 s"
 
 
-def test_the_time_left_counts_steps_and_evaluations() -> None:
-    progress = Progress(Timeline(num_steps=20, steps_per_epoch=5, eval_every=5), 0, quiet=True)
+def test_the_time_left_is_known_where_an_epoch_is_one_step() -> None:
+    """An evaluation follows every step, so that no two steps are neighbours in time."""
+    progress = Progress(Timeline(num_steps=20, steps_per_epoch=1, eval_every=1), 0, quiet=True)
     assert progress.time_left(0) == "-"
-    progress.step_seconds, progress.eval_seconds = 2.0, 30.0
-    assert progress.time_left(10) == "1 min 20 s"
+    progress.step(1, 0.5, 1e-3, 8, 9.0)
+    progress.evaluated(1, {}, best=True, seconds=0.5)
+    assert progress.time_left(1) == "3 min 1 s"
+    progress.step(2, 0.5, 1e-3, 8, 1.5)
+    assert progress.time_left(2) == "36 s"
 
 
 def test_durations_are_for_people() -> None:

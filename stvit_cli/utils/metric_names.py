@@ -1,0 +1,97 @@
+"""How metrics are called where a person reads them: ``box_ap50`` is "box AP50", in percent. Files keep the names of the code."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from stvit_cli.utils.text import metric_text, printable
+
+
+class MetricName(NamedTuple):
+    """A metric in words.
+
+    Attributes:
+        label: its name.
+        unit: ``%``, or empty for a pure number.
+        in_row: it is shown after each evaluation of a run, where there is room.
+    """
+
+    label: str
+    unit: str = "%"
+    in_row: bool = True
+
+
+_COCO = {
+    "ap": ("AP", True),
+    "ap50": ("AP50", True),
+    "ap75": ("AP75", False),
+    "ap_small": ("AP small", False),
+    "ap_medium": ("AP medium", False),
+    "ap_large": ("AP large", False),
+    "ar_1": ("AR 1", False),
+    "ar_10": ("AR 10", False),
+    "ar_100": ("AR 100", False),
+    "ar_small": ("AR small", False),
+    "ar_medium": ("AR medium", False),
+    "ar_large": ("AR large", False),
+}
+_NAMES = {
+    "top1": MetricName("top-1"),
+    "top5": MetricName("top-5"),
+    "map": MetricName("mAP"),
+    "f1_micro": MetricName("F1 micro"),
+    "f1_macro": MetricName("F1 macro"),
+    "loss": MetricName("val loss", unit=""),
+    "train_loss": MetricName("train loss", unit=""),
+    "miou": MetricName("mIoU"),
+    "pixel_accuracy": MetricName("pixel accuracy"),
+    "class_accuracy": MetricName("class accuracy"),
+    "iou": MetricName("IoU"),
+    "num_detections": MetricName("detections", unit=""),
+    **{
+        f"{kind}_{name}": MetricName(f"{kind} {label}", "%", is_in_row)
+        for name, (label, is_in_row) in _COCO.items()
+        for kind in ("box", "mask")
+    },
+}
+
+
+def metric_name(name: str) -> MetricName:
+    """Return a metric in words: its own name where it is none of those that `stvit` computes.
+
+    Example:
+        >>> metric_name("ema_box_ap50")
+        MetricName(label='EMA box AP50', unit='%', in_row=True)
+        >>> metric_name("iou/sky").label
+        'IoU sky'
+    """
+    kind, slash, of = name.partition("/")
+    if slash:
+        return metric_name(kind)._replace(label=f"{metric_name(kind).label} {printable(of)}", in_row=False)
+    if name in _NAMES:
+        return _NAMES[name]
+    averaged = _NAMES.get(name.removeprefix("ema_"))
+    return averaged._replace(label=f"EMA {averaged.label}") if averaged is not None else MetricName(printable(name), unit="")
+
+
+def metric_value(name: str, value: float, num_images: float) -> str:
+    """Return a metric's value without its unit, with the digits that ``num_images`` images support; ``-``: not defined.
+
+    Example:
+        >>> metric_value("box_ap", 31.25, 5000), metric_value("box_ap_large", -1.0, 5000)
+        ('31.25', '-')
+    """
+    is_undefined = math.isnan(value) or (value < 0 and metric_name(name).unit == "%")  # pycocotools: -1 without such objects
+    return "-" if is_undefined else metric_text(name, value, num_images)
+
+
+def metric_with_unit(name: str, value: float, num_images: float) -> str:
+    """Return a metric's value with its unit.
+
+    Example:
+        >>> metric_with_unit("top1", 99.444, 360), metric_with_unit("loss", 0.02, 360)
+        ('99.4 %', '0.020')
+    """
+    text = metric_value(name, value, num_images)
+    return f"{text} {metric_name(name).unit}".rstrip() if text != "-" else text
