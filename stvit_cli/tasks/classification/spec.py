@@ -14,7 +14,8 @@ from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.data_view import DataView
-from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
+from stvit_cli.tasks.report_parts import ReportSection, ShownImage
+from stvit_cli.tasks.spec import PredictOptions, ReportInput, TaskSpec, Trained
 
 
 def _build(recipe: Recipe, weights: Path | None) -> Task:
@@ -68,6 +69,18 @@ def _view_data(recipe: Recipe) -> DataView:
     return view_classification(recipe)
 
 
+def _report(given: ReportInput) -> Iterator[ReportSection]:
+    from stvit_cli.tasks.classification.report import classification_report
+
+    return classification_report(given)
+
+
+def _sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
+    from stvit_cli.tasks.classification.sample_sheet import sample_sheet
+
+    return sample_sheet(task, num_images)
+
+
 SPEC = TaskSpec(
     name="classification",
     build=_build,
@@ -79,4 +92,6 @@ SPEC = TaskSpec(
     folder_kind="imagefolder",
     resolve=_resolve,
     exports_onnx=True,
+    report=_report,
+    sample_sheet=_sample_sheet,
 )

@@ -1,0 +1,150 @@
+"""A classifier's part of a report: metrics with intervals, confusions, classes, calibration, mistakes. N images, K classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+
+from stvit_cli.data.classification import EvalSet
+from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.bootstrap import Interval, intervals, num_resamples
+from stvit_cli.tasks.classification.calibration import calibration, calibration_section
+from stvit_cli.tasks.classification.confusion import class_metrics, class_table, matrix_part, pairs_table
+from stvit_cli.tasks.classification.multi_label_report import multi_label_sections
+from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
+from stvit_cli.tasks.classification.shown_images import ShownImages
+from stvit_cli.tasks.report_parts import Metric, MetricsPart, ReportSection, TextPart
+from stvit_cli.tasks.spec import ReportInput
+from stvit_cli.utils.text import first_few
+
+MEANINGS = {
+    "top1": "images whose most likely class is the true one",
+    "top5": "images whose true class is among the five most likely",
+    "loss": "cross-entropy, without label smoothing",
+    "balanced_accuracy": "mean recall of the classes: each counts the same, however many images it has",
+    "f1_macro": "mean F1 of the classes",
+    "ece": "expected calibration error; no interval, as resampling makes it larger",
+    "map": "mean over the classes of the average precision",
+    "f1_micro": "F1 of all decisions at a probability of 0.5",
+}
+"""What each metric is."""
+
+
+def classification_report(given: ReportInput) -> Iterator[ReportSection]:
+    """Yield the sections of a report; see `tasks.spec.TaskSpec`."""
+    predictions = given.predictions
+    assert isinstance(predictions, ClassificationPredictions | MultiLabelPredictions)
+    shown = ShownImages(cast(EvalSet, given.evaluation.val_set).images, predictions.images, predictions.target)
+    yield metrics_section(predictions)
+    if isinstance(predictions, MultiLabelPredictions):
+        sections = multi_label_sections(predictions, shown, given.max_images)
+    else:
+        sections = _sections(predictions, shown, given)
+    yield from sections
+    if shown.problems():
+        yield ReportSection("images-not-shown", "Images that are not shown", [TextPart(shown.problems(), kind="warning")])
+
+
+def metrics_section(predictions: ClassificationPredictions | MultiLabelPredictions) -> ReportSection:
+    """Return the section of the metrics with their intervals."""
+    num_images, statistics = len(predictions.images), predictions.statistics()
+    found = intervals(statistics, num_images)
+    metrics = [_metric(name, interval) for name, interval in found.items()]
+    note = (
+        f"{num_images} images. 95 % intervals by the bootstrap over images, {num_resamples(statistics, num_images)} resamples: "
+        "what other images of the same kind would change, not what another training would."
+    )
+    lines = _remarks(predictions, found)
+    return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=note), *([TextPart(lines)] if lines else [])])
+
+
+def _metric(name: str, interval: Interval) -> Metric:
+    value, low, high = (None if math.isnan(number) else number for number in (interval.value, interval.low, interval.high))
+    if name == "ece":
+        low = high = None
+    return Metric(name, value, low, high, "" if name == "loss" else "%", MEANINGS.get(name, ""))
+
+
+def _remarks(predictions: ClassificationPredictions | MultiLabelPredictions, found: dict[str, Interval]) -> list[str]:
+    """Return what the numbers alone would hide: the accuracy of a guess, and what follows from no mistake."""
+    if not isinstance(predictions, ClassificationPredictions):
+        return []
+    num_images = len(predictions.images)
+    counts = np.bincount(predictions.target)
+    most = int(counts.argmax())
+    lines = [
+        f"For comparison: a model that always answers {predictions.class_names[most]}, the most frequent class, would have "
+        f"top1 {100 * int(counts[most]) / num_images:.1f} %."
+    ]
+    if found["top1"].value in (0, 100):
+        bound = 100 * 0.025 ** (1 / num_images)  # Clopper and Pearson's interval
+        side = f"above {bound:.1f} %" if found["top1"].value == 100 else f"below {100 - bound:.1f} %"
+        what = "right" if found["top1"].value == 100 else "wrong"
+        lines.append(f"All images are {what}, which resampling cannot vary: with {num_images} of them, top1 is {side} (95 %).")
+    return lines
+
+
+def _sections(predictions: ClassificationPredictions, shown: ShownImages, given: ReportInput) -> Iterator[ReportSection]:
+    wrong = predictions.labels[:, 0] != predictions.target
+    score = predictions.scores[:, 0]
+    limit = given.max_images
+
+    def caption(index: int) -> list[str]:
+        names, target = predictions.class_names, int(predictions.target[index])
+        best = int(predictions.labels[index, 0])
+        predicted = f"predicted: {names[best]} {100 * float(score[index]):.1f} %"
+        if best == target:
+            return [f"truth: {names[target]}", predicted]
+        return [f"truth: {names[target]} {100 * float(predictions.target_score[index]):.1f} %", predicted]
+
+    yield ReportSection(
+        "confusion",
+        "Confusion matrix",
+        [matrix_part(predictions, shown, caption, 4 * limit), pairs_table(predictions)],
+        intro="Which classes are taken for which.",
+    )
+    yield ReportSection("classes", "Classes", [*_absent(predictions), class_table(predictions)])
+    yield calibration_section(calibration(score, ~wrong), "images", "right", _softening(given.recipe))
+    mistakes = np.flatnonzero(wrong)
+    confident = mistakes[np.lexsort((mistakes, -score[mistakes]))]
+    yield ReportSection(
+        "mistakes",
+        "Most confident mistakes",
+        [shown.gallery("", confident, limit, caption, lambda _: True, "Wrong predictions, those with the highest score first.")],
+        intro="Where the model is certain and wrong: often wrong labels, images of two classes, or a kind of image that training "
+        "lacks.",
+    )
+    uncertain = np.lexsort((np.arange(len(score)), score))
+    yield ReportSection(
+        "uncertain",
+        "Least certain images",
+        [shown.gallery("", uncertain, limit, caption, lambda index: bool(wrong[index]), "All images, the lowest score first.")],
+        intro="Images for which no class stands out: candidates for more training images of their kind.",
+    )
+
+
+def _absent(predictions: ClassificationPredictions) -> list[TextPart]:
+    """Return a warning on classes that no image has or that are never predicted."""
+    found, names = class_metrics(predictions), predictions.class_names
+    absent = [names[label] for label in np.flatnonzero(found.images == 0).tolist()]
+    never = [names[label] for label in np.flatnonzero((found.predicted == 0) & (found.images > 0)).tolist()]
+    lines = []
+    if absent:
+        lines.append(
+            f"No image to evaluate on has {len(absent)} of the {len(names)} classes: {first_few(absent)}. "
+            "They have no recall, and balanced accuracy leaves them out."
+        )
+    if never:
+        lines.append(f"{len(never)} of the {len(names)} classes are never predicted: {first_few(never)}.")
+    return [TextPart(lines, kind="warning")] if lines else []
+
+
+def _softening(recipe: Recipe) -> str:
+    """Return a line where the training lowers the confidence."""
+    augment = recipe.augment
+    names = (("mixup", augment.mixup), ("CutMix", augment.cutmix), ("label smoothing", augment.label_smoothing))
+    used = [name for name, value in names if value]
+    return f"Training with {' and '.join(used)} makes a model less confident than it is accurate." if used else ""

@@ -1,0 +1,83 @@
+"""The few images of a classifier's report: opened when they are shown, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stvit_cli.data.classification import Images
+from stvit_cli.data.thumbnails import image_kind, thumbnail
+from stvit_cli.errors import UserError
+from stvit_cli.tasks.report_parts import GalleryPart, ShownImage, Thumbnail
+from stvit_cli.utils.text import first_few, shortened
+
+Caption = Callable[[int], Sequence[str]]
+"""Returns the lines below an image, given its index."""
+
+
+class ShownImages:
+    """Makes thumbnails of the images of a validation set, as they are before the transforms.
+
+    Args:
+        images: the validation set.
+        names: of the images that were predicted, in the same order.
+        targets: their true classes, (N,), or labels, (N, K); an image that has others now is not the one that was predicted.
+
+    Attributes:
+        failures: why images could not be shown, by index.
+    """
+
+    def __init__(self, images: Images, names: Sequence[str], targets: NDArray[Any]) -> None:
+        self._images, self._names, self._targets = images, names, targets
+        self._thumbnails: dict[int, Thumbnail | None] = {}
+        self.failures: dict[int, str] = {}
+        self.has_changed = len(images) != len(names)
+
+    def show(self, index: int, caption: Sequence[str], is_wrong: bool | None) -> ShownImage | None:
+        """Return an image with its caption; None where it cannot be opened."""
+        data = self._thumbnail(index)
+        return None if data is None else ShownImage(self._names[index], [data], caption, is_wrong)
+
+    def first(self, order: Iterable[int], limit: int, caption: Caption, is_wrong: Callable[[int], bool]) -> list[ShownImage]:
+        """Return the first ``limit`` images of an order that can be opened; as many that cannot be are tried."""
+        shown: list[ShownImage] = []
+        for tried, index in enumerate(order):
+            if len(shown) == limit or tried == 2 * limit or self.has_changed:
+                break
+            image = self.show(int(index), caption(int(index)), is_wrong(int(index)))
+            if image is not None:
+                shown.append(image)
+        return shown
+
+    def gallery(
+        self, title: str, order: NDArray[np.intp], limit: int, caption: Caption, is_wrong: Callable[[int], bool], note: str
+    ) -> GalleryPart:
+        """Return a gallery of the first images of an order, which has all of them."""
+        return GalleryPart(title, self.first(order, limit, caption, is_wrong), len(order), note)
+
+    def problems(self) -> list[str]:
+        """Return lines on what could not be shown."""
+        if self.has_changed:
+            return [
+                f"The data set has {len(self._images)} images now, the predictions are of {len(self._names)}: no image is shown.",
+                "`stvit report RUN` after a new evaluation shows them.",
+            ]
+        if not self.failures:
+            return []
+        names = first_few([self._names[index] for index in self.failures])
+        reason = next(iter(self.failures.values()))
+        return [f"Not shown, as they cannot be opened now: {names}.", shortened(f"The first: {reason}", 200)]
+
+    def _thumbnail(self, index: int) -> Thumbnail | None:
+        if index not in self._thumbnails:
+            try:
+                if not np.array_equal(self._images.target(index), self._targets[index]):
+                    raise UserError(f"{self._images.path(index)}: it has another class than when it was predicted.")
+                data = thumbnail(self._images.open(index))
+                self._thumbnails[index] = Thumbnail(data, kind=image_kind(data))
+            except (UserError, OSError) as error:
+                self.failures[index], self._thumbnails[index] = str(error), None
+        return self._thumbnails[index]
