@@ -38,6 +38,10 @@ class Images(Protocol):
 
     def path(self, index: int) -> str: ...
 
+    def relative_path(self, index: int) -> str:
+        """Return the name of an image within the data set."""
+        ...
+
     def target(self, index: int) -> int | NDArray[np.float32]:
         """Return the class, or the presence of each class as 0 and 1, (K,)."""
         ...

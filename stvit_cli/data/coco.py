@@ -259,7 +259,7 @@ def ground_truth(index: CocoIndex) -> COCO:
                 "image_id": image_id,
                 "category_id": entry["label"],
                 "bbox": entry["box"],
-                "area": _area(entry, height, width),
+                "area": annotated_area(entry, height, width),
                 "iscrowd": entry.get("crowd", 0),
             }
             if "segmentation" in entry:
@@ -290,7 +290,7 @@ def ignore_without_masks(truth: COCO) -> None:
             annotation.update(segmentation=region, iscrowd=1)
 
 
-def _area(entry: Mapping[str, Any], height: int, width: int) -> Any:
+def annotated_area(entry: Mapping[str, Any], height: int, width: int) -> Any:
     """Return the area of an annotation in pixels: of the file, else of its mask, else of its box."""
     if "area" in entry:
         return entry["area"]

@@ -63,7 +63,11 @@ class DigitImages:
 
     def path(self, index: int) -> str:
         """Return a name; there is no such file."""
-        return f"digits/{self._numbers[index]:04d}.png"
+        return f"digits/{self.relative_path(index)}"
+
+    def relative_path(self, index: int) -> str:
+        """Return a name: the number of the digit among all."""
+        return f"{self._numbers[index]:04d}.png"
 
     def target(self, index: int) -> int:
         return int(_arrays()[1][self._numbers[index]])

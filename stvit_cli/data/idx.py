@@ -102,6 +102,10 @@ class IdxImages:
         """Return a name: the file, and the position in it."""
         return f"{self.file}:{self._chosen[index]}"
 
+    def relative_path(self, index: int) -> str:
+        """Return the name within the folder of the data set."""
+        return f"{self.file.name}:{self._chosen[index]}"
+
     def target(self, index: int) -> int:
         return int(self._labels[self._chosen[index]])
 

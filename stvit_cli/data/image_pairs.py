@@ -53,6 +53,10 @@ class LabelledImages:
     def path(self, index: int) -> str:
         return str(self.images[index])
 
+    def relative_path(self, index: int) -> str:
+        """Return the path of an image below the folder of the images."""
+        return self.images[index].relative_to(self.image_dir).as_posix()
+
     def open(self, index: int) -> Image.Image:
         """Return the image in mode RGB. Raises UserError as `open_image` does."""
         return open_image(self.images[index])

@@ -86,9 +86,9 @@ class TableImages:
 
     def path(self, index: int) -> str:
         """Return the file, or the name of an embedded image."""
-        return os.path.join(self.root, self.source(index))
+        return os.path.join(self.root, self.relative_path(index))
 
-    def source(self, index: int) -> str:
+    def relative_path(self, index: int) -> str:
         """Return the path below ``root``; an absolute one if the table has it so."""
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._text[start : int(self._ends[index])])
@@ -248,7 +248,7 @@ def _held_out(images: TableImages, options: TableOptions) -> tuple[TableImages, 
     """Divide images: of each class a part is held out, chosen by the hashes of the paths as the table has them."""
     if options.val_fraction == 0:
         raise UserError("data.val_fraction is 0 and the table has no split: no image is left for the validation.")
-    names = [images.source(index) for index in range(len(images))]
+    names = [images.relative_path(index) for index in range(len(images))]
     if options.group_by is None:
         chosen = hold_out_of_classes(names, images.targets, options.val_fraction)
     else:

@@ -64,6 +64,10 @@ class TimmImages:
         """Return a name: the data set, its split and the number of the image."""
         return f"{self._name}:{self._chosen[index]}"
 
+    def relative_path(self, index: int) -> str:
+        """Return the same name: there are no files."""
+        return self.path(index)
+
     def target(self, index: int) -> int:
         return int(self._targets[self._chosen[index]])
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["dry_run", "evaluate", "fit", "fit_to_data"]
+__all__ = ["dry_run", "evaluate", "evaluate_keeping", "fit", "fit_to_data"]
 
 if TYPE_CHECKING:
     from stvit_cli.engine.dry_running import dry_run
-    from stvit_cli.engine.evaluation import evaluate
+    from stvit_cli.engine.evaluation import evaluate, evaluate_keeping
     from stvit_cli.engine.small_data import fit_to_data
     from stvit_cli.engine.trainer import fit
 
-_HOMES = {"dry_run": "dry_running", "evaluate": "evaluation", "fit": "trainer", "fit_to_data": "small_data"}
+_HOMES = {
+    "dry_run": "dry_running",
+    "evaluate": "evaluation",
+    "evaluate_keeping": "evaluation",
+    "fit": "trainer",
+    "fit_to_data": "small_data",
+}
 
 
 def __getattr__(name: str) -> Any:

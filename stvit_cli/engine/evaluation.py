@@ -12,7 +12,8 @@ from torch import nn
 from stvit_cli.data.loader import build_eval_loader
 from stvit_cli.engine.distributed import World, joined_world
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.base import NOT_FINITE, Evaluation, NonFiniteOutputsError, move
+from stvit_cli.tasks.base import NOT_FINITE, Evaluation, KeepsPredictions, NonFiniteOutputsError, move
+from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.utils.text import first_few
 
 ENOUGH = 50
@@ -25,10 +26,30 @@ class NonFiniteEvaluationError(UserError):
     """A model's outputs for images of the validation set are infinite or not a number."""
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of a model found.
+
+    Attributes:
+        metrics: by name, the same on every process.
+        predictions: of every image, on the main process alone; None where the task keeps none.
+    """
+
+    metrics: dict[str, float]
+    predictions: Predictions | None = None
+
+
 def evaluate(
     task: Evaluation, model: nn.Module, device: torch.device | str = "cpu", *, batch_size: int = 64, num_workers: int = 0
 ) -> dict[str, float]:
-    """Return the task's metrics of ``model`` on its validation set. Under torchrun the images are divided among the processes.
+    """Return the metrics that `evaluate_keeping` finds."""
+    return evaluate_keeping(task, model, device, batch_size=batch_size, num_workers=num_workers).metrics
+
+
+def evaluate_keeping(
+    task: Evaluation, model: nn.Module, device: torch.device | str = "cpu", *, batch_size: int = 64, num_workers: int = 0
+) -> Evaluated:
+    """Evaluate ``model`` on the task's validation set. Under torchrun the images are divided among the processes.
 
     Args:
         task: the validation set and its metrics.
@@ -38,7 +59,7 @@ def evaluate(
         num_workers: loader workers of one process.
 
     Returns:
-        The metrics by name, the same on every process.
+        The metrics and the predictions.
 
     Raises:
         NonFiniteEvaluationError: see `evaluate_models`.
@@ -59,7 +80,7 @@ def evaluate_models(
     num_workers: int,
     stopped: Callable[[], bool] = lambda: False,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, dict[str, float]] | None:
+) -> dict[str, Evaluated] | None:
     """Evaluate several models in one pass over the data.
 
     Args:
@@ -72,7 +93,7 @@ def evaluate_models(
         advance: called with the number of batches done and their total.
 
     Returns:
-        The metrics of each model, the same on every process; None if the evaluation was abandoned.
+        What was found of each model; None if the evaluation was abandoned.
 
     Raises:
         NonFiniteEvaluationError: on rank 0 if outputs are not finite; it gives the number of such images and some names. The
@@ -104,7 +125,12 @@ def evaluate_models(
         return None
     for name in models:
         _require_finite(name, [report[1][name] for report in reports], world)
-    return {name: dict(evaluator.compute([report[2][name] for report in reports])) for name, evaluator in evaluators.items()}
+    found = {}
+    for name, evaluator in evaluators.items():
+        states = [report[2][name] for report in reports]
+        predictions = evaluator.predictions(states) if isinstance(evaluator, KeepsPredictions) and world.is_main else None
+        found[name] = Evaluated(dict(evaluator.compute(states)), predictions)
+    return found
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """The run directory: its files, and the checks before a run starts or resumes in it. Imports no torch at module level.
 
-``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, ``best.safetensors``, ``last.safetensors``
-(with ``last_ema.safetensors`` where there is a moving average), ``curves.png``, ``events/`` (TensorBoard, on request); and
-``.lock`` while the run is active.
+``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl`` and the same as ``metrics.csv``, ``checkpoints/``,
+``best.safetensors`` with what it predicts for the validation images (``predictions.parquet`` or ``.csv``, and
+``evaluation.json``), ``last.safetensors`` (with ``last_ema.safetensors`` where there is a moving average), ``curves.png``,
+``events/`` (TensorBoard, on request); and ``.lock`` while the run is active.
 """
 
 from __future__ import annotations
@@ -44,7 +45,18 @@ class RunDir:
         self.last = path / "last.safetensors"
         self.last_ema = path / "last_ema.safetensors"
         self.curves = path / "curves.png"
+        self.evaluation = path / "evaluation.json"
         self.events = path / "events"
+
+    @property
+    def predictions(self) -> Path | None:
+        """The table of the best weights' predictions, in either of its formats; None: there is none."""
+        return next((path for path in self.prediction_files if path.is_file()), None)
+
+    @property
+    def prediction_files(self) -> tuple[Path, Path]:
+        """Where that table can be: as Parquet and as CSV."""
+        return self.path / "predictions.parquet", self.path / "predictions.csv"
 
     def clear(self) -> RunLock:
         """Create the directory, empty it and lock it. Raises UserError as ``require_free`` does, or if another run is in it."""

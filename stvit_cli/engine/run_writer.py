@@ -9,7 +9,9 @@ from typing import Any
 
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.curves import draw_curves
+from stvit_cli.engine.evaluation import Evaluated
 from stvit_cli.engine.finite_weights import require_finite_weights
+from stvit_cli.engine.kept_evaluation import write_evaluation
 from stvit_cli.engine.metrics_log import MetricsLog, TensorBoardLog
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.run_lock import RunLock
@@ -91,11 +93,16 @@ class RunWriter:
 
         self._write(work)
 
-    def save_weights(self, state: RunState, *, is_best: bool) -> None:
-        """Write the last weights and their moving average, and the best weights where the last evaluation found them."""
-        self._write(lambda: self._save_weights(state, is_best))
+    def save_weights(self, state: RunState, best: Evaluated | None = None) -> None:
+        """Write the last weights and their moving average.
 
-    def _save_weights(self, state: RunState, is_best: bool) -> None:
+        Args:
+            state: of the run.
+            best: what the last evaluation found of the best weights, which are then written too, with their predictions.
+        """
+        self._write(lambda: self._save_weights(state, best))
+
+    def _save_weights(self, state: RunState, best: Evaluated | None) -> None:
         session = self.session
         # The task was built before the run's length and batch were fitted to its data: the run's recipe counts.
         info = replace(session.task.weights_info(), recipe_hash=recipe_hash(session.recipe))
@@ -103,11 +110,13 @@ class RunWriter:
         weights = {self.run_dir.last: session.model}
         if averaged is not None:
             weights[self.run_dir.last_ema] = averaged
-        if is_best:
+        if best is not None:
             weights[self.run_dir.best] = averaged if averaged is not None and state.best["ema"] else session.model
         for path, model in weights.items():
             with writing(path):
                 save_weights(path, model, info)
+        if best is not None:
+            write_evaluation(self.run_dir, session.task.name, state.step, best, info.class_names)
 
     def draw_curves(self, *, interval: float = 0.0) -> None:
         """Draw ``curves.png``, unless that was done less than ``interval`` seconds ago."""

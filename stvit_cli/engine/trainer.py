@@ -314,7 +314,7 @@ class Trainer:
             self._stop(max(self.world.gather(self.stop.number)))
         self.world.on_main(self._require_finite_weights)
         try:
-            results = evaluate_models(
+            evaluated = evaluate_models(
                 session.task,
                 models,
                 self.world,
@@ -325,10 +325,11 @@ class Trainer:
             )
         except NonFiniteEvaluationError as error:
             raise UserError(f"After step {state.step}: {error}\n{still_good(state, self.run_dir)}") from error
-        if results is None:
+        if evaluated is None:
             self._stop(max(self.world.gather(self.stop.number)))
             return
         seconds = time.monotonic() - began
+        results = {name: found.metrics for name, found in evaluated.items()}
         averaged = {f"ema_{name}": value for name, value in results.get("ema_", {}).items() if isinstance(value, float)}
         state.evaluated, state.metrics = state.step, results[""] | averaged
         main = session.task.main_metric
@@ -339,7 +340,7 @@ class Trainer:
         if is_best:
             state.best = {"step": state.step, "ema": winner == "ema_", "metrics": results[winner]}
         self.writer.record("eval", state.step, state.metrics | {"seconds": seconds})
-        self.writer.save_weights(state, is_best=is_best)
+        self.writer.save_weights(state, best=evaluated[winner] if is_best else None)
         self.progress.evaluated(state.step, state.metrics, is_best, seconds)
         self.writer.draw_curves(interval=CURVES_SECONDS)
         self.window_since += time.monotonic() - began

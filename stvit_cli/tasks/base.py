@@ -19,6 +19,7 @@ from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
 from stvit_cli.models.layers import drop_path_layers
 from stvit_cli.models.weights.file import WeightsInfo
+from stvit_cli.tasks.predictions import Predictions
 
 Batch = Any
 """The result of ``collate``: tensors in dicts, lists or tuples. The engine only moves it to a device."""
@@ -95,6 +96,15 @@ class Evaluator(Protocol):
     def state(self) -> Any: ...
 
     def compute(self, states: list[Any]) -> Iterable[tuple[str, float]]: ...
+
+
+@runtime_checkable
+class KeepsPredictions(Protocol):
+    """An evaluator that keeps what the model said of every image."""
+
+    def predictions(self, states: list[Any]) -> Predictions | None:
+        """Return the predictions in the order of the data set, the same for any number of processes; None: there are none."""
+        ...
 
 
 class Evaluation(Protocol):

@@ -32,15 +32,17 @@ class Statistics(Protocol):
 
 
 class Predictions(Protocol):
-    """What a model predicted for the images of an evaluation, in the order of the data set. Each task has its own class.
+    """What a model predicted for the images of an evaluation, in the order of the data set. Each task has its own class."""
 
-    Attributes:
-        images: the names of the images, relative to the data set, (N,).
-        class_names: of the model, (K,).
-    """
+    @property
+    def images(self) -> Sequence[str]:
+        """The names of the images, relative to the data set, (N,)."""
+        ...
 
-    images: Sequence[str]
-    class_names: Sequence[str]
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the model's classes, (K,)."""
+        ...
 
     def write(self, path: Path) -> None:
         """Write a table, atomically: CSV or, by the ending ``.parquet``, Parquet. Raises UserError."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.environment import is_installed
 from stvit_cli.utils.files import replacing, writing
 from stvit_cli.utils.text import did_you_mean, printable
 
@@ -28,17 +28,12 @@ _ESCAPE, _SHIFT = "\uf8ff", 0xE000 - 0xD800
 _SURROGATE, _ESCAPED = re.compile(f"[\ud800-\udfff{_ESCAPE}]"), re.compile(f"{_ESCAPE}(.)")
 
 
-def has_pyarrow() -> bool:
-    """Return whether Parquet files can be written and read."""
-    return importlib.util.find_spec("pyarrow") is not None
-
-
 def require_table_name(path: Path) -> None:
     """Raise UserError where ``path`` names no CSV or Parquet file, or Parquet is not possible: before the work, not after it."""
     if path.suffix not in ENDINGS:
         near = did_you_mean(path.suffix, ENDINGS)
         raise UserError(f"{path}: expected a name that ends in {' or '.join(ENDINGS)}.{near}")
-    if path.suffix == ".parquet" and not has_pyarrow():
+    if path.suffix == ".parquet" and not is_installed("pyarrow"):
         raise UserError(f"{path}: Parquet needs pyarrow; install it with pip install 'stvit[tables]', or choose {path.stem}.csv.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 from stvit_cli.errors import UserError
@@ -68,3 +69,8 @@ def _number(name: str, default: int) -> int:
         return int(text) if text else default
     except ValueError:
         raise UserError(f"The environment variable {name} is {text!r}, expected a whole number, as torchrun sets it.") from None
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None

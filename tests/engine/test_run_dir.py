@@ -20,7 +20,8 @@ from stvit_cli.recipe import io as recipe_io
 def test_what_a_run_leaves(unbroken: Path) -> None:
     names = {path.name for path in unbroken.iterdir()}
     weights = {"best.safetensors", "last.safetensors", "last_ema.safetensors"}
-    assert names == weights | {"recipe.yaml", "environment.json", "metrics.jsonl", "curves.png", "checkpoints"}
+    metrics = {"metrics.jsonl", "metrics.csv", "evaluation.json", "predictions.parquet"}
+    assert names == weights | metrics | {"recipe.yaml", "environment.json", "curves.png", "checkpoints"}
     assert recipe_io.load(unbroken / "recipe.yaml") == toy.recipe()
     assert {"python", "versions", "command", "device"} <= json.loads((unbroken / "environment.json").read_text()).keys()
     assert read_info(unbroken / "best.safetensors").num_classes == toy.NUM_CLASSES

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from stvit_cli.data.loader import SampleKey, derive_seed
+from stvit_cli.engine.kept_evaluation import read_evaluation
 from stvit_cli.engine.metrics_log import MetricsLog
+from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.signals import exit_code
 from stvit_cli.engine.trainer import fit
 from stvit_cli.errors import Interrupted, UserError
@@ -77,6 +79,16 @@ class TrainPoints(Dataset[dict[str, Any]]):
 
 
 class ValPoints(Dataset[dict[str, Any]]):
+    class_names = tuple(f"class {index}" for index in range(NUM_CLASSES))
+
+    @property
+    def images(self) -> ValPoints:
+        """Itself: what the evaluator asks for the names."""
+        return self
+
+    def relative_path(self, index: int) -> str:
+        return f"val-{index}"
+
     def __len__(self) -> int:
         return NUM_VAL
 
@@ -115,7 +127,7 @@ class ToyTask(PreparedModel):
         return {"loss": loss if self.on_loss is None else self.on_loss(self.calls, loss)}
 
     def evaluator(self) -> ClassificationEvaluator:
-        return ClassificationEvaluator()
+        return ClassificationEvaluator(self.val_set)  # type: ignore[arg-type]
 
     def describe_eval(self, batch: Any) -> list[str]:
         return [f"val-{index}" for index in batch["index"].tolist()]
@@ -231,6 +243,16 @@ def assert_same_outcome(run_dir: Path, other: Path) -> None:
     assert rows == other_rows
     assert tensors.keys() == other_tensors.keys()
     assert [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])] == []
+    kept, others = (read_evaluation(RunDir(folder)) for folder in (run_dir, other))
+    assert kept is not None  # of the weights beside it
+    assert others is not None
+    if (run_dir / "best.safetensors").read_bytes() == (other / "best.safetensors").read_bytes():
+        assert kept.metrics == others.metrics
+        assert kept.predictions.read_bytes() == others.predictions.read_bytes()
+    log = MetricsLog(run_dir / "metrics.jsonl")
+    written = log.csv_path.read_bytes()
+    log.write_csv()
+    assert written == log.csv_path.read_bytes()
 
 
 def train(folder: Path, *overrides: str, resume: bool = False, **settings: Any) -> None:

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from stvit_cli.data.classification import EvalSet
 from stvit_cli.tasks.base import in_float64
+from stvit_cli.tasks.classification.predictions import MultiLabelPredictions
 from stvit_cli.tasks.finite import require_finite
 
 State = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]
@@ -24,9 +26,13 @@ class MultiLabelEvaluator:
     map: the mean over the classes of the average precision. F1 is of the classes with a probability above 0.5. As in scikit-learn
     and torchmetrics, both are 0 for a class that no image has.
     The metrics are computed from all images in the order of their indices, so they do not depend on processes.
+
+    Args:
+        val_set: the images that the indices of batches refer to; None where no predictions are needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, val_set: EvalSet | None = None) -> None:
+        self.val_set = val_set
         self.parts: list[State] = []
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
@@ -44,16 +50,34 @@ class MultiLabelEvaluator:
 
     def compute(self, states: list[State | None]) -> Iterable[tuple[str, float]]:
         """Yield the metrics; see `tasks.base.Evaluator`."""
-        index, logits, target, losses = _joined([state for state in states if state is not None])
-        order = np.argsort(index, kind="stable")
-        logits, target, losses = logits[order], target[order], losses[order]
+        index, logits, target, losses = _in_order(states)
         precisions = [average_precision(logits[:, label], target[:, label]) for label in range(target.shape[1])]
         micro, macro = f1_scores(logits > 0, target.astype(np.bool_))
-        yield "num_images", len(order)
+        yield "num_images", len(index)
         yield "map", 100 * float(np.mean(precisions))
         yield "f1_micro", 100 * micro
         yield "f1_macro", 100 * macro
         yield "loss", float(losses.mean())
+
+    def predictions(self, states: list[State | None]) -> MultiLabelPredictions | None:
+        """Return what was said of each image; see `tasks.base.KeepsPredictions`."""
+        if self.val_set is None:
+            return None
+        (index, logits, target, losses), images = _in_order(states), self.val_set.images
+        return MultiLabelPredictions(
+            images=[images.relative_path(number) for number in index.tolist()],
+            class_names=tuple(images.class_names),
+            target=target.astype(np.bool_),
+            scores=torch.from_numpy(logits).sigmoid().numpy(),
+            loss=losses,
+        )
+
+
+def _in_order(states: list[State | None]) -> State:
+    """Return what all processes saw, in the order of the images."""
+    index, logits, target, losses = _joined([state for state in states if state is not None])
+    order = np.argsort(index, kind="stable")
+    return index[order], logits[order], target[order], losses[order]
 
 
 def _joined(parts: list[State]) -> State:

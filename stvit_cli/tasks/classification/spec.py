@@ -14,6 +14,7 @@ from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.data_view import DataView
+from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 from stvit_cli.tasks.spec import PredictOptions, ReportInput, TaskSpec, Trained
 
@@ -63,6 +64,12 @@ def _predict(
     )
 
 
+def _read_predictions(path: Path, class_names: Sequence[str]) -> Predictions:
+    from stvit_cli.tasks.classification.predictions import read_classification_predictions
+
+    return read_classification_predictions(path, class_names)
+
+
 def _view_data(recipe: Recipe) -> DataView:
     from stvit_cli.tasks.classification.data_view import view_classification
 
@@ -90,6 +97,7 @@ SPEC = TaskSpec(
     create_cost_model=_create_cost_model,
     view_data=_view_data,
     folder_kind="imagefolder",
+    read_predictions=_read_predictions,
     resolve=_resolve,
     exports_onnx=True,
     report=_report,

@@ -5,15 +5,13 @@ B batch, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from timm.data import Mixup
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
@@ -29,13 +27,13 @@ from stvit_cli.models import create_model
 from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require_image_size
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
-from stvit_cli.tasks.base import Evaluator, in_float64
+from stvit_cli.tasks.base import Evaluator
 from stvit_cli.tasks.classification.data import build_classification, build_eval_set
 from stvit_cli.tasks.classification.distillation import distillation_loss, load_teacher
+from stvit_cli.tasks.classification.evaluator import ClassificationEvaluator
 from stvit_cli.tasks.classification.losses import Loss, build_loss, class_weights, dense_targets
 from stvit_cli.tasks.classification.multi_label import MultiLabelEvaluator
 from stvit_cli.tasks.data_checks import unusable_images
-from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.param_groups import decay_layer_scale
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.weights import is_of_timm, recipe_weights_info, report_notes
@@ -43,8 +41,6 @@ from stvit_cli.utils.text import first_few
 
 NUM_OPENED = 500
 """The largest number of images of a set that are opened in the search for problems."""
-TOP = 5
-"""The number of classes that ``top5`` counts."""
 
 
 class ClassificationEvaluation:
@@ -66,7 +62,7 @@ class ClassificationEvaluation:
         }
 
     def evaluator(self) -> Evaluator:
-        return MultiLabelEvaluator() if self.multi_label else ClassificationEvaluator()
+        return MultiLabelEvaluator(self.val_set) if self.multi_label else ClassificationEvaluator(self.val_set)
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.path(index) for index in batch["index"].tolist()]
@@ -183,47 +179,6 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
 
     def skipped(self, batch: dict[str, Any]) -> list[str]:
         return list(batch["skipped"])
-
-
-class ClassificationEvaluator:
-    """Accumulates top-1 and top-5 accuracy and the loss. Classes with equal scores are ranked by their index.
-
-    Counts are integers, so the accuracies do not depend on processes and batches. ``top5`` is computed where there are more than
-    five classes. The sums stay on the device.
-    """
-
-    def __init__(self) -> None:
-        self.num_images = self.num_classes = 0
-        self.hits: Tensor | None = None  # (2,)
-        self.loss: Tensor | None = None  # in float64
-
-    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
-        """See `tasks.base.Evaluator`."""
-        logits, target = model(batch["image"]).float(), batch["target"]  # (B, K), (B,)
-        require_finite(logits)
-        own = logits.gather(1, target[:, None])
-        earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
-        rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
-        losses = in_float64(F.cross_entropy(logits, target, reduction="none")).sum()
-        hits = torch.stack([(rank < 1).sum(), (rank < TOP).sum()])
-        self.num_images += len(target)
-        self.num_classes = logits.shape[1]
-        self.hits = hits if self.hits is None else self.hits + hits
-        self.loss = losses if self.loss is None else self.loss + losses
-
-    def state(self) -> tuple[int, int, int, int, float]:
-        top1, top5 = (0, 0) if self.hits is None else self.hits.tolist()
-        return self.num_classes, self.num_images, top1, top5, 0.0 if self.loss is None else self.loss.item()
-
-    def compute(self, states: list[tuple[int, int, int, int, float]]) -> Iterable[tuple[str, float]]:
-        """Yield the metrics; see `tasks.base.Evaluator`."""
-        num_classes = max(state[0] for state in states)  # 0 in a process without an image
-        num_images, top1, top5, loss = (sum(column) for column in zip(*(state[1:] for state in states), strict=True))
-        yield "num_images", num_images
-        yield "top1", 100 * top1 / num_images
-        if num_classes > TOP:
-            yield "top5", 100 * top5 / num_images
-        yield "loss", loss / num_images
 
 
 def _build_loss(recipe: Recipe, data: ClassificationData) -> Loss:

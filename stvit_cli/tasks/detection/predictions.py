@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stvit_cli.data.coco import annotated_area, encoded
+from stvit_cli.data.coco_index import CocoIndex
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.detection.statistics import DetectionStatistics
 from stvit_cli.tasks.predictions import Statistics
@@ -111,6 +113,70 @@ class DetectionPredictions:
     def statistics(self) -> Statistics:
         """Return the metrics as a function of the images."""
         return DetectionStatistics(self)
+
+
+def as_predictions(index: CocoIndex, results: Sequence[Mapping[str, Any]], *, masks: bool) -> DetectionPredictions:
+    """Return detections with the annotations that they are compared with.
+
+    Args:
+        index: the annotation file.
+        results: the detections in COCO's result format, those of an image in their order.
+        masks: keep masks.
+    """
+    positions = {image_id: position for position, image_id in enumerate(index.image_ids)}
+    labels = {category.written_id: label for label, category in enumerate(index.categories)}
+    found = sorted(((positions[entry["image_id"]], entry) for entry in results), key=lambda pair: pair[0])
+    objects = [(position, entry) for position in range(len(index)) for entry in index.annotations(position)]
+    sizes = index.sizes.tolist()
+    return DetectionPredictions(
+        images=index.file_names,
+        class_names=tuple(category.name for category in index.categories),
+        image_ids=index.image_ids,
+        sizes=index.sizes[:, ::-1].astype(np.int32),
+        objects=_as_boxes(
+            [(position, entry["label"] - 1) for position, entry in objects],
+            [entry["box"] for _, entry in objects],
+            area=[annotated_area(entry, *sizes[position]) for position, entry in objects],
+            masks=[_code(entry.get("segmentation"), *sizes[position]) if masks else None for position, entry in objects],
+            is_crowd=[bool(entry.get("crowd", 0)) for _, entry in objects],
+        ),
+        detections=_as_boxes(
+            [(position, labels[entry["category_id"]]) for position, entry in found],
+            [entry["bbox"] for _, entry in found],
+            area=[entry["bbox"][2] * entry["bbox"][3] for _, entry in found],
+            masks=[entry.get("segmentation") if masks else None for _, entry in found],
+            score=[entry["score"] for _, entry in found],
+        ),
+    )
+
+
+def _as_boxes(
+    images_and_labels: Sequence[tuple[int, int]],
+    box: Sequence[Sequence[float]],
+    *,
+    area: Sequence[float],
+    masks: Sequence[dict[str, Any] | None],
+    score: Sequence[float] | None = None,
+    is_crowd: Sequence[bool] | None = None,
+) -> Boxes:
+    numbers, count = np.array(images_and_labels, dtype=np.int32).reshape(-1, 2), len(box)
+    return Boxes(
+        image=numbers[:, 0],
+        label=numbers[:, 1],
+        box=np.array(box, dtype=np.float64).reshape(-1, 4),
+        score=np.ones(count, np.float32) if score is None else np.array(score, dtype=np.float32),
+        is_crowd=np.zeros(count, np.bool_) if is_crowd is None else np.array(is_crowd, dtype=np.bool_),
+        area=np.array(area, dtype=np.float64),
+        masks=masks,
+    )
+
+
+def _code(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
+    """Return the run-length code of an annotation's mask, as JSON can hold it."""
+    if segmentation is None:
+        return None
+    counts = encoded(segmentation, height, width)["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
 def read_detection_predictions(path: Path, class_names: Sequence[str]) -> DetectionPredictions:

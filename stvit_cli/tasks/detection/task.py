@@ -24,6 +24,7 @@ from stvit_cli.tasks.data_checks import unusable_images
 from stvit_cli.tasks.detection.data import build_detection, build_detection_eval_set
 from stvit_cli.tasks.detection.detector import BOX_ONLY, Detector, create_detector, encoded_masks
 from stvit_cli.tasks.detection.metrics import as_result, coco_metrics, require_writable_results, write_results
+from stvit_cli.tasks.detection.predictions import DetectionPredictions, as_predictions
 from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.weights import load_initial_weights, recipe_weights_info
@@ -182,6 +183,10 @@ class DetectionEvaluator:
             yield from coco_metrics(self.images.index, results, masks=self.masks)
         else:
             yield "num_detections", len(results)
+
+    def predictions(self, states: list[tuple[int, list[dict[str, Any]]]]) -> DetectionPredictions:
+        """Return what was found in each image; see `tasks.base.KeepsPredictions`."""
+        return as_predictions(self.images.index, [entry for _, part in states for entry in part], masks=self.masks)
 
 
 def build_detection_task(recipe: Recipe, weights: Path | None) -> DetectionTask:

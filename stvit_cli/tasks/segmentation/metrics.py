@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -19,6 +21,17 @@ def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     counted = target >= 0
     pairs = target[counted] * num_classes + predicted[counted]
     return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def nonzero_entries(matrix: Tensor) -> NDArray[np.int64]:
+    """Return the entries of a confusion matrix on the CPU that are not 0: true class, predicted class and pixels, (M, 3).
+
+    >>> nonzero_entries(torch.tensor([[5, 0], [2, 0]])).tolist()
+    [[0, 0, 5], [1, 0, 2]]
+    """
+    places = matrix.nonzero()
+    entries: NDArray[np.int64] = torch.cat([places, matrix[places[:, 0], places[:, 1]][:, None]], dim=1).numpy()
+    return entries
 
 
 def segmentation_metrics(matrix: Tensor, class_names: Sequence[str]) -> Iterable[tuple[str, float]]:

@@ -12,6 +12,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction
 from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.segmentation import predict
+from stvit_cli.tasks.segmentation.predictions import read_segmentation_predictions
 from stvit_cli.tasks.segmentation.task import (
     build_segmentation_evaluation,
     build_segmentation_task,
@@ -63,5 +64,6 @@ SPEC = TaskSpec(
     view_data=_view_data,
     resolve=resolve_class_names,
     folder_kind="ade20k",
+    read_predictions=read_segmentation_predictions,
     published_size=(512, 2048),
 )

@@ -11,11 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from stvit_cli.data.image_pairs import LabelledImages
 from stvit_cli.data.inspection import evenly_spaced
 from stvit_cli.data.label_checks import check_labels, count_numbers, suspicions
 from stvit_cli.data.loader import derive_seed, seeded
@@ -30,7 +33,8 @@ from stvit_cli.tasks.param_groups import without_decay_on_norms
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.segmentation.data import build_segmentation, build_segmentation_eval_set
 from stvit_cli.tasks.segmentation.label_maps import Inferer
-from stvit_cli.tasks.segmentation.metrics import confusion, segmentation_metrics
+from stvit_cli.tasks.segmentation.metrics import confusion, nonzero_entries, segmentation_metrics
+from stvit_cli.tasks.segmentation.predictions import SegmentationPredictions
 from stvit_cli.tasks.segmentation.upernet import Segmenter, create_segmenter
 from stvit_cli.tasks.weights import load_initial_weights, recipe_weights_info
 
@@ -53,7 +57,7 @@ class SegmentationEvaluation:
         return {key: [sample[key] for sample in samples] for key in ("images", "target", "index")}
 
     def evaluator(self) -> SegmentationEvaluator:
-        return SegmentationEvaluator(self.section.class_names, inferer(self.section))
+        return SegmentationEvaluator(self.section.class_names, inferer(self.section), self.val_set.images)
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.images.path(index) for index in batch["index"]]
@@ -145,6 +149,10 @@ class SegmentationTask(PreparedModel, SegmentationEvaluation):
         return list(batch["skipped"])
 
 
+State = tuple[Tensor, list[tuple[int, NDArray[np.int64]]]]
+"""What one process saw: the confusion matrix, and the non-zero entries of that of each image, by its index."""
+
+
 class SegmentationEvaluator:
     """Accumulates the confusion matrix of an evaluation at the original size of the images.
 
@@ -153,34 +161,49 @@ class SegmentationEvaluator:
     Args:
         class_names: the names of the K classes.
         infer: computes label maps.
+        images: that the indices of batches refer to.
     """
 
-    def __init__(self, class_names: Sequence[str], infer: Inferer) -> None:
-        self.class_names, self.infer = class_names, infer
-        self.num_images = 0
+    def __init__(self, class_names: Sequence[str], infer: Inferer, images: LabelledImages) -> None:
+        self.class_names, self.infer, self.images = class_names, infer, images
         self.matrix = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
+        self.by_image: list[tuple[int, NDArray[np.int64]]] = []
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """See `tasks.base.Evaluator`."""
         finite = []
-        for images, target in zip(batch["images"], batch["target"], strict=True):
+        for images, target, index in zip(batch["images"], batch["target"], batch["index"], strict=True):
             try:
                 predicted = self.infer(model, images, tuple(target.shape))
             except NonFiniteOutputsError:
                 finite.append(False)
                 continue
             finite.append(True)
-            self.matrix += confusion(predicted, target, len(self.matrix)).cpu()
-            self.num_images += 1
+            matrix = confusion(predicted, target, len(self.matrix)).cpu()
+            self.matrix += matrix
+            self.by_image.append((index, nonzero_entries(matrix)))
         if not all(finite):
             raise NonFiniteOutputsError(finite)
 
-    def state(self) -> tuple[int, Tensor]:
-        return self.num_images, self.matrix
+    def state(self) -> State:
+        return self.matrix, self.by_image
 
-    def compute(self, states: list[tuple[int, Tensor]]) -> Iterable[tuple[str, float]]:
-        yield "num_images", sum(count for count, _ in states)
-        yield from segmentation_metrics(torch.stack([matrix for _, matrix in states]).sum(0), self.class_names)
+    def compute(self, states: list[State]) -> Iterable[tuple[str, float]]:
+        yield "num_images", sum(len(by_image) for _, by_image in states)
+        yield from segmentation_metrics(torch.stack([matrix for matrix, _ in states]).sum(0), self.class_names)
+
+    def predictions(self, states: list[State]) -> SegmentationPredictions:
+        """Return the confusion of each image; see `tasks.base.KeepsPredictions`."""
+        by_image = sorted((entry for _, part in states for entry in part), key=lambda entry: entry[0])
+        entries = np.concatenate([found for _, found in by_image])
+        return SegmentationPredictions(
+            images=[self.images.relative_path(index) for index, _ in by_image],
+            class_names=tuple(self.class_names),
+            image=np.repeat(np.arange(len(by_image), dtype=np.int32), [len(found) for _, found in by_image]),
+            target=entries[:, 0].astype(np.int16),
+            predicted=entries[:, 1].astype(np.int16),
+            pixels=entries[:, 2],
+        )
 
 
 def build_segmentation_task(recipe: Recipe, weights: Path | None) -> SegmentationTask:

@@ -122,7 +122,7 @@ def test_an_evaluation_is_at_the_original_size(build: Build) -> None:
     assert max(sample["images"][0].shape) == 48
     assert max(sample["target"].shape) == 64
     evaluator.update(Guesses(), task.collate_eval([sample]))
-    assert int(evaluator.state()[1].sum()) == sample["target"].numel()
+    assert int(evaluator.state()[0].sum()) == sample["target"].numel()
 
 
 def test_the_loss_is_the_mean_over_all_pixels(build: Build) -> None:

@@ -1,0 +1,105 @@
+"""Metrics of images with one class each: top-1, top-5 and the loss. B batch, N images, K classes, T kept of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stvit_cli.data.classification import EvalSet
+from stvit_cli.tasks.base import in_float64
+from stvit_cli.tasks.classification.predictions import KEPT, ClassificationPredictions
+from stvit_cli.tasks.finite import require_finite
+
+TOP = 5
+"""The number of classes that ``top5`` counts."""
+
+
+class ClassificationEvaluator:
+    """Computes top-1 and top-5 accuracy and the loss. Classes with equal scores are ranked by their index.
+
+    What is kept of an image takes some 80 bytes and stays on the device. ``top5`` is computed where there are more than five
+    classes. Everything is computed from all images in their order, so it does not depend on processes.
+
+    Args:
+        val_set: the images that the indices of batches refer to; None where no predictions are needed.
+    """
+
+    def __init__(self, val_set: EvalSet | None = None) -> None:
+        self.val_set = val_set
+        self.num_classes = 0
+        self.parts: list[tuple[Tensor, ...]] = []
+
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """See `tasks.base.Evaluator`."""
+        logits, target = model(batch["image"]).float(), batch["target"]  # (B, K), (B,)
+        require_finite(logits)
+        own = logits.gather(1, target[:, None])
+        earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
+        rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+        losses = in_float64(F.cross_entropy(logits, target, reduction="none"))
+        scores, labels = logits.softmax(1), logits.sort(dim=1, descending=True, stable=True).indices[:, :KEPT]
+        self.num_classes = logits.shape[1]
+        own_score = scores.gather(1, target[:, None])[:, 0]
+        self.parts.append((batch["index"], target, labels, scores.gather(1, labels), own_score, rank, losses))
+
+    def state(self) -> ClassificationState | None:
+        """Return what this process saw; None for no image."""
+        if not self.parts:
+            return None
+        columns = [torch.cat(column).cpu().numpy() for column in zip(*self.parts, strict=True)]
+        index, target, labels, scores, own, rank, losses = columns
+        small = [values.astype(np.int32) for values in (target, labels, rank)]
+        return ClassificationState(self.num_classes, index, small[0], small[1], scores, own, small[2], losses)
+
+    def compute(self, states: list[ClassificationState | None]) -> Iterable[tuple[str, float]]:
+        """Yield the metrics; see `tasks.base.Evaluator`."""
+        found = joined_states(states)
+        num_images = len(found.indices)
+        yield "num_images", num_images
+        yield "top1", 100 * int((found.rank < 1).sum()) / num_images
+        if found.num_classes > TOP:
+            yield "top5", 100 * int((found.rank < TOP).sum()) / num_images
+        yield "loss", float(found.losses.sum()) / num_images
+
+    def predictions(self, states: list[ClassificationState | None]) -> ClassificationPredictions | None:
+        """Return what was said of each image; see `tasks.base.KeepsPredictions`."""
+        if self.val_set is None:
+            return None
+        found, images = joined_states(states), self.val_set.images
+        return ClassificationPredictions(
+            images=[images.relative_path(index) for index in found.indices.tolist()],
+            class_names=tuple(images.class_names),
+            target=found.target,
+            labels=found.labels,
+            scores=found.scores,
+            target_score=found.target_score,
+            target_rank=found.rank,
+            loss=found.losses,
+        )
+
+
+class ClassificationState(NamedTuple):
+    """What one process saw of N images; see `ClassificationPredictions`."""
+
+    num_classes: int
+    indices: NDArray[np.int64]
+    target: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    target_score: NDArray[np.float32]
+    rank: NDArray[np.int32]
+    losses: NDArray[np.float64]
+
+
+def joined_states(states: Sequence[ClassificationState | None]) -> ClassificationState:
+    """Return what all processes saw, in the order of the images."""
+    seen = [state for state in states if state is not None]
+    columns = [np.concatenate(column) for column in zip(*(state[1:] for state in seen), strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    return ClassificationState(seen[0].num_classes, *(column[order] for column in columns))
