@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Side by side (pytest -n), each process computes on its part of the cores: torch takes all of them otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 # The same examples every time, and none remembered: a failure here is a failure everywhere.
 settings.register_profile("reproducible", derandomize=True, database=None, deadline=None, max_examples=40)

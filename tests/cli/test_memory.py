@@ -26,5 +26,10 @@ print(min(faults))  # the first rounds ask the system, and it may move pages of 
 def test_freed_memory_is_kept(own_setting: dict[str, str], is_kept: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "THP_"))}
     environment |= own_setting
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=environment)
-    assert (int(done.stdout) < 4) == is_kept  # 8192 small pages, or 16 large ones
+
+    def faults() -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=environment)
+        return int(done.stdout)
+
+    # 8192 small pages, or 16 large ones; where other processes want memory, the system may take kept pages away for a while.
+    assert (min(faults() for _ in range(1 + is_kept)) < 4) == is_kept

@@ -117,10 +117,7 @@ def test_pretrained_weights_of_timm_come_from_a_file_that_is_named(weights: Path
     assert torch.equal(model.stem[0].conv.weight, stvit_cli.models.weights.read_state_dict(weights)["stem.0.conv.weight"])
 
 
-@pytest.mark.parametrize(
-    "imports",
-    ["import stvit_cli, timm", "import timm, stvit_cli", "import stvit_cli.tasks, timm", "import stvit_cli.data, timm"],
-)
+@pytest.mark.parametrize("imports", ["import timm, stvit_cli", "import stvit_cli.data, timm"])
 def test_importing_the_package_registers_the_models_in_either_order(imports: str) -> None:
     code = f"{imports}; timm.create_model('stvit_nano'); assert timm.list_models('stvit_*')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,7 +19,7 @@ AUTHORS = {
 TRAINABLE = {"stvit-s": 25_495_624, "stvit-b": 51_691_288, "stvit-l": 94_971_096}
 
 
-@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize("size", [224, pytest.param(384, marks=pytest.mark.slow)])
 def test_table_one(size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "profile.json"
     assert main(["profile", *TRAINABLE, "--image-size", str(size), "--json", str(report)]) == 0

@@ -243,6 +243,9 @@ def test_a_stride_beyond_the_window(scenes: Path) -> None:
 
 def test_a_library_that_is_not_installed(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("segmentation_models_pytorch", "stvit_cli.tasks."))]:
+        parent, _, child = name.rpartition(".")
+        if hasattr(sys.modules.get(parent), child):  # importing it again sets the attribute too, which later tests would meet
+            monkeypatch.setattr(sys.modules[parent], child, sys.modules[name])
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(UserError, match=r"need segmentation_models_pytorch.*\n?.*stvit\[dense\]"):
