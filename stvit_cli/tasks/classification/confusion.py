@@ -12,10 +12,9 @@ from stvit_cli.tasks.classification.predictions import ClassificationPredictions
 from stvit_cli.tasks.classification.shown_images import Caption, ShownImages
 from stvit_cli.tasks.report_parts import Column, MatrixPart, ShownImage, TablePart
 
-MAX_CLASSES = 100
-"""Of a matrix: a larger one has no cell that a person can hit."""
+MAX_CLASSES = 2000
+"""Of a matrix: one of 20 000 classes would take gigabytes."""
 IMAGES_PER_CELL = 6
-MAX_PAIRS = 30
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _most_confused(predictions: ClassificationPredictions) -> dict[int, str]:
     """Return for each class the other class that its images are predicted as most often, with their number."""
     found: dict[int, str] = {}
     for row, column, count in _pairs(predictions):
-        found.setdefault(row, f"{predictions.class_names[column]} ({count})")
+        found.setdefault(row, f"{predictions.class_names[column]}: {count} image{'s' * (count != 1)}")
     return found
 
 
@@ -115,21 +114,6 @@ def _pairs(predictions: ClassificationPredictions) -> list[tuple[int, int, int]]
     order = np.lexsort((found, -counts))
     rows, columns = np.divmod(found[order], len(predictions.class_names))
     return list(zip(rows.tolist(), columns.tolist(), counts[order].tolist(), strict=True))
-
-
-def pairs_table(predictions: ClassificationPredictions) -> TablePart:
-    """Return the table of the most frequent confusions."""
-    pairs, names = _pairs(predictions), predictions.class_names
-    images = np.bincount(predictions.target, minlength=len(names))
-    rows: list[list[str | float | int | None]] = [
-        [names[row], names[column], count, 100 * count / int(images[row])] for row, column, count in pairs[:MAX_PAIRS]
-    ]
-    return TablePart(
-        [Column("true class"), Column("predicted as"), Column("images", "count"), Column("of its images", "percent")],
-        rows,
-        title="Most frequent confusions",
-        note=f"{len(rows)} of {len(pairs)} pairs of classes that are confused." if pairs else "No image is predicted wrongly.",
-    )
 
 
 def matrix_part(predictions: ClassificationPredictions, shown: ShownImages, caption: Caption, max_images: int) -> MatrixPart:

@@ -13,12 +13,14 @@ from stvit_cli.tasks.classification.multi_label import average_precision
 from stvit_cli.tasks.classification.predictions import MultiLabelPredictions
 from stvit_cli.tasks.classification.shown_images import ShownImages
 from stvit_cli.tasks.classification.statistics import THRESHOLD
-from stvit_cli.tasks.report_parts import ChartPart, Column, GalleryPart, ReportSection, Series, ShownImage, TablePart, TextPart
+from stvit_cli.tasks.report_parts import ChartPart, Column, GalleryPart, ReportSection, Series, TablePart, TextPart
 from stvit_cli.utils.text import first_few
 
 MAX_CURVES = 8
 MAX_POINTS = 120
 """Of a curve: enough for a line 600 pixels wide."""
+MAX_LABELS = 5
+"""Of a caption."""
 
 
 def multi_label_sections(predictions: MultiLabelPredictions, shown: ShownImages, max_images: int) -> Iterator[ReportSection]:
@@ -45,7 +47,7 @@ def _absent(predictions: MultiLabelPredictions) -> list[TextPart]:
 
 
 def _class_table(predictions: MultiLabelPredictions, precisions: list[float]) -> TablePart:
-    """Return the table of the classes, those with the lowest average precision first."""
+    """Return the table of the classes: those with the lowest average precision first, those without images last."""
     target, predicted = predictions.target, predictions.scores > THRESHOLD
     columns = [
         Column("class"),
@@ -56,7 +58,7 @@ def _class_table(predictions: MultiLabelPredictions, precisions: list[float]) ->
         Column("F1 there", "percent"),
     ]
     rows: list[list[str | float | int | None]] = []
-    for label in sorted(range(len(precisions)), key=lambda label: (precisions[label], label)):
+    for label in sorted(range(len(precisions)), key=lambda label: (not target[:, label].any(), precisions[label], label)):
         true, said = target[:, label], predicted[:, label]
         hits, num_true, num_said = int((true & said).sum()), int(true.sum()), int(said.sum())
         best = best_threshold(predictions.scores[:, label], true)
@@ -158,15 +160,19 @@ def _mistakes(predictions: MultiLabelPredictions, shown: ShownImages, max_images
     predicted = scores > THRESHOLD
 
     def gallery(title: str, wrong: NDArray[np.bool_], by: NDArray[np.float32], what: str) -> GalleryPart:
-        images, labels = np.nonzero(wrong)
-        order = np.lexsort((labels, images, -by[images, labels]))
-        found: list[ShownImage] = []
-        for index, label in list(zip(images[order].tolist(), labels[order].tolist(), strict=True))[: 2 * max_images]:
-            truth = "; ".join(names[number] for number in np.flatnonzero(target[index]).tolist()) or "no label"
-            caption = [f"{what}: {names[label]} {100 * float(scores[index, label]):.1f} %", f"truth: {truth}"]
-            image = None if len(found) == max_images or shown.has_changed else shown.show(index, caption, is_wrong=True)
-            found += [image] if image is not None else []
-        return GalleryPart(title, found, len(images))
+        worst = np.where(wrong, by, -np.inf).max(1)
+        images = np.flatnonzero(wrong.any(1))
+        order = images[np.lexsort((images, -worst[images]))]
+
+        def caption(index: int) -> list[str]:
+            labels = sorted(np.flatnonzero(wrong[index]).tolist(), key=lambda label: (-by[index, label], label))
+            said = ", ".join(f"{names[label]} {100 * float(scores[index, label]):.1f} %" for label in labels[:MAX_LABELS])
+            truth = ", ".join(names[label] for label in np.flatnonzero(target[index]).tolist()) or "no label"
+            more = f" and {len(labels) - MAX_LABELS} more" if len(labels) > MAX_LABELS else ""
+            return [f"truth: {truth}", f"{what}: {said}{more}"]
+
+        note = f"{int(wrong.sum())} labels of {len(images)} images. The images with the worst label first."
+        return shown.gallery(title, order, max_images, caption, lambda _: True, note)
 
     return ReportSection(
         "mistakes",

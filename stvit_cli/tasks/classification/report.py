@@ -12,7 +12,7 @@ from stvit_cli.data.classification import EvalSet
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.bootstrap import Interval, intervals, num_resamples
 from stvit_cli.tasks.classification.calibration import calibration, calibration_section
-from stvit_cli.tasks.classification.confusion import class_metrics, class_table, matrix_part, pairs_table
+from stvit_cli.tasks.classification.confusion import class_metrics, class_table, matrix_part
 from stvit_cli.tasks.classification.multi_label_report import multi_label_sections
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
 from stvit_cli.tasks.classification.shown_images import ShownImages
@@ -103,7 +103,7 @@ def _sections(predictions: ClassificationPredictions, shown: ShownImages, given:
     yield ReportSection(
         "confusion",
         "Confusion matrix",
-        [matrix_part(predictions, shown, caption, 4 * limit), pairs_table(predictions)],
+        [matrix_part(predictions, shown, caption, 4 * limit)],
         intro="Which classes are taken for which.",
     )
     yield ReportSection("classes", "Classes", [*_absent(predictions), class_table(predictions)])
