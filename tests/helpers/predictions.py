@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from stvit_cli.data.images import UnreadableImageError
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 """A class name that breaks a page which does not escape it."""
+
+
+class MadeImages:
+    """Images of one colour, which count how often they are opened; some cannot be."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, targets: NDArray[Any], class_names: Sequence[str], unreadable: Sequence[int] = ()) -> None:
+        self.targets, self.class_names, self.unreadable = targets, tuple(class_names), set(unreadable)
+        self.opened: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def path(self, index: int) -> str:
+        return f"/data/{index}.png"
+
+    def relative_path(self, index: int) -> str:
+        return f"{index}.png"
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def target(self, index: int) -> Any:
+        return int(self.targets[index]) if self.targets.ndim == 1 else self.targets[index].astype(np.float32)
+
+    def open(self, index: int) -> Image.Image:
+        self.opened.append(index)
+        if index in self.unreadable:
+            raise UnreadableImageError(f"{self.path(index)}: not an image.")
+        return Image.new("RGB", (200, 100), (index % 256, index // 256, 50))
 
 
 def probabilities_of(num_images: int, num_classes: int, seed: int = 0, skill: float = 2.0) -> tuple[NDArray[np.float32], ...]:

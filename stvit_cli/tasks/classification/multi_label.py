@@ -14,6 +14,7 @@ from torch import nn
 from stvit_cli.data.classification import EvalSet
 from stvit_cli.tasks.base import in_float64
 from stvit_cli.tasks.classification.predictions import MultiLabelPredictions
+from stvit_cli.tasks.classification.statistics import THRESHOLD, Ranking
 from stvit_cli.tasks.finite import require_finite
 
 State = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]
@@ -51,8 +52,9 @@ class MultiLabelEvaluator:
     def compute(self, states: list[State | None]) -> Iterable[tuple[str, float]]:
         """Yield the metrics; see `tasks.base.Evaluator`."""
         index, logits, target, losses = _in_order(states)
-        precisions = [average_precision(logits[:, label], target[:, label]) for label in range(target.shape[1])]
-        micro, macro = f1_scores(logits > 0, target.astype(np.bool_))
+        scores = torch.from_numpy(logits).sigmoid().numpy()  # those that are kept: metrics of the kept predictions are these
+        precisions = [average_precision(scores[:, label], target[:, label]) for label in range(target.shape[1])]
+        micro, macro = f1_scores(scores > THRESHOLD, target.astype(np.bool_))
         yield "num_images", len(index)
         yield "map", 100 * float(np.mean(precisions))
         yield "f1_micro", 100 * micro
@@ -95,13 +97,7 @@ def average_precision(scores: NDArray[np.float32], target: NDArray[np.uint8]) ->
     >>> average_precision(np.array([0.9, 0.8, 0.1], np.float32), np.array([1, 0, 1], np.uint8))
     0.8333333333333333
     """
-    if not target.any():
-        return 0.0
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(target[order], dtype=np.int64)
-    last = np.append(np.diff(scores[order]) != 0, True)  # the last of equal scores
-    hits, seen = hits[last], np.flatnonzero(last) + 1
-    return float(np.sum(np.diff(hits, prepend=0) * (hits / seen)) / hits[-1])
+    return Ranking(scores, target.astype(np.bool_)).average_precision(np.ones(len(scores), dtype=np.int64))
 
 
 def f1_scores(predicted: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[float, float]:

@@ -20,6 +20,8 @@ from stvit_cli.tasks.report_parts import Metric, MetricsPart, ReportSection, Tex
 from stvit_cli.tasks.spec import ReportInput
 from stvit_cli.utils.text import first_few
 
+CELL_IMAGES = 6
+"""Images of the confusion matrix for each image of a gallery."""
 MEANINGS = {
     "top1": "images whose most likely class is the true one",
     "top5": "images whose true class is among the five most likely",
@@ -103,7 +105,7 @@ def _sections(predictions: ClassificationPredictions, shown: ShownImages, given:
     yield ReportSection(
         "confusion",
         "Confusion matrix",
-        [matrix_part(predictions, shown, caption, 4 * limit)],
+        [matrix_part(predictions, shown, caption, CELL_IMAGES * limit)],
         intro="Which classes are taken for which.",
     )
     yield ReportSection("classes", "Classes", [*_absent(predictions), class_table(predictions)])

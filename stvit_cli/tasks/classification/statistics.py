@@ -72,7 +72,7 @@ class ClassificationStatistics:
             f1 = 2 * hits / (images + predicted)
             return np.array(
                 [
-                    *(self._means @ weights / total),
+                    *((self._means * weights).sum(1) / total),
                     100 * (hits / images)[images > 0].mean(),
                     100 * f1[images + predicted > 0].mean(),
                     100 * np.abs(over).sum() / total,
@@ -112,7 +112,7 @@ class MultiLabelStatistics:
         predicted = scores > THRESHOLD
         self._loss = loss
         self._hits, self._marked = (predicted & target).astype(np.float64), predicted.astype(np.float64) + target
-        self._classes = [_Ranking(scores[:, label], target[:, label]) for label in range(target.shape[1])]
+        self._classes = [Ranking(scores[:, label], target[:, label]) for label in range(target.shape[1])]
         self.elements = 2 * target.size
 
     def __call__(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -123,15 +123,24 @@ class MultiLabelStatistics:
         return np.array(
             [
                 100 * float(np.mean(precisions)),
-                100 * 2 * hits.sum() / max(marked.sum(), 1),
+                100 * float(2 * hits.sum() / max(marked.sum(), 1)),
                 100 * float(np.mean(2 * hits / np.maximum(marked, 1))),
-                weights @ self._loss / weights.sum(),
+                float((weights * self._loss).sum() / weights.sum()),
             ]
         )
 
 
-class _Ranking:
-    """The images in the order of their scores for a class."""
+class Ranking:
+    """The images in the order of their scores for a class.
+
+    Args:
+        scores: of the class, (N,); equal scores are one threshold.
+        target: whether an image has the class, (N,).
+
+    Example:
+        >>> Ranking(np.array([0.9, 0.8, 0.1], np.float32), np.array([True, False, True])).average_precision(np.ones(3, np.int64))
+        0.8333333333333333
+    """
 
     def __init__(self, scores: NDArray[np.float32], target: NDArray[np.bool_]) -> None:
         self.order = np.argsort(-scores, kind="stable").astype(np.int32)
@@ -143,6 +152,11 @@ class _Ranking:
         self.ends, self.rows = ends, last[groups[ends]]  # of each group with positives: its last one, and its last image
 
     def average_precision(self, counts: NDArray[np.int64]) -> float:
+        """Return the area under precision and recall: sum of (R_n - R_(n-1)) P_n over the scores, as in scikit-learn.
+
+        Args:
+            counts: how often each image counts, (N,). 0 where no image has the class.
+        """
         hits = np.cumsum(counts[self.positives])[self.ends]
         if not len(hits) or not hits[-1]:
             return 0.0

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, precision_recall_fscore_support
 from torch import nn
@@ -18,42 +16,13 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 
 from stvit_cli.analysis.report.page import render
 from stvit_cli.data.classification import EvalSet
-from stvit_cli.data.images import UnreadableImageError
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
 from stvit_cli.tasks.classification.report import classification_report
 from stvit_cli.tasks.classification.task import ClassificationEvaluation
 from stvit_cli.tasks.report_parts import ChartPart, GalleryPart, MatrixPart, MetricsPart, ReportSection, TablePart, TextPart
 from stvit_cli.tasks.spec import ReportInput, Trained
-from tests.helpers.predictions import HOSTILE, classification_predictions, multi_label_predictions, probabilities_of
-
-
-class MadeImages:
-    """Images of one colour, which count how often they are opened; some cannot be."""
-
-    notes = ()
-
-    def __init__(self, targets: NDArray[Any], class_names: Sequence[str], unreadable: Sequence[int] = ()) -> None:
-        self.targets, self.class_names, self.unreadable = targets, tuple(class_names), set(unreadable)
-        self.opened: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def path(self, index: int) -> str:
-        return f"/data/{index}.png"
-
-    def fingerprint(self) -> str:
-        return ""
-
-    def target(self, index: int) -> Any:
-        return int(self.targets[index]) if self.targets.ndim == 1 else self.targets[index].astype(np.float32)
-
-    def open(self, index: int) -> Image.Image:
-        self.opened.append(index)
-        if index in self.unreadable:
-            raise UnreadableImageError(f"{self.path(index)}: not an image.")
-        return Image.new("RGB", (200, 100), (index % 256, index // 256, 50))
+from tests.helpers.predictions import HOSTILE, MadeImages, classification_predictions, multi_label_predictions, probabilities_of
 
 
 def report_of(
@@ -185,7 +154,7 @@ def test_an_image_is_opened_once_and_only_where_it_is_shown() -> None:
     shown = {image.name for part in galleries for image in part.images}
     cells = part_of(sections["confusion"], MatrixPart).images.values()
     shown |= {image.name for images in cells for image in images}
-    assert sum(len(images) for images in cells) == 20
+    assert sum(len(images) for images in cells) == 30
     assert sorted(images.opened) == sorted(int(name.removesuffix(".png")) for name in shown)
 
 

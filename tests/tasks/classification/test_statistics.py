@@ -12,11 +12,11 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from stvit_cli.data.classification import EvalSet
+from stvit_cli.tasks.classification.evaluator import ClassificationEvaluator
 from stvit_cli.tasks.classification.multi_label import MultiLabelEvaluator
-from stvit_cli.tasks.classification.predictions import MultiLabelPredictions
-from stvit_cli.tasks.classification.task import ClassificationEvaluator
 from stvit_cli.tasks.predictions import Predictions
-from tests.helpers.predictions import classification_predictions, multi_label_predictions, probabilities_of
+from tests.helpers.predictions import MadeImages, classification_predictions, multi_label_predictions, probabilities_of
 
 
 def metrics_of(predictions: Predictions, counts: NDArray[np.int64] | None = None) -> dict[str, float]:
@@ -55,15 +55,16 @@ def test_calibration_error_of_certain_predictions_is_that_of_torchmetrics() -> N
     assert metrics_of(classification_predictions(probabilities, target))["ece"] == pytest.approx(100 * float(theirs), abs=1e-4)
 
 
-def test_all_images_once_are_the_metrics_of_the_evaluation() -> None:
-    logits = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    target = torch.arange(50) % 8
-    evaluator = ClassificationEvaluator()
-    evaluator.update(nn.Identity(), {"image": logits, "target": target, "index": torch.arange(50)})
+def test_all_images_once_are_exactly_the_metrics_of_the_evaluation() -> None:
+    logits = 3 * torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(300) % 8
+    images = MadeImages(target.numpy(), list("abcdefgh"))
+    evaluator = ClassificationEvaluator(EvalSet(images, lambda image: torch.zeros(1)))
+    evaluator.update(nn.Identity(), {"image": logits, "target": target, "index": torch.arange(300)})
     evaluated = dict(evaluator.compute([evaluator.state()]))
-    found = metrics_of(classification_predictions(logits.softmax(1).numpy(), target.numpy()))
-    assert (found["top1"], found["top5"]) == (evaluated["top1"], evaluated["top5"])
-    assert found["loss"] == pytest.approx(evaluated["loss"])
+    kept = evaluator.predictions([evaluator.state()])
+    assert kept is not None
+    assert evaluated == {"num_images": 300} | {name: metrics_of(kept)[name] for name in ("top1", "top5", "loss")}
 
 
 def test_five_classes_have_no_top5() -> None:
@@ -92,14 +93,13 @@ def test_metrics_of_several_labels_are_those_of_scikit_learn(drawn: bool) -> Non
     assert found["loss"] == pytest.approx(np.repeat(predictions.loss, counts).mean())
 
 
-def test_all_images_once_are_the_metrics_of_an_evaluation_with_several_labels() -> None:
-    logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    target = (torch.rand(30, 4, generator=torch.Generator().manual_seed(1)) < 0.4).float()
-    evaluator = MultiLabelEvaluator()
-    evaluator.update(nn.Identity(), {"image": logits, "target": target, "index": torch.arange(30)})
+def test_all_images_once_are_exactly_the_metrics_of_an_evaluation_with_several_labels() -> None:
+    logits = 30 * torch.randn(300, 4, generator=torch.Generator().manual_seed(0))  # many probabilities are 1 in float32
+    target = (torch.rand(300, 4, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    images = MadeImages(target.numpy(), list("abcd"))
+    evaluator = MultiLabelEvaluator(EvalSet(images, lambda image: torch.zeros(1)))
+    evaluator.update(nn.Identity(), {"image": logits, "target": target, "index": torch.arange(300)})
     evaluated = dict(evaluator.compute([evaluator.state()]))
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").double().mean(1).numpy()
-    predictions = MultiLabelPredictions(
-        [""] * 30, list("abcd"), target.numpy().astype(np.bool_), logits.sigmoid().numpy(), losses
-    )
-    assert metrics_of(predictions) == pytest.approx({name: value for name, value in evaluated.items() if name != "num_images"})
+    kept = evaluator.predictions([evaluator.state()])
+    assert kept is not None
+    assert evaluated == {"num_images": 300} | metrics_of(kept)
