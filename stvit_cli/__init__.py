@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         resume,
         train,
     )
+    from stvit_cli.engine.callbacks import Callback, TrainingView
     from stvit_cli.errors import Interrupted, UserError
     from stvit_cli.models.kernels import use_kernels
     from stvit_cli.models.optimize.inference import for_inference
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "Callback",
     "ConversionResult",
     "DataReport",
     "DataSummary",
@@ -47,6 +49,7 @@ __all__ = [
     "LoadReport",
     "TrainedModel",
     "TrainingResult",
+    "TrainingView",
     "UserError",
     "WeightsInfo",
     "__version__",
@@ -70,6 +73,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Callback": "engine.callbacks",
     "ConversionResult": "api",
     "DataReport": "api",
     "DataSummary": "api",
@@ -80,6 +84,7 @@ _MODULES = {
     "LoadReport": "models.weights",
     "TrainedModel": "api",
     "TrainingResult": "api",
+    "TrainingView": "engine.callbacks",
     "UserError": "errors",
     "WeightsInfo": "models.weights",
     "create_detector": "tasks.detection.detector",

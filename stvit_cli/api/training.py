@@ -19,6 +19,7 @@ from stvit_cli.utils.text import file_name
 
 if TYPE_CHECKING:
     from stvit_cli.engine.branch import Branch
+    from stvit_cli.engine.callbacks import Callback
     from stvit_cli.recipe import Recipe
     from stvit_cli.tasks import Task
 
@@ -35,6 +36,7 @@ def train(
     model: str | None = None,
     data: AnyPath | None = None,
     weights: AnyPath | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     """Train a model by a recipe, from scratch or from weights.
 
@@ -46,6 +48,7 @@ def train(
         data: sets ``data.dir``, the folder of the data set, or its annotation file.
         weights: start from this weights file or run directory. Another number of classes, of channels and another image size are
             possible.
+        callbacks: called at the points of the loop, see `Callback`; under torchrun in every process.
 
     Raises:
         UserError: recipe, data, weights or output are not usable; what was saved before is intact.
@@ -55,7 +58,7 @@ def train(
     words = as_words(overrides, model, data)
     settings = _recipe(recipe, words, weights)
     with new_run_dir(output, settings.name) as run_dir:
-        return _fit(settings, run_dir, weights=weights, given=own_data.keys_of(words))
+        return _fit(settings, run_dir, weights=weights, given=own_data.keys_of(words), callbacks=callbacks)
 
 
 def resume(
@@ -65,6 +68,7 @@ def resume(
     recipe: AnyPath | None = None,
     from_step: int | None = None,
     output: AnyPath | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     """Resume a run from its last checkpoint, or start a new run from an earlier one.
 
@@ -75,6 +79,7 @@ def resume(
         recipe: takes the place of the run's own recipe.
         from_step: start a new run from the checkpoint of this step; then any key may change but the model and its classes.
         output: the directory of that new run; by default ``runs/RECIPE-TIME``.
+        callbacks: called at the points of the loop, see `Callback`. They are no part of the saved run.
 
     Raises:
         UserError: no run is there, it is in use or damaged, its recipe has changed, or it has no checkpoint of ``from_step``.
@@ -85,11 +90,11 @@ def resume(
     if from_step is None:
         if output is not None:
             raise UserError("A resumed run stays in its directory; leave output out, or start a new run: add from_step=N.")
-        return _fit(_saved_recipe(run_dir, recipe, overrides, locks=True), run_dir, resume=True)
+        return _fit(_saved_recipe(run_dir, recipe, overrides, locks=True), run_dir, resume=True, callbacks=callbacks)
     words = as_words(overrides)
     settings, branch = _branch(run_dir, from_step, recipe, words)
     with new_run_dir(output, settings.name) as new_dir:
-        return _fit(settings, new_dir, branch=branch, given=own_data.keys_of(words))
+        return _fit(settings, new_dir, branch=branch, given=own_data.keys_of(words), callbacks=callbacks)
 
 
 def dry_run(
@@ -270,17 +275,28 @@ def _fit(
     resume: bool = False,
     branch: Branch | None = None,
     given: Collection[str] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     from stvit_cli import engine
+    from stvit_cli.api.sample_images import sample_images
 
     if resume:
         task = _build(recipe)
     else:
         task, recipe = _build_new(recipe, weights, given, is_branch=branch is not None)
-    metrics = engine.fit(task, recipe, run_dir, resume=resume, branch=branch)
+    metrics = engine.fit(
+        task,
+        recipe,
+        run_dir,
+        resume=resume,
+        branch=branch,
+        first_images=lambda: sample_images(recipe, task),
+        callbacks=callbacks,
+    )
     if recipe.data.kind == "digits" and is_main_process():
         from stvit_cli.data.digits import write_samples
 
         write_samples(run_dir / "samples")  # the digits are in no folder: images to try `predict` on
-    after_run.finish(run_dir, recipe, task)
+    if "best_epoch" in metrics:  # not where a callback stopped the run before its first evaluation
+        after_run.finish(run_dir, recipe, task)
     return TrainingResult(run_dir, metrics)

@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ class MetricsLog:
         self.write_csv()
         return is_complete
 
+    def last_steps(self) -> dict[str, int]:
+        """Return the last step of each kind of row. A line that a killed process left unfinished is none."""
+        steps: dict[str, int] = {}
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
+            with suppress(ValueError):
+                row = json.loads(line)
+                steps[row["kind"]] = max(row["step"], steps.get(row["kind"], -1))
+        return steps
+
     def rows(self, kind: str) -> list[dict[str, Any]]:
         return [row for row in self._rows() if row["kind"] == kind]
 
@@ -78,22 +88,3 @@ def _csv_line(row: Mapping[str, Any], columns: Iterable[str]) -> str:
         "" if cell is None else cell if isinstance(cell, str) else json.dumps(cell) for cell in cells
     )
     return text.getvalue()
-
-
-class TensorBoardLog:
-    """The same rows as TensorBoard events."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with writing(path):
-            # TensorBoard hides what a resumed run had written after its checkpoint.
-            self.writer = SummaryWriter(str(path), purge_step=step)
-
-    def add(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if name not in ("kind", "step"):
-                self.writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-
-    def close(self) -> None:
-        self.writer.close()

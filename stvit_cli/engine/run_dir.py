@@ -2,8 +2,8 @@
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl`` and the same as ``metrics.csv``, ``checkpoints/``,
 ``best.safetensors`` with what it predicts for the validation images (``predictions.parquet`` or ``.csv``, and
-``evaluation.json``), ``last.safetensors`` (with ``last_ema.safetensors`` where there is a moving average), ``curves.png``,
-``events/`` (TensorBoard, on request); and ``.lock`` while the run is active.
+``evaluation.json``), ``last.safetensors`` (with ``last_ema.safetensors`` where there is a moving average), ``curves.png``;
+on request ``events/`` (TensorBoard) and ``loggers.json`` (the runs of other trackers); and ``.lock`` while the run is active.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class RunDir:
         self.curves = path / "curves.png"
         self.evaluation = path / "evaluation.json"
         self.events = path / "events"
+        self.loggers = path / "loggers.json"
 
     @property
     def predictions(self) -> Path | None:
@@ -97,6 +98,14 @@ class RunDir:
             content["started_from"] = started_from
         with writing(self.environment):
             replace_file(self.environment, json.dumps(content, indent=2).encode() + b"\n")
+
+    def read_environment(self) -> dict[str, object]:
+        """Return ``environment.json``; empty where it cannot be read: nothing depends on it."""
+        try:
+            found = json.loads(self.environment.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write ``recipe.yaml``, after everything that a resumption needs: a directory with it holds a run.

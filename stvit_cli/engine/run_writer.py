@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +12,16 @@ from stvit_cli.engine.curves import draw_curves
 from stvit_cli.engine.evaluation import Evaluated
 from stvit_cli.engine.finite_weights import require_finite_weights
 from stvit_cli.engine.kept_evaluation import write_evaluation
-from stvit_cli.engine.metrics_log import MetricsLog, TensorBoardLog
+from stvit_cli.engine.loggers.base import LoggedImage, LoggedRun, Status
+from stvit_cli.engine.loggers.group import Loggers
+from stvit_cli.engine.metrics_log import MetricsLog
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.run_lock import RunLock
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import RunState, capture
 from stvit_cli.models.weights.file import save_weights
-from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.recipe.io import flatten, recipe_hash
+from stvit_cli.recipe.tasks import other_tasks_sections
 from stvit_cli.utils.files import replace_file, writing
 
 
@@ -29,6 +32,8 @@ class RunWriter:
         metrics_log: the rows of ``metrics.jsonl``.
         saved_step: step of the newest checkpoint, -1 for none.
         saved_at: when that was written, by `time.monotonic`.
+        recorded: by kind of row, the last step that was recorded before this process took the run over.
+        loggers: the experiment trackers; none on ranks other than 0.
 
     Args:
         session: the run.
@@ -39,9 +44,11 @@ class RunWriter:
         self.session, self.run_dir = session, run_dir
         self.metrics_log = MetricsLog(run_dir.metrics)
         self.saved_step = -1
+        self.recorded: dict[str, int] = {}
         self.saved_at = self._drawn_at = time.monotonic()
         self._lock: RunLock | None = None  # rank 0's
-        self._tensorboard: TensorBoardLog | None = None
+        world = session.world
+        self.loggers = Loggers(session.recipe.loggers if world.is_main else (), run_dir.loggers, world.device)
 
     def lock(self, acquire: Callable[[], RunLock]) -> list[str]:
         """Lock the run directory on rank 0: all processes that torchrun started are one run.
@@ -64,15 +71,29 @@ class RunWriter:
         path = self.run_dir.path
         return [f"Warning: the file system of {path} has no locks; start no other run in it."] if is_shared else []
 
-    def open_tensorboard(self, step: int) -> None:
-        """Start a TensorBoard log at ``step``, if the recipe asks for one."""
-        if self.session.recipe.train.tensorboard and self.session.world.is_main:
-            self._tensorboard = TensorBoardLog(self.run_dir.events, step)
+    def open_loggers(self, step: int, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        """Start logging to the experiment trackers of the recipe.
 
-    def close(self) -> None:
-        """Close the TensorBoard log and release the lock."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        Args:
+            step: steps taken before.
+            say: prints where to look.
+            warn: prints a warning.
+        """
+        if self.loggers.names:
+            recipe = self.session.recipe
+            others = other_tasks_sections(recipe.task)
+            config = {key: value for key, value in flatten(recipe).items() if key.partition(".")[0] not in others}
+            environment = self.run_dir.read_environment()
+            run = LoggedRun(self.run_dir.path, self.run_dir.path.resolve().name, step, config, environment)
+            self.loggers.open(run, self.recorded, say, warn)
+
+    def log_images(self, step: int, draw: Callable[[], Sequence[LoggedImage]]) -> None:
+        """Log the images that ``draw`` returns, where there is a logger."""
+        self.loggers.log_images(step, draw)
+
+    def close(self, status: Status) -> None:
+        """Close the loggers and release the lock."""
+        self.loggers.finish(status)
         if self._lock is not None:
             self._lock.release()
 
@@ -88,8 +109,7 @@ class RunWriter:
 
         def work() -> None:
             self.metrics_log.append(row)
-            if self._tensorboard is not None:
-                self._tensorboard.add(row)
+            self.loggers.log(kind, step, row)
 
         self._write(work)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import cast
 
 import torch
@@ -16,6 +15,7 @@ from stvit_cli.data.loader import Loader, SampleKey, TrainBatches, build_train_l
 from stvit_cli.engine.batching import BatchPlan, plan_batches
 from stvit_cli.engine.distributed import World
 from stvit_cli.engine.freezing import GradualUnfreezing, freeze, set_training_mode
+from stvit_cli.engine.loggers.group import require_installed
 from stvit_cli.engine.optim import build_optimizer, check_optimizer
 from stvit_cli.engine.schedule import Timeline, build_timeline
 from stvit_cli.errors import UserError
@@ -131,8 +131,7 @@ def _check_settings(task: Task, recipe: Recipe, world: World) -> Timeline:
     check_optimizer(recipe.optim)
     if train.sync_bn and world.size > 1 and world.device.type == "cpu":
         raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
-    if train.tensorboard and find_spec("tensorboard") is None:
-        raise UserError("train.tensorboard needs the package tensorboard: pip install 'stvit[tensorboard]'")
+    require_installed(recipe.loggers)
     _prepare(task, recipe, world.device)  # here alone at first: kernels for a CPU are compiled by one process
     return timeline
 

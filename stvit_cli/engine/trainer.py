@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.branch import Branch, adapted, optimizer_name
+from stvit_cli.engine.callbacks import Callback, Callbacks, TrainingView, read_only
 from stvit_cli.engine.damage import ADAMW, check_content
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
+from stvit_cli.engine.loggers.base import LoggedImage, Status
 from stvit_cli.engine.mode_gap import measure_gap
 from stvit_cli.engine.optim import describe_optimizer
 from stvit_cli.engine.precise_batch_norm import recompute_statistics
@@ -41,7 +43,16 @@ from stvit_cli.utils.text import shell_command
 CURVES_SECONDS = 60.0
 
 
-def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False, branch: Branch | None = None) -> dict[str, float]:
+def fit(
+    task: Task,
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    branch: Branch | None = None,
+    first_images: Callable[[], Sequence[LoggedImage]] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, float]:
     """Train a task and write the run into a directory, in one process or in those that torchrun started.
 
     Args:
@@ -52,10 +63,13 @@ def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False, bran
             failure do so without being told.
         branch: a checkpoint of another run to start from. The recipe may differ from that run's, except in the model and its
             classes.
+        first_images: draws images that loggers get when a run starts.
+        callbacks: called at the points of the loop, in every process.
 
     Returns:
         The metrics of the best weights by name; ``best_epoch``, ``epochs``, ``steps`` and ``seconds``; with
-        ``schedule.patience`` also ``stopped_early``; and the metrics of the last evaluation as ``last_NAME``.
+        ``schedule.patience`` also ``stopped_early``; and the metrics of the last evaluation as ``last_NAME``. Where a callback
+        stopped the run before its first evaluation, there are no metrics.
 
     Raises:
         UserError: the data, the recipe, the machine or the directory need the user's attention; saved files are intact.
@@ -67,7 +81,7 @@ def fit(task: Task, recipe: Recipe, run_dir: Path, *, resume: bool = False, bran
         with explained(session, run_dir):
             paths = RunDir(run_dir)
             is_resumed = world.broadcast(resume or (was_restarted() and paths.recipe.is_file()))
-            with closing(Trainer(session, paths, stop)) as trainer:
+            with closing(Trainer(session, paths, stop, first_images, callbacks)) as trainer:
                 if is_resumed:
                     trainer.resume()
                 elif branch is not None:
@@ -84,24 +98,38 @@ class Trainer:
         session: the model, the data and the optimizer.
         run_dir: the run's directory.
         stop: tells whether a signal asked to stop.
+        first_images: draws images that loggers get when a run starts.
+        callbacks: called at the points of the loop.
     """
 
-    def __init__(self, session: Session, run_dir: RunDir, stop: StopRequest) -> None:
-        self.session, self.run_dir, self.stop = session, run_dir, stop
+    def __init__(
+        self,
+        session: Session,
+        run_dir: RunDir,
+        stop: StopRequest,
+        first_images: Callable[[], Sequence[LoggedImage]] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.session, self.run_dir, self.stop, self.first_images = session, run_dir, stop, first_images
         self.recipe, self.world, self.timeline = session.recipe, session.world, session.timeline
         self.state = RunState()
         self.writer = RunWriter(session, run_dir)
         self.notes: list[str] = []
+        self.status: Status = "failed"
+        self.callbacks = Callbacks(callbacks, self.world, self._view)
+        self.last_step: StepResult | None = None
+        self.is_stopped = False
         self.window_since = time.monotonic()
         self.waited = 0.0
 
     def close(self) -> None:
-        """Release the run directory."""
-        self.writer.close()
+        """Release the run directory and what the run logs to."""
+        self.writer.close(self.status)
 
     def start(self) -> None:
         """Start a run. The first checkpoint holds the initial weights, so that there is always one to resume from."""
         self.notes += self.world.on_main(self.session.task.check_data)
+        self.world.on_main(self.writer.loggers.connect)
         self.notes += self.writer.lock(self.run_dir.clear)
         self.writer.save_checkpoint(self.state)
         self._write_environment()
@@ -127,6 +155,7 @@ class Trainer:
         self.state = restore(self.session, source, adapted)
         self.world.on_main(self._require_finite_weights)
         self.notes += self.world.on_main(self.session.task.check_data)
+        self.world.on_main(self.writer.loggers.connect)
         self.notes += self.writer.lock(self.run_dir.clear)
         # First of all files: it tells the remains of a run that was killed here from a user's checkpoints (`require_free`).
         self._write_environment({"run": str(branch.run_dir.resolve()), "step": branch.step})
@@ -168,6 +197,7 @@ class Trainer:
     def _tidy(self, newest: checkpoint.Checkpoint | None, metrics_bytes: int) -> None:
         """Quarantine damaged checkpoints and drop the metrics of steps that will be taken again."""
         assert newest is not None
+        self.writer.recorded = self.writer.metrics_log.last_steps()
         for path, reason in newest.skipped_damaged.items():
             self.notes.append(
                 f"Warning: {path.name} is damaged ({reason}); {newest.path.name} is used. It is now {path.name}.damaged."
@@ -187,11 +217,21 @@ class Trainer:
             Interrupted: a signal stopped the run; its state is saved.
         """
         with Progress(self.timeline, self.state.step, not self.world.is_main, self.session.task.main_metric) as self.progress:
-            self.writer.open_tensorboard(self.state.step)
+            self.writer.open_loggers(self.state.step, self.progress.say, self.progress.warn)
             self._print_summary()
+            if not self.state.step and self.first_images is not None:
+                self.writer.log_images(0, self.first_images)
             is_new = not self._is_over()
-            self._loop()
-            self.writer.draw_curves()
+            try:
+                self._call("on_start")
+                self._loop()
+                self.writer.draw_curves()
+                self._call("on_end")
+            except BaseException as error:
+                self.callbacks.report(error)
+                raise
+            if self.is_stopped and not self._is_over():
+                return self._stopped_by_callback()
             if is_new:
                 self._note_gap()
             result = self._result()
@@ -200,6 +240,7 @@ class Trainer:
             best = metric_with_unit(main, result[main], result.get("num_images", 100_000))
             if self._is_stopped_early():
                 self._say_stopped_early()
+            self.status = "finished"
             self.progress.say(
                 f"Best {metric_name(main).label} {best} (epoch {result['best_epoch']:g}) after {spent}: {self.run_dir.best}"
             )
@@ -222,6 +263,8 @@ class Trainer:
             self.notes.insert(0, describe_optimizer(self.recipe.optim.name, self.session.optimizer))
         if self.session.unfreezing is not None:
             self.notes.append(self.session.unfreezing.note(timeline.steps_per_epoch, timeline.num_steps))
+        if self.recipe.train.tensorboard:
+            self.notes.append("Warning: train.tensorboard is deprecated; use train.loggers=[tensorboard].")
         for note in [*self.session.task.notes(), *self.notes]:
             self.progress.say(note)
 
@@ -240,7 +283,7 @@ class Trainer:
     def _train(self, take_step: TrainStep, feed: Iterator[Batch]) -> None:
         state, checkpoints = self.state, self.recipe.checkpoint
         since = time.monotonic()
-        while not self._is_over():
+        while not (self._is_over() or self.is_stopped):
             self.session.unfreeze(state.step)
             began = time.monotonic()
             step_result = take_step(state.step, feed, lambda: (self.stop.number, self._checkpoint_due()))
@@ -248,14 +291,17 @@ class Trainer:
             state.seconds += time.monotonic() - since
             since = time.monotonic()
             self._log(step_result, time.monotonic() - began)
+            self._call("on_step")
             if step_result.stop_signal:
                 self._stop(step_result.stop_signal)
             due = self.timeline.eval_due(state.step)
             if due:
                 self._evaluate()
                 set_training_mode(self.session.task, self.recipe.finetune)
-            if due or step_result.checkpoint_due or (checkpoints.every_steps and state.step % checkpoints.every_steps == 0):
+            at_steps = checkpoints.every_steps and state.step % checkpoints.every_steps == 0
+            if due or step_result.checkpoint_due or at_steps or self.is_stopped:
                 self.writer.save_checkpoint(self.state)
+                self._call("on_checkpoint")
 
     def _is_over(self) -> bool:
         return self.state.step >= self.timeline.num_steps or self._is_stopped_early()
@@ -280,6 +326,7 @@ class Trainer:
         for name, value in step_result.losses.items():
             state.window[name] = state.window.get(name, 0.0) + value
         state.window_steps += 1
+        self.last_step = step_result
         self.waited += step_result.waited
         batch = self.session.plan.global_batch_size
         if step_result.skipped:
@@ -343,6 +390,7 @@ class Trainer:
         self.writer.save_weights(state, best=evaluated[winner] if is_best else None)
         self.progress.evaluated(state.step, state.metrics, is_best, seconds)
         self.writer.draw_curves(interval=CURVES_SECONDS)
+        self._call("on_evaluation")
         self.window_since += time.monotonic() - began
 
     def _note_gap(self) -> None:
@@ -352,6 +400,7 @@ class Trainer:
             self.progress.say(gap.note(self.session, self.state.step))
 
     def _stop(self, number: int) -> None:
+        self.status = "stopped"
         self.writer.save_checkpoint(self.state)
         self.writer.draw_curves()
         name = signal.Signals(number).name
@@ -359,11 +408,44 @@ class Trainer:
         self.progress.say(f"Stopped by {name}; saved after step {self.state.step}. Resume with: {resume}")
         raise Interrupted(number)
 
+    def _call(self, point: str) -> None:
+        """Call the callbacks; where one fails, save before the exception goes on."""
+        try:
+            self.is_stopped |= self.callbacks.call(point)
+        except Exception as error:
+            if self.callbacks.left_model_intact:
+                self.writer.save_checkpoint(self.state)
+                error.add_note(f"The run is saved after step {self.state.step}: stvit_cli.resume({str(self.run_dir.path)!r})")
+            raise
+
+    def _view(self) -> TrainingView:
+        state, last = self.state, self.last_step
+        return TrainingView(
+            step=state.step,
+            num_steps=self.timeline.num_steps,
+            epoch=self.timeline.epoch(state.step),
+            losses=read_only(last.losses if last is not None else {}),
+            lr=last.lr if last is not None else 0.0,
+            metrics=read_only(state.metrics),
+            best=read_only(state.best.get("metrics", {})),
+            run_dir=self.run_dir.path,
+            model=self.session.model,
+            is_main_process=self.world.is_main,
+        )
+
+    def _stopped_by_callback(self) -> dict[str, float]:
+        self.status = "stopped"
+        resume = shell_command("stvit", "train", "--resume", self.run_dir.path)
+        self.progress.say(
+            f"Stopped by a callback; saved after step {self.state.step} of {self.timeline.num_steps}. Resume with: {resume}"
+        )
+        return self._result()
+
     def _result(self) -> dict[str, float]:
         state = self.state
+        best = state.best
         return {
-            **state.best["metrics"],
-            "best_epoch": self.timeline.epoch(state.best["step"]),
+            **({**best["metrics"], "best_epoch": self.timeline.epoch(best["step"])} if best else {}),
             "epochs": self.timeline.epoch(state.step),
             "steps": state.step,
             "seconds": round(state.seconds, 1),

@@ -112,12 +112,15 @@ def dump(recipe: Recipe, *, only_changes: bool = False, explain: bool = False) -
     return "".join(f"{line}\n" for line in _lines(recipe, "", only_changes, explain)) or "{}\n"
 
 
+_NOT_IN_HASH = frozenset({"name", "description", "data.dir", "train.loggers"})
+
+
 def recipe_hash(recipe: Recipe) -> str:
-    """Return a hash, of 12 hexadecimal digits, of all settings but the name, the description and paths.
+    """Return a hash, of 12 hexadecimal digits, of all settings but the name, the description, paths and loggers.
 
     A key that version 0.2.0 did not have counts only where it differs from its default, so that a recipe keeps its hash.
     """
-    settings = {key: value for key, value in flatten(recipe).items() if key not in ("name", "description", "data.dir")}
+    settings = {key: value for key, value in flatten(recipe).items() if key not in _NOT_IN_HASH}
     settings["detection.results_json"] = None  # also a path; kept as a key so that the hashes of older runs stay the same
     if settings["segmentation.label_values"] is None:  # runs of 0.1.0 do not have it
         del settings["segmentation.label_values"]

@@ -259,6 +259,9 @@ class ScheduleSection(Section):
     of the entire run. null: off."""
 
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class TrainSection(Section):
     """Batches, hardware, evaluation and logging of the run."""
 
@@ -292,7 +295,11 @@ class TrainSection(Section):
     log_every_steps: PositiveInt = 10
     """Number of steps between lines of metrics.jsonl."""
     tensorboard: bool = False
-    """Write TensorBoard events too."""
+    """Deprecated: loggers=[tensorboard]."""
+    loggers: LoggerName | tuple[LoggerName, ...] = ()
+    """Experiment trackers that the run logs to beside metrics.jsonl: one, or a list. tensorboard: events/ in the run directory.
+    wandb, mlflow and trackio are set up by their own environment variables, such as WANDB_MODE=offline, MLFLOW_TRACKING_URI
+    and TRACKIO_DIR. Each needs its package: pip install 'stvit[NAME]'."""
 
 
 class CheckpointSection(Section):
@@ -362,6 +369,12 @@ class Recipe(Section):
         return rates.get(self.model.name, 0.0) if isinstance(rates, dict) else rates  # of timm's, `tasks.resolve` chooses one
 
     @property
+    def loggers(self) -> tuple[str, ...]:
+        """The experiment trackers, each once; ``train.tensorboard`` is the older name of one."""
+        names = self.train.loggers
+        return tuple(dict.fromkeys([*((names,) if isinstance(names, str) else names), *["tensorboard"] * self.train.tensorboard]))
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate after warmup, scaled to the global batch size where ``optim.scale_lr_from`` is set."""
         if self.optim.scale_lr_from is None:
@@ -389,6 +402,7 @@ FREE_ON_RESUME = frozenset(
         "train.device",
         "train.log_every_steps",
         "train.tensorboard",
+        "train.loggers",
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
         "checkpoint.keep",

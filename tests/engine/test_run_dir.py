@@ -68,13 +68,6 @@ def test_the_logged_loss_is_the_mean_of_its_steps(tmp_path: Path) -> None:
         assert row["loss"] == pytest.approx(sum(steps) / len(steps), rel=1e-12)
 
 
-def test_events_for_tensorboard_on_request(tmp_path: Path) -> None:
-    engine.fit(toy.ToyTask(), toy.recipe("schedule.epochs=2", "train.tensorboard=true"), tmp_path / "run")
-    (events,) = (tmp_path / "run" / "events").iterdir()
-    assert b"eval/top1" in events.read_bytes()
-    assert b"train/lr" in events.read_bytes()
-
-
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):

@@ -99,15 +99,6 @@ def test_gradients_in_another_memory_order_are_put_right() -> None:
     torch.testing.assert_close(last.detach(), plain.detach())
 
 
-def test_tensorboard_that_is_not_there_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stvit_cli.engine.session.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'stvit\[tensorboard\]'"):
-        toy.train(tmp_path, "train.tensorboard=true")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_kernels_that_are_asked_for_and_cannot_be_had_are_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
