@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 
 from stvit_cli import __version__
+from stvit_cli.cli.help import App
 from stvit_cli.cli.memory import keep_freed_memory, last_memory
 from stvit_cli.cli.streams import GuardedOutput, guarded_output, log_to_stderr
 from stvit_cli.errors import Interrupted, UserError
@@ -45,7 +46,7 @@ _LESS_MEMORY = {
 _ARGUMENT = re.compile(r"(?<![\w.=/-])(data|from_step|output|weights)=(?=(?:DIR|FILE|N)\b)")
 """An argument as messages of the lower rooms name it: ``output=DIR``."""
 
-app = typer.Typer(name="stvit", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = App("stvit", add_completion=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -56,7 +57,7 @@ def stvit(
     """Super Token Vision Transformer (STViT, CVPR 2023): train, fine-tune, evaluate, use.
 
     \b
-    stvit train --recipe quickstart          a first run, on digits, two minutes on two cores
+    stvit train --recipe quickstart          a first run, on digits, in minutes
     stvit recipes list                       what else can be trained
     stvit profile stvit-s stvit-b stvit-l    size and cost of the models
     """

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from stvit_cli import api
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
+from stvit_cli.cli.help import App
 from stvit_cli.cli.options import Json, Overrides
 from stvit_cli.cli.output import command, echo, print_table, reporting
 from stvit_cli.utils.console import open_console
@@ -27,11 +28,16 @@ NUM_CLASSES = 40
 NUM_NAMED = 3
 """Findings of a kind that are printed; ``--json`` has all."""
 
-data = typer.Typer(rich_markup_mode=None)
+data = App()
 app.add_typer(data, name="data")
 
 DataSource = Annotated[
-    str, typer.Argument(metavar="DATA", help="A folder, an annotation file, a run directory, or a recipe's name or file.")
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A folder, an annotation file, a run directory, or a recipe's name or file.",
+        autocompletion=completion.recipes_and_runs,
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stvit_cli import api
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
 from stvit_cli.cli.metrics_tables import print_metrics
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import reporting
@@ -20,10 +20,19 @@ from stvit_cli.utils.environment import is_main_process
 def eval_(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN_DIR] [KEY=VALUE]...", help="The directory of a run; keys such as eval.batch_size=16."),
+        typer.Argument(
+            metavar="[RUN_DIR] [KEY=VALUE]...",
+            help="The directory of a run; keys such as eval.batch_size=16.",
+            autocompletion=completion.runs_and_overrides,
+        ),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="A weights file, in place of a run.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that the file is expected to hold.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A weights file, in place of a run.", autocompletion=completion.weights)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model that the file is expected to hold.", autocompletion=completion.models),
+    ] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder, laid out as its task's data are.")] = None,
     json_file: Json = None,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stvit_cli import api
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, reporting
 from stvit_cli.errors import UserError
@@ -26,9 +26,16 @@ class Precision(StrEnum):
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN_DIR_OR_WEIGHTS", help="The directory of a run, or a weights file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_WEIGHTS", help="The directory of a run, or a weights file.", autocompletion=completion.weights
+        ),
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The new file: .onnx, or .safetensors.")],
-    precision: Annotated[Precision, typer.Option(help="Of the weights in a .safetensors file.")] = Precision.fp32,
+    precision: Annotated[
+        Precision, typer.Option(metavar="fp32|fp16|bf16", help="Of the weights in a .safetensors file.")
+    ] = Precision.fp32,
     json_file: Json = None,
 ) -> None:
     """Write a trained model for use elsewhere: ONNX for any batch, height and width from 64, or weights in half precision.

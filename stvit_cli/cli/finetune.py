@@ -9,14 +9,16 @@ import typer
 
 from stvit_cli import api
 from stvit_cli.api.overrides import as_words
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName
 from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
 
 
 @app.command()
 def finetune(
-    weights: Annotated[Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.")],
+    weights: Annotated[
+        Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.", autocompletion=completion.weights)
+    ],
     overrides: Overrides = None,
     recipe: RecipeName = None,
     model: Model = None,

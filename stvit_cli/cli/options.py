@@ -7,14 +7,30 @@ from typing import Annotated
 
 import typer
 
+from stvit_cli.cli import completion
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe set here, such as optim.lr=5e-4.", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Keys of the recipe set here, such as optim.lr=5e-4.",
+        show_default=False,
+        autocompletion=completion.overrides,
+    ),
 ]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", metavar="NAME", help="A shipped recipe's name (stvit recipes list), or a file.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="A shipped recipe's name (`stvit recipes list`), or a file.",
+        autocompletion=completion.recipes,
+    ),
 ]
-Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Sets model.name, such as stvit-b.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="Sets model.name, such as stvit-b.", autocompletion=completion.models),
+]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="DIR", help="Sets data.dir, the folder of the data set, or its annotation file.")
 ]

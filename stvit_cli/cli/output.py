@@ -9,10 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
-
 from stvit_cli.errors import UserError
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.console import open_console
@@ -85,6 +81,8 @@ def print_table(
         title: a line above.
         right: indices of the columns that are aligned to the right.
     """
+    from rich.cells import cell_len
+
     cells = [[printable(cell) for cell in row] for row in rows]
     console = open_console()
     widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
@@ -104,12 +102,17 @@ def print_table(
 
 
 def _aligned(cell: str, width: int, to_the_right: bool) -> str:
+    from rich.cells import cell_len
+
     space = " " * (width - cell_len(cell))
     return space + cell if to_the_right else cell + space
 
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Return the lines of a text at most ``width`` characters wide, broken between words where that is possible."""
+    from rich.console import Console
+    from rich.text import Text
+
     return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width)] or [""]
 
 

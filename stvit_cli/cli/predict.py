@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stvit_cli import api
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, reporting
 from stvit_cli.errors import UserError
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @app.command()
 def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, and folders of images.")],
-    weights: Annotated[Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.")],
+    weights: Annotated[
+        Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.", autocompletion=completion.weights)
+    ],
     top: Annotated[int, typer.Option(metavar="K", min=1, help="A classifier: how many classes to name.")] = 1,
     score_threshold: Annotated[
         float,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
@@ -14,7 +14,12 @@ from stvit_cli.errors import UserError
 COLUMNS = ["model", "parameters", "paper", "difference", "FLOPs", "paper", "difference", "by operator"]
 SPEED_COLUMNS = ["model", "images/s", "slowest", "fastest", "ratio", "ms/image", "peak memory", "share of peak", "layout"]
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="Names; all of Table I where none is given.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL", help="Names; all of Table I where none is given.", autocompletion=completion.models_and_overrides
+    ),
+]
 ImageSize = Annotated[
     str | None,
     typer.Option(metavar="N|HxW", help="Side, or height x width, in pixels; 224, or as published for a recipe's task."),
@@ -25,22 +30,27 @@ ImageSize = Annotated[
 def profile(
     models: Names = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The models in this recipe, heads and all; then KEY=VALUE are its keys.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The models in this recipe, heads and all; then KEY=VALUE are its keys.",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
     image_size: ImageSize = None,
     by_module: Annotated[bool, typer.Option("--by-module", help="Also the tree of modules, with each one's share.")] = False,
-    depth: Annotated[int, typer.Option(min=1, help="How deep the tree goes.")] = 3,
+    depth: Annotated[int, typer.Option(metavar="N", min=1, help="How deep the tree goes.")] = 3,
     throughput: Annotated[bool, typer.Option("--throughput", help="Also time the models, in turn.")] = False,
     against: Annotated[str, typer.Option(metavar="NAMES", help="Models of torchvision or timm beside them, by commas.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a timed step.")] = 8,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images in a timed step.")] = 8,
     train: Annotated[bool, typer.Option("--train", help="Time training steps, not inference.")] = False,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the timed step.")] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(metavar="fp32|bf16", help="Of the timed step.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: built-in models block by block.")] = False,
     kernels: Annotated[
         bool | None,
         typer.Option("--kernels/--no-kernels", help="Built-in models with the custom kernels; by default with AVX-512."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 7,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each model is timed.")] = 7,
     json_file: Json = None,
 ) -> None:
     """Parameters and multiply-adds of the models, beside the paper's figures; and how fast they run.

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
+from stvit_cli.cli.help import App
 from stvit_cli.cli.options import Json, Overrides
 from stvit_cli.cli.output import command, echo, print_table, reporting
 from stvit_cli.errors import UserError
@@ -15,13 +16,16 @@ from stvit_cli.utils.console import open_console
 from stvit_cli.utils.files import replace_file
 from stvit_cli.utils.text import did_you_mean
 
-recipes = typer.Typer(rich_markup_mode=None)
+recipes = App()
 app.add_typer(recipes, name="recipes")
 
 NARROW = 120
 """A terminal's width below which there is no column for the model: each description would take three lines."""
 
-NameOrPath = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a file.", metavar="RECIPE")]
+NameOrPath = Annotated[
+    str,
+    typer.Argument(help="A shipped recipe's name, or the path of a file.", metavar="RECIPE", autocompletion=completion.recipes),
+]
 
 
 @recipes.callback(invoke_without_command=True)

@@ -10,7 +10,7 @@ import typer
 from stvit_cli import api
 from stvit_cli.api.overrides import as_words
 from stvit_cli.api.own_data import keys_of
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName
 from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
 from stvit_cli.errors import UserError
@@ -24,10 +24,18 @@ def train(
     data: Data = None,
     output: Output = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Start from these weights: a file, or the directory of a run.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Start from these weights: a file, or the directory of a run.", autocompletion=completion.weights
+        ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="Resume this run from its last checkpoint, by its own recipe.")
+        Path | None,
+        typer.Option(
+            metavar="RUN_DIR",
+            help="Resume this run from its last checkpoint, by its own recipe.",
+            autocompletion=completion.run_dirs,
+        ),
     ] = None,
     from_step: Annotated[
         int | None,

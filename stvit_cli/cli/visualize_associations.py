@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 def visualize_associations(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size and kind.")],
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A weights file or a run's directory; else random weights.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A weights file or a run's directory; else random weights.", autocompletion=completion.weights
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The model of a .pth file, or of random weights (stvit-s).")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The model of a .pth file, or of random weights (stvit-s).", autocompletion=completion.models
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="A folder for each image is made in it.")] = Path("associations"),
     layers: Annotated[

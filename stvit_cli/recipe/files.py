@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.shipped import recipes_folder
 from stvit_cli.utils.text import did_you_mean
 
 _MAX_BYTES = 1_000_000
@@ -13,9 +14,7 @@ _MAX_BYTES = 1_000_000
 
 def list_recipes() -> list[Path]:
     """Return the files of the shipped recipes, sorted by name: those of the installed package, or of the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "recipes"
-    return sorted((installed if installed.is_dir() else package.parent / "recipes").glob("*.yaml"))
+    return sorted(recipes_folder().glob("*.yaml"))
 
 
 def find(name_or_path: str | Path) -> Path:

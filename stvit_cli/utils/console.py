@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_WIDTH = 10_000
 """Of a table in a pipe or a file: as wide as it needs to be."""
@@ -22,6 +24,8 @@ def is_plain(*, stderr: bool = False) -> bool:
 
 def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return rich's console for a stream; ``is_terminal`` is False where that `is_plain`."""
+    from rich.console import Console
+
     if not is_plain(stderr=stderr):
         return Console(stderr=stderr, quiet=quiet, highlight=False)
     width = None if _is_terminal(stderr) else PLAIN_WIDTH
@@ -33,4 +37,9 @@ def _refuses_codes() -> bool:
 
 
 def _is_terminal(stderr: bool) -> bool:
-    return Console(file=sys.stderr if stderr else sys.stdout).is_terminal
+    stream = sys.stderr if stderr else sys.stdout
+    forced = os.environ.get("FORCE_COLOR", "") not in ("", "0")  # as rich has it
+    try:
+        return forced or bool(stream.isatty())
+    except (AttributeError, ValueError):  # no stream, or a closed one
+        return False

@@ -1,0 +1,12 @@
+"""Files that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the shipped recipes: that of the installed package, or of the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
