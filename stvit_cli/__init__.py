@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         evaluate,
         load,
         resume,
+        run_predictions,
         train,
     )
     from stvit_cli.engine.callbacks import Callback, TrainingView
@@ -67,6 +68,7 @@ __all__ = [
     "load_weights",
     "open_trained",
     "resume",
+    "run_predictions",
     "save_weights",
     "train",
     "use_kernels",
@@ -101,6 +103,7 @@ _MODULES = {
     "load_weights": "models.weights",
     "open_trained": "tasks.loading",
     "resume": "api",
+    "run_predictions": "api",
     "save_weights": "models.weights",
     "train": "api",
     "use_kernels": "models.kernels",
