@@ -128,6 +128,9 @@ def print_next_commands(run_dir: Path) -> None:
         echo("Next:", err=True)
         echo(command("stvit", "eval", run_dir), err=True)
         echo(command("stvit", "predict", sample if sample.exists() else "IMAGE", "--weights", run_dir), err=True)
+        page = run_dir / "report.html"
+        if page.is_file():
+            echo(f"Report: {page}", err=True)
 
 
 def require_writable_table(path: Path) -> None:
