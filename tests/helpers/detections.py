@@ -73,6 +73,28 @@ def _ellipse(box: list[float], size: int) -> dict[str, Any]:
     return encode_mask(inside)
 
 
+def found_shapes(index: CocoIndex, *, masks: bool = True, seed: int = 0) -> list[dict[str, Any]]:
+    """Return detections of the objects of a file, a few of them with another box, class or place."""
+    generator = np.random.default_rng(seed)
+    results: list[dict[str, Any]] = []
+    for position, image_id in enumerate(index.image_ids):
+        for entry in index.annotations(position):
+            box = np.array(entry["box"], dtype=float) + generator.choice([0.0, 0.0, 1.0, 6.0]) * np.array([1, 0, 0, 0])
+            label = entry["label"] - 1 if generator.random() < 0.8 else 0
+            result = {
+                "image_id": image_id,
+                "category_id": index.categories[label].written_id,
+                "score": float(np.float32(0.3 + 0.7 * generator.random())),
+                "bbox": box.tolist(),
+            }
+            size = index.sizes[position].tolist()
+            mask = entry.get("segmentation", encode_mask(np.ones(size, dtype=np.bool_)))
+            results.append(result | {"segmentation": mask} if masks else result)
+            if generator.random() < 0.3:
+                results.append(results[-1] | {"score": float(np.float32(0.4 * generator.random()))})
+    return results
+
+
 def made_predictions(index: CocoIndex, results: list[dict[str, Any]]) -> DetectionPredictions:
     """Return detections in COCO's result format as the predictions of an evaluation."""
     positions = {image_id: position for position, image_id in enumerate(index.image_ids)}

@@ -54,6 +54,11 @@ class AveragePrecision:
         self._offset = self._segment * SEGMENT_STEP
         self._base = 2.0 * (len(segments) - self._segment)  # in reverse order each segment starts above all before it
 
+    @property
+    def elements(self) -> int:
+        """About how many values `precision` reads."""
+        return len(self._seen_image) + 8 * len(self._position)
+
     def num_objects(self, counts: Counts) -> NDArray[np.int64]:
         """Return the number of objects of each class, (K,), with each image as often as it counts, (N,)."""
         weights = counts[self._object_image]

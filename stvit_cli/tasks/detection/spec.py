@@ -8,14 +8,15 @@ import torch
 
 from stvit_cli.data.images import ImageSource
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.base import ImagePrediction
+from stvit_cli.tasks.base import ImagePrediction, Task
 from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.detection import predict
 from stvit_cli.tasks.detection.cost import CountedDetector
 from stvit_cli.tasks.detection.data import resolve_head
 from stvit_cli.tasks.detection.predictions import read_detection_predictions
 from stvit_cli.tasks.detection.task import build_detection_evaluation, build_detection_task, create_from, create_from_recipe
-from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
+from stvit_cli.tasks.report_parts import ReportSection, ShownImage
+from stvit_cli.tasks.spec import PredictOptions, ReportInput, TaskSpec, Trained
 
 COCO_CLASSES = 80
 
@@ -36,6 +37,18 @@ def _view_data(recipe: Recipe) -> DataView:
     return view_detection(recipe)
 
 
+def _report(given: ReportInput) -> Iterator[ReportSection]:
+    from stvit_cli.tasks.detection.report import detection_report
+
+    return detection_report(given)
+
+
+def _sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
+    from stvit_cli.tasks.detection.sample_sheet import sample_sheet
+
+    return sample_sheet(task, num_images)
+
+
 SPEC = TaskSpec(
     name="detection",
     build=build_detection_task,
@@ -49,4 +62,6 @@ SPEC = TaskSpec(
     resolve=resolve_head,
     published_size=(800, 1280),
     eval_batch_size=1,  # in a larger batch the padding of an image depends on the other images
+    report=_report,
+    sample_sheet=_sample_sheet,
 )

@@ -28,6 +28,8 @@ class DetectionStatistics:
 
     Attributes:
         names: ``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ar_100``, and the same of ``mask``.
+        elements: about how many values a call reads; see `tasks.bootstrap.HasElements`. With the density of COCO and 5000 images
+            it takes 20 ms for boxes on one core of an AMD EPYC.
     """
 
     def __init__(self, predictions: Predicted) -> None:
@@ -35,6 +37,8 @@ class DetectionStatistics:
         self.names: Sequence[str] = tuple(
             f"{PREFIXES[kind]}_{name}" for kind in kinds(predictions) for name in ("ap", "ap50", "ap75", "ar_100")
         )
+
+        self.elements = sum(part.elements for part in self._parts)
 
     def __call__(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.array([value for part in self._parts for value in _metrics(part, counts)], dtype=np.float64)

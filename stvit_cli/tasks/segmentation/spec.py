@@ -9,8 +9,9 @@ import torch
 from stvit_cli.data.class_names import check_names, read_class_names
 from stvit_cli.data.images import ImageSource
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.base import ImagePrediction
+from stvit_cli.tasks.base import ImagePrediction, Task
 from stvit_cli.tasks.data_view import DataView
+from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 from stvit_cli.tasks.segmentation import predict
 from stvit_cli.tasks.segmentation.predictions import read_segmentation_predictions
 from stvit_cli.tasks.segmentation.task import (
@@ -19,7 +20,7 @@ from stvit_cli.tasks.segmentation.task import (
     create_from,
     create_from_recipe,
 )
-from stvit_cli.tasks.spec import PredictOptions, TaskSpec, Trained
+from stvit_cli.tasks.spec import PredictOptions, ReportInput, TaskSpec, Trained
 from stvit_cli.utils.text import first_few
 
 
@@ -54,6 +55,18 @@ def resolve_class_names(recipe: Recipe) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update=sections), [f"segmentation.class_names: {len(names)} names from {file}: {first_few(names)}"]
 
 
+def _report(given: ReportInput) -> Iterator[ReportSection]:
+    from stvit_cli.tasks.segmentation.report import segmentation_report
+
+    return segmentation_report(given)
+
+
+def _sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
+    from stvit_cli.tasks.segmentation.sample_sheet import sample_sheet
+
+    return sample_sheet(task, num_images)
+
+
 SPEC = TaskSpec(
     name="segmentation",
     build=build_segmentation_task,
@@ -66,4 +79,6 @@ SPEC = TaskSpec(
     folder_kind="ade20k",
     read_predictions=read_segmentation_predictions,
     published_size=(512, 2048),
+    report=_report,
+    sample_sheet=_sample_sheet,
 )

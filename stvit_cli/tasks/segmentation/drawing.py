@@ -1,0 +1,73 @@
+"""Label maps as small images. H W rows and columns, K classes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stvit_cli.data.palette import class_colour
+from stvit_cli.data.segmentation_transforms import IGNORED, Labels
+
+SIDE = 240
+"""Longer side of a drawing in pixels."""
+
+OPACITY = 0.6
+RIGHT, WRONG = (70, 150, 90), (213, 60, 40)
+"""Of an error map."""
+
+
+def overlay(image: Image.Image, labels: Labels, opacity: float = OPACITY) -> Image.Image:
+    """Return an image with the colours of its classes blended into it; ignored pixels are hatched in grey.
+
+    Args:
+        image: in mode RGB.
+        labels: the class of each pixel, (H, W); `IGNORED` where it has none.
+        opacity: of the colours, 0 to 1.
+    """
+    small, classes = _small(image, labels)
+    known = classes != IGNORED
+    colours = np.array([class_colour(index) for index in range(int(classes.max(initial=0)) + 1)], dtype=np.float32)
+    pixels = np.asarray(small, dtype=np.float32).copy()
+    pixels[known] = (1 - opacity) * pixels[known] + opacity * colours[classes[known]]
+    return Image.fromarray(_hatched(pixels, ~known))
+
+
+def error_map(image: Image.Image, target: Labels, predicted: Labels) -> Image.Image:
+    """Return an image in grey with right pixels in green, wrong ones in red, and ignored ones hatched.
+
+    Args:
+        image: in mode RGB.
+        target: true classes, (H, W); `IGNORED` where there is none.
+        predicted: predicted classes, (H, W).
+    """
+    small, classes = _small(image.convert("L").convert("RGB"), target)
+    found = _resized(predicted, small.size)
+    pixels = np.asarray(small, dtype=np.float32).copy()
+    known = classes != IGNORED
+    for chosen, colour, opacity in ((known & (found == classes), RIGHT, 0.35), (known & (found != classes), WRONG, 0.75)):
+        pixels[chosen] = (1 - opacity) * pixels[chosen] + opacity * np.array(colour, dtype=np.float32)
+    return Image.fromarray(_hatched(pixels, ~known))
+
+
+def _small(image: Image.Image, labels: Labels) -> tuple[Image.Image, Labels]:
+    scale = SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    return image.resize(size, resample, reducing_gap=3.0), _resized(labels, size)
+
+
+def _resized(labels: NDArray[np.integer], size: tuple[int, int]) -> Labels:
+    height, width = labels.shape
+    rows, columns = np.arange(size[1]) * height // size[1], np.arange(size[0]) * width // size[0]
+    small: Labels = labels[np.ix_(rows, columns)].astype(np.int32)
+    return small
+
+
+def _hatched(pixels: NDArray[np.float32], chosen: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return pixels (H, W, 3) with diagonal grey lines where something is chosen."""
+    rows, columns = np.indices(chosen.shape)
+    lines = chosen & ((rows + columns) % 8 < 3)
+    pixels[chosen] = 0.5 * pixels[chosen] + 0.5 * 128
+    pixels[lines] = 60
+    return np.clip(pixels, 0, 255).astype(np.uint8)

@@ -1,0 +1,203 @@
+"""A segmenter's part of a report: metrics with intervals, classes, confusion in pixels, images.
+
+K classes, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from stvit_cli.data.segmentation import SegmentationEvalSet
+from stvit_cli.data.segmentation_transforms import Labels
+from stvit_cli.data.thumbnails import image_kind, thumbnail
+from stvit_cli.errors import UserError
+from stvit_cli.tasks.base import NonFiniteOutputsError
+from stvit_cli.tasks.bootstrap import intervals, num_resamples
+from stvit_cli.tasks.report_parts import (
+    ChartPart,
+    Column,
+    GalleryPart,
+    MatrixPart,
+    Metric,
+    MetricsPart,
+    ReportSection,
+    Series,
+    ShownImage,
+    TablePart,
+    TextPart,
+    Thumbnail,
+)
+from stvit_cli.tasks.segmentation.drawing import SIDE, error_map, overlay
+from stvit_cli.tasks.segmentation.predictions import SegmentationPredictions
+from stvit_cli.tasks.segmentation.sample_sheet import class_shares
+from stvit_cli.tasks.segmentation.statistics import class_accuracy, class_iou, class_precision, confusion_matrix, image_iou
+from stvit_cli.tasks.segmentation.task import inferer
+from stvit_cli.tasks.spec import ReportInput
+from stvit_cli.utils.text import first_few, shortened
+
+MEANINGS = {
+    "miou": "mean over the classes of the intersection over union: of the pixels that are of a class or were said to be, those "
+    "that are both",
+    "pixel_accuracy": "pixels with the right class",
+    "class_accuracy": "mean over the classes of the part of their pixels that was found",
+}
+"""What each metric is."""
+
+
+def segmentation_report(given: ReportInput) -> Iterator[ReportSection]:
+    """Yield the sections of a report; see `tasks.spec.TaskSpec`."""
+    predictions = given.predictions
+    assert isinstance(predictions, SegmentationPredictions)
+    matrix = confusion_matrix(predictions)
+    yield metrics_section(predictions)
+    yield classes_section(predictions, matrix)
+    note = "Pixels of all images; those that the label maps leave out are not counted."
+    parts = [MatrixPart("Pixels by true and predicted class", predictions.class_names, matrix.tolist(), what="pixels", note=note)]
+    yield ReportSection("confusion", "Confusion matrix", parts)
+    drawn = LabelMapImages(given)
+    yield images_section(predictions, drawn, given.max_images)
+    if drawn.problems():
+        yield ReportSection("images-not-shown", "Images that are not shown", [TextPart(drawn.problems(), kind="warning")])
+
+
+def metrics_section(predictions: SegmentationPredictions) -> ReportSection:
+    """Return the metrics with their intervals."""
+    num_images, statistics = len(predictions.images), predictions.statistics()
+    metrics = [
+        Metric(name, _or_none(found.value), _or_none(found.low), _or_none(found.high), "%", MEANINGS[name])
+        for name, found in intervals(statistics, num_images).items()
+    ]
+    note = (
+        f"{num_images} images. 95 % intervals by the bootstrap over images, {num_resamples(statistics, num_images)} resamples: "
+        "what other images of the same kind would change, not what another training would."
+    )
+    return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=note)])
+
+
+def classes_section(predictions: SegmentationPredictions, matrix: NDArray[np.int64]) -> ReportSection:
+    """Return a table of the classes."""
+    columns = [Column("class"), *(Column(name, "percent") for name in ("IoU", "accuracy", "precision"))]
+    columns += [Column("pixels", "count"), Column("of all", "percent"), Column("images", "count")]
+    values = (class_iou(matrix), class_accuracy(matrix), class_precision(matrix))
+    pixels, total = matrix.sum(1), max(int(matrix.sum()), 1)
+    shown = np.unique(np.stack([predictions.image.astype(np.int64), predictions.target.astype(np.int64)]), axis=1)[1]
+    images = np.bincount(shown, minlength=len(matrix))
+    rows: list[list[str | float | int | None]] = [
+        [
+            name,
+            *(_or_none(float(part[label])) for part in values),
+            int(pixels[label]),
+            100 * int(pixels[label]) / total,
+            int(images[label]),
+        ]
+        for label, name in enumerate(predictions.class_names)
+    ]
+    note = "Accuracy: pixels of a class that were found (recall). Precision: of the pixels said to be of it, those that are."
+    absent = int(np.isnan(values[0]).sum())
+    note += (
+        f" Neither in these images nor predicted, and left out of the means: {absent} of {len(rows)} classes." if absent else ""
+    )
+    return ReportSection("classes", "Classes", [TablePart(columns, rows, note=note)])
+
+
+def images_section(predictions: SegmentationPredictions, drawn: LabelMapImages, max_images: int) -> ReportSection:
+    """Return the IoU of the images, and those with the lowest."""
+    iou = image_iou(predictions)
+    order = np.argsort(iou, kind="stable")[: int((~np.isnan(iou)).sum())]  # NaN: without a pixel that counts
+    counts, edges = np.histogram(iou[order], bins=20, range=(0, 100))
+    centers = ((edges[1:] + edges[:-1]) / 2).tolist()
+    note = "The mean IoU of the classes that are in an image or were predicted in it."
+    empty = len(iou) - len(order)
+    note += f" Without a pixel that counts, and left out: {empty} of {len(iou)} images." if empty else ""
+    chart = ChartPart(
+        "IoU of the images", "IoU in %", "images", [Series("images", centers, counts.tolist(), "bars")], note, (0, 100)
+    )
+    gallery = GalleryPart(
+        "Images with the lowest IoU",
+        drawn.first(order.tolist(), iou, max_images),
+        len(order),
+        "Error map: wrong pixels in red, right ones in green. Hatched: ignored. Predictions are computed again for these images.",
+    )
+    return ReportSection("mistakes", "Mistakes", [chart, gallery])
+
+
+class LabelMapImages:
+    """Draws images of a validation set with their label maps; what the model says of them is computed again.
+
+    Args:
+        given: the data, and the trained model.
+
+    Attributes:
+        failures: why images could not be shown, by index.
+    """
+
+    def __init__(self, given: ReportInput) -> None:
+        self._given, self.failures = given, dict[int, str]()
+        self._set = cast(SegmentationEvalSet, given.evaluation.val_set)
+        self.has_changed = len(self._set) != len(given.predictions.images)
+        self._model: torch.nn.Module | None = None
+
+    def first(self, order: Sequence[int], iou: NDArray[np.float64], limit: int) -> list[ShownImage]:
+        """Return the first ``limit`` images of an order that can be opened; as many that cannot be are tried."""
+        shown: list[ShownImage] = []
+        for tried, index in enumerate(order):
+            if len(shown) == limit or tried == 2 * limit or self.has_changed:
+                break
+            try:
+                shown.append(self._show(index, float(iou[index])))
+            except (UserError, OSError) as error:
+                self.failures[index] = str(error)
+        return shown
+
+    def problems(self) -> list[str]:
+        """Return lines on what could not be shown."""
+        names = self._given.predictions.images
+        if self.has_changed:
+            return [
+                f"No image is shown: the data set has {len(self._set)} images now, the predictions are of {len(names)}. "
+                "`stvit report RUN` after a new evaluation shows them."
+            ]
+        if not self.failures:
+            return []
+        reason = next(iter(self.failures.values())).splitlines()[0]
+        of_which = first_few([names[index] for index in self.failures])
+        return [f"Not shown, as they cannot be opened now: {of_which}.", shortened(f"The first: {reason}", 200)]
+
+    def _show(self, index: int, iou: float) -> ShownImage:
+        predictions = self._given.predictions
+        image = self._set.images.open(index)
+        target = self._set.images.labels(index, image.size)
+        predicted = self._predict(index, image)
+        pictures = [
+            (overlay(image, target), "truth"),
+            (overlay(image, predicted), "prediction"),
+            (error_map(image, target, predicted), "error map"),
+        ]
+        thumbnails = [Thumbnail(data := thumbnail(picture, SIDE), label, image_kind(data)) for picture, label in pictures]
+        names = predictions.class_names
+        caption = [f"IoU {iou:.1f} %", f"truth: {class_shares(target, names)}", f"prediction: {class_shares(predicted, names)}"]
+        return ShownImage(predictions.images[index], thumbnails, caption)
+
+    @torch.inference_mode()
+    def _predict(self, index: int, image: Image.Image) -> Labels:
+        given = self._given
+        if self._model is None:
+            self._model = given.trained.prepared(given.device, given.max_images)
+        scales = [scale.to(given.device) for scale in self._set.transform(image)]
+        try:
+            classes = inferer(given.recipe.segmentation)(self._model, scales, (image.height, image.width))
+        except NonFiniteOutputsError:
+            raise UserError(NonFiniteOutputsError.of(self._set.images.path(index))) from None
+        labels: Labels = classes.cpu().numpy().astype(np.int32)
+        return labels
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
