@@ -9,6 +9,7 @@ from typing import Any
 
 from stvit_cli import engine, tasks
 from stvit_cli.engine.distributed import pick_device
+from stvit_cli.engine.evaluation import Evaluated
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
@@ -17,8 +18,8 @@ from stvit_cli.tasks.loading import Trained
 
 def evaluate(
     trained: Trained, recipe: Recipe, *, whole: bool = False, say: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
-    """Compute the metrics of a trained model on the validation data of a recipe.
+) -> Evaluated:
+    """Evaluate a trained model on the validation data of a recipe.
 
     Args:
         trained: see `open_trained`.
@@ -27,7 +28,7 @@ def evaluate(
         say: called with each warning about the data.
 
     Returns:
-        ``task``, its name, and the metrics by name.
+        The metrics and, on the main process, the predictions.
 
     Raises:
         UserError: the data are missing, or have other classes than the model.
@@ -37,7 +38,7 @@ def evaluate(
         say(line)
     device = pick_device(recipe.train.device)
     sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
-    return {"task": evaluation.name} | engine.evaluate(evaluation, trained.prepared(device), device, **sizes)
+    return engine.evaluate_keeping(evaluation, trained.prepared(device), device, **sizes)
 
 
 def recipe_for(trained: Trained, overrides: list[str]) -> Recipe:

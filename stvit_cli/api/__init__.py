@@ -8,7 +8,8 @@ from stvit_cli.api.conversion import ConversionResult, ConvertedFile, data_conve
 from stvit_cli.api.data import DataReport, DataSummary, data_check, data_show
 from stvit_cli.api.overrides import Overrides
 from stvit_cli.api.results import DryRunResult, EvaluationResult, ExportResult, TrainingResult
-from stvit_cli.api.trained_model import TrainedModel, evaluate, load
+from stvit_cli.api.run_report import report
+from stvit_cli.api.trained_model import TrainedModel, evaluate, load, run_predictions
 from stvit_cli.api.training import dry_run, resume, train
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "dry_run",
     "evaluate",
     "load",
+    "report",
     "resume",
+    "run_predictions",
     "train",
 ]

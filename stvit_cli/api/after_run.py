@@ -31,7 +31,11 @@ def finish(run_dir: Path, recipe: Recipe, task: Task) -> None:
 
 
 def write_report(run_dir: Path, recipe: Recipe, task: Task) -> None:
-    """Write ``report.html``; the test suite replaces this function where a test does not look at it."""
+    """Write ``report.html``, unless ``train.report`` is false; the test suite replaces this function where it is not tested."""
+    from stvit_cli.api import run_report
+
+    if recipe.train.report:
+        attempt("The report", lambda: run_report.write_report(run_dir, task), "stvit", "report", run_dir)
 
 
 def attempt(what: str, work: Callable[[], object], *command: str | Path) -> None:

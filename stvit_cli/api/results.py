@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stvit_cli.tasks.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,13 @@ class EvaluationResult:
     Attributes:
         task: classification, detection or segmentation.
         metrics: by name, accuracies and average precisions in percent, with ``num_images``.
+        predictions: what the model said of every image, with the truth; ``write(path)`` makes a CSV or Parquet file of it. Of
+            several processes, on the first one alone.
     """
 
     task: str
     metrics: Mapping[str, float]
+    predictions: Predictions | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return task and metrics as `stvit eval --json` writes them."""

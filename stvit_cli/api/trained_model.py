@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.results import EvaluationResult, ExportResult
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from stvit_cli.analysis.associations.report import WrittenFile
     from stvit_cli.data.images import ImageSource
+    from stvit_cli.engine.evaluation import Evaluated
     from stvit_cli.models.weights.info import WeightsInfo
     from stvit_cli.tasks.base import ImagePrediction
     from stvit_cli.tasks.loading import Trained
@@ -118,7 +119,7 @@ class TrainedModel:
         own = recipe_for(self._trained, [])
         device = [] if self.device == "auto" else [f"train.device={self.device}"]
         recipe = recipe_for(self._trained, [*device, *keys_of_other_data(own, data, given), *given])
-        return _evaluation(run(self._trained, recipe, whole=True, say=_warn))
+        return _evaluation(self.info.task, run(self._trained, recipe, whole=True, say=_warn))
 
     def export(self, path: AnyPath, precision: str = "fp32") -> ExportResult:
         """Write the model for use elsewhere.
@@ -241,11 +242,33 @@ def evaluate(
     other = [] if data is None else keys_of_other_data(own, data, given)
     recipe = recipe_io.load(saved.recipe, [*other, *given])
     is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
-    return _evaluation(run(open_trained(path, model), recipe, whole=is_other, say=_warn))
+    return _evaluation(recipe.task, run(open_trained(path, model), recipe, whole=is_other, say=_warn))
 
 
-def _evaluation(found: dict[str, Any]) -> EvaluationResult:
-    return EvaluationResult(found["task"], {name: value for name, value in found.items() if name != "task"})
+def run_predictions(run: AnyPath) -> EvaluationResult:
+    """Return what a run's best weights predict for its validation images, with the truth and the metrics.
+
+    A run keeps it as `predictions.parquet` or `predictions.csv`. Where that is missing or of other weights, as in runs of earlier
+    versions, the run is evaluated, and it is kept then.
+
+    Args:
+        run: the run directory.
+
+    Returns:
+        Metrics and ``predictions``, whose class depends on the task: `tasks.classification.predictions`,
+        `tasks.detection.predictions` or `tasks.segmentation.predictions`.
+
+    Raises:
+        UserError: no run is there, it has no weights yet, or its data are not where they were.
+    """
+    from stvit_cli.analysis.run_predictions import predictions_of_run
+
+    found = predictions_of_run(Path(run), say=_warn)
+    return EvaluationResult(found.recipe.task, found.metrics, found.predictions)
+
+
+def _evaluation(task: str, found: Evaluated) -> EvaluationResult:
+    return EvaluationResult(task, found.metrics, found.predictions)
 
 
 def _warn(line: str) -> None:

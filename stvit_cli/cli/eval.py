@@ -11,7 +11,7 @@ from stvit_cli import api
 from stvit_cli.cli import app, completion
 from stvit_cli.cli.metrics_tables import print_metrics
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import reporting
+from stvit_cli.cli.output import reporting, require_writable_table
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import is_main_process
 
@@ -34,6 +34,10 @@ def eval_(
         typer.Option(metavar="MODEL", help="The model that the file is expected to hold.", autocompletion=completion.models),
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder, laid out as its task's data are.")] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write what is said of every image, with the truth: a .csv or .parquet file."),
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Evaluate a run on its validation data, or weights on a folder: of images by class, in COCO's or in ADE20K's layout.
@@ -41,6 +45,7 @@ def eval_(
     \b
     stvit eval runs/RUN
     stvit eval runs/RUN --data FOLDER --json -
+    stvit eval runs/RUN --predictions mistakes.csv
     stvit eval --weights stvit-s.pth --model stvit-s --data IMAGENET
     """
     given = list(arguments or ())
@@ -51,12 +56,16 @@ def eval_(
         raise UserError(
             "A weights file comes without data; give a folder of images by class, or in the layout of its task: --data DIR"
         )
+    if predictions is not None and is_main_process():
+        require_writable_table(predictions)
     with reporting(json_file) as report:
         if weights is not None and data is not None:
             result = api.load(weights, model).evaluate(data, given)
         else:
             assert run_dir is not None
             result = api.evaluate(run_dir, data, given, model=model)
+        if predictions is not None and result.predictions is not None:
+            result.predictions.write(predictions)
         results = result.to_dict()
         if is_main_process():
             print_metrics(results)

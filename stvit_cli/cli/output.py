@@ -13,7 +13,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.console import open_console
 from stvit_cli.utils.environment import is_main_process
-from stvit_cli.utils.files import reason_of, replace_file, try_file
+from stvit_cli.utils.files import reason_of, replace_file, require_writable_file, try_file
 from stvit_cli.utils.text import printable, shell_command
 
 if TYPE_CHECKING:
@@ -128,6 +128,17 @@ def print_next_commands(run_dir: Path) -> None:
         echo("Next:", err=True)
         echo(command("stvit", "eval", run_dir), err=True)
         echo(command("stvit", "predict", sample if sample.exists() else "IMAGE", "--weights", run_dir), err=True)
+        page = run_dir / "report.html"
+        if page.is_file():
+            echo(f"Report: {page}", err=True)
+
+
+def require_writable_table(path: Path) -> None:
+    """Raise UserError where a table of rows cannot be written to ``path``: before the work, not after it."""
+    from stvit_cli.tasks.tables import require_table_name
+
+    require_table_name(path)
+    require_writable_file(path)
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import typer
 from stvit_cli import api
 from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import echo, reporting
+from stvit_cli.cli.output import echo, reporting, require_writable_table
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_writable_folder
 
@@ -32,6 +32,10 @@ def predict(
         ),
     ] = 0.5,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write the images here, with what was found.")] = None,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Also write a table, a row for each class or box: a .csv or .parquet file."),
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Say what images show: a class, objects with boxes and masks, or a class for every pixel, by what the weights are for.
@@ -39,15 +43,19 @@ def predict(
     \b
     stvit predict some.png --weights runs/RUN
     stvit predict FOLDER --weights runs/RUN --top 5 --json result.json
+    stvit predict FOLDER --weights runs/RUN --csv result.csv
     stvit predict some.jpg --weights stvit-s.pth --output drawn
     stvit predict some.jpg --weights runs/DETECTOR --score-threshold 0.7 --output drawn --json -
     stvit predict some.jpg --weights runs/SEGMENTER --output drawn     (the label map too)
     """
     from stvit_cli.data.drawing import drawn_name
     from stvit_cli.data.image_paths import list_images
+    from stvit_cli.tasks.tables import write_rows
 
     if output is not None:
         require_writable_folder(output)
+    if csv_file is not None:
+        require_writable_table(csv_file)
     with reporting(json_file) as report:
         images = list_images(paths, lambda line: typer.echo(line, err=True))
         trained = api.load(weights)
@@ -65,6 +73,8 @@ def predict(
             if output is not None:
                 undrawn += _draw(result, image, output / drawn_name(number, image))
         report([result.to_dict() for result in results])
+        if csv_file is not None:
+            write_rows(csv_file, [row for result in results for row in result.to_rows()])
     if unread or unanswered or undrawn:
         counts = [(unread, "read"), (unanswered, "answered"), (undrawn, "drawn")]
         head = " and ".join(f"{len(some)} of {len(results)} images could not be {what}" for some, what in counts if some)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from contextlib import closing
 from typing import Any
 
-import torch
-
 from stvit_cli.engine.distributed import joined_world
 from stvit_cli.engine.failures import LESS_MEMORY, explained
+from stvit_cli.engine.peak_memory import peak_memory
 from stvit_cli.engine.progress import duration
 from stvit_cli.engine.schedule import lr_at
 from stvit_cli.engine.session import Session, build_session, training_batches
@@ -70,7 +68,7 @@ def _measure(session: Session) -> dict[str, Any]:
         "lr_by_epoch": {str(epoch): lr for epoch, lr in rate.items()},
         "params": sum(p.numel() for p in session.model.parameters()),
         "params_trained": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
-        "peak_memory_bytes": _peak_memory(session.world.device),
+        "peak_memory_bytes": peak_memory(session.world.device),
         "loss": outcome.losses["loss"],
         "step_seconds": seconds,
         "images_per_second": plan.global_batch_size / seconds,
@@ -79,13 +77,6 @@ def _measure(session: Session) -> dict[str, Any]:
         "notes": session.task.notes(),
         "data_problems": session.world.on_main(session.task.data_problems),
     }
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most memory that was held: on the GPU, or by this process (the system counts in KiB)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _summary(session: Session, measured: dict[str, Any]) -> list[str]:

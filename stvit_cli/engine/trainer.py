@@ -21,6 +21,7 @@ from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.loggers.base import LoggedImage, Status
 from stvit_cli.engine.mode_gap import measure_gap
 from stvit_cli.engine.optim import describe_optimizer
+from stvit_cli.engine.peak_memory import peak_memory
 from stvit_cli.engine.precise_batch_norm import recompute_statistics
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
@@ -344,6 +345,7 @@ class Trainer:
             "images_per_second": state.window_steps * batch / seconds,
             "data_wait": self.waited / seconds,
             "skipped": state.skipped,
+            "peak_memory_bytes": peak_memory(self.world.device),
         }
         state.window, state.window_steps = {}, 0
         self.window_since, self.waited = time.monotonic(), 0.0

@@ -118,14 +118,19 @@ _NOT_IN_HASH = frozenset({"name", "description", "data.dir", "train.loggers"})
 def recipe_hash(recipe: Recipe) -> str:
     """Return a hash, of 12 hexadecimal digits, of all settings but the name, the description, paths and loggers.
 
-    A key that version 0.2.0 did not have counts only where it differs from its default, so that a recipe keeps its hash.
+    A key that version 0.2.0 did not have counts only where it differs from its default, so that a recipe keeps its hash, and
+    only if it decides what is learned.
     """
     settings = {key: value for key, value in flatten(recipe).items() if key not in _NOT_IN_HASH}
     settings["detection.results_json"] = None  # also a path; kept as a key so that the hashes of older runs stay the same
     if settings["segmentation.label_values"] is None:  # runs of 0.1.0 do not have it
         del settings["segmentation.label_values"]
     defaults = flatten(Recipe())
-    settings = {key: value for key, value in settings.items() if key in KEYS_OF_0_2 or value != defaults[key]}
+    settings = {
+        key: value
+        for key, value in settings.items()
+        if key in KEYS_OF_0_2 or (value != defaults[key] and key not in FREE_ON_RESUME)
+    }
     if recipe.task != "segmentation":  # the default that older runs have
         settings["segmentation.reduce_zero_label"] = True
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

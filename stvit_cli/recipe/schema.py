@@ -300,6 +300,8 @@ class TrainSection(Section):
     """Experiment trackers that the run logs to beside metrics.jsonl: one, or a list. tensorboard: events/ in the run directory.
     wandb, mlflow and trackio are set up by their own environment variables, such as WANDB_MODE=offline, MLFLOW_TRACKING_URI
     and TRACKIO_DIR. Each needs its package: pip install 'stvit[NAME]'."""
+    report: bool = True
+    """Write report.html into the run directory when the run is complete."""
 
 
 class CheckpointSection(Section):
@@ -403,6 +405,7 @@ FREE_ON_RESUME = frozenset(
         "train.log_every_steps",
         "train.tensorboard",
         "train.loggers",
+        "train.report",
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
         "checkpoint.keep",

@@ -73,6 +73,13 @@ class ImagePrediction(Protocol):
         """Return the prediction as `stvit predict --json` writes it."""
         ...
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return the prediction as rows of a table, for pandas and `stvit predict --csv`: one for each class or box.
+
+        An image without any has one row, of which only ``image`` is set; ``error`` says why it could not be read.
+        """
+        ...
+
     def draw(self, target: Path) -> None:
         """Write the image with the prediction drawn on it, as PNG. Raises UserError where it cannot be written."""
         ...

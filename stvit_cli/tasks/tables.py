@@ -19,6 +19,8 @@ from stvit_cli.utils.text import did_you_mean, printable
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from stvit_cli.tasks.base import ImagePrediction
+
 Column: TypeAlias = "Sequence[str | None] | NDArray[Any]"
 """Texts, or an array of numbers or booleans; where a masked array is masked the cell is empty."""
 
@@ -90,6 +92,41 @@ def read_table(path: Path) -> Table:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors too
         raise UserError(f"{path} is damaged: {printable(str(error))[:200]}.") from None
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows whose values are texts, numbers or None; the columns are all of their names. Raises as `write_table` does.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "rows.csv"
+        >>> write_rows(path, [{"image": "a.png", "rank": 1}, {"image": "b.png", "rank": None, "error": "no image"}])
+        >>> path.read_text().splitlines()
+        ['image,rank,error', 'a.png,1,', 'b.png,,no image']
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_table(path, {name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: Sequence[Any]) -> Column:
+    known = [value for value in values if value is not None]
+    if any(isinstance(value, str) for value in known) or not known:
+        return [None if value is None else str(value) for value in values]
+    empty = [value is None for value in values]
+    column: NDArray[Any] = np.ma.masked_array([known[0] if value is None else value for value in values], mask=empty)
+    return column
+
+
+def table_rows(prediction: ImagePrediction, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return the rows of an image's prediction; see `tasks.base.ImagePrediction.to_rows`.
+
+    Args:
+        prediction: of the image.
+        names: of the columns; the first is that of the image.
+        rows: the values of the other columns.
+    """
+    image, nothing = None if prediction.path is None else str(prediction.path), [None] * (len(names) - 1)
+    return [dict(zip(names, (image, *row), strict=True)) | {"error": prediction.error} for row in rows or [nothing]]
 
 
 class Table:

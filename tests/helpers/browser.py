@@ -65,8 +65,9 @@ def axe(page: Page) -> None:
 def tab_through(page: Page) -> list[str]:
     """Fail if the keyboard alone misses an interactive element, or one does not show that it has the focus.
 
-    Tab goes through the page; within a composite widget (``role`` of grid, radiogroup, tablist, toolbar, listbox or menu) the
-    arrow keys do. Opened ``details`` and dialogs count as the page shows them: open them first.
+    Tab goes through the page; within a composite widget (``role`` of grid, radiogroup, tablist, toolbar, listbox or menu, or a
+    table with buttons that Tab passes over) the arrow keys do. ``details`` and dialogs count as the page shows them: open them
+    first.
 
     Returns:
         What was reached, in order.
@@ -103,8 +104,7 @@ def small_targets(page: Page, side: int = 44) -> list[str]:
 
 
 def _check(page: Page, name: str, argument: int | None = None) -> Any:
-    page.evaluate(_CHECKS)
-    return page.evaluate(f"argument => window.checks.{name}(argument)", argument)
+    return page.evaluate(f"argument => {{ {_CHECKS}\n return window.checks.{name}(argument); }}", argument)
 
 
 def _look(page: Page, faults: list[str], reached: list[str]) -> dict[str, Any] | None:

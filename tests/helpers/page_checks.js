@@ -1,7 +1,9 @@
 // What `browser.py` asks a page: which elements can be used, and what shows that one has the focus.
 window.checks ||= (() => {
-  const FOCUSABLE = "a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex]";
-  const COMPOSITE = ["grid", "radiogroup", "tablist", "toolbar", "listbox", "menu"].map(role => `[role=${role}]`).join(", ");
+  const NATIVE = "a[href], button, input:not([type=hidden]), select, textarea, summary";
+  const FOCUSABLE = `${NATIVE}, [tabindex]`;
+  const ROLES = ["grid", "radiogroup", "tablist", "toolbar", "listbox", "menu"].map(role => `[role=${role}]`);
+  const COMPOSITE = [...ROLES, 'table:has(button[tabindex="-1"])'].join(", ");
   const LOOK = ["outline", "boxShadow", "backgroundColor", "borderColor", "textDecoration"];
   let interactive, reached, looks;
 
@@ -16,9 +18,15 @@ window.checks ||= (() => {
 
   // Start a walk; return what the pointer says can be clicked, but neither is nor is in something that takes the focus.
   function prepare() {
-    interactive = [...document.querySelectorAll(FOCUSABLE)].filter(element => isShown(element) && !element.disabled);
+    // What has tabindex -1 and is no control takes the focus from a script or a link, such as the target of a skip link.
+    interactive = [...document.querySelectorAll(`${NATIVE}, [tabindex]:not([tabindex="-1"])`)].filter(element => isShown(element) && !element.disabled);
     reached = new Set();
-    document.activeElement?.blur();
+    // Tab starts at what was last clicked: begin at the top.
+    const top = document.createElement("span");
+    top.tabIndex = -1;
+    document.body.prepend(top);
+    top.focus();
+    top.remove();
     looks = new Map(interactive.map(element => [element, look(element)]));
     return [...document.body.querySelectorAll("*")].filter(element => isShown(element)
       && ["pointer", "crosshair", "grab"].includes(getComputedStyle(element).cursor)

@@ -37,7 +37,7 @@ from stvit_cli.tasks.preparation import PreparedModel
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 41, 37, 7
 # Where a process has failed, the others are killed after this time, as torchrun would: one that is still joining waits for long.
 AGENT_SECONDS = 20.0
-TIMES = {"images_per_second", "data_wait", "seconds"}
+TIMES = {"images_per_second", "data_wait", "seconds", "peak_memory_bytes"}
 
 
 def recipe(*overrides: str) -> Recipe:

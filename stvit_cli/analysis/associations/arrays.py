@@ -12,8 +12,9 @@
 | LAYER.attention | (heads, p * q, p * q) | float32 | attention between super tokens; rows sum to one |
 | LAYER.point_attention | (points, heads, H, W) | float32 | attention of each point to every token |
 
-LAYER is a name such as stage1.block2. Association, neighbours and label map exist for super token layers only; in layers with
-global attention, p and q equal H and W.
+The attention of a point sums to one, minus what goes outside the image (`maps.times_uniform` compares what is left). LAYER is a
+name such as stage1.block2. Association, neighbours and label map exist for super token layers only; in layers with global
+attention, p and q equal H and W.
 """
 
 from __future__ import annotations

@@ -132,7 +132,8 @@ class LayerMaps:
         """Return the attention of one token to every token: the weights with which their values enter its output.
 
         It is the token's row of Q A Q^T, with the columns of Q normalised as in the aggregation of Algorithm 1. Each map sums to
-        one, minus the weight of super tokens outside the image.
+        one, minus what goes outside the image: to super tokens there, which are zero vectors, and to padding. `times_uniform`
+        compares what is left.
 
         Args:
             token: row and column, such as from ``grid.token_at(x, y)``.
@@ -259,6 +260,21 @@ def associations(
     if not layers:
         raise UserError(f"{info.model} has no super token attention.")
     return Associations(np.asarray(image), input_size, layers)
+
+
+def times_uniform(attention: Floats) -> Floats:
+    """Return attention within the image as a multiple of uniform attention: divided by its mean, so that the result's mean is 1.
+
+    Args:
+        attention: of one token to every token, (H, W) or (heads, H, W), as from `LayerMaps.token_attention`.
+
+    Example:
+        >>> times_uniform(np.array([[0.1, 0.1], [0.1, 0.5]], dtype=np.float32))
+        array([[0.5, 0.5],
+               [0.5, 2.5]], dtype=float32)
+    """
+    multiples: Floats = attention / attention.mean((-2, -1), keepdims=True)
+    return multiples
 
 
 def layer_name(module_name: str) -> str:

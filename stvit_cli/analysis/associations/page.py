@@ -1,7 +1,8 @@
 """A self-contained HTML page for an image: a click shows the super token and the attention of a pixel.
 
-The script of `page.html` repeats the computations of `LayerMaps` on the data packed here: association weights in 16 bits, the
-strongest super tokens, attention in 8 bits with the maximum of each row, and the column sums of the association.
+`arithmetic.js` repeats the computations of `LayerMaps` on the data packed here: association weights in 16 bits, the strongest
+super tokens, attention in 8 bits with the maximum of each row, and the column sums of the association. `drawing.js` draws them
+with the palettes and the scale of attention of `panels.py`, and `page.js` is what a person does on the page.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stvit_cli.analysis.associations.maps import LayerMaps
-from stvit_cli.analysis.associations.panels import COLOURS, PlotContext, Point
+from stvit_cli.analysis.associations.panels import ATTENTION_RANGE, DIVERGING, SEQUENTIAL, PlotContext, Point
 from stvit_cli.errors import UserError
 
+SCRIPTS = ("arithmetic.js", "drawing.js", "page.js")
 MAX_ATTENTION_BYTES = 40 << 20  # in a page; browsers are slow to load more
 
 
@@ -58,13 +60,15 @@ def association_page(context: PlotContext, point: Point, *, trained: bool) -> st
         "point": point,
         "perHead": per_head,
         "maxConfidence": context.confidence_scale.high,
-        "colours": _base64(np.rint(COLOURS(0.2 + 0.75 * np.arange(256) / 255)[:, :3] * 255).astype(np.uint8)),
+        "palettes": {"heat": _palette(SEQUENTIAL), "attention": _palette(DIVERGING)},
+        "attentionRange": ATTENTION_RANGE,
         "image": "data:image/png;base64," + base64.b64encode(_png(context.canvas)).decode(),
         "layers": [_pack(layer, per_head) for layer in layers],
     }
-    page = resources.files("stvit_cli.analysis.associations").joinpath("page.html").read_text(encoding="utf-8")
-    # Inside a script element only "<" could end the data early.
-    return page.replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
+    files = resources.files("stvit_cli.analysis.associations")
+    page, *scripts = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", *SCRIPTS))
+    # Inside a script element only "<" could end the data early. The data come last: a name may hold "@SCRIPT@".
+    return page.replace("@SCRIPT@", "\n".join(scripts)).replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
 
 
 def _pack(layer: LayerMaps, per_head: bool) -> dict[str, Any]:
@@ -88,6 +92,10 @@ def _pack(layer: LayerMaps, per_head: bool) -> dict[str, Any]:
         packed["labels"] = _base64(layer.token_labels().astype(np.uint16))
         packed["columnSums"] = _base64(layer.column_sums())
     return packed
+
+
+def _palette(colours: NDArray[np.float32]) -> str:
+    return _base64(np.rint(colours * 255).astype(np.uint8))
 
 
 def _base64(array: NDArray[Any]) -> str:

@@ -1,7 +1,8 @@
 """Building blocks of the association plots: a sheet laid out in inches, and the panels on it.
 
 Heat maps are blended over the greyscale image, from transparent to the colour map inferno, whose lightness rises monotonically,
-so that it is safe for colour-blind readers. Outlines and markers are white on black, visible on light and dark images.
+so that it is safe for colour-blind readers. Attention has one scale in all panels and on the page, its multiple of uniform
+attention: blue below, orange above, transparent at 1. Outlines and markers are white on black, visible on light and dark images.
 Matplotlib is used without pyplot, which would keep every figure in memory until it is closed.
 """
 
@@ -9,20 +10,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil
+from math import ceil, log
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from stvit_cli.analysis.associations.maps import Associations, LayerMaps
+from stvit_cli.analysis.associations.maps import Associations, LayerMaps, times_uniform
 from stvit_cli.analysis.associations.superpixels import paint
 from stvit_cli.analysis.associations.token_grid import Size
 from stvit_cli.utils.text import printable
@@ -31,14 +33,30 @@ Point = tuple[int, int]
 """x and y in pixels of the image."""
 Box = tuple[float, float, float, float]
 """Left, top, width and height on a sheet, in inches."""
+Palette = NDArray[np.float32]
+"""(256, 4): red, green, blue and opacity over the greyscale image, 0 to 1."""
 
-COLOURS = colormaps["inferno"]
+ATTENTION_RANGE = 4
+"""The scale of attention goes from 1 / ATTENTION_RANGE to ATTENTION_RANGE times uniform attention."""
 INK, FAINT = "#1a1a1a", "#595959"
 LONG_SIDE = (360, 640, 1280)  # pixels of the drawn image: minimum, maximum, and maximum with many super tokens
 SMALL_SIDE = 260  # pixels, in the small panels
 PANEL_SHAPE = (0.4, 2.0)  # range of height / width of a panel; images outside it are drawn distorted
 BACKGROUND_GREY = 0.3  # of a colour bar, and of a heat map without the image
 DPI = 120
+
+
+def _palette(colours: NDArray[Any], opacity: NDArray[Any]) -> Palette:
+    return np.concatenate([colours[:, :3], opacity[:, None]], -1).astype(np.float32)
+
+
+_POSITIONS = np.arange(256) / 255
+_BLUE_TO_ORANGE = LinearSegmentedColormap.from_list(
+    "", [(0, "#1447f0"), (0.5, "#4f93ff"), (0.5, "#f28a1c"), (1, "#ffd060")]
+)  # they meet where the opacity is 0
+
+SEQUENTIAL = _palette(colormaps["inferno"](0.2 + 0.75 * _POSITIONS), 0.1 + 0.8 * _POSITIONS)
+DIVERGING = _palette(_BLUE_TO_ORANGE(_POSITIONS), 0.92 * np.abs(2 * _POSITIONS - 1) ** 0.6)
 
 
 @dataclass(frozen=True)
@@ -50,20 +68,35 @@ class Scale:
         low: value of the first colour.
         high: value of the last colour.
         ticks: labels of the colour bar by value.
+        logarithmic: equal ratios are equally far apart, else equal differences.
+        palette: its colours.
     """
 
     caption: str
     low: float
     high: float
     ticks: dict[float, str]
+    logarithmic: bool = False
+    palette: Palette = field(default_factory=lambda: SEQUENTIAL)
 
     def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map values from low..high to 0..1."""
+        if self.logarithmic:
+            with np.errstate(divide="ignore"):  # nothing is below the scale, like everything small
+                positions: NDArray[np.float32] = np.log(values / np.float32(self.low)) / np.float32(log(self.high / self.low))
+            return positions.clip(0, 1)
         return ((values - self.low) / (self.high - self.low)).clip(0, 1)
 
 
 WEIGHT = Scale("association weight, relative to the largest", 0, 1, {0: "0", 0.5: "half", 1: "largest"})
-ATTENTION = Scale("attention, relative to the panel's largest", 0, 1, {0: "0", 0.5: "half", 1: "largest"})
+ATTENTION = Scale(
+    "attention, as a multiple of uniform attention",
+    1 / ATTENTION_RANGE,
+    ATTENTION_RANGE,
+    {1 / ATTENTION_RANGE: "≤ 1/4", 0.5: "1/2", 1: "uniform", 2: "2", ATTENTION_RANGE: "≥ 4"},
+    logarithmic=True,
+    palette=DIVERGING,
+)
 
 
 def confidence_scale(layers: Sequence[LayerMaps]) -> Scale:
@@ -169,13 +202,11 @@ class Sheet:
     def colour_bar(self, x: float, y: float, width: float, scale: Scale) -> None:
         """Draw a horizontal colour bar with its caption and ticks, 0.5 inches high."""
         ax = self.axes((x, y + 0.2, width, 0.09))
-        ax.imshow(
-            blend(np.linspace(0, 1, 256, dtype=np.float32)[None], BACKGROUND_GREY),
-            aspect="auto",
-            extent=(scale.low, scale.high, 0, 1),
-        )
+        bar = blend(np.linspace(0, 1, 256, dtype=np.float32)[None], BACKGROUND_GREY, scale.palette)
+        ax.imshow(bar, aspect="auto", extent=(0, 1, 0, 1))
         ax.set(yticks=[])
-        ax.set_xticks(list(scale.ticks), list(scale.ticks.values()), fontsize=8, color=INK)
+        positions = scale(np.array(list(scale.ticks), dtype=np.float32))
+        ax.set_xticks(list(positions), list(scale.ticks.values()), fontsize=8, color=INK)
         ax.tick_params(length=2.5, width=0.6, pad=2)
         ax.get_xticklabels()[0].set_horizontalalignment("left")
         ax.get_xticklabels()[-1].set_horizontalalignment("right")
@@ -218,7 +249,7 @@ def draw_one_super_token(ax: Axes, context: PlotContext, layer: LayerMaps, point
     """Draw the association weights of one super token, with its outline."""
     super_token, point = example_super_token(context, layer, points)
     values = layer.association_with(super_token)
-    draw_image(ax, context, overlay(layer, values / values.max(), context.grey))
+    draw_image(ax, context, overlay(layer, WEIGHT(values / values.max()), context.grey, WEIGHT))
     draw_lines(ax, outlines(layer, layer.token_labels() == super_token), 0.7)
     draw_marker(ax, point)
     draw_note(ax, f"largest {values.max():.2g}", right=in_left_half(context, point))
@@ -226,16 +257,20 @@ def draw_one_super_token(ax: Axes, context: PlotContext, layer: LayerMaps, point
 
 def draw_confidence(ax: Axes, context: PlotContext, layer: LayerMaps, points: Sequence[Point]) -> None:
     """Draw the association weight of each token with its strongest super token."""
-    draw_image(
-        ax, context, blend(layer.grid.resize_linear(context.confidence_scale(layer.confidence()), context.size), BACKGROUND_GREY)
-    )
+    scale = context.confidence_scale
+    heat = layer.grid.resize_linear(scale(layer.confidence()), context.size)
+    draw_image(ax, context, blend(heat, BACKGROUND_GREY, scale.palette))
 
 
 def draw_attention(ax: Axes, context: PlotContext, layer: LayerMaps, values: NDArray[np.float32], point: Point) -> None:
-    """Draw the attention map (H, W) of a point and note its largest value, as a multiple of uniform attention."""
-    draw_image(ax, context, overlay(layer, values / values.max(), context.small_grey))
+    """Draw the attention map (H, W) of a point on the scale of all panels; note its range, and what goes outside the image."""
+    multiples, outside = times_uniform(values), 1 - float(values.sum())
+    draw_image(ax, context, overlay(layer, ATTENTION(multiples), context.small_grey, ATTENTION))
     draw_marker(ax, point)
-    draw_note(ax, f"{values.max() * values.size:.3g} × uniform", right=in_left_half(context, point))
+    note = f"{multiples.min():.2g} to {multiples.max():.2g} × uniform"
+    if outside >= 0.005:
+        note += f"\n{100 * outside:.2g} % outside"
+    draw_note(ax, note, right=in_left_half(context, point))
 
 
 @dataclass(frozen=True)
@@ -264,17 +299,17 @@ def draw_image(ax: Axes, context: PlotContext, image: NDArray[Any]) -> None:
         spine.set(color="#8a8a8a", linewidth=0.5)
 
 
-def overlay(layer: LayerMaps, values: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Blend a map (H, W) of values in 0..1 over the greyscale image."""
-    return blend(layer.grid.resize_linear(values, (grey.shape[0], grey.shape[1])), grey[..., None])
+def overlay(layer: LayerMaps, heat: NDArray[np.float32], grey: NDArray[np.float32], scale: Scale) -> NDArray[np.float32]:
+    """Blend a map (H, W) of positions on a scale, in 0..1, over the greyscale image."""
+    return blend(layer.grid.resize_linear(heat, (grey.shape[0], grey.shape[1])), grey[..., None], scale.palette)
 
 
-def blend(heat: NDArray[np.float32], grey: NDArray[np.float32] | float) -> NDArray[np.float32]:
-    """Blend heat (height, width) over grey (height, width, 1), both in 0..1; the opacity rises with the heat."""
-    heat = heat.clip(0, 1)
-    colour: NDArray[np.float32] = COLOURS(0.2 + 0.75 * heat)[..., :3].astype(np.float32)
-    cover = 0.1 + 0.8 * heat[..., None]
-    return (0.06 + 0.54 * grey) * (1 - cover) + colour * cover
+def blend(heat: NDArray[np.float32], grey: NDArray[np.float32] | float, palette: Palette) -> NDArray[np.float32]:
+    """Blend the colours of heat (height, width) over grey (height, width, 1), both in 0..1."""
+    colours = palette[np.rint(heat.clip(0, 1) * 255).astype(np.intp)]
+    opacity = colours[..., 3:]
+    blended: NDArray[np.float32] = (0.06 + 0.54 * grey) * (1 - opacity) + colours[..., :3] * opacity
+    return blended
 
 
 def outlines(layer: LayerMaps, labels: NDArray[Any]) -> NDArray[np.float64]:

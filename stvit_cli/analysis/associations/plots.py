@@ -92,7 +92,7 @@ def _strip(sheet: Sheet, context: PlotContext, number: int, point: Point, y: flo
     sheet.text(
         0.2,
         y + 0.4,
-        "Mean over the heads. The number is the largest attention as a multiple of uniform attention.",
+        "Mean over the heads, on one scale. Outside: the part that goes outside the image, which the colours leave out.",
         fontsize=9,
         color=FAINT,
     )

@@ -1,5 +1,5 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse(document.getElementById("page-data").textContent);
 const byId = id => document.getElementById(id);
 
 /** Make an element: attributes by name, text or children below it. All text goes in as text, never as HTML. */
@@ -27,7 +27,7 @@ function number(value) {
 }
 
 /* ---------------------------------------------------------------- theme */
-const root = document.documentElement, themeButton = byId("theme"), prefersDark = matchMedia("(prefers-color-scheme: dark)");
+const root = document.documentElement, themeButton = byId("page-theme"), prefersDark = matchMedia("(prefers-color-scheme: dark)");
 const onTheme = [];
 let chosenTheme = null;
 try { chosenTheme = localStorage.getItem("stvit-theme"); } catch { /* a page of a file may have no storage */ }
@@ -148,26 +148,26 @@ document.querySelectorAll("[data-gallery]").forEach(place => {
   place.append(...images.map((_, index) => card(images, index)));
 });
 
-const viewer = byId("viewer");
+const viewer = byId("page-viewer");
 let viewed = { images: [], index: 0 };
 function enlarge(images, index) {
   viewed = { images, index };
   const image = images[index];
-  byId("viewer-name").textContent = image.name;
-  byId("viewer-count").textContent = `${index + 1} of ${images.length}`;
-  byId("viewer-images").replaceChildren(...image.thumbnails.map(thumbnail => shot(thumbnail, image.name)));
-  byId("viewer-caption").replaceChildren(captionOf(image));
-  byId("viewer-previous").disabled = index === 0;
-  byId("viewer-next").disabled = index === images.length - 1;
+  byId("page-viewer-name").textContent = image.name;
+  byId("page-viewer-count").textContent = `${index + 1} of ${images.length}`;
+  byId("page-viewer-images").replaceChildren(...image.thumbnails.map(thumbnail => shot(thumbnail, image.name)));
+  byId("page-viewer-caption").replaceChildren(captionOf(image));
+  byId("page-viewer-previous").disabled = index === 0;
+  byId("page-viewer-next").disabled = index === images.length - 1;
   if (!viewer.open) viewer.showModal();
 }
 function turn(step) {
   const index = viewed.index + step;
   if (index >= 0 && index < viewed.images.length) enlarge(viewed.images, index);
 }
-byId("viewer-close").addEventListener("click", () => viewer.close());
-byId("viewer-previous").addEventListener("click", () => turn(-1));
-byId("viewer-next").addEventListener("click", () => turn(1));
+byId("page-viewer-close").addEventListener("click", () => viewer.close());
+byId("page-viewer-previous").addEventListener("click", () => turn(-1));
+byId("page-viewer-next").addEventListener("click", () => turn(1));
 viewer.addEventListener("click", event => { if (event.target === viewer) viewer.close(); });
 viewer.addEventListener("keydown", event => {
   if (event.key === "ArrowLeft") turn(-1);
@@ -523,7 +523,7 @@ class Matrix {
       const row = Math.floor(at / this.size), column = at % this.size;
       if (row !== column && count) found.push([row, column, count]);
     }
-    if (!found.length || this.size < 3) return [];
+    if (!found.length || this.size <= MANY_CLASSES) return [];
     found.sort((a, b) => b[2] - a[2] || a[0] - b[0] || a[1] - b[1]);
     const names = this.matrix.names, kept = found.slice(0, 200);
     const rows = kept.map(([row, column, count], index) => {
@@ -540,7 +540,7 @@ class Matrix {
     const more = make("button", { type: "button", hidden: kept.length <= SHOWN_PAIRS }, `Show ${grouped(kept.length)} of ${grouped(found.length)} pairs`);
     more.addEventListener("click", () => { rows.forEach(row => { row.hidden = false; }); more.hidden = true; });
     const table = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Most confused pairs: ${this.matrix.title}` }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
-    return [make("details", { class: "pairs", open: this.size > MANY_CLASSES }, make("summary", {}, "Most confused pairs"), table, make("div", { class: "tools" }, more))];
+    return [make("details", { class: "pairs", open: true }, make("summary", {}, "Most confused pairs"), table, make("div", { class: "tools" }, more))];
   }
 }
 document.querySelectorAll("[data-matrix]").forEach(place => new Matrix(place, data.matrices[place.dataset.matrix]));

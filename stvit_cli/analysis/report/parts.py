@@ -93,13 +93,14 @@ def _value(item: Metric) -> str:
 def _interval(item: Metric) -> str:
     if item.low is None or item.high is None:
         return ""
-    return f"{number(item.low, unit=item.unit)}{NARROW_SPACE}–{NARROW_SPACE}{number(item.high, unit=item.unit)}"  # noqa: RUF001
+    return f"{number(item.low, unit=item.unit)} to {number(item.high, unit=item.unit)}".replace(" ", NARROW_SPACE)
 
 
 def table(part: TablePart) -> str:
     """Return a table that the page's script sorts."""
     rows = ["<tr>" + "".join(map(_cell, row, part.columns, range(len(row)))) + "</tr>" for row in part.rows]
-    return f"{heading(part.title)}{_table(part.title or 'Table', part.columns, rows)}{remark(part.note)}"
+    label = part.title or ", ".join(column.name for column in part.columns)
+    return f"{heading(part.title)}{_table(label, part.columns, rows)}{remark(part.note)}"
 
 
 def _table(label: str, columns: Sequence[Column], rows: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models.weights import imagenet
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.spec import Trained
+from stvit_cli.tasks.tables import table_rows
 
 MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
 NO_CLASS = "no class"
@@ -63,6 +64,12 @@ class ClassificationPrediction:
         if self.error is not None:
             return result | {"error": self.error}
         return result | {"classes": [asdict(score) for score in self.classes]}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each class; see `tasks.base.ImagePrediction`."""
+        names = ("image", "class", "class_index", "score", "rank")
+        rows = [(score.name, score.index, score.probability, rank) for rank, score in enumerate(self.classes, start=1)]
+        return table_rows(self, names, rows)
 
     def summary(self) -> str:
         """Return the classes in one line."""

@@ -21,6 +21,7 @@ from stvit_cli.data.prefetch import Opened
 from stvit_cli.tasks.detection.detector import encoded_masks
 from stvit_cli.tasks.one_by_one import predict_one_by_one
 from stvit_cli.tasks.spec import Trained
+from stvit_cli.tasks.tables import table_rows
 from stvit_cli.utils.text import printable
 
 Box = tuple[float, float, float, float]
@@ -71,6 +72,16 @@ class DetectionPrediction:
             if entry["mask"] is None:
                 del entry["mask"]
         return result | {"width": self.width, "height": self.height, "objects": objects}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each object; see `tasks.base.ImagePrediction`."""
+        names = ("image", "class", "class_index", "score", "left", "top", "right", "bottom", "mask")
+        rows = [
+            (found.name, found.index, found.score, *found.box, None if found.mask is None else found.mask["counts"])
+            for found in self.objects
+        ]
+        sizes = {"image_width": self.width or None, "image_height": self.height or None}
+        return [row | sizes for row in table_rows(self, names, rows)]
 
     def draw(self, target: Path) -> None:
         """Write the image with boxes, masks, names and scores on it, as PNG; objects with a higher score are drawn on top."""

@@ -22,6 +22,7 @@ from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.one_by_one import predict_one_by_one
 from stvit_cli.tasks.segmentation.task import inferer, section_of
 from stvit_cli.tasks.spec import Trained
+from stvit_cli.tasks.tables import table_rows
 from stvit_cli.utils.text import printable
 
 NUM_IN_SUMMARY = 5
@@ -65,6 +66,11 @@ class SegmentationPrediction:
             return result | {"error": self.error}
         height, width = self.numbers.shape
         return result | {"width": width, "height": height, "classes": [asdict(entry) for entry in self.shares]}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each class with its share of the pixels; see `tasks.base.ImagePrediction`."""
+        names = ("image", "class", "number", "pixels", "share")
+        return table_rows(self, names, [(entry.name, entry.number, entry.pixels, entry.share) for entry in self.shares])
 
     def draw(self, target: Path) -> None:
         """Write the image with an overlay of its classes and a legend as PNG, and the label map as ``NAME-labels.png``.

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import stvit_cli
-from stvit_cli.analysis.associations.maps import associations
+from stvit_cli.analysis.associations.maps import associations, times_uniform
 from stvit_cli.analysis.associations.page import association_page
-from stvit_cli.analysis.associations.panels import PlotContext, plot_context
+from stvit_cli.analysis.associations.panels import ATTENTION, DIVERGING, PlotContext, blend, plot_context
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo
 
@@ -78,7 +78,9 @@ def test_script_computes_the_same_maps(shown: PlotContext, tmp_path: Path) -> No
         "  const superToken = layer.labels && layer.labels[token[0] * layer.tokens[1] + token[1]];\n"
         "  return { token, superToken, attention: heads.map(head => [...attention(layer, ...token, head)]),\n"
         "    column: layer.labels && [...column(layer, superToken)], confidence: layer.labels && [...confidence(layer)],\n"
-        "    resized: [...resizeLinear(layer, attention(layer, ...token, 0), 30, 43)] };\n"
+        "    resized: [...resizeLinear(layer, attention(layer, ...token, 0), 30, 43)],\n"
+        "    multiples: [...timesUniform(attention(layer, ...token, -1))], outside: outside(attention(layer, ...token, -1)),\n"
+        "    positions: [...timesUniform(attention(layer, ...token, -1)).map(attentionPosition)] };\n"
         "}));\nconsole.log(JSON.stringify(result));\n"
     )
     ended = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, timeout=60, check=True)
@@ -95,6 +97,10 @@ def test_script_computes_the_same_maps(shown: PlotContext, tmp_path: Path) -> No
                 layer.grid.resize_linear(expected[0], (30, 43)),
                 atol=expected.max() / 200,
             )
+            multiples = times_uniform(expected.mean(0)).ravel()
+            np.testing.assert_allclose(found["multiples"], multiples, atol=multiples.max() / 100)
+            np.testing.assert_allclose(found["positions"], ATTENTION(multiples), atol=0.02)
+            assert found["outside"] == pytest.approx(1 - expected.mean(0).sum(), abs=0.01)
             if not layer.is_global:
                 assert found["superToken"] == layer.token_labels()[token]
                 column = np.array(found["column"]).reshape(layer.grid.tokens)
@@ -110,12 +116,28 @@ def test_script_draws_every_view(shown: PlotContext, tmp_path: Path) -> None:
     functions = page.split("// ---- arithmetic")[1].split("// ---- the page")[0]
     (tmp_path / "page.js").write_text(
         f"const page = {data_of(page)}, image = {{}};\n// {functions}\n"
-        "const colours = bytes(page.colours), layer = unpack(page.layers[0]);\n"
+        "const palette = bytes(page.palettes.heat), layer = unpack(page.layers[0]);\n"
         "const drawn = [], context = { drawImage() {}, putImageData(frame) { drawn.push(Math.max(...frame.data)); },\n"
         "  getImageData(x, y, width, height) { return { data: new Uint8ClampedArray(4 * width * height) }; } };\n"
         "const canvas = { width: 20, height: 15, getContext: () => context };\n"
-        "paintHeat(canvas, layer, confidence(layer), 0, 1, true);\n"
+        "paintHeat(canvas, layer, confidence(layer), palette, true);\n"
         "paintMeans(canvas, layer);\nconsole.log(JSON.stringify(drawn));\n"
     )
     ended = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(ended.stdout) == [255, 0]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
+def test_script_blends_the_colours_of_the_sheets(shown: PlotContext, tmp_path: Path) -> None:
+    page = association_page(shown, (3, 4), trained=True)
+    functions = page.split("// ---- arithmetic")[1].split("// ---- the page")[0]
+    (tmp_path / "page.js").write_text(
+        f"const page = {data_of(page)};\n// {functions}\n"
+        "const palette = bytes(page.palettes.attention), result = [];\n"
+        "for (let i = 0; i < 256; i++) blend(palette, i / 255, 0.4, result, 4 * i);\nconsole.log(JSON.stringify(result));\n"
+    )
+    ended = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, timeout=60, check=True)
+    found = np.array(json.loads(ended.stdout)).reshape(256, 4)
+    expected = blend(np.linspace(0, 1, 256, dtype=np.float32)[None], 0.4, DIVERGING)[0]
+    np.testing.assert_allclose(found[:, :3] / 255, expected, atol=0.01)
+    assert (found[:, 3] == 255).all()

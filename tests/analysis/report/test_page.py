@@ -78,7 +78,7 @@ def tags(page: str) -> Tags:
 
 
 def data_of(page: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    return json.loads(re.search(r'<script type="application/json" id="page-data">(.*?)</script>', page, re.DOTALL)[1])
 
 
 def test_no_text_of_the_data_becomes_markup() -> None:
@@ -92,7 +92,7 @@ def test_no_text_of_the_data_becomes_markup() -> None:
 def test_it_loads_nothing() -> None:
     page = render("t", "s", every_part("w"))
     found = dict.fromkeys(value for name, value in tags(page).attributes if name in ("src", "href", "action", "srcset", "poster"))
-    assert list(found) == ["data:,", "#main", "#all"]
+    assert list(found) == ["data:,", "#page-main", "#all"]
     assert "default-src 'none'" in page
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|https?://(?!www\.w3\.org/2000/svg)", page)
 

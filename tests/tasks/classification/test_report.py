@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as arrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, precision_recall_fscore_support
 from torch import nn
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from stvit_cli.analysis.report.page import render
 from stvit_cli.data.classification import EvalSet
-from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import DataSection, EvalSection, Recipe
+from stvit_cli.tasks.base import KeepsPredictions
+from stvit_cli.tasks.classification.data import build_eval_set
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
 from stvit_cli.tasks.classification.report import classification_report
 from stvit_cli.tasks.classification.task import ClassificationEvaluation
@@ -284,3 +289,57 @@ def test_mistakes_of_several_labels(several: tuple[MultiLabelPredictions, dict[s
     assert f"{100 * worst:.1f} %" in extra.images[0].caption[1]
     least = np.where(predictions.target, predictions.scores, 1).min()
     assert f"{100 * least:.1f} %" in missed.images[0].caption[1]
+
+
+def write_idx(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 5, 4), dtype=np.uint8)
+    for what, array in (("images", pixels), ("labels", np.arange(12, dtype=np.uint8) % 2)):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+        (folder / f"train-{what}-idx{array.ndim}-ubyte").write_bytes(header + array.tobytes())
+
+
+def write_embedded(folder: Path) -> None:
+    images = []
+    for number in range(12):
+        buffer = io.BytesIO()
+        Image.new("RGB", (5, 4), (20 * number, 0, 0)).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    parquet.write_table(arrow.table({"image": images, "label": ["a", "b"] * 6}), folder / "train.parquet")
+
+
+@pytest.mark.parametrize("kind", ["digits", "idx", "table", "timm"])
+def test_images_in_memory_are_shown_as_they_are(kind: str, tmp_path: Path, image_folder: Path) -> None:
+    """Each image of the report has the pixels that the data set opens, not normalized ones."""
+    write = {"idx": write_idx, "table": write_embedded}.get(kind)
+    if write is not None:
+        write(tmp_path)
+    section = {
+        "digits": DataSection(kind="digits"),
+        "idx": DataSection(kind="idx", dir=str(tmp_path), val_fraction=0.5),
+        "table": DataSection(kind="table", dir=str(tmp_path), val_fraction=0.5),
+        "timm": DataSection(kind="timm", dir=str(image_folder), name="torch/image_folder", val_split="val"),
+    }[kind].model_copy(update={"image_size": 32})
+    val_set = build_eval_set(section, EvalSection())
+    evaluation, few = ClassificationEvaluation(val_set), range(min(len(val_set), 30))
+    evaluator = evaluation.evaluator()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, len(val_set.images.class_names)))
+        evaluator.update(model, evaluation.collate_eval([val_set[index] for index in range(len(val_set))]))
+    assert isinstance(evaluator, KeepsPredictions)
+    predictions = evaluator.predictions([evaluator.state()])
+    assert predictions is not None
+    trained = Trained(nn.Identity(), None, None)  # type: ignore[arg-type]
+    sections = {
+        one.id: one
+        for one in classification_report(ReportInput(Recipe(), evaluation, predictions, trained, torch.device("cpu"), len(few)))
+    }
+    assert "images-not-shown" not in sections
+    gallery = part_of(sections["uncertain"], GalleryPart)
+    assert len(gallery.images) == len(few)
+    for image in gallery.images:
+        index = list(predictions.images).index(image.name)
+        source = np.asarray(val_set.images.open(index), dtype=int)
+        shown = np.asarray(Image.open(io.BytesIO(image.thumbnails[0].data)).convert("RGB"), dtype=int)
+        assert shown.shape == source.shape
+        assert shown.mean((0, 1)) == pytest.approx(source.mean((0, 1)), abs=6)  # lossy

@@ -13,7 +13,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stvit_cli.data.coco import CocoImages, DetectionEvalSet, decode_mask, encode_mask
+from stvit_cli.data.coco import CocoImages, DetectionEvalSet, decode_mask, encode_mask, ground_truth
 from stvit_cli.data.coco_index import CocoIndex, read_coco
 from stvit_cli.data.shapes import write_coco_tree
 from stvit_cli.errors import UserError
@@ -113,6 +113,32 @@ def test_any_number_of_processes_gives_the_same_figures(tree: Path) -> None:
     assert one["num_images"] == 12
     for world in (2, 3, 13):
         assert dict(evaluator.compute([state(rank, world) for rank in range(world)])) == one
+
+
+def test_predictions_hold_what_was_found_and_what_is_there(tree: Path) -> None:
+    """Their metrics are the evaluation's; see the tests of `DetectionPredictions.statistics`."""
+    images = CocoImages(read_coco(_json(tree), tree / "val2017"))
+    results, index = _imperfect_results(tree), images.index
+    evaluator = DetectionEvaluator(DetectionEvalSet(images))
+    found = evaluator.predictions([(5, results[1::2]), (7, results[::2])])  # of two processes
+    assert list(found.images) == list(index.file_names)
+    assert found.sizes.tolist() == index.sizes[:, ::-1].tolist()
+    objects = [(number, entry) for number in range(len(index)) for entry in index.annotations(number)]
+    assert found.objects.image.tolist() == [number for number, _ in objects]
+    assert found.objects.box.tolist() == [entry["box"] for _, entry in objects]
+    assert found.objects.label.tolist() == [entry["label"] - 1 for _, entry in objects]
+    truth = ground_truth(index)
+    assert found.objects.area.tolist() == [truth.anns[number + 1]["area"] for number in range(len(objects))]
+    assert len(found.detections) == len(results)
+    assert (np.diff(found.detections.image) >= 0).all()
+    for position in (0, len(index) - 1):
+        own = [entry for entry in results[1::2] + results[::2] if entry["image_id"] == index.image_ids[position]]
+        chosen = found.detections.image == position
+        assert found.detections.box[chosen].tolist() == [entry["bbox"] for entry in own]
+        assert found.detections.score[chosen].tolist() == pytest.approx([entry["score"] for entry in own])
+    number = next(i for i, code in enumerate(found.objects.masks) if code is not None)
+    expected = decode_mask(objects[number][1]["segmentation"], *index.sizes[objects[number][0]].tolist())
+    assert (decode_mask(found.objects.masks[number], *expected.shape) == expected).all()
 
 
 def test_nothing_found_is_nothing_right(tree: Path) -> None:

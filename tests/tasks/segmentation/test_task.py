@@ -115,6 +115,27 @@ def test_processes_and_batches_change_nothing(build: Build, words: tuple[str, ..
     assert all(evaluated(task, processes, size) == alone for processes, size in ((1, 3), (2, 1), (2, 64), (3, 2)))
 
 
+def test_predictions_are_the_confusion_of_each_image(build: Build) -> None:
+    task = build()
+    states = []
+    for rank in range(2):
+        evaluator = task.evaluator()
+        for batch in build_eval_loader(task.val_set, task.collate_eval, 1, 0, rank, 2):
+            evaluator.update(Guesses(), batch)
+        states.append(evaluator.state())
+    found = task.evaluator().predictions(states)
+    assert found.images == [Path(task.val_set.images.path(index)).name for index in range(7)]
+    total = torch.zeros(len(NAMES), len(NAMES), dtype=torch.int64)
+    total.index_put_(
+        tuple(torch.from_numpy(column).long() for column in (found.target, found.predicted)),
+        torch.from_numpy(found.pixels),
+        accumulate=True,
+    )
+    assert total.equal(states[0][0] + states[1][0])
+    (first,) = [task.val_set[0]["target"]]
+    assert found.pixels[found.image == 0].sum() == (first >= 0).sum()
+
+
 def test_an_evaluation_is_at_the_original_size(build: Build) -> None:
     task = build("segmentation.max_size=[48, 48]")
     evaluator = task.evaluator()
