@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,42 @@ def font_for(image: Image.Image, per_width: int, smallest: int) -> tuple[Any, in
 def write_text(pen: ImageDraw.ImageDraw, position: tuple[float, float], text: str, fill: str, font: Any) -> None:
     """Draw a line of text; control characters in it, such as those of a class name, are escaped."""
     pen.text(position, printable(text), fill=fill, font=font)
+
+
+def side_by_side(parts: Sequence[tuple[str, Image.Image]], caption: Sequence[str] = ()) -> Image.Image:
+    """Return images beside each other, each with its title above, such as truth and prediction, and lines of text below.
+
+    Args:
+        parts: titles and images.
+        caption: the lines.
+    """
+    tallest = max(image.height for _, image in parts)
+    font, size = font_for(max((image for _, image in parts), key=lambda image: image.width), 30, smallest=13)
+    band, gap = int(1.7 * size), max(4, size // 2)
+    titles = [max(image.width, int(font.getlength(title)) + 2 * gap) for title, image in parts]
+    lines = [part for line in caption for part in _broken(printable(line), font, sum(titles) + gap * (len(parts) - 1) - 2 * gap)]
+    height = band + tallest + (band * len(lines) + gap if lines else 0)
+    canvas = Image.new("RGB", (sum(titles) + gap * (len(parts) - 1), height), "white")
+    pen, left = ImageDraw.Draw(canvas), 0
+    for (title, image), width in zip(parts, titles, strict=True):
+        write_text(pen, (left + gap, (band - size) // 3), title, "black", font)
+        canvas.paste(image, (left, band))
+        left += width + gap
+    for number, line in enumerate(lines):
+        write_text(pen, (gap, band + tallest + gap + number * band), line, "black", font)
+    return canvas
+
+
+def _broken(line: str, font: Any, room: float) -> list[str]:
+    """Return the parts of a line that fit into a width in pixels, broken between words."""
+    parts = [""]
+    for word in line.split(" "):
+        longer = f"{parts[-1]} {word}".strip()
+        if parts[-1] and font.getlength(longer) > room:
+            parts.append(word)
+        else:
+            parts[-1] = longer
+    return parts
 
 
 def save_png(image: Image.Image, target: Path) -> None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_tensor
 
-from stvit_cli.data.coco import decode_mask
-from stvit_cli.data.drawing import font_for, save_png, write_text
+from stvit_cli.data.drawing import save_png
 from stvit_cli.data.images import ImageSource, image_path, open_image
 from stvit_cli.data.prefetch import Opened
+from stvit_cli.tasks.detection.annotated import Annotation, annotated, object_text
 from stvit_cli.tasks.detection.detector import encoded_masks
 from stvit_cli.tasks.one_by_one import predict_one_by_one
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.tasks.tables import table_rows
-from stvit_cli.utils.text import printable
 
 Box = tuple[float, float, float, float]
 
@@ -84,46 +80,15 @@ class DetectionPrediction:
         return [row | sizes for row in table_rows(self, names, rows)]
 
     def draw(self, target: Path) -> None:
-        """Write the image with boxes, masks, names and scores on it, as PNG; objects with a higher score are drawn on top."""
-        image = open_image(self.source)
-        colours = [colour_of(number) for number in range(len(self.objects))]
-        order = range(len(self.objects) - 1, -1, -1)
-        if any(detection.mask is not None for detection in self.objects):
-            image = self._with_masks(image, colours, order)
-        pen = ImageDraw.Draw(image)
-        font, size = font_for(image, 40, smallest=10)
-        for i in order:
-            detection = self.objects[i]
-            pen.rectangle(detection.box, outline=colours[i], width=max(1, size // 8))
-            _label(pen, f"{detection.name} {detection.score:.0%}", detection.box, colours[i], font, image.width)
-        save_png(image, target)
+        """Write the image with boxes, masks, names and scores on it, as PNG; see `annotated`."""
+        save_png(annotated(open_image(self.source), self.annotations()), target)
 
-    def _with_masks(self, image: Image.Image, colours: Sequence[tuple[int, int, int]], order: Sequence[int]) -> Image.Image:
-        """Return the image with the masks blended into it, one after the other in an order."""
-        pixels = np.array(image, dtype=np.float32)
-        for i in order:
-            code = self.objects[i].mask
-            if code is not None:
-                mask = decode_mask(code, image.height, image.width).astype(bool)
-                pixels[mask] = 0.55 * pixels[mask] + 0.45 * np.array(colours[i], dtype=np.float32)
-        return Image.fromarray(pixels.astype(np.uint8))
-
-
-def colour_of(number: int) -> tuple[int, int, int]:
-    """Return a saturated colour that differs from those of the preceding numbers (hues by the golden ratio)."""
-    red, green, blue = colorsys.hsv_to_rgb((0.61803 * number) % 1.0, 0.85, 0.95)
-    return int(255 * red), int(255 * green), int(255 * blue)
-
-
-def _label(pen: ImageDraw.ImageDraw, text: str, box: Box, colour: tuple[int, int, int], font: Any, room: int) -> None:
-    """Write text on a band above a box, or inside it at the top of the image; ``room`` is the width of the image."""
-    left, top, right, bottom = pen.textbbox((0, 0), printable(text), font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = max(0, min(box[0], room - width))
-    y = box[1] - height if box[1] >= height else box[1]
-    pen.rectangle((x, y, x + width, y + height), fill=colour)
-    dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
-    write_text(pen, (x + 2 - left, y + 2 - top), text, "white" if dark else "black", font)
+    def annotations(self) -> list[Annotation]:
+        """Return the objects as they are drawn, by descending score."""
+        return [
+            Annotation(found.index, found.box, object_text(found.name, found.score), found.mask)
+            for found in sorted(self.objects, key=lambda found: -found.score)
+        ]
 
 
 def predict(

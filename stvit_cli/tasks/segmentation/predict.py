@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from stvit_cli.data.drawing import save_png, write_text
+from stvit_cli.data.drawing import save_png
 from stvit_cli.data.image_pairs import class_numbers
 from stvit_cli.data.images import ImageSource, image_path, open_image
 from stvit_cli.data.prefetch import Opened
 from stvit_cli.data.segmentation_transforms import eval_transform
 from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.one_by_one import predict_one_by_one
+from stvit_cli.tasks.segmentation.annotated import legend_text, overlay, palette, with_legend
 from stvit_cli.tasks.segmentation.task import inferer, section_of
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.tasks.tables import table_rows
-from stvit_cli.utils.text import printable
 
 NUM_IN_SUMMARY = 5
 """The largest number of classes in a summary."""
@@ -49,6 +48,8 @@ class SegmentationPrediction:
     error: str | None = None
     is_unanswered: bool = False
     """The image was read, but the model's outputs for it are not finite; ``error`` says so."""
+    class_numbers: tuple[int, ...] = ()
+    """The number of each class of the model in label maps; empty: that of a class is its index."""
 
     @property
     def path(self) -> Path | None:
@@ -78,23 +79,19 @@ class SegmentationPrediction:
         The label map has a palette of the same colours; it is 16-bit grey where a number is above 255.
         """
         assert self.numbers is not None
+        index_of = {number: index for index, number in enumerate(self.class_numbers)}
+        shown = {entry.number: index_of.get(entry.number, entry.number) for entry in self.shares}
         labels_path = target.with_name(f"{target.stem}-labels.png")
         if self.numbers.max() > 255:
             save_png(Image.fromarray(self.numbers), labels_path)
         else:
             labels = Image.fromarray(self.numbers.astype(np.uint8), mode="P")
-            labels.putpalette([channel for number in range(256) for channel in colour_of(number)])
+            labels.putpalette(palette((shown | index_of).items()))
             save_png(labels, labels_path)
-        save_png(_with_legend(_overlay(open_image(self.source), self.numbers, self.shares), self.shares), target)
-
-
-def colour_of(number: int) -> tuple[int, int, int]:
-    """Return the colour of a class number: hues by the golden ratio at three saturations; 0 is black."""
-    if number == 0:
-        return 0, 0, 0
-    saturation, value = ((0.85, 0.95), (0.55, 0.75), (0.95, 0.6))[number % 3]
-    red, green, blue = colorsys.hsv_to_rgb(0.61803 * number % 1.0, saturation, value)
-    return int(255 * red), int(255 * green), int(255 * blue)
+        classes = np.zeros(int(self.numbers.max()) + 1, dtype=np.int64)
+        classes[list(shown)] = list(shown.values())
+        entries = [(shown[entry.number], legend_text(entry.name, entry.share)) for entry in self.shares]
+        save_png(with_legend(overlay(open_image(self.source), classes[self.numbers]), entries), target)
 
 
 def predict(trained: Trained, images: Sequence[ImageSource], *, device: torch.device) -> Iterator[SegmentationPrediction]:
@@ -137,28 +134,6 @@ def _predict_one(
         if count
     ]
     numbers = np.array(numbers_of_classes, dtype=np.uint16)[classes.cpu().numpy()]
-    return SegmentationPrediction(source, numbers, tuple(sorted(shares, key=lambda entry: -entry.pixels)))
-
-
-def _overlay(image: Image.Image, numbers: NDArray[np.uint16], shares: Sequence[ClassShare]) -> Image.Image:
-    """Return the image blended with the colours of its classes."""
-    colours = np.zeros((int(numbers.max()) + 1, 3), dtype=np.float32)
-    for entry in shares:
-        colours[entry.number] = colour_of(entry.number)
-    return Image.fromarray((0.5 * np.asarray(image, dtype=np.float32) + 0.5 * colours[numbers]).astype(np.uint8))
-
-
-def _with_legend(image: Image.Image, shares: Sequence[ClassShare]) -> Image.Image:
-    """Return the image with a legend on its right: names, colours and shares, in descending order."""
-    size = max(11, min(image.height // 24, 20))
-    font, line = ImageFont.load_default(size), int(1.5 * size)
-    texts = [printable(f"{entry.name}  {entry.share:.1%}") for entry in shares]
-    width = 2 * line + int(max(font.getlength(text) for text in texts))
-    canvas = Image.new("RGB", (image.width + width, max(image.height, line * len(texts) + line // 2)), "white")
-    canvas.paste(image)
-    pen = ImageDraw.Draw(canvas)
-    for row, (entry, text) in enumerate(zip(shares, texts, strict=True)):
-        left, top = image.width + line // 2, line // 4 + row * line
-        pen.rectangle((left, top + 2, left + size, top + 2 + size), fill=colour_of(entry.number))
-        write_text(pen, (left + line, top), text, "black", font)
-    return canvas
+    return SegmentationPrediction(
+        source, numbers, tuple(sorted(shares, key=lambda entry: -entry.pixels)), class_numbers=numbers_of_classes
+    )

@@ -326,7 +326,7 @@ def test_train_resume_evaluate_and_predict(stvit: Any, tmp_path: Path) -> None:
     assert found["name"] in ("circle", "square", "triangle", "star")
     assert found["mask"]["size"] == [50, 70]
     drawn = np.asarray(Image.open(tmp_path / "drawn" / "00000-p.png"))
-    assert drawn.shape == (50, 70, 3)
+    assert drawn.shape == (200, 280, 3)  # enlarged, so that names can be read
     assert (drawn != 90).any()
     ended = stvit("predict", tmp_path / "p.png", "--weights", run, "--score-threshold", "1")
     assert ended.code == 0
