@@ -15,6 +15,25 @@ WIDE = 1.96
 
 
 @dataclass(frozen=True)
+class Event:
+    """What confidence is compared with.
+
+    Attributes:
+        what: what is counted, in the plural.
+        share: the part of them that came true, in percent.
+        meaning: what a confidence of 80 % should be.
+    """
+
+    what: str
+    share: str
+    meaning: str
+
+
+IMAGES = Event("images", "accuracy", "of the images with a confidence of 80 %, 80 % should be right")
+DECISIONS = Event("decisions", "labels present", "of the classes with a probability of 80 %, 80 % should be labelled")
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Confidence and accuracy by bins of confidence.
 
@@ -36,10 +55,10 @@ class Calibration:
     margin: float
     ece: float
 
-    def sentence(self) -> str:
+    def sentence(self, share: str = IMAGES.share) -> str:
         """Return what that means, in words."""
         difference = self.mean_confidence - self.mean_accuracy
-        both = f"mean confidence {self.mean_confidence:.1f} %, right {self.mean_accuracy:.1f} %"
+        both = f"mean confidence {self.mean_confidence:.1f} %, {share} {self.mean_accuracy:.1f} %"
         if abs(difference) <= self.margin:
             return f"On average the confidence is what it should be: {both}; the difference is within chance."
         if difference > 0:
@@ -57,7 +76,7 @@ def calibration(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> Ca
     Example:
         >>> found = calibration(np.array([0.75] * 20, np.float32), np.array([True, False] * 10))
         >>> print(found.ece, found.sentence())
-        25.0 The model is overconfident by 25.0 points: mean confidence 75.0 %, right 50.0 %.
+        25.0 The model is overconfident by 25.0 points: mean confidence 75.0 %, accuracy 50.0 %.
     """
     values, bins = confidence.astype(np.float64), confidence_bins(confidence)
     over = values - right
@@ -76,47 +95,46 @@ def calibration(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> Ca
     )
 
 
-def calibration_section(found: Calibration, what: str, event: str, advice: str = "") -> ReportSection:
+def calibration_section(found: Calibration, event: Event, advice: str = "") -> ReportSection:
     """Return the section with the reliability diagram.
 
     Args:
         found: the calibration.
-        what: what is counted, such as ``images``.
-        event: what confidence is compared with, such as ``right``.
+        event: what the confidence is compared with.
         advice: a further line.
     """
     centers = [100 * (number + 0.5) / BINS for number in range(BINS)]
-    accuracy = [None if np.isnan(value) else float(value) for value in found.accuracy]
+    shares = [None if np.isnan(value) else float(value) for value in found.accuracy]
     diagram = ChartPart(
         "Reliability diagram",
         "confidence (%)",
-        f"{event} (%)",
+        f"{event.share} (%)",
         [
-            Series(event, centers, accuracy, "bars"),
+            Series(event.share, centers, shares, "bars"),
             Series("perfectly calibrated", [0.0, 100.0], [0.0, 100.0], "dashes"),
         ],
-        note="Bars below the dashed line: overconfident; above it: underconfident. A bar of few " + what + " says little.",
+        note=f"Bars below the dashed line: overconfident; above it: underconfident. A bar of few {event.what} says little.",
         x_range=(0.0, 100.0),
         y_range=(0.0, 100.0),
     )
     histogram = ChartPart(
-        f"How many {what} have which confidence",
+        f"How many {event.what} have which confidence",
         "confidence (%)",
-        what,
-        [Series(what, centers, [float(count) for count in found.counts], "bars")],
+        event.what,
+        [Series(event.what, centers, [float(count) for count in found.counts], "bars")],
         x_range=(0.0, 100.0),
     )
     metrics = MetricsPart(
         [
             Metric("ece", found.ece, unit="%", note=f"expected calibration error, {BINS} bins: mean distance of bars and line"),
             Metric("mean confidence", found.mean_confidence, unit="%"),
-            Metric(event, found.mean_accuracy, unit="%"),
+            Metric(event.share, found.mean_accuracy, unit="%"),
         ]
     )
-    lines = [found.sentence(), *([advice] if advice else [])]
+    lines = [found.sentence(event.share), *([advice] if advice else [])]
     return ReportSection(
         "calibration",
         "Calibration",
         [TextPart(lines), metrics, diagram, histogram],
-        intro=f"Whether confidence can be trusted: of {what} with a confidence of 80 %, 80 % should be {event}.",
+        intro=f"Whether confidence can be trusted: {event.meaning}.",
     )

@@ -134,12 +134,12 @@ def matrix_part(predictions: ClassificationPredictions, shown: ShownImages, capt
     shown_names = [*(names[label] for label in kept.tolist()), *([f"{num_left} other classes"] if num_left else [])]
     rows, columns = position[predictions.target], position[predicted]
     counts = confusion_counts(rows, columns, len(shown_names))
-    notes = ["Rows: the true class; columns: the predicted class. A click on a cell shows some of its images."]
+    notes = ["Rows: the true class; columns: the predicted class."]
     if num_left:
         notes.append(f"Shown are the {len(kept)} of {len(names)} classes that are confused most.")
     images = _cell_images(predictions, rows * len(shown_names) + columns, shown, caption, max_images)
     return MatrixPart(
-        "Confusion matrix",
+        "Images by true and predicted class",
         shown_names,
         counts.tolist(),
         {divmod(cell, len(shown_names)): found for cell, found in images.items()},

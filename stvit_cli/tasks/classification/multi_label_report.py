@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stvit_cli.tasks.classification.calibration import calibration, calibration_section
+from stvit_cli.tasks.classification.calibration import DECISIONS, calibration, calibration_section
 from stvit_cli.tasks.classification.multi_label import average_precision
 from stvit_cli.tasks.classification.predictions import MultiLabelPredictions
 from stvit_cli.tasks.classification.shown_images import ShownImages
@@ -32,7 +32,7 @@ def multi_label_sections(predictions: MultiLabelPredictions, shown: ShownImages,
     yield ReportSection("classes", "Classes", [*_absent(predictions), _class_table(predictions, precisions)])
     yield ReportSection("curves-pr", "Precision and recall", [_curves(predictions, precisions)])
     decisions = calibration(predictions.scores.ravel(), predictions.target.ravel())
-    yield calibration_section(decisions, "decisions", "labelled so", "A decision is one class of one image.")
+    yield calibration_section(decisions, DECISIONS, "A decision is one class of one image.")
     yield _mistakes(predictions, shown, max_images)
 
 
@@ -166,7 +166,7 @@ def _mistakes(predictions: MultiLabelPredictions, shown: ShownImages, max_images
 
         def caption(index: int) -> list[str]:
             labels = sorted(np.flatnonzero(wrong[index]).tolist(), key=lambda label: (-by[index, label], label))
-            said = ", ".join(f"{names[label]} {100 * float(scores[index, label]):.1f} %" for label in labels[:MAX_LABELS])
+            said = ", ".join(f"{names[label]} ({100 * float(scores[index, label]):.1f} %)" for label in labels[:MAX_LABELS])
             truth = ", ".join(names[label] for label in np.flatnonzero(target[index]).tolist()) or "no label"
             more = f" and {len(labels) - MAX_LABELS} more" if len(labels) > MAX_LABELS else ""
             return [f"truth: {truth}", f"{what}: {said}{more}"]

@@ -11,7 +11,7 @@ import numpy as np
 from stvit_cli.data.classification import EvalSet
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.bootstrap import Interval, intervals, num_resamples
-from stvit_cli.tasks.classification.calibration import calibration, calibration_section
+from stvit_cli.tasks.classification.calibration import IMAGES, calibration, calibration_section
 from stvit_cli.tasks.classification.confusion import class_metrics, class_table, matrix_part
 from stvit_cli.tasks.classification.multi_label_report import multi_label_sections
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
@@ -54,53 +54,50 @@ def metrics_section(predictions: ClassificationPredictions | MultiLabelPredictio
     """Return the section of the metrics with their intervals."""
     num_images, statistics = len(predictions.images), predictions.statistics()
     found = intervals(statistics, num_images)
-    metrics = [_metric(name, interval) for name, interval in found.items()]
+    metrics = [_metric(name, interval, num_images) for name, interval in found.items()]
     note = (
         f"{num_images} images. 95 % intervals by the bootstrap over images, {num_resamples(statistics, num_images)} resamples: "
         "what other images of the same kind would change, not what another training would."
     )
-    lines = _remarks(predictions, found)
+    lines = _remarks(predictions)
     return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=note), *([TextPart(lines)] if lines else [])])
 
 
-def _metric(name: str, interval: Interval) -> Metric:
+def _metric(name: str, interval: Interval, num_images: int) -> Metric:
     value, low, high = (None if math.isnan(number) else number for number in (interval.value, interval.low, interval.high))
-    if name == "ece":
+    if name == "ece" or low == high:
         low = high = None
+    if name in ("top1", "top5") and value in (0, 100):
+        bound = 100 * 0.025 ** (1 / num_images)  # Clopper and Pearson's interval: there is nothing to resample
+        low, high = (bound, 100.0) if value else (0.0, 100 - bound)
     return Metric(name, value, low, high, "" if name == "loss" else "%", MEANINGS.get(name, ""))
 
 
-def _remarks(predictions: ClassificationPredictions | MultiLabelPredictions, found: dict[str, Interval]) -> list[str]:
-    """Return what the numbers alone would hide: the accuracy of a guess, and what follows from no mistake."""
+def _remarks(predictions: ClassificationPredictions | MultiLabelPredictions) -> list[str]:
+    """Return what the numbers alone would hide: the accuracy of a guess."""
     if not isinstance(predictions, ClassificationPredictions):
         return []
-    num_images = len(predictions.images)
     counts = np.bincount(predictions.target)
     most = int(counts.argmax())
-    lines = [
+    return [
         f"For comparison: a model that always answers {predictions.class_names[most]}, the most frequent class, would have "
-        f"top1 {100 * int(counts[most]) / num_images:.1f} %."
+        f"top1 {100 * int(counts[most]) / len(predictions.images):.1f} %."
     ]
-    if found["top1"].value in (0, 100):
-        bound = 100 * 0.025 ** (1 / num_images)  # Clopper and Pearson's interval
-        side = f"above {bound:.1f} %" if found["top1"].value == 100 else f"below {100 - bound:.1f} %"
-        what = "right" if found["top1"].value == 100 else "wrong"
-        lines.append(f"All images are {what}, which resampling cannot vary: with {num_images} of them, top1 is {side} (95 %).")
-    return lines
 
 
 def _sections(predictions: ClassificationPredictions, shown: ShownImages, given: ReportInput) -> Iterator[ReportSection]:
     wrong = predictions.labels[:, 0] != predictions.target
     score = predictions.scores[:, 0]
-    limit = given.max_images
+    limit, num_kept = given.max_images, predictions.labels.shape[1]
 
     def caption(index: int) -> list[str]:
-        names, target = predictions.class_names, int(predictions.target[index])
-        best = int(predictions.labels[index, 0])
-        predicted = f"predicted: {names[best]} {100 * float(score[index]):.1f} %"
-        if best == target:
-            return [f"truth: {names[target]}", predicted]
-        return [f"truth: {names[target]} {100 * float(predictions.target_score[index]):.1f} %", predicted]
+        truth = predictions.class_names[int(predictions.target[index])]
+        said = f"predicted: {_scored(predictions, index, 0)}"
+        own = f" ({100 * float(predictions.target_score[index]):.1f} %)" if wrong[index] else ""
+        return [f"truth: {truth}{own}", said]
+
+    def caption_with_second(index: int) -> list[str]:
+        return [*caption(index), *(f"then: {_scored(predictions, index, rank)}" for rank in range(1, min(2, num_kept)))]
 
     yield ReportSection(
         "confusion",
@@ -109,7 +106,7 @@ def _sections(predictions: ClassificationPredictions, shown: ShownImages, given:
         intro="Which classes are taken for which.",
     )
     yield ReportSection("classes", "Classes", [*_absent(predictions), class_table(predictions)])
-    yield calibration_section(calibration(score, ~wrong), "images", "right", _softening(given.recipe))
+    yield calibration_section(calibration(score, ~wrong), IMAGES, _softening(given.recipe))
     mistakes = np.flatnonzero(wrong)
     confident = mistakes[np.lexsort((mistakes, -score[mistakes]))]
     yield ReportSection(
@@ -120,11 +117,19 @@ def _sections(predictions: ClassificationPredictions, shown: ShownImages, given:
         "lacks.",
     )
     uncertain = np.lexsort((np.arange(len(score)), score))
+    note = "All images, the lowest score first."
     yield ReportSection(
         "uncertain",
         "Least certain images",
-        [shown.gallery("", uncertain, limit, caption, lambda index: bool(wrong[index]), "All images, the lowest score first.")],
+        [shown.gallery("", uncertain, limit, caption_with_second, lambda index: bool(wrong[index]), note)],
         intro="Images for which no class stands out: candidates for more training images of their kind.",
+    )
+
+
+def _scored(predictions: ClassificationPredictions, index: int, rank: int) -> str:
+    """Return the class of a rank, 0 for the most likely one, with its score."""
+    return (
+        f"{predictions.class_names[int(predictions.labels[index, rank])]} ({100 * float(predictions.scores[index, rank]):.1f} %)"
     )
 
 

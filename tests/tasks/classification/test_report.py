@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, precision_recall_fscore_support
 from torch import nn
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
@@ -146,6 +147,11 @@ def test_mistakes_are_the_most_confident_and_uncertain_images_the_least(
     assert gallery.total == len(wrong)
     assert all(image.is_wrong for image in gallery.images)
     uncertain = part_of(sections["uncertain"], GalleryPart)
+    least = int(predictions.scores[:, 0].argmin())
+    assert (
+        uncertain.images[0].caption[2]
+        == f"then: class {predictions.labels[least, 1]} ({100 * predictions.scores[least, 1]:.1f} %)"
+    )
     assert uncertain.images[0].name == predictions.images[int(predictions.scores[:, 0].argmin())]
     assert uncertain.total == 300
     assert max(Image.open(io.BytesIO(uncertain.images[0].thumbnails[0].data)).size) == 160
@@ -207,14 +213,18 @@ def test_no_mistake_is_said_and_bounded() -> None:
     sections = report_of(classification_predictions(scores, np.array([0, 1] * 10)))
     assert part_of(sections["mistakes"], GalleryPart).images == []
     assert part_of(sections["mistakes"], GalleryPart).total == 0
-    lines = part_of(sections["metrics"], TextPart).lines
-    assert "would have top1 50.0 %" in lines[0]
-    assert "top1 is above 83.2 %" in lines[1]  # scipy.stats.binomtest(20, 20).proportion_ci().low
+    assert "would have top1 50.0 %" in part_of(sections["metrics"], TextPart).lines[0]
+    metrics = {metric.name: metric for metric in part_of(sections["metrics"], MetricsPart).metrics}
+    exact = binomtest(20, 20).proportion_ci()
+    assert (metrics["top1"].low, metrics["top1"].high) == pytest.approx((100 * exact.low, 100))
+    assert metrics["f1_macro"].low is None  # an interval without width would say that it is certain
 
 
 def test_one_image_has_a_report_without_intervals() -> None:
     sections = report_of(classification_predictions(np.array([[0.9, 0.1]], np.float32), np.array([1])))
-    assert [metric.low for metric in part_of(sections["metrics"], MetricsPart).metrics] == [None] * 5
+    metrics = {metric.name: (metric.low, metric.high) for metric in part_of(sections["metrics"], MetricsPart).metrics}
+    assert metrics.pop("top1") == pytest.approx((0, 97.5))
+    assert set(metrics.values()) == {(None, None)}
     assert part_of(sections["mistakes"], GalleryPart).total == 1
 
 
