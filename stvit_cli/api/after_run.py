@@ -48,6 +48,8 @@ def attempt(what: str, work: Callable[[], object], *command: str | Path) -> None
     """
     try:
         work()
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (Exception, KeyboardInterrupt) as error:
+        reason = (str(error).splitlines() or ["interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__])[0]
         logger.warning("%s was not written: %s\nThe run itself is complete. Again: %s", what, reason, shell_command(*command))
+        if isinstance(error, KeyboardInterrupt):
+            raise

@@ -12,10 +12,7 @@ from stvit_cli.utils.files import nearest_sibling, replace_file, require_writabl
 from stvit_cli.utils.text import printable
 
 if TYPE_CHECKING:
-    from stvit_cli.analysis.report.run_files import Run
-    from stvit_cli.tasks.base import Evaluation, Task
-    from stvit_cli.tasks.predictions import Predictions
-    from stvit_cli.tasks.spec import Trained
+    from stvit_cli.tasks.base import Task
 
 AnyPath = str | os.PathLike[str]
 
@@ -48,7 +45,7 @@ def report(run: AnyPath, output: AnyPath | None = None, *, say: Callable[[str], 
     if target.is_dir():
         target = target / REPORT
     require_writable_folder(target.parent)
-    page = run_report(path, _predictions, say=say)
+    page = run_report(path, say=say)
     _write(target, page)
     return target
 
@@ -58,7 +55,7 @@ def write_report(run_dir: Path, task: Task) -> Path:
     from stvit_cli.analysis.report.run_report import run_report
 
     target = run_dir / REPORT
-    _write(target, run_report(run_dir, _predictions, task=task))
+    _write(target, run_report(run_dir, task=task))
     return target
 
 
@@ -71,7 +68,8 @@ def require_run(path: Path) -> None:
     except UserError as error:
         inside = sorted(entry.parent.name for entry in path.glob("*/recipe.yaml")) if path.is_dir() else []
         if inside:
-            names = f"{len(inside)} runs are in it, such as {printable(inside[-1])}."
+            last = printable(inside[-1])
+            names = f"1 run is in it: '{last}'." if len(inside) == 1 else f"{len(inside)} runs are in it, such as '{last}'."
             raise UserError(f"{error}\n{names}") from None
         near = "" if path.exists() else nearest_sibling(path, lambda entry: (entry / "recipe.yaml").is_file())
         raise UserError(f"{error}{near}") from None
@@ -80,19 +78,3 @@ def require_run(path: Path) -> None:
 def _write(target: Path, page: str) -> None:
     with writing(target, advice=""):
         replace_file(target, page.encode(errors="backslashreplace"))
-
-
-def _predictions(run: Run, trained: Trained, evaluation: Evaluation) -> Predictions | None:
-    """Return the predictions that the run has kept; where it has none of its weights, those of an evaluation now."""
-    from stvit_cli import engine, tasks
-    from stvit_cli.engine.distributed import pick_device
-    from stvit_cli.engine.kept_evaluation import read_kept
-    from stvit_cli.engine.run_dir import RunDir
-
-    recipe, read = run.recipe, tasks.registry.get(run.recipe.task).read_predictions
-    kept = None if read is None else read_kept(RunDir(run.path), read)
-    if kept is not None:
-        return kept[1]
-    device = pick_device(recipe.train.device)
-    sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
-    return engine.evaluate_keeping(evaluation, trained.prepared(device), device, **sizes).predictions

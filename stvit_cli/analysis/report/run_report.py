@@ -13,12 +13,14 @@ import torch
 from stvit_cli import tasks
 from stvit_cli.analysis.report.curves import curves_section
 from stvit_cli.analysis.report.data_section import data_section
+from stvit_cli.analysis.report.missing_data import MissingEvaluation
 from stvit_cli.analysis.report.page import render
 from stvit_cli.analysis.report.recipe_section import recipe_section
 from stvit_cli.analysis.report.run_files import Run, read_run
 from stvit_cli.analysis.report.speed import speed_section
 from stvit_cli.analysis.report.summary import commands_section, environment_section, summary_section
 from stvit_cli.analysis.report.super_tokens import super_tokens_section
+from stvit_cli.analysis.run_predictions import predictions_of_run
 from stvit_cli.engine.distributed import pick_device
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.base import Evaluation, Task
@@ -31,9 +33,6 @@ from stvit_cli.tasks.spec import ReportInput, Trained
 logger = logging.getLogger(__name__)
 
 _Thing = TypeVar("_Thing")
-
-GetPredictions = Callable[[Run, Trained, Evaluation], Predictions | None]
-"""Returns the predictions of a run's best weights, read or made; None where its task keeps none."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,11 @@ class Sources:
     device: torch.device
 
 
-def run_report(
-    path: Path, get_predictions: GetPredictions, *, task: Task | None = None, say: Callable[[str], None] = lambda stage: None
-) -> str:
+def run_report(path: Path, *, task: Task | None = None, say: Callable[[str], None] = lambda stage: None) -> str:
     """Return the report of a run as a page.
 
     Args:
         path: the run directory.
-        get_predictions: finds the predictions of its best weights.
         task: of the run, where it is built already.
         say: called with what is done next.
 
@@ -75,14 +71,14 @@ def run_report(
         UserError: it is not the directory of a run, or its recipe cannot be read.
     """
     run = read_run(path)
-    sources = _gather(run, get_predictions, task, say)
+    sources = _gather(run, task, say)
     say("drawing the page")
     started = str(run.environment.get("started", ""))[:16].replace("T", " ")
     subtitle = " · ".join(filter(None, [run.recipe.model.name, run.recipe.task, f"recipe {run.recipe.name}", started]))
     return render(path.resolve().name, subtitle, _sections(run, sources, say))
 
 
-def _gather(run: Run, get_predictions: GetPredictions, task: Task | None, say: Callable[[str], None]) -> Sources:
+def _gather(run: Run, task: Task | None, say: Callable[[str], None]) -> Sources:
     recipe, spec = run.recipe, tasks.registry.get(run.recipe.task)
     device = pick_device(recipe.train.device) if _is_available(recipe.train.device) else torch.device("cpu")
     say("reading the run and its data")
@@ -92,14 +88,18 @@ def _gather(run: Run, get_predictions: GetPredictions, task: Task | None, say: C
     view = UserError("this task's data cannot be counted.") if view_data is None else _tried(lambda: view_data(recipe))
     own_task = task if task is not None else _then(view, lambda _: tasks.build(recipe))
     say("reading or making the predictions")
-    predictions: Predictions | UserError | None
-    if isinstance(trained, UserError):
-        predictions = trained
-    elif isinstance(evaluation, UserError):
-        predictions = evaluation
-    else:
-        predictions = _tried(lambda: get_predictions(run, trained, evaluation))
+    predictions = _predictions(run, say)
+    if isinstance(evaluation, UserError) and not isinstance(predictions, UserError) and predictions is not None:
+        evaluation = MissingEvaluation(recipe.task, predictions.images, evaluation)
     return Sources(trained, evaluation, predictions, view, own_task, device)
+
+
+def _predictions(run: Run, say: Callable[[str], None]) -> Predictions | UserError | None:
+    """Return the predictions that the run has kept; where it has none of its best weights, those of an evaluation now."""
+    if tasks.registry.get(run.recipe.task).read_predictions is None:
+        return None
+    found = _tried(lambda: predictions_of_run(run.path, say=say))
+    return found if isinstance(found, UserError) else found.predictions
 
 
 def _is_available(device: str) -> bool:
@@ -125,7 +125,7 @@ def _sections(run: Run, sources: Sources, say: Callable[[str], None]) -> list[Re
     of_task, problems = _of_task(run, sources, say)
     say("looking at the data, the super tokens and the speed")
     trained = None if isinstance(sources.trained, UserError) else sources.trained
-    evaluation = None if isinstance(sources.evaluation, UserError) else sources.evaluation
+    evaluation = None if isinstance(sources.evaluation, UserError | MissingEvaluation) else sources.evaluation
     wanted: list[tuple[str, str, Callable[[], ReportSection | None]]] = [
         ("summary", "Summary", lambda: summary_section(run, of_task, problems)),
         *((section.id, section.title, _returning(section)) for section in of_task),
@@ -165,7 +165,7 @@ def _guarded(name: str, title: str, make: Callable[[], ReportSection | None]) ->
 def _of_task(run: Run, sources: Sources, say: Callable[[str], None]) -> tuple[list[ReportSection], list[str]]:
     """Return the task's sections, and lines on why they are not there."""
     missing = next(
-        (part for part in (sources.trained, sources.evaluation, sources.predictions) if isinstance(part, UserError)), None
+        (part for part in (sources.trained, sources.predictions, sources.evaluation) if isinstance(part, UserError)), None
     )
     make = tasks.registry.get(run.recipe.task).report
     if missing is not None:
