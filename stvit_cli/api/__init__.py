@@ -7,6 +7,7 @@ logger ``stvit_cli``.
 from stvit_cli.api.conversion import ConversionResult, ConvertedFile, data_convert
 from stvit_cli.api.data import DataReport, DataSummary, data_check, data_show
 from stvit_cli.api.overrides import Overrides
+from stvit_cli.api.publishing import PushResult, push
 from stvit_cli.api.results import DryRunResult, EvaluationResult, ExportResult, TrainingResult
 from stvit_cli.api.run_report import report
 from stvit_cli.api.trained_model import TrainedModel, evaluate, load, run_predictions
@@ -21,6 +22,7 @@ __all__ = [
     "EvaluationResult",
     "ExportResult",
     "Overrides",
+    "PushResult",
     "TrainedModel",
     "TrainingResult",
     "data_check",
@@ -29,6 +31,7 @@ __all__ = [
     "dry_run",
     "evaluate",
     "load",
+    "push",
     "report",
     "resume",
     "run_predictions",

@@ -27,7 +27,15 @@ def finish(run_dir: Path, recipe: Recipe, task: Task) -> None:
     """
     if not is_main_process():
         return
+    attempt("The model card", lambda: write_card(run_dir), "stvit", "push", run_dir, "local-dir:FOLDER")
     write_report(run_dir, recipe, task)
+
+
+def write_card(run_dir: Path) -> None:
+    """Write the model card, ``README.md``, unless a person has changed the one that is there."""
+    from stvit_cli.analysis import model_card
+
+    model_card.write_card(run_dir)
 
 
 def write_report(run_dir: Path, recipe: Recipe, task: Task) -> None:

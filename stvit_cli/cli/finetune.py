@@ -17,7 +17,12 @@ from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
 @app.command()
 def finetune(
     weights: Annotated[
-        Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.", autocompletion=completion.weights)
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="A weights file, the directory of a run, or hf-hub:OWNER/NAME.",
+            autocompletion=completion.weights,
+        ),
     ],
     overrides: Overrides = None,
     recipe: RecipeName = None,

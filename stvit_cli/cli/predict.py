@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, and folders of images.")],
     weights: Annotated[
-        Path, typer.Option(metavar="FILE", help="A weights file, or the directory of a run.", autocompletion=completion.weights)
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="A weights file, the directory of a run, or hf-hub:OWNER/NAME.",
+            autocompletion=completion.weights,
+        ),
     ],
     top: Annotated[int, typer.Option(metavar="K", min=1, help="A classifier: how many classes to name.")] = 1,
     score_threshold: Annotated[

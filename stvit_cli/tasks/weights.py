@@ -18,6 +18,7 @@ from stvit_cli.models.weights.file import (
     match_weights,
     read_weights,
 )
+from stvit_cli.models.weights.hub import WEIGHTS, download_weights, hub_name, local_dir
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe.io import recipe_hash
 
@@ -29,10 +30,18 @@ _IN_A_RUN = ("best.safetensors", "last.safetensors")
 
 
 def weights_file(path: Path) -> Path:
-    """Return ``path`` itself, or the best weights of the run directory that it is. Raises UserError where there are none."""
+    """Return the weights file that is meant. Raises UserError where there is none.
+
+    Args:
+        path: a file, a run directory, whose best weights are taken, a folder that `stvit push` wrote, or ``hf-hub:OWNER/NAME``
+            with ``@REVISION``, which is downloaded.
+    """
+    if (repo := hub_name(path)) is not None:
+        return download_weights(repo)
+    path = local_dir(path) or path
     if not path.is_dir():
         return path
-    for name in _IN_A_RUN:
+    for name in (*_IN_A_RUN, WEIGHTS):
         if (path / name).is_file():
             return path / name
     raise UserError(f"{path}: a folder without weights; expected a file, or a run directory with {' or '.join(_IN_A_RUN)}.")
