@@ -4,6 +4,7 @@
 logger ``stvit_cli``.
 """
 
+from stvit_cli.api.comparison import compare
 from stvit_cli.api.conversion import ConversionResult, ConvertedFile, data_convert
 from stvit_cli.api.data import DataReport, DataSummary, data_check, data_show
 from stvit_cli.api.overrides import Overrides
@@ -25,6 +26,7 @@ __all__ = [
     "PushResult",
     "TrainedModel",
     "TrainingResult",
+    "compare",
     "data_check",
     "data_convert",
     "data_show",

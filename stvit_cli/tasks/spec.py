@@ -17,6 +17,7 @@ from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.data_view import DataView
+from stvit_cli.tasks.image_scores import ImageScores
 from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 
@@ -139,6 +140,7 @@ class TaskSpec:
         exports_onnx: whether the models can be exported as ONNX.
         read_predictions: reads what `tasks.predictions.Predictions.write` wrote, with the names of the classes; None: predictions
             are not kept.
+        image_scores: returns how right the predictions are about each image; None: runs are compared without it.
         report: yields the task's sections of a report; None: it has none.
         sample_sheet: draws augmented training samples as the model sees them, with their truth: of a task, their number.
     """
@@ -156,5 +158,6 @@ class TaskSpec:
     eval_batch_size: int | None = None
     exports_onnx: bool = False
     read_predictions: Callable[[Path, Sequence[str]], Predictions] | None = None
+    image_scores: Callable[[Predictions], ImageScores] | None = None
     report: Callable[[ReportInput], Iterator[ReportSection]] | None = None
     sample_sheet: Callable[[Task, int], Sequence[ShownImage]] | None = None

@@ -39,6 +39,8 @@ _COCO = {
 _NAMES = {
     "top1": MetricName("top-1"),
     "top5": MetricName("top-5"),
+    "balanced_accuracy": MetricName("balanced accuracy"),
+    "ece": MetricName("ECE"),
     "map": MetricName("mAP"),
     "f1_micro": MetricName("F1 micro"),
     "f1_macro": MetricName("F1 macro"),

@@ -14,6 +14,7 @@ from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.data_view import DataView
+from stvit_cli.tasks.image_scores import ImageScores
 from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 from stvit_cli.tasks.spec import PredictOptions, ReportInput, TaskSpec, Trained
@@ -64,6 +65,12 @@ def _predict(
     )
 
 
+def _image_scores(predictions: Predictions) -> ImageScores:
+    from stvit_cli.tasks.classification.image_scores import image_scores
+
+    return image_scores(predictions)
+
+
 def _read_predictions(path: Path, class_names: Sequence[str]) -> Predictions:
     from stvit_cli.tasks.classification.predictions import read_classification_predictions
 
@@ -98,6 +105,7 @@ SPEC = TaskSpec(
     view_data=_view_data,
     folder_kind="imagefolder",
     read_predictions=_read_predictions,
+    image_scores=_image_scores,
     resolve=_resolve,
     exports_onnx=True,
     report=_report,

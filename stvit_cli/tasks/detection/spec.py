@@ -13,6 +13,7 @@ from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.detection import predict
 from stvit_cli.tasks.detection.cost import CountedDetector
 from stvit_cli.tasks.detection.data import resolve_head
+from stvit_cli.tasks.detection.image_scores import image_scores
 from stvit_cli.tasks.detection.predictions import read_detection_predictions
 from stvit_cli.tasks.detection.task import build_detection_evaluation, build_detection_task, create_from, create_from_recipe
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
@@ -59,6 +60,7 @@ SPEC = TaskSpec(
     view_data=_view_data,
     folder_kind="coco",
     read_predictions=read_detection_predictions,
+    image_scores=image_scores,
     resolve=resolve_head,
     published_size=(800, 1280),
     eval_batch_size=1,  # in a larger batch the padding of an image depends on the other images

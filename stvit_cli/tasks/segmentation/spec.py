@@ -13,6 +13,7 @@ from stvit_cli.tasks.base import ImagePrediction, Task
 from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 from stvit_cli.tasks.segmentation import predict
+from stvit_cli.tasks.segmentation.image_scores import image_scores
 from stvit_cli.tasks.segmentation.predictions import read_segmentation_predictions
 from stvit_cli.tasks.segmentation.task import (
     build_segmentation_evaluation,
@@ -78,6 +79,7 @@ SPEC = TaskSpec(
     resolve=resolve_class_names,
     folder_kind="ade20k",
     read_predictions=read_segmentation_predictions,
+    image_scores=image_scores,
     published_size=(512, 2048),
     report=_report,
     sample_sheet=_sample_sheet,

@@ -1,0 +1,138 @@
+"""The runs of a comparison: what is read of each, and whether two were evaluated on the same images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stvit_cli import tasks
+from stvit_cli.analysis.run_predictions import RunPredictions, predictions_of_run
+from stvit_cli.engine.metrics_log import MetricsLog
+from stvit_cli.engine.run_dir import RunDir
+from stvit_cli.errors import UserError
+from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks.image_scores import ImageScores
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run of a comparison.
+
+    Attributes:
+        name: the shortest end of its path that no other run has.
+        path: its directory.
+        recipe: its settings.
+        train: rows of the logged steps.
+        evals: rows of the evaluations.
+        found: what its best weights predict; None where they cannot be evaluated.
+        scores: how right these are about each image.
+        problem: why it is not evaluated.
+    """
+
+    name: str
+    path: Path
+    recipe: Recipe
+    train: Sequence[Mapping[str, Any]]
+    evals: Sequence[Mapping[str, Any]]
+    found: RunPredictions | None
+    scores: ImageScores | None
+    problem: str = ""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the best weights without those of each class; of the last evaluation where they are not evaluated."""
+        if self.found is not None:
+            values: Mapping[str, Any] = self.found.metrics
+        else:
+            values = self.evals[-1] if self.evals else {}
+        left_out = {"kind", "step", "epoch", "seconds"}
+        return {
+            name: float(value)
+            for name, value in values.items()
+            if name not in left_out and "/" not in name and isinstance(value, int | float) and not name.startswith("ema_")
+        }
+
+
+def open_runs(paths: Sequence[Path], say: Callable[[str], None]) -> list[ComparedRun]:
+    """Read the runs; those without kept predictions are evaluated.
+
+    Args:
+        paths: run directories.
+        say: called with each warning.
+
+    Raises:
+        UserError: a path is no run.
+    """
+    for path in paths:
+        RunDir(path).require_run()
+    opened: dict[Path, ComparedRun] = {}
+    runs = []
+    for name, path in zip(short_names(paths), paths, strict=True):
+        place = path.resolve()
+        if place not in opened:
+            opened[place] = _open(name, path, say)
+        known = opened[place]
+        runs.append(ComparedRun(**{**vars(known), "name": name}))
+    return runs
+
+
+def _open(name: str, path: Path, say: Callable[[str], None]) -> ComparedRun:
+    run_dir = RunDir(path)
+    recipe, log = recipe_io.load(run_dir.recipe), MetricsLog(run_dir.metrics)
+    found, scores, problem = None, None, ""
+    try:
+        found = predictions_of_run(path, say)
+        score = tasks.registry.get(recipe.task).image_scores
+        scores = None if score is None else score(found.predictions)
+    except UserError as error:
+        problem = str(error)
+    return ComparedRun(name, path, recipe, log.rows("train"), log.rows("eval"), found, scores, problem)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each run: the last part of its path, with as many more as tell it from the others.
+
+    >>> short_names([Path("a/run"), Path("b/run"), Path("c"), Path("c")])
+    ['a/run', 'b/run', 'c', 'c (2)']
+    """
+    parts = [path.resolve().parts for path in paths]
+    length = 1
+    while length < max(map(len, parts)):
+        # Of the same run twice no longer name helps.
+        named = {own: "/".join(own[-length:]) for own in parts}
+        if len(set(named.values())) == len(named):
+            break
+        length += 1
+    unique = Counter("/".join(own[-1:]) for own in set(parts))
+    names = ["/".join(own[-length:]) if unique[own[-1]] > 1 else own[-1] for own in parts]
+    seen: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        seen[name] += 1
+        names[index] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return names
+
+
+def why_unpaired(a: ComparedRun, b: ComparedRun) -> str:
+    """Return why two runs cannot be compared image by image; empty where they can."""
+    if a.recipe.task != b.recipe.task:
+        return f"{a.name} is a run of {a.recipe.task}, {b.name} of {b.recipe.task}: their metrics measure different things."
+    if a.found is None or b.found is None or a.scores is None or b.scores is None:
+        which = a if a.found is None or a.scores is None else b
+        return f"{which.name} is not evaluated, so its metrics are those of its last evaluation in training."
+    ours, theirs = a.found.predictions, b.found.predictions
+    if list(ours.class_names) != list(theirs.class_names):
+        count = f"{len(ours.class_names)} and {len(theirs.class_names)}"
+        detail = count if len(ours.class_names) != len(theirs.class_names) else "other names, or another order"
+        return f"{a.name} and {b.name} have different classes ({detail}): their metrics cannot be compared as such."
+    if a.scores.truth != b.scores.truth:
+        counts = f"{len(ours.images)} and {len(theirs.images)} images"
+        detail = counts if len(ours.images) != len(theirs.images) else "other images or labels"
+        return (
+            f"{a.name} and {b.name} were evaluated on different data ({detail}): "
+            "a difference of their metrics is one of the data too."
+        )
+    return ""
