@@ -109,7 +109,7 @@ class Overlaps:
             self.is_crowd |= np.array([mask is None for mask in objects.masks], dtype=np.bool_)
             masks = [mask for mask in detections.masks if mask is not None]
             assert len(masks) == len(detections.image), "a model predicts masks for all its detections or for none"
-            self.detection_area = np.asarray(rle.area(masks), dtype=np.float64).reshape(-1)
+            self.detection_area = _areas(masks)
         else:
             self.detection_area = np.asarray(detections.box[:, 2] * detections.box[:, 3], dtype=np.float64)
 
@@ -267,6 +267,12 @@ def _match_image(
             if best >= 0:
                 taken[position].add(best)
                 found[position, image.detections[row]] = image.objects[best]
+
+
+def _areas(masks: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """Return the areas of masks in pixels, (M,); pycocotools 2.0.11 fails on more than 255 at once."""
+    parts = [np.asarray(rle.area(masks[start : start + 255]), np.float64) for start in range(0, len(masks), 255)]
+    return np.concatenate([np.empty(0), *parts])
 
 
 def _rank_in_group(*keys: NDArray[np.integer]) -> NDArray[np.int64]:

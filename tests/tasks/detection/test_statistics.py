@@ -80,3 +80,12 @@ def test_without_annotations_there_are_no_metrics_and_without_an_image_of_a_clas
     bare = DetectionStatistics(made_predictions(read_coco(tmp_path / "a.json", None), results))
     assert bare.names == ()
     assert bare(np.ones(6, dtype=np.int64)).shape == (0,)
+
+
+def test_more_masks_than_pycocotools_takes_at_once(tmp_path: Path) -> None:
+    results = made_coco(tmp_path / "a.json", 3, seed=1)
+    index = read_coco(tmp_path / "a.json", None)
+    results = results * (300 // len(results) + 1)
+    statistics = DetectionStatistics(made_predictions(index, results))
+    found = dict(zip(statistics.names, statistics(np.ones(3, dtype=np.int64)), strict=True))
+    assert found["mask_ap"] == pytest.approx(dict(coco_metrics(index, results))["mask_ap"], abs=1e-9)
