@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from helpers.browser import axe, overflow, tab_through
 from PIL import Image
 
+import stvit_cli
 from stvit_cli.analysis.report.page import render
 from stvit_cli.tasks.report_parts import (
     ChartPart,
@@ -108,7 +111,7 @@ def test_a_cell_of_the_confusion_shows_its_images(open_page, made: Path, width: 
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
-    assert "True dog, predicted cat: 1 images" in panel.inner_text() or "True dog, predicted cat: 1 image" in panel.inner_text()
+    assert "True dog, predicted cat: 1 image (" in panel.inner_text()
 
 
 def test_counts_become_shares(open_page, made: Path) -> None:
@@ -143,9 +146,9 @@ def test_images_are_enlarged_and_paged_by_keys(open_page, made: Path) -> None:
     card = page.locator("#mistakes .card").first
     card.focus()
     page.keyboard.press("Enter")
-    assert page.inner_text("#viewer-count") == "1 of 7"
+    assert page.inner_text("#page-viewer-count") == "1 of 7"
     page.keyboard.press("ArrowRight")
-    assert page.inner_text("#viewer-count") == "2 of 7"
+    assert page.inner_text("#page-viewer-count") == "2 of 7"
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
     assert card.evaluate("element => element === document.activeElement")
@@ -159,3 +162,75 @@ def test_a_chart_tells_its_values(open_page, made: Path) -> None:
     tip = page.locator(".tip:visible")
     assert "1.4" in tip.inner_text()
     assert "★" in tip.inner_text()
+
+
+@pytest.fixture(scope="session")
+def report(train: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The report of a tiny run: ``report("detector")``."""
+    written: dict[str, Path] = {}
+
+    def report_(kind: str) -> Path:
+        if kind not in written:
+            written[kind] = stvit_cli.report(train(kind))
+        return written[kind]
+
+    return report_
+
+
+KINDS = pytest.mark.parametrize("kind", ["classifier", "detector", "segmenter"])
+
+
+@KINDS
+def test_report_of_a_run_on_a_phone_by_keyboard(open_page, shoot, report, kind: str) -> None:
+    page = open_page(report(kind), width=390, dark=True, touch=True)
+    require_sound(page, shoot, f"report-{kind}-390")
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    assert overflow(page) <= 0
+    assert len(tab_through(page)) > 20
+
+
+@KINDS
+def test_report_of_a_run_on_a_laptop(open_page, shoot, report, kind: str) -> None:
+    page = open_page(report(kind))
+    require_sound(page, shoot, f"report-{kind}-1280")
+    headings = page.locator("main > section > h2").all_inner_texts()
+    assert page.locator("nav a").all_inner_texts() == headings
+    assert len(headings) > 6
+    require_cells_show_what_they_count(page)
+    require_sorting_by_every_column(page)
+
+
+def require_cells_show_what_they_count(page) -> None:
+    matrix = page.locator("[data-matrix]").first
+    filled = matrix.locator(".cell:not(:empty)")
+    with_images = 0
+    for cell in filled.all():
+        label = cell.get_attribute("aria-label")
+        cell.click()
+        said = matrix.locator(".shown h3").inner_text()
+        count = re.search(r": ([\d\u202f]+) ", label)[1]
+        assert f": {count} " in said, (label, said)
+        with_images += matrix.locator(".shown img").count() > 0
+    assert with_images > 0
+    matrix.locator(".shown .card").first.click()
+    assert page.locator("dialog[open] img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    page.keyboard.press("Escape")
+
+
+def require_sorting_by_every_column(page) -> None:
+    tables = page.locator("table.sortable").all()
+    assert tables
+    for table in tables:
+        for index, button in enumerate(table.locator("thead button").all()):
+            button.click()
+            head = table.locator("thead th").nth(index)
+            values = table.locator("tbody tr").evaluate_all(
+                "(rows, index) => rows.map(row => row.cells[index]).map(c => c.dataset.v ?? c.textContent)", index
+            )
+            known = [value for value in values if value != ""]
+            assert values[: len(known)] == known, "empty cells are last"
+            if head.evaluate("head => head.classList.contains('num')"):
+                assert [float(value) for value in known] == sorted(
+                    map(float, known), reverse=head.get_attribute("aria-sort") == "descending"
+                )

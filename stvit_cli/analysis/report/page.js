@@ -18,6 +18,9 @@ const thin = "\u202f";
 const grouped = value => String(value).replace(/\B(?=(\d{3})+$)/g, thin);
 const percent = value => (100 * value).toFixed(1) + thin + "%";
 
+/** The unit in the singular for one: `1 image`. */
+const unit = (count, what) => (count === 1 ? what.replace(/s$/, "") : what);
+
 /** A number for people: up to five significant digits, none of them after the point that say nothing. */
 function number(value) {
   if (value === null || value === undefined) return "–";
@@ -57,7 +60,8 @@ function markSection() {
     else if (!link.hasAttribute("aria-current")) {
       link.setAttribute("aria-current", "true");
       const list = document.querySelector("nav");
-      if (list.scrollWidth > list.clientWidth) list.scrollLeft = link.offsetLeft - list.clientWidth / 2 + link.offsetWidth / 2;
+      // Not under a keyboard that is in it.
+      if (list.scrollWidth > list.clientWidth && !list.querySelector(":focus-visible")) list.scrollLeft = link.offsetLeft - list.clientWidth / 2 + link.offsetWidth / 2;
     }
   }
 }
@@ -479,7 +483,7 @@ class Matrix {
     const linear = ground.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     const luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
     const share = this.rows[row] ? `, ${percent(count / this.rows[row])} of true ${names[row]}` : "";
-    const about = `true ${names[row]}, predicted ${names[column]}: ${grouped(count)} ${this.matrix.what}${share}`;
+    const about = `true ${names[row]}, predicted ${names[column]}: ${grouped(count)} ${unit(count, this.matrix.what)}${share}`;
     const isSelected = this.selected && this.selected[0] === row && this.selected[1] === column;
     const button = make("button", { type: "button", class: "cell", tabindex: "-1", title: about, "aria-label": about, "aria-pressed": isSelected ? "true" : null,
       style: `background:rgb(${ground});color:${luminance > 0.179 ? "#000" : "#fff"}` }, count ? this.text(value) : "");
@@ -512,7 +516,7 @@ class Matrix {
     const share = this.rows[row] ? ` (${percent(count / this.rows[row])} of those that are ${names[row]})` : "";
     const said = isRight ? `${names[row]}, predicted as such: ` : `True ${names[row]}, predicted ${names[column]}: `;
     const kept = found.length ? `; ${found.length} shown` : count ? "; images of this cell are not in the page" : "";
-    this.shown.replaceChildren(make("h3", {}, `${said}${grouped(count)} ${what}${share}${what === "images" && found.length === count ? "" : kept}`),
+    this.shown.replaceChildren(make("h3", {}, `${said}${grouped(count)} ${unit(count, what)}${share}${what === "images" && found.length === count ? "" : kept}`),
       make("div", { class: "gallery" }, ...found.map((_, index) => card(found, index))));
     this.shown.hidden = false;
   }
