@@ -49,6 +49,8 @@ showTheme();
 
 /* ---------------------------------------------------------------- navigation */
 const links = new Map([...document.querySelectorAll("nav a")].map(link => [link.hash.slice(1), link]));
+// A browser is content with an edge of the link in sight.
+for (const link of links.values()) link.addEventListener("focus", () => link.scrollIntoView({ block: "nearest", inline: "nearest" }));
 function markSection() {
   let current = null;
   for (const section of document.querySelectorAll("main > section")) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -37,6 +38,7 @@ def render(title: str, subtitle: str, sections: Sequence[ReportSection], *, max_
         >>> "All &lt;b&gt;well&lt;/b&gt;." in page
         True
     """
+    sections = _with_own_anchors(sections)
     page = _Page(PageImages(max_image_bytes))
     page.collect(sections)
     navigation = "".join(f'<li><a href="#{parts.text(item.id)}">{parts.text(item.title)}</a></li>' for item in sections)
@@ -51,6 +53,17 @@ def render(title: str, subtitle: str, sections: Sequence[ReportSection], *, max_
     values["DATA"] = _json(page.data())
     # In one pass: a value that holds @JS@ stays as it is.
     return re.sub("@(TITLE|SUBTITLE|NAV|SECTIONS|CSS|JS|DATA)@", lambda found: values[found[1]], _file("page.html"))
+
+
+def _with_own_anchors(sections: Sequence[ReportSection]) -> list[ReportSection]:
+    """Number the ids that several sections have: a task's and the run's own sections do not know of each other."""
+    found: list[ReportSection] = []
+    for section in sections:
+        taken, name, number = {other.id for other in found}, section.id, 2
+        while name in taken:
+            name, number = f"{section.id}-{number}", number + 1
+        found.append(replace(section, id=name))
+    return found
 
 
 class _Page:

@@ -97,6 +97,15 @@ def test_it_loads_nothing() -> None:
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|https?://(?!www\.w3\.org/2000/svg)", page)
 
 
+def test_sections_of_the_same_id_have_anchors_of_their_own() -> None:
+    found = tags(render("t", "s", [ReportSection("curves", name, []) for name in ("Recall", "Loss", "Rate")])).attributes
+    ids = [value for name, value in found if name == "id"]
+    assert len(ids) == len(set(ids))
+    links = [value for name, value in found if name == "href" and value.startswith("#curves")]
+    assert links == ["#curves", "#curves-2", "#curves-3"]
+    assert {link[1:] for link in links} <= set(ids)
+
+
 def test_equal_input_gives_equal_bytes() -> None:
     assert render("t", "s", every_part("w")) == render("t", "s", every_part("w"))
 
