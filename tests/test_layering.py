@@ -85,6 +85,13 @@ def test_what_answers_at_once_imports_nothing_heavy(path: Path) -> None:
     assert rooms <= {"api", "cli", "recipe", "utils", "errors", "__version__"}
 
 
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_trackers_and_the_hub_are_imported_by_those_who_ask_for_them(path: Path) -> None:
+    late = {"tensorboard", "wandb", "mlflow", "trackio", "huggingface_hub"}
+    modules = set(imports(path, at_module_level=True))
+    assert not {name for name in modules if name.split(".")[0] in late or name.startswith("torch.utils.tensorboard")}
+
+
 def graph(sources: dict[str, str]) -> dict[str, set[str]]:
     """Return the modules that each module imports, late imports included, but those for types only left out."""
     return {

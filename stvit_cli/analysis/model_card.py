@@ -111,7 +111,8 @@ def card_text(path: Path, *, licence: str | None = None, repo: str = REPO) -> st
 
 
 def public_recipe(recipe: Recipe) -> Recipe:
-    """Return a recipe without what names files of this machine."""
+    """Return a recipe without what names files of this machine, and without its experiment trackers."""
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"loggers": (), "tensorboard": False})})
     for key in _LOCAL_PATHS:
         section, _, leaf = key.partition(".")
         value = getattr(getattr(recipe, section), leaf)
@@ -278,9 +279,8 @@ def _metrics(run: _Run) -> Iterator[str]:
 
 def _data(run: _Run) -> Iterator[str]:
     info = run.info
-    yield f"\n## Data\n\n{_escaped(_data_name(run.recipe))} (`data.kind={run.recipe.data.kind}`)"
-    if run.num_images:
-        yield "; " + ", ".join(f"{count} {kind} images" for kind, count in run.num_images.items()) + "."
+    counts = "".join(f", {count} {kind} images" for kind, count in run.num_images.items())
+    yield f"\n## Data\n\n{_escaped(_data_name(run.recipe))} (`data.kind={run.recipe.data.kind}`){counts}."
     names = info.class_names
     if names:
         yield f"\nClasses: {_escaped(first_few(names, 50))}."
@@ -294,8 +294,8 @@ def _training(run: _Run) -> Iterator[str]:
     packages = ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
     device, processes = run.environment.get("device", "?"), run.environment.get("processes", 1)
     yield "\n## Training\n"
-    yield f"{run.steps} steps on {device}, {processes} process{'es' * (processes != 1)}. " if run.steps else ""
-    yield f"{_escaped(packages)}." if packages else ""
+    steps = [f"{run.steps} steps on {device}, {processes} process{'es' * (processes != 1)}."] if run.steps else []
+    yield "\n".join([*steps, *([f"{_escaped(packages)}."] if packages else [])])
     text = recipe_io.dump(run.recipe, only_changes=True).rstrip()
     fence = "`" * max(3, 1 + max((len(found) for found in re.findall("`+", text)), default=0))
     yield "\nThe recipe, where it differs from the defaults (`stvit train --recipe FILE --data FOLDER` trains by it):"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,5 +64,5 @@ class TrackioLogger:
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:
-    """trackio reports by print; standard output is for results."""
-    return contextlib.redirect_stdout(sys.stderr)
+    """Drop what trackio prints: standard output is for results, and the run has said where to look."""
+    return contextlib.redirect_stdout(io.StringIO())
