@@ -36,6 +36,11 @@ class ErrorType:
     name: str
     meaning: str
 
+    @property
+    def label(self) -> str:
+        """The name where it stands beside names of classes."""
+        return "wrong class" if self.name == "class" else self.name
+
 
 ERROR_TYPES: Sequence[ErrorType] = (
     ErrorType("class", "on an object (IoU at least 0.5), with the wrong class"),

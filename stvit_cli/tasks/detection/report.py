@@ -150,7 +150,7 @@ def curves_section(analysis: DetectionAnalysis) -> ReportSection:
             series = [Series(analysis.predictions.class_names[label], recalls, precision[at][label].tolist()) for label in lowest]
             parts.append(_recall_chart(f"Precision over recall by class, IoU {iou}", series, note))
     return ReportSection(
-        "curves",
+        "precision-recall",
         "Precision and recall",
         parts,
         "A lower score threshold finds more objects (recall) and reports more that are none (precision). "
@@ -221,7 +221,7 @@ def errors_section(analysis: DetectionAnalysis) -> ReportSection:
         of_class = errors.kind[predictions.detections.label == label]
         missed = int(errors.missed[predictions.objects.label == label].sum())
         by_class.append([name, *(int((of_class == kind).sum()) for kind in range(MISSED)), missed])
-    class_columns = [Column("class"), *(Column(kind.name, "count") for kind in ERROR_TYPES)]
+    class_columns = [Column("class"), *(Column(kind.label, "count") for kind in ERROR_TYPES)]
     tables = [
         TablePart(columns, rows, note=note),
         TablePart(class_columns, by_class, "By class", "The class of the detection; of a missed object, its own."),

@@ -127,7 +127,7 @@ class DetectionImages:
         kinds = Counter(errors.kind[found].tolist())
         del kinds[NO_ERROR]
         missed = true[errors.missed[true]]
-        texts = [f"{count} {ERROR_TYPES[kind].name}" for kind, count in sorted(kinds.items())]
+        texts = [f"{count} {ERROR_TYPES[kind].label}" for kind, count in sorted(kinds.items())]
         texts += [f"{len(missed)} missed"] if len(missed) else []
         counted = int((~predictions.objects.is_crowd[true]).sum())
         caption = [f"{_number(counted, 'object')}, {int(errors.found[true].sum())} found", ", ".join(texts) or "no error"]
@@ -151,7 +151,7 @@ class DetectionImages:
             label = int(detections.label[number])
             kind = NO_ERROR if self._errors is None else int(self._errors.kind[number])
             text = f"{shortened(names[label], 14)} {detections.score[number]:.2f}"
-            text += "" if kind == NO_ERROR else f" {ERROR_TYPES[kind].name}"
+            text += "" if kind == NO_ERROR else f" {ERROR_TYPES[kind].label}"
             drawn.append(DrawnObject(label, detections.box[number].tolist(), text, detections.masks[number]))
         return drawn
 

@@ -139,7 +139,7 @@ def test_the_map_is_that_of_torchmetrics(tmp_path: Path) -> None:
 def test_masks_have_their_own_columns_and_names_of_classes_do_no_harm(tree: Path) -> None:
     index = _index(tree)
     sections = _report(index, found_shapes(index))
-    assert list(sections) == ["metrics", "classes", "curves", "confusion", "errors", "mistakes"]
+    assert list(sections) == ["metrics", "classes", "precision-recall", "confusion", "errors", "mistakes"]
     assert "mask AP" in [column.name for column in _part(sections["classes"], TablePart).columns]
     assert [metric.name for metric in _part(sections["metrics"], MetricsPart).metrics][4] == "mask_ap"
     matrix = _part(sections["confusion"], MatrixPart)
