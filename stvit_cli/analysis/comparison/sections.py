@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,6 +33,8 @@ MAX_SHOWN = 24
 """Images of a gallery."""
 MAX_LISTED = 200
 """Images of the table where none can be opened."""
+
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -130,15 +133,21 @@ def difference_text(row: Mapping[str, Any], num_images: float) -> str:
     return text
 
 
+def _unbroken(text: str) -> str:
+    """Return a value that a phone's narrow columns part neither from its unit nor within its interval."""
+    return re.sub(" (?![(p])", NO_BREAK_SPACE, text)
+
+
 def _metrics(runs: Sequence[ComparedRun], paired: Sequence[ComparedRun], metrics: Rows) -> ReportSection:
     num_images = min((len(run.found.predictions.images) for run in runs if run.found is not None), default=0)
     heads, rows = metric_table([run.name for run in runs], metrics, num_images)
+    cells = [[label, *map(_unbroken, row)] for label, *row in rows]
     note = (
         "Differences are from the baseline, with 95 % intervals by the bootstrap over the same images of both: one that holds 0 "
         "may be due to the choice of the images. p: McNemar's exact test of top-1. "
         "Neither says what another training would change."
     )
-    return ReportSection("metrics", "Metrics", [TablePart([Column(head) for head in heads], rows, note=note if paired else "")])
+    return ReportSection("metrics", "Metrics", [TablePart([Column(head) for head in heads], cells, note=note if paired else "")])
 
 
 def _images(baseline: ComparedRun, paired: Sequence[ComparedRun]) -> Iterator[ReportSection]:
@@ -164,7 +173,9 @@ def _images(baseline: ComparedRun, paired: Sequence[ComparedRun]) -> Iterator[Re
             name = f"{first} {verb}, {second} {other}" if is_binary else f"{first} {verb} than {second}"
             parts.append(_gallery(f"{name}: {len(indices)}", indices, baseline, run, opened, what.strip()))
         equal = len(difference) - len(better) - len(worse)
-        intro = f"Of {len(difference)} images: {run.name} is {verb} about {len(better)}, {baseline.name} about {len(worse)}, "
+        alone = " alone" if is_binary else ""
+        intro = f"Of {len(difference)} images: {run.name}{alone} is {verb} about {len(better)}, "
+        intro += f"{baseline.name}{alone} about {len(worse)}, "
         both = int((run.scores.is_right & baseline.scores.is_right).sum())
         intro += f"both are right about {both} and wrong about {equal - both}." if is_binary else f"{equal} are equal."
         yield ReportSection(f"images-{number}", title, parts, intro=intro)

@@ -22,7 +22,7 @@ def image_scores(predictions: Predictions) -> ImageScores:
         certainty=found.scores[:, 0].astype(np.float64),
         truth=truth_hash(found.images, names, found.target),
         describe_truth=lambda index: names[found.target[index]],
-        describe=lambda index: f"{names[found.labels[index, 0]]} {100 * found.scores[index, 0]:.0f} %",
+        describe=lambda index: f"{names[found.labels[index, 0]]} ({100 * found.scores[index, 0]:.0f} %)",
     )
 
 
