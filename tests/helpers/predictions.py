@@ -21,7 +21,8 @@ class MadeImages:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, targets: NDArray[Any], class_names: Sequence[str], unreadable: Sequence[int] = ()) -> None:
+    def __init__(self, targets: NDArray[Any], class_names: Sequence[str], unreadable: Sequence[int] = (), first: int = 0) -> None:
+        self.first = first
         self.targets, self.class_names, self.unreadable = targets, tuple(class_names), set(unreadable)
         self.opened: list[int] = []
 
@@ -32,7 +33,7 @@ class MadeImages:
         return f"/data/{index}.png"
 
     def relative_path(self, index: int) -> str:
-        return f"{index}.png"
+        return f"{index + self.first}.png"
 
     def fingerprint(self) -> str:
         return ""
@@ -44,7 +45,8 @@ class MadeImages:
         self.opened.append(index)
         if index in self.unreadable:
             raise UnreadableImageError(f"{self.path(index)}: not an image.")
-        return Image.new("RGB", (200, 100), (index % 256, index // 256, 50))
+        index += self.first
+        return Image.new("RGB", (200, 100), (37 * index % 256, index // 256, 50))
 
 
 def probabilities_of(num_images: int, num_classes: int, seed: int = 0, skill: float = 2.0) -> tuple[NDArray[np.float32], ...]:

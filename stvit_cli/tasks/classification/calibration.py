@@ -30,7 +30,9 @@ class Event:
 
 
 IMAGES = Event("images", "accuracy", "of the images with a confidence of 80 %, 80 % should be right")
-DECISIONS = Event("decisions", "labels present", "of the classes with a probability of 80 %, 80 % should be labelled")
+DECISIONS = Event(
+    "decisions", "labels present", "of the decisions (one class of one image) with a probability of 80 %, 80 % should be labelled"
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def calibration_section(found: Calibration, event: Event, advice: str = "") -> R
     Args:
         found: the calibration.
         event: what the confidence is compared with.
-        advice: a further line.
+        advice: a line on why a model is underconfident, where it is.
     """
     centers = [100 * (number + 0.5) / BINS for number in range(BINS)]
     shares = [None if np.isnan(value) else float(value) for value in found.accuracy]
@@ -131,7 +133,8 @@ def calibration_section(found: Calibration, event: Event, advice: str = "") -> R
             Metric(event.share, found.mean_accuracy, unit="%"),
         ]
     )
-    lines = [found.sentence(event.share), *([advice] if advice else [])]
+    is_low = found.mean_accuracy - found.mean_confidence > found.margin
+    lines = [found.sentence(event.share), *([advice] if advice and is_low else [])]
     return ReportSection(
         "calibration",
         "Calibration",

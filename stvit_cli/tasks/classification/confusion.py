@@ -168,7 +168,7 @@ def _cell_images(
     num_shown = 0
     for among, limit in ((wrong, max_images - max_images // 4), (~wrong, max_images)):
         for index in _by_rounds(cells, predictions.scores[:, 0], np.flatnonzero(among)):
-            if num_shown >= limit or shown.has_changed:
+            if num_shown >= limit or shown.has_given_up:
                 break
             image = shown.show(index, caption(index), bool(wrong[index]))
             if image is not None:

@@ -32,7 +32,7 @@ def multi_label_sections(predictions: MultiLabelPredictions, shown: ShownImages,
     yield ReportSection("classes", "Classes", [*_absent(predictions), _class_table(predictions, precisions)])
     yield ReportSection("curves-pr", "Precision and recall", [_curves(predictions, precisions)])
     decisions = calibration(predictions.scores.ravel(), predictions.target.ravel())
-    yield calibration_section(decisions, DECISIONS, "A decision is one class of one image.")
+    yield calibration_section(decisions, DECISIONS)
     yield _mistakes(predictions, shown, max_images)
 
 

@@ -154,4 +154,4 @@ def _softening(recipe: Recipe) -> str:
     augment = recipe.augment
     names = (("mixup", augment.mixup), ("CutMix", augment.cutmix), ("label smoothing", augment.label_smoothing))
     used = [name for name, value in names if value]
-    return f"Training with {' and '.join(used)} makes a model less confident than it is accurate." if used else ""
+    return f"Training with {', '.join(used)} makes a model less confident than it is accurate." if used else ""

@@ -14,6 +14,8 @@ from stvit_cli.errors import UserError
 from stvit_cli.tasks.report_parts import GalleryPart, ShownImage, Thumbnail
 from stvit_cli.utils.text import first_few, shortened
 
+MAX_FAILURES = 50
+"""Images that cannot be opened, after which no more are tried: the disk may be gone."""
 Caption = Callable[[int], Sequence[str]]
 """Returns the lines below an image, given its index."""
 
@@ -22,8 +24,8 @@ class ShownImages:
     """Makes thumbnails of the images of a validation set, as they are before the transforms.
 
     Args:
-        images: the validation set.
-        names: of the images that were predicted, in the same order.
+        images: the validation set as it is now; images that were predicted are found in it by their names.
+        names: of the images that were predicted.
         targets: their true classes, (N,), or labels, (N, K); an image that has others now is not the one that was predicted.
 
     Attributes:
@@ -34,7 +36,12 @@ class ShownImages:
         self._images, self._names, self._targets = images, names, targets
         self._thumbnails: dict[int, Thumbnail | None] = {}
         self.failures: dict[int, str] = {}
-        self.has_changed = len(images) != len(names)
+        self._by_name: dict[str, int] | None = None
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether so many images could not be opened that no more are tried."""
+        return len(self.failures) >= MAX_FAILURES
 
     def show(self, index: int, caption: Sequence[str], is_wrong: bool | None) -> ShownImage | None:
         """Return an image with its caption; None where it cannot be opened."""
@@ -45,7 +52,7 @@ class ShownImages:
         """Return the first ``limit`` images of an order that can be opened; as many that cannot be are tried."""
         shown: list[ShownImage] = []
         for tried, index in enumerate(order):
-            if len(shown) == limit or tried == 2 * limit or self.has_changed:
+            if len(shown) == limit or tried == 2 * limit or self.has_given_up:
                 break
             image = self.show(int(index), caption(int(index)), is_wrong(int(index)))
             if image is not None:
@@ -60,24 +67,32 @@ class ShownImages:
 
     def problems(self) -> list[str]:
         """Return lines on what could not be shown."""
-        if self.has_changed:
-            return [
-                f"The data set has {len(self._images)} images now, the predictions are of {len(self._names)}: no image is shown.",
-                "`stvit report RUN` after a new evaluation shows them.",
-            ]
         if not self.failures:
             return []
         names = first_few([self._names[index] for index in self.failures])
-        reason = next(iter(self.failures.values()))
-        return [f"Not shown, as they cannot be opened now: {names}.", shortened(f"The first: {reason}", 200)]
+        others = "; no more were tried" if self.has_given_up else ""
+        first = shortened(next(iter(self.failures.values())), 200)
+        return [f"Not shown, as they cannot be opened now: {names}{others}.", f"The first: {first}"]
 
     def _thumbnail(self, index: int) -> Thumbnail | None:
         if index not in self._thumbnails:
             try:
-                if not np.array_equal(self._images.target(index), self._targets[index]):
-                    raise UserError(f"{self._images.path(index)}: it has another class than when it was predicted.")
-                data = thumbnail(self._images.open(index))
+                position = self._position(index)
+                if not np.array_equal(self._images.target(position), self._targets[index]):
+                    raise UserError(f"{self._images.path(position)}: it has another class than when it was predicted.")
+                data = thumbnail(self._images.open(position))
                 self._thumbnails[index] = Thumbnail(data, kind=image_kind(data))
             except (UserError, OSError) as error:
                 self.failures[index], self._thumbnails[index] = str(error), None
         return self._thumbnails[index]
+
+    def _position(self, index: int) -> int:
+        """Return the index in the data set of an image that was predicted. Raises UserError where it is not there any more."""
+        name = self._names[index]
+        if index < len(self._images) and self._images.relative_path(index) == name:
+            return index
+        if self._by_name is None:
+            self._by_name = {self._images.relative_path(number): number for number in range(len(self._images))}
+        if name not in self._by_name:
+            raise UserError(f"{name}: it is no longer in the data set.")
+        return self._by_name[name]

@@ -184,16 +184,33 @@ def test_unreadable_images_are_left_out_with_a_note() -> None:
     ]
 
 
-def test_data_that_have_changed_show_no_image() -> None:
+def test_an_image_that_is_gone_hides_no_other() -> None:
     predictions = classification_predictions(*probabilities_of(40, 3, skill=0.5))
-    images = MadeImages(predictions.target[:39], predictions.class_names)
+    images = MadeImages(predictions.target[1:], predictions.class_names, first=1)  # 0.png was removed
+    sections = report_of(predictions, images, max_images=40)
+    shown = part_of(sections["uncertain"], GalleryPart).images
+    assert {image.name for image in shown} == set(predictions.images[1:])
+    for image in shown:
+        color = Image.open(io.BytesIO(image.thumbnails[0].data)).convert("RGB").getpixel((5, 5))
+        assert isinstance(color, tuple)
+        assert abs(color[0] - 37 * int(image.name.removesuffix(".png")) % 256) <= 8
+    assert part_of(sections["images-not-shown"], TextPart).lines[1] == "The first: 0.png: it is no longer in the data set."
+
+
+def test_images_of_another_class_are_not_shown() -> None:
+    predictions = classification_predictions(*probabilities_of(40, 3, skill=0.5))
+    images = MadeImages((predictions.target + 1) % 3, predictions.class_names)
     sections = report_of(predictions, images)
     assert images.opened == []
-    assert "39 images now, the predictions are of 40" in part_of(sections["images-not-shown"], TextPart).lines[0]
-    other = MadeImages((predictions.target + 1) % 3, predictions.class_names)
-    sections = report_of(predictions, other)
-    assert other.opened == []
     assert "another class than when it was predicted" in part_of(sections["images-not-shown"], TextPart).lines[1]
+
+
+def test_few_images_are_tried_where_the_disk_is_gone() -> None:
+    predictions = classification_predictions(*probabilities_of(1000, 10, skill=0.5))
+    images = MadeImages(predictions.target, predictions.class_names, unreadable=range(1000))
+    sections = report_of(predictions, images)
+    assert len(images.opened) == 50
+    assert "no more were tried" in part_of(sections["images-not-shown"], TextPart).lines[0]
 
 
 def test_very_many_classes_are_reduced_to_those_that_are_confused(monkeypatch: pytest.MonkeyPatch) -> None:
