@@ -400,9 +400,21 @@ class Matrix {
 
   count(row, column) { return this.counts.get(row * this.size + column) ?? 0; }
 
+  /** The classes of the pairs that are confused most, and after them those with the most confusions. */
   mostConfused() {
     const order = [...Array(this.size).keys()].sort((a, b) => this.confused[b] - this.confused[a] || this.rows[b] - this.rows[a] || a - b);
-    return order.slice(0, SUBSET).sort((a, b) => a - b);
+    const chosen = new Set(this.confusions().flatMap(([row, column]) => [row, column]).slice(0, 4 * SUBSET));
+    return [...new Set([...chosen, ...order])].slice(0, SUBSET).sort((a, b) => a - b);
+  }
+
+  /** Pairs of classes with their counts, the most frequent first. */
+  confusions() {
+    const found = [];
+    for (const [at, count] of this.counts) {
+      const row = Math.floor(at / this.size), column = at % this.size;
+      if (row !== column && count) found.push([row, column, count]);
+    }
+    return found.sort((a, b) => b[2] - a[2] || a[0] - b[0] || a[1] - b[1]);
   }
 
   around(chosen) {
@@ -524,13 +536,8 @@ class Matrix {
   }
 
   pairs() {
-    const found = [];
-    for (const [at, count] of this.counts) {
-      const row = Math.floor(at / this.size), column = at % this.size;
-      if (row !== column && count) found.push([row, column, count]);
-    }
+    const found = this.confusions();
     if (!found.length || this.size <= MANY_CLASSES) return [];
-    found.sort((a, b) => b[2] - a[2] || a[0] - b[0] || a[1] - b[1]);
     const names = this.matrix.names, kept = found.slice(0, 200);
     const rows = kept.map(([row, column, count], index) => {
       const button = make("button", { type: "button" }, `${names[row]} → ${names[column]}`);
