@@ -154,3 +154,11 @@ def test_the_best_evaluation_is_the_one_of_the_best_weights(short_run: Path) -> 
     reported = json.loads((short_run.parent / "run.json").read_text())
     assert best is not None
     assert (best.row["epoch"], best.value) == (reported["best_epoch"], reported["top1"])
+
+
+def test_metrics_that_are_not_defined_are_no_numbers(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    made = {"kind": "eval", "step": 99, "epoch": 50.0, "box_ap": 0.0, "box_ap_large": -1.0, "ema_mask_ap": -1.0, "loss": -1.0}
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*rows, made])))
+    last = read_run(run).evals[-1]
+    assert [last[name] for name in ("box_ap", "box_ap_large", "ema_mask_ap", "loss")] == [0.0, None, None, -1.0]

@@ -200,6 +200,7 @@ function extent(values) {
   for (const value of values) if (value !== null) { low = Math.min(low, value); high = Math.max(high, value); }
   return low > high ? null : [low, high];
 }
+const MANY_SERIES = 3;
 const colourOf = index => `var(--s${index % 8})`;
 
 class Chart {
@@ -307,11 +308,12 @@ class Chart {
     }
     const isDotted = series.kind === "points" || (series.kind === "line" && known.length <= 30);
     for (const [x, y] of isDotted ? known : []) canvas.append(svg("circle", { cx: px(x), cy: py(y), r: known.length === 1 ? 4.5 : 2.6, style: `fill:${colour}` }));
-    if (known.length === 1 && series.best === null && series.kind !== "bars") labels.push(this.label(known[0], number(known[0][1])));
+    const isNamed = this.shown.length <= MANY_SERIES;  // more labels would cover each other
+    if (isNamed && known.length === 1 && series.best === null && series.kind !== "bars") labels.push(this.label(known[0], number(known[0][1])));
     if (series.best !== null && series.y[series.best] !== null) {
       const best = points[series.best];
       canvas.append(svg("circle", { class: "halo", cx: px(best[0]), cy: py(best[1]), r: 5.5, style: `stroke:${colour}` }));
-      labels.push(this.label(best, `★ ${number(best[1])}`));
+      if (isNamed) labels.push(this.label(best, `★ ${number(best[1])}`));
     }
   }
 

@@ -157,12 +157,17 @@ def _rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         except (ValueError, AttributeError):
             is_row = False
         if is_row:
-            rows.append(row)
+            rows.append({name: None if _is_undefined(name, value) else value for name, value in row.items()})
         else:
             damaged += 1
     if damaged:
         problems.append(f"{path.name}: {damaged} of {len(lines)} lines cannot be read and are left out.")
     return rows
+
+
+def _is_undefined(name: str, value: object) -> bool:
+    """Whether a metric is COCO's -1: there is no object of that size."""
+    return value == -1 and name.removeprefix("ema_").startswith(("box_", "mask_"))
 
 
 def _reason(error: Exception) -> str:

@@ -53,7 +53,7 @@ def _images(view: DataView) -> Iterator[tuple[str, Image.Image]]:
         return
     for index in evenly_spaced(len(split), NUM_IMAGES):
         try:
-            yield split.path(index), split.images.open(index)
+            yield "/".join(split.path(index).split("/")[-2:]), split.images.open(index)
         except (UnreadableImageError, UserError):
             continue
 
