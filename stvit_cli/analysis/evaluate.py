@@ -8,16 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from stvit_cli import engine, tasks
+from stvit_cli.analysis.eval_drawings import write_drawings
 from stvit_cli.engine.distributed import pick_device
 from stvit_cli.engine.evaluation import Evaluated
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
 from stvit_cli.tasks.loading import Trained
+from stvit_cli.tasks.spec import ReportInput
+
+NUM_DRAWN = 50
+"""The largest number of images that an evaluation draws, where nothing else is said."""
 
 
 def evaluate(
-    trained: Trained, recipe: Recipe, *, whole: bool = False, say: Callable[[str], None] = lambda line: None
+    trained: Trained,
+    recipe: Recipe,
+    *,
+    whole: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    output: Path | None = None,
+    max_images: int = NUM_DRAWN,
 ) -> Evaluated:
     """Evaluate a trained model on the validation data of a recipe.
 
@@ -26,6 +37,8 @@ def evaluate(
         recipe: the data, transforms, batch size and device.
         whole: use all images of a folder without splits, instead of the held-out part.
         say: called with each warning about the data.
+        output: a folder to draw the images into, with truth and prediction, the worst first; None: nothing is drawn.
+        max_images: the largest number of images that are drawn.
 
     Returns:
         The metrics and, on the main process, the predictions.
@@ -38,7 +51,10 @@ def evaluate(
         say(line)
     device = pick_device(recipe.train.device)
     sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
-    return engine.evaluate_keeping(evaluation, trained.prepared(device), device, **sizes)
+    found = engine.evaluate_keeping(evaluation, trained.prepared(device), device, **sizes)
+    if output is not None and found.predictions is not None:
+        write_drawings(ReportInput(recipe, evaluation, found.predictions, trained, device, max_images), output, say)
+    return found
 
 
 def recipe_for(trained: Trained, overrides: list[str]) -> Recipe:

@@ -6,13 +6,13 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypedDict, overload
 
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.results import EvaluationResult, ExportResult
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import is_main_process
-from stvit_cli.utils.files import require_new_file
+from stvit_cli.utils.files import require_new_file, require_writable_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +109,9 @@ class TrainedModel:
         options = PredictOptions(top=top, score_threshold=score_threshold)
         return tasks.predict(self._trained, images, options, device=pick_device(self.device))
 
-    def evaluate(self, data: AnyPath, overrides: Overrides = ()) -> EvaluationResult:
+    def evaluate(
+        self, data: AnyPath, overrides: Overrides = (), *, output: AnyPath | None = None, max_images: int = 50
+    ) -> EvaluationResult:
         """Evaluate on a folder or a table, prepared as the weights file says; see `evaluate`."""
         from stvit_cli.analysis.evaluate import evaluate as run
         from stvit_cli.analysis.evaluate import recipe_for
@@ -119,7 +121,7 @@ class TrainedModel:
         own = recipe_for(self._trained, [])
         device = [] if self.device == "auto" else [f"train.device={self.device}"]
         recipe = recipe_for(self._trained, [*device, *keys_of_other_data(own, data, given), *given])
-        return _evaluation(self.info.task, run(self._trained, recipe, whole=True, say=_warn))
+        return _evaluation(self.info.task, run(self._trained, recipe, whole=True, say=_warn, **_drawn(output, max_images)))
 
     def export(self, path: AnyPath, precision: str = "fp32") -> ExportResult:
         """Write the model for use elsewhere.
@@ -208,6 +210,8 @@ def evaluate(
     overrides: Overrides = (),
     *,
     model: str | None = None,
+    output: AnyPath | None = None,
+    max_images: int = 50,
 ) -> EvaluationResult:
     """Evaluate a run on its validation data, or a model on other data.
 
@@ -216,15 +220,18 @@ def evaluate(
         data: a folder of images by class, or in the layout of COCO or ADE20K, by the task of the model; by default the run's own.
         overrides: recipe keys to set, such as ``eval.batch_size``.
         model: the architecture that is expected; any by default.
+        output: a folder to draw images into, with truth and prediction, the worst first; None: nothing is drawn.
+        max_images: the largest number of images that are drawn.
 
     Raises:
-        UserError: no model or no data there, or the data have classes that the model does not know.
+        UserError: no model or no data there, the data have classes that the model does not know, or ``output`` cannot be written
+            into.
     """
     from stvit_cli.recipe import io as recipe_io
 
     path = Path(run_or_weights)
     if not path.is_dir() and data is not None:
-        return load(path, model).evaluate(data, overrides)
+        return load(path, model).evaluate(data, overrides, output=output, max_images=max_images)
     if path.is_file():
         raise UserError(
             "A weights file comes without data; give a folder of images by class, or in the layout of its task: data=DIR"
@@ -235,6 +242,7 @@ def evaluate(
     from stvit_cli.engine.run_dir import RunDir
     from stvit_cli.tasks.loading import open_trained
 
+    drawn = _drawn(output, max_images)
     saved = RunDir(path)
     saved.require_run()
     own = recipe_io.load(saved.recipe)
@@ -242,7 +250,7 @@ def evaluate(
     other = [] if data is None else keys_of_other_data(own, data, given)
     recipe = recipe_io.load(saved.recipe, [*other, *given])
     is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
-    return _evaluation(recipe.task, run(open_trained(path, model), recipe, whole=is_other, say=_warn))
+    return _evaluation(recipe.task, run(open_trained(path, model), recipe, whole=is_other, say=_warn, **drawn))
 
 
 def run_predictions(run: AnyPath) -> EvaluationResult:
@@ -269,6 +277,20 @@ def run_predictions(run: AnyPath) -> EvaluationResult:
 
 def _evaluation(task: str, found: Evaluated) -> EvaluationResult:
     return EvaluationResult(task, found.metrics, found.predictions)
+
+
+class _Drawn(TypedDict):
+    output: Path | None
+    max_images: int
+
+
+def _drawn(output: AnyPath | None, max_images: int) -> _Drawn:
+    """Return the arguments of drawings; raise UserError where they cannot be written: before the work, not after it."""
+    if max_images < 1:
+        raise UserError(f"max_images: found {max_images}, expected 1 or more.")
+    if output is not None and is_main_process():
+        require_writable_folder(Path(output))
+    return {"output": _optional(output), "max_images": max_images}
 
 
 def _warn(line: str) -> None:

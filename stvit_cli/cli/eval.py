@@ -11,7 +11,7 @@ from stvit_cli import api
 from stvit_cli.cli import app, completion
 from stvit_cli.cli.metrics_tables import print_metrics
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import reporting, require_writable_table
+from stvit_cli.cli.output import echo, reporting, require_writable_table
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import is_main_process
 
@@ -38,6 +38,11 @@ def eval_(
         Path | None,
         typer.Option(metavar="FILE", help="Also write what is said of every image, with the truth: a .csv or .parquet file."),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also draw images here, truth beside prediction, those with the most errors first."),
+    ] = None,
+    max_images: Annotated[int, typer.Option(metavar="N", min=1, help="With --output: how many images to draw.")] = 50,
     json_file: Json = None,
 ) -> None:
     """Evaluate a run on its validation data, or weights on a folder: of images by class, in COCO's or in ADE20K's layout.
@@ -46,6 +51,7 @@ def eval_(
     stvit eval runs/RUN
     stvit eval runs/RUN --data FOLDER --json -
     stvit eval runs/RUN --predictions mistakes.csv
+    stvit eval runs/RUN --output drawn --max-images 20
     stvit eval --weights stvit-s.pth --model stvit-s --data IMAGENET
     """
     given = list(arguments or ())
@@ -60,13 +66,15 @@ def eval_(
         require_writable_table(predictions)
     with reporting(json_file) as report:
         if weights is not None and data is not None:
-            result = api.load(weights, model).evaluate(data, given)
+            result = api.load(weights, model).evaluate(data, given, output=output, max_images=max_images)
         else:
             assert run_dir is not None
-            result = api.evaluate(run_dir, data, given, model=model)
+            result = api.evaluate(run_dir, data, given, model=model, output=output, max_images=max_images)
         if predictions is not None and result.predictions is not None:
             result.predictions.write(predictions)
         results = result.to_dict()
         if is_main_process():
             print_metrics(results)
+            if output is not None:
+                echo(f"Drawn, the worst first: {output}", err=True)
         report(results)

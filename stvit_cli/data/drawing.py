@@ -39,17 +39,18 @@ def side_by_side(parts: Sequence[tuple[str, Image.Image]], caption: Sequence[str
     tallest = max(image.height for _, image in parts)
     font, size = font_for(max((image for _, image in parts), key=lambda image: image.width), 30, smallest=13)
     band, gap = int(1.7 * size), max(4, size // 2)
+    head = band if any(title for title, _ in parts) else 0
     titles = [max(image.width, int(font.getlength(title)) + 2 * gap) for title, image in parts]
     lines = [part for line in caption for part in _broken(printable(line), font, sum(titles) + gap * (len(parts) - 1) - 2 * gap)]
-    height = band + tallest + (band * len(lines) + gap if lines else 0)
+    height = head + tallest + (band * len(lines) + gap if lines else 0)
     canvas = Image.new("RGB", (sum(titles) + gap * (len(parts) - 1), height), "white")
     pen, left = ImageDraw.Draw(canvas), 0
     for (title, image), width in zip(parts, titles, strict=True):
         write_text(pen, (left + gap, (band - size) // 3), title, "black", font)
-        canvas.paste(image, (left, band))
+        canvas.paste(image, (left, head))
         left += width + gap
     for number, line in enumerate(lines):
-        write_text(pen, (gap, band + tallest + gap + number * band), line, "black", font)
+        write_text(pen, (gap, head + tallest + gap + number * band), line, "black", font)
     return canvas
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL.Image import Image
 from torch import nn
 
 from stvit_cli.data.images import ImageSource
@@ -116,6 +117,19 @@ class ReportInput:
     max_images: int = 24
 
 
+@dataclass(frozen=True)
+class EvalDrawing:
+    """A validation image with truth and prediction.
+
+    Attributes:
+        name: of the image, within the data set.
+        draw: draws it. Raises UserError or OSError where the image cannot be opened any more.
+    """
+
+    name: str
+    draw: Callable[[], Image]
+
+
 def unchanged(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Resolve nothing: return the recipe as it is, without a note; see `tasks.resolve`."""
     return recipe, []
@@ -142,6 +156,7 @@ class TaskSpec:
             are not kept.
         image_scores: returns how right the predictions are about each image; None: runs are compared without it.
         report: yields the task's sections of a report; None: it has none.
+        draw_evaluation: yields the validation images with truth and prediction, the worst first; None: it draws none.
         sample_sheet: draws augmented training samples as the model sees them, with their truth: of a task, their number.
     """
 
@@ -161,3 +176,4 @@ class TaskSpec:
     image_scores: Callable[[Predictions], ImageScores] | None = None
     report: Callable[[ReportInput], Iterator[ReportSection]] | None = None
     sample_sheet: Callable[[Task, int], Sequence[ShownImage]] | None = None
+    draw_evaluation: Callable[[ReportInput], Iterator[EvalDrawing]] | None = None

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import stvit_cli
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 
 METRICS = ("top1", "loss")
@@ -52,6 +54,20 @@ def test_eval_of_the_weights_alone_is_the_same(stvit, short_run: Path, image_fol
 def test_eval_on_another_folder_takes_all_of_it(stvit, short_run: Path, image_folder: Path) -> None:
     ended = stvit("eval", short_run, "--data", image_folder / "train", "--json", "-", "eval.batch_size=5")
     assert json.loads(ended.out)["num_images"] == 16
+
+
+def test_eval_draws_the_worst_images_of_a_run(stvit, short_run: Path, tmp_path: Path) -> None:
+    ended = stvit("eval", short_run, "--output", tmp_path / "drawn", "--max-images", "2", "--json", "-")
+    assert ended.code == 0, ended.err
+    assert f"Drawn, the worst first: {tmp_path / 'drawn'}" in ended.err
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+    twin = stvit_cli.evaluate(short_run, output=tmp_path / "twin", max_images=1)
+    assert len(list((tmp_path / "twin").iterdir())) == 1
+    assert twin.to_dict()["num_images"] == 6
+    (tmp_path / "file").touch()
+    assert stvit("eval", short_run, "--output", tmp_path / "file").code == 2
+    with pytest.raises(UserError, match="max_images: found 0"):
+        stvit_cli.evaluate(short_run, output=tmp_path / "twin", max_images=0)
 
 
 def test_predict_names_what_is_seen(stvit, short_run: Path, image_folder: Path, tmp_path: Path) -> None:

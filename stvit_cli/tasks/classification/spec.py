@@ -17,7 +17,7 @@ from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.image_scores import ImageScores
 from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
-from stvit_cli.tasks.spec import PredictOptions, ReportInput, TaskSpec, Trained
+from stvit_cli.tasks.spec import EvalDrawing, PredictOptions, ReportInput, TaskSpec, Trained
 
 
 def _build(recipe: Recipe, weights: Path | None) -> Task:
@@ -95,6 +95,12 @@ def _sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
     return sample_sheet(task, num_images)
 
 
+def _draw_evaluation(given: ReportInput) -> Iterator[EvalDrawing]:
+    from stvit_cli.tasks.classification.eval_drawings import draw_evaluation
+
+    return draw_evaluation(given)
+
+
 SPEC = TaskSpec(
     name="classification",
     build=_build,
@@ -110,4 +116,5 @@ SPEC = TaskSpec(
     exports_onnx=True,
     report=_report,
     sample_sheet=_sample_sheet,
+    draw_evaluation=_draw_evaluation,
 )

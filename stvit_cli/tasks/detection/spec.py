@@ -17,7 +17,7 @@ from stvit_cli.tasks.detection.image_scores import image_scores
 from stvit_cli.tasks.detection.predictions import read_detection_predictions
 from stvit_cli.tasks.detection.task import build_detection_evaluation, build_detection_task, create_from, create_from_recipe
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
-from stvit_cli.tasks.spec import PredictOptions, ReportInput, TaskSpec, Trained
+from stvit_cli.tasks.spec import EvalDrawing, PredictOptions, ReportInput, TaskSpec, Trained
 
 COCO_CLASSES = 80
 
@@ -50,6 +50,12 @@ def _sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
     return sample_sheet(task, num_images)
 
 
+def _draw_evaluation(given: ReportInput) -> Iterator[EvalDrawing]:
+    from stvit_cli.tasks.detection.eval_drawings import draw_evaluation
+
+    return draw_evaluation(given)
+
+
 SPEC = TaskSpec(
     name="detection",
     build=build_detection_task,
@@ -66,4 +72,5 @@ SPEC = TaskSpec(
     eval_batch_size=1,  # in a larger batch the padding of an image depends on the other images
     report=_report,
     sample_sheet=_sample_sheet,
+    draw_evaluation=_draw_evaluation,
 )

@@ -21,7 +21,7 @@ from stvit_cli.tasks.segmentation.task import (
     create_from,
     create_from_recipe,
 )
-from stvit_cli.tasks.spec import PredictOptions, ReportInput, TaskSpec, Trained
+from stvit_cli.tasks.spec import EvalDrawing, PredictOptions, ReportInput, TaskSpec, Trained
 from stvit_cli.utils.text import first_few
 
 
@@ -68,6 +68,12 @@ def _sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
     return sample_sheet(task, num_images)
 
 
+def _draw_evaluation(given: ReportInput) -> Iterator[EvalDrawing]:
+    from stvit_cli.tasks.segmentation.eval_drawings import draw_evaluation
+
+    return draw_evaluation(given)
+
+
 SPEC = TaskSpec(
     name="segmentation",
     build=build_segmentation_task,
@@ -83,4 +89,5 @@ SPEC = TaskSpec(
     published_size=(512, 2048),
     report=_report,
     sample_sheet=_sample_sheet,
+    draw_evaluation=_draw_evaluation,
 )

@@ -57,6 +57,9 @@ def test_from_training_to_label_maps(stvit, run: Path, scenes: Path, tmp_path: P
     assert figures(stvit, "--weights", run / "best.safetensors", "--data", scenes, *words) == again
     assert figures(stvit, run, "--data", scenes, "segmentation.window=48", "segmentation.eval_flip=true") != again
 
+    assert stvit("eval", run, "--output", tmp_path / "worst", "--max-images", "2", *words).code == 0
+    assert len(list((tmp_path / "worst").iterdir())) == 2  # truth, prediction, legend
+
     image = scenes / "images" / "validation" / "000001.png"
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"none")
