@@ -50,6 +50,9 @@ MEANINGS = {
 }
 """What each metric is."""
 
+IMAGES_OF_A_CELL = 6
+"""Of the images that the report shows, those that a cell of the confusion matrix has at most."""
+
 
 def segmentation_report(given: ReportInput) -> Iterator[ReportSection]:
     """Yield the sections of a report; see `tasks.spec.TaskSpec`."""
@@ -59,10 +62,13 @@ def segmentation_report(given: ReportInput) -> Iterator[ReportSection]:
     yield metrics_section(predictions)
     yield classes_section(predictions, matrix)
     note = "Pixels of all images; those that the label maps leave out are not counted."
-    parts = [MatrixPart("Pixels by true and predicted class", predictions.class_names, matrix.tolist(), what="pixels", note=note)]
-    yield ReportSection("confusion", "Confusion matrix", parts)
     drawn = LabelMapImages(given)
-    yield images_section(predictions, drawn, given.max_images)
+    mistakes, shown = images_section(predictions, drawn, given.max_images)
+    cells = images_of_cells(predictions, shown)
+    title = "Pixels by true and predicted class"
+    parts = [MatrixPart(title, predictions.class_names, matrix.tolist(), cells, what="pixels", note=note)]
+    yield ReportSection("confusion", "Confusion matrix", parts)
+    yield mistakes
     if drawn.problems():
         yield ReportSection("images-not-shown", "Images that are not shown", [TextPart(drawn.problems(), kind="warning")])
 
@@ -107,8 +113,23 @@ def classes_section(predictions: SegmentationPredictions, matrix: NDArray[np.int
     return ReportSection("classes", "Classes", [TablePart(columns, rows, note=note)])
 
 
-def images_section(predictions: SegmentationPredictions, drawn: LabelMapImages, max_images: int) -> ReportSection:
-    """Return the IoU of the images, and those with the lowest."""
+def images_of_cells(predictions: SegmentationPredictions, shown: Sequence[ShownImage]) -> dict[tuple[int, int], list[ShownImage]]:
+    """Return the images that are shown by the confusions in them, true and predicted class; most pixels first."""
+    by_name = {image.name: image for image in shown}
+    by_index = {index: by_name[name] for index, name in enumerate(predictions.images) if name in by_name}
+    kept = (predictions.target != predictions.predicted) & np.isin(predictions.image, list(by_index))
+    cells: dict[tuple[int, int], list[ShownImage]] = {}
+    for entry in np.flatnonzero(kept)[np.argsort(-predictions.pixels[kept], kind="stable")].tolist():
+        cell = cells.setdefault((int(predictions.target[entry]), int(predictions.predicted[entry])), [])
+        if len(cell) < IMAGES_OF_A_CELL:
+            cell.append(by_index[int(predictions.image[entry])])
+    return cells
+
+
+def images_section(
+    predictions: SegmentationPredictions, drawn: LabelMapImages, max_images: int
+) -> tuple[ReportSection, list[ShownImage]]:
+    """Return the IoU of the images and those with the lowest, and these images."""
     iou = image_iou(predictions)
     order = np.argsort(iou, kind="stable")[: int((~np.isnan(iou)).sum())]  # NaN: without a pixel that counts
     counts, edges = np.histogram(iou[order], bins=20, range=(0, 100))
@@ -119,13 +140,14 @@ def images_section(predictions: SegmentationPredictions, drawn: LabelMapImages, 
     chart = ChartPart(
         "IoU of the images", "IoU in %", "images", [Series("images", centers, counts.tolist(), "bars")], note, (0, 100)
     )
+    shown = drawn.first(order.tolist(), iou, max_images)
     gallery = GalleryPart(
         "Images with the lowest IoU",
-        drawn.first(order.tolist(), iou, max_images),
+        shown,
         len(order),
         "Error map: wrong pixels in red, right ones in green. Hatched: ignored. Predictions are computed again for these images.",
     )
-    return ReportSection("mistakes", "Mistakes", [chart, gallery])
+    return ReportSection("mistakes", "Mistakes", [chart, gallery]), shown
 
 
 class LabelMapImages:

@@ -110,6 +110,22 @@ def test_the_images_with_the_lowest_iou_come_first_with_an_error_map(given: Any)
     assert page == render("Report", "", list(_sections(given).values()))
 
 
+def test_a_cell_of_the_confusion_has_the_images_in_which_most_pixels_are_confused_so(given: Any) -> None:
+    sections, predictions = _sections(given), given.predictions
+    shown = {image.name for image in _part(sections["mistakes"], GalleryPart).images}
+    cells = _part(sections["confusion"], MatrixPart).images
+    expected: dict[tuple[int, int], list[tuple[int, str]]] = {}
+    for image, target, predicted, pixels in zip(
+        predictions.image, predictions.target, predictions.predicted, predictions.pixels, strict=True
+    ):
+        if target != predicted and predictions.images[image] in shown:
+            expected.setdefault((int(target), int(predicted)), []).append((-int(pixels), predictions.images[image]))
+    assert {cell: [image.name for image in images] for cell, images in cells.items()} == {
+        cell: [name for _, name in sorted(found, key=lambda item: item[0])] for cell, found in expected.items()
+    }
+    assert cells
+
+
 def test_an_image_that_cannot_be_opened_is_named_and_left_out(given: Any, task: SegmentationTask) -> None:
     worst = _part(_sections(given)["mistakes"], GalleryPart).images[0].name
     (path,) = [path for path in task.val_set.images.images if path.as_posix().endswith(worst)]
