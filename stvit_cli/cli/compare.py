@@ -66,7 +66,9 @@ def _print(found: Comparison) -> None:
     images = min((row["num_images"] for row in found.runs if row["num_images"] is not None), default=0)
     heads, rows = metric_table(names, found.metrics, images)
     echo("")
-    print_table(heads, rows, f"Metrics, {images} images; differences from {names[0]} with 95 % intervals")
+    is_paired = len(heads) > 1 + len(names)
+    what = f", {images} images; differences from {names[0]} with 95 % intervals" if is_paired else ""
+    print_table(heads, rows, f"Metrics{what}")
     for name in names[1:]:
         own = [row for row in found.images if row["run"] == name]
         better = sum(row["score"] > row["baseline_score"] for row in own)

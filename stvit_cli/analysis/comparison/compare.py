@@ -98,7 +98,7 @@ def _values(run: ComparedRun) -> dict[str, float]:
     if run.found is not None:
         statistics = run.found.predictions.statistics()
         counted = statistics(np.ones(len(run.found.predictions.images), dtype=np.int64))
-        values = dict(zip(statistics.names, counted.tolist(), strict=True)) | values
+        values |= {name: value for name, value in zip(statistics.names, counted.tolist(), strict=True) if name not in values}
     return values
 
 
