@@ -171,7 +171,7 @@ def _mistakes(predictions: MultiLabelPredictions, shown: ShownImages, max_images
             more = f" and {len(labels) - MAX_LABELS} more" if len(labels) > MAX_LABELS else ""
             return [f"truth: {truth}", f"{what}: {said}{more}"]
 
-        note = f"{int(wrong.sum())} labels of {len(images)} images. The images with the worst label first."
+        note = f"{int(wrong.sum())} labels of {len(images)} images, the worst first." if len(images) else ""
         return shown.gallery(title, order, max_images, caption, lambda _: True, note)
 
     return ReportSection(

@@ -54,7 +54,8 @@ def metrics_section(predictions: ClassificationPredictions | MultiLabelPredictio
     """Return the section of the metrics with their intervals."""
     num_images, statistics = len(predictions.images), predictions.statistics()
     found = intervals(statistics, num_images)
-    metrics = [_metric(name, interval, num_images) for name, interval in found.items()]
+    meanings = MEANINGS | ({"loss": "mean binary cross-entropy"} if isinstance(predictions, MultiLabelPredictions) else {})
+    metrics = [_metric(name, interval, num_images, meanings.get(name, "")) for name, interval in found.items()]
     note = (
         f"{num_images} images. 95 % intervals by the bootstrap over images, {num_resamples(statistics, num_images)} resamples: "
         "what other images of the same kind would change, not what another training would."
@@ -63,14 +64,14 @@ def metrics_section(predictions: ClassificationPredictions | MultiLabelPredictio
     return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=note), *([TextPart(lines)] if lines else [])])
 
 
-def _metric(name: str, interval: Interval, num_images: int) -> Metric:
+def _metric(name: str, interval: Interval, num_images: int, meaning: str) -> Metric:
     value, low, high = (None if math.isnan(number) else number for number in (interval.value, interval.low, interval.high))
     if name == "ece" or low == high:
         low = high = None
     if name in ("top1", "top5") and value in (0, 100):
         bound = 100 * 0.025 ** (1 / num_images)  # Clopper and Pearson's interval: there is nothing to resample
         low, high = (bound, 100.0) if value else (0.0, 100 - bound)
-    return Metric(name, value, low, high, "" if name == "loss" else "%", MEANINGS.get(name, ""))
+    return Metric(name, value, low, high, "" if name == "loss" else "%", meaning)
 
 
 def _remarks(predictions: ClassificationPredictions | MultiLabelPredictions) -> list[str]:

@@ -267,6 +267,8 @@ def test_several_labels_have_scikit_learns_metrics_of_each_class(
 ) -> None:
     predictions, sections = several
     assert list(sections) == ["metrics", "classes", "curves-pr", "calibration", "mistakes"]
+    loss = next(metric for metric in part_of(sections["metrics"], MetricsPart).metrics if metric.name == "loss")
+    assert loss.note == "mean binary cross-entropy"
     rows = by_class(part_of(sections["classes"], TablePart))
     for label, name in enumerate(predictions.class_names[:3]):
         target, scores, row = predictions.target[:, label], predictions.scores[:, label], rows[name]
