@@ -32,10 +32,10 @@ from stvit_cli.tasks.report_parts import (
 from stvit_cli.tasks.spec import ReportInput
 
 MEANINGS = {
-    "ap": "average precision, the mean over IoU thresholds of 0.5 to 0.95 and over classes: COCO's main metric",
-    "ap50": "average precision where an IoU of 0.5 is enough",
-    "ap75": "average precision where an IoU of 0.75 is asked for",
-    "ar_100": "average recall: the part of the objects that 100 detections of an image find, over the same IoU thresholds",
+    "ap": "average precision at IoU 0.5 to 0.95, COCO's main metric",
+    "ap50": "average precision at IoU 0.5",
+    "ap75": "average precision at IoU 0.75",
+    "ar_100": "average recall at IoU 0.5 to 0.95, of 100 detections an image",
 }
 """What each metric is, for boxes and for masks."""
 

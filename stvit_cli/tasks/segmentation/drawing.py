@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from stvit_cli.data.palette import class_colour
+from stvit_cli.data.drawing import write_text
+from stvit_cli.data.palette import class_colour, text_colour
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels
+from stvit_cli.utils.text import shortened
 
 SIDE = 240
 """Longer side of a drawing in pixels."""
 
 OPACITY = 0.6
+NAMED_SHARE = 0.02
 RIGHT, WRONG = (70, 150, 90), (213, 60, 40)
 """Of an error map."""
 
 
-def overlay(image: Image.Image, labels: Labels, opacity: float = OPACITY) -> Image.Image:
+def overlay(
+    image: Image.Image, labels: Labels, opacity: float = OPACITY, class_names: Sequence[str] | None = None
+) -> Image.Image:
     """Return an image with the colours of its classes blended into it; ignored pixels are hatched in grey.
 
     Args:
         image: in mode RGB.
         labels: the class of each pixel, (H, W); `IGNORED` where it has none.
         opacity: of the colours, 0 to 1.
+        class_names: written on the classes that have at least `NAMED_SHARE` of the pixels; None: no names.
     """
     small, classes = _small(image, labels)
     known = classes != IGNORED
     colours = np.array([class_colour(index) for index in range(int(classes.max(initial=0)) + 1)], dtype=np.float32)
     pixels = np.asarray(small, dtype=np.float32).copy()
     pixels[known] = (1 - opacity) * pixels[known] + opacity * colours[classes[known]]
-    return Image.fromarray(_hatched(pixels, ~known))
+    drawn = Image.fromarray(_hatched(pixels, ~known))
+    if class_names is not None:
+        _write_names(drawn, classes, class_names)
+    return drawn
+
+
+def _write_names(drawn: Image.Image, classes: Labels, class_names: Sequence[str]) -> None:
+    """Write the name of each larger class on a pixel of it, that closest to the middle of all its pixels."""
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(11)
+    for index in np.unique(classes[classes != IGNORED]).tolist():
+        places = np.argwhere(classes == index)
+        if len(places) < NAMED_SHARE * classes.size:
+            continue
+        row, column = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()].tolist()
+        text, colour = shortened(class_names[index], 20), class_colour(index)
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        width, height = right - left + 4, bottom - top + 4
+        x, y = (
+            max(0, min(at - size // 2, most - size))
+            for at, size, most in zip((column, row), (width, height), drawn.size, strict=True)
+        )
+        pen.rectangle((x, y, x + width, y + height), fill=colour)
+        write_text(pen, (x + 2 - left, y + 2 - top), text, text_colour(colour), font)
 
 
 def error_map(image: Image.Image, target: Labels, predicted: Labels) -> Image.Image:

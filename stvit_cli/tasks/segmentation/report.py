@@ -43,10 +43,9 @@ from stvit_cli.tasks.spec import ReportInput
 from stvit_cli.utils.text import first_few, shortened
 
 MEANINGS = {
-    "miou": "mean over the classes of the intersection over union: of the pixels that are of a class or were said to be, those "
-    "that are both",
+    "miou": "mean of the classes' intersection over union",
     "pixel_accuracy": "pixels with the right class",
-    "class_accuracy": "mean over the classes of the part of their pixels that was found",
+    "class_accuracy": "mean of the classes' accuracy (recall)",
 }
 """What each metric is."""
 
@@ -194,16 +193,16 @@ class LabelMapImages:
 
     def _show(self, index: int, iou: float) -> ShownImage:
         predictions = self._given.predictions
+        names = predictions.class_names
         image = self._set.images.open(index)
         target = self._set.images.labels(index, image.size)
         predicted = self._predict(index, image)
         pictures = [
-            (overlay(image, target), "truth"),
-            (overlay(image, predicted), "prediction"),
+            (overlay(image, target, class_names=names), "truth"),
+            (overlay(image, predicted, class_names=names), "prediction"),
             (error_map(image, target, predicted), "error map"),
         ]
         thumbnails = [Thumbnail(data := thumbnail(picture, SIDE), label, image_kind(data)) for picture, label in pictures]
-        names = predictions.class_names
         caption = [f"IoU {iou:.1f} %", f"truth: {class_shares(target, names)}", f"prediction: {class_shares(predicted, names)}"]
         return ShownImage(predictions.images[index], thumbnails, caption)
 

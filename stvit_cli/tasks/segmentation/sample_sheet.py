@@ -42,7 +42,8 @@ def sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
         except UserError:
             continue
         image, labels = _denormalized(sample["image"], recipe.data.mean, recipe.data.std), sample["target"].numpy()
-        files = [(thumbnail(image, SIDE), "image"), (thumbnail(overlay(image, labels), SIDE), "label map")]
+        drawn = overlay(image, labels, class_names=task.section.class_names)
+        files = [(thumbnail(image, SIDE), "image"), (thumbnail(drawn, SIDE), "label map")]
         thumbnails = [Thumbnail(data, label, image_kind(data)) for data, label in files]
         name = PurePath(images.path(sample["index"])).name
         shown.append(ShownImage(name, thumbnails, [class_shares(labels, task.section.class_names)]))

@@ -164,3 +164,15 @@ def test_the_sample_sheet_shows_crops_with_their_label_maps(task: SegmentationTa
     assert [file.label for file in sheet[0].thumbnails] == ["image", "label map"]
     assert "%" in sheet[0].caption[0]
     assert sheet == sample_sheet(task, 3)
+
+
+def test_classes_are_named_where_they_are() -> None:
+    target = np.zeros((40, 40), dtype=np.int32)
+    target[:, 30:] = 1
+    plain, named = (
+        np.asarray(overlay(Image.new("RGB", (40, 40)), target, class_names=names)) for names in (None, ("sky", "road\n"))
+    )
+    rows, columns = np.nonzero((plain != named).any(axis=2))
+    assert columns.min() < 120 < columns.max()
+    assert rows.min() > 100  # in the middle, both
+    assert rows.max() < 140
