@@ -11,6 +11,9 @@ from stvit_cli.utils.text import printable
 
 NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
 
+LONG_TEXT = 40
+"""Characters of a cell that gets room on a phone, where the table scrolls."""
+
 MAX_TILES = 8
 """More metrics than these are a table."""
 
@@ -119,7 +122,8 @@ def _class(name: str) -> str:
 def _cell(value: str | float | int | None, column: Column, index: int) -> str:
     if column.kind == "text":
         tag = 'th scope="row"' if index == 0 else "td"
-        return f"<{tag}>{'' if value is None else text(str(value))}</{tag.split()[0]}>"
+        shown = "" if value is None else text(str(value))
+        return f"<{tag}{_class('long' if len(shown) > LONG_TEXT else '')}>{shown}</{tag.split()[0]}>"
     if value is None or isinstance(value, str) or not math.isfinite(value):
         return f'<td class="num" data-v="">{text(value) if isinstance(value, str) else ""}</td>'
     shown = text(number(value, column.kind))

@@ -19,7 +19,7 @@ MEANINGS = {
     "miou": "Its mean IoU, the overlap of predicted and true regions over the classes, is {value}",
 }
 
-NUM_TILES = 6
+NUM_TILES = 4
 
 
 def summary_section(run: Run, sections: Sequence[ReportSection], problems: Sequence[str]) -> ReportSection:
