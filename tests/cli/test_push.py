@@ -21,6 +21,7 @@ from stvit_cli.analysis.hub_folder import write_hub_folder
 from stvit_cli.analysis.model_card import card_text, write_card
 from stvit_cli.models.weights.hub import require_repo_name
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks import create_from
 
 
 @pytest.fixture
@@ -213,3 +214,18 @@ def test_names_of_repositories() -> None:
     for bad in ("flowers", "a/b/c", "/a", "a/", "a b/c", "a/b.git", "a/..", "-a/b", "a/b--c", "é/b", "a/" + "b" * 97):
         with pytest.raises(stvit_cli.UserError, match="is no name of a repository"):
             require_repo_name(bad)
+
+
+def test_models_of_timm_are_read_by_timm_alone(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\nmodel:\n  name: timm/vit_tiny_patch16_224\n")
+    info = WeightsInfo("timm/vit_tiny_patch16_224", num_classes=2, class_names=("a", "b"), image_size=32)  # of 224 at timm
+    save_weights(tmp_path / "best.safetensors", create_from(info), info)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_hub_folder(tmp_path, folder)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "timm"
+    assert "import stvit_cli  #" not in card.text
+    pixels = torch.randn(1, 3, 32, 32)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    torch.testing.assert_close(model(pixels), stvit_cli.load(folder).model(pixels))
