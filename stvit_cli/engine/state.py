@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
@@ -41,6 +41,24 @@ class RunState:
     window_steps: int = 0
     skipped: int = 0
     seconds: float = 0.0
+
+    def choose_best(self, results: Mapping[str, Mapping[str, float]], main: str) -> str | None:
+        """Compare an evaluation, made after ``step``, with the best one so far.
+
+        Args:
+            results: the metrics by model: the weights (an empty name) and their moving average (``ema_``).
+            main: the metric that decides.
+
+        Returns:
+            The name of the model that is the best so far; None: the best one is still an earlier one.
+        """
+        winner = max(results, key=lambda prefix: _rank(results[prefix], main))
+        best = self.best.get("metrics")
+        self.stale = 0 if best is None or results[winner][main] > best[main] else self.stale + 1
+        if best is not None and _rank(results[winner], main) <= _rank(best, main):
+            return None
+        self.best = {"step": self.step, "ema": winner == "ema_", "metrics": results[winner]}
+        return winner
 
 
 def fingerprint(session: Session) -> dict[str, Any]:
@@ -183,3 +201,11 @@ def _short(value: Any) -> str:
 def _all_tensors(session: Session) -> list[Tensor]:
     tensors = [*session.model.state_dict().values(), *optimizer_tensors(session.model, session.optimizer).values()]
     return tensors + (list(session.ema.module.state_dict().values()) if session.ema is not None else [])
+
+
+def _rank(metrics: Mapping[str, float], main: str) -> tuple[float, float]:
+    """Return what decides between two evaluations: the main metric and, where it is equal, the lower loss.
+
+    Of twelve validation images a model soon predicts all; without the loss the first such weights would stay the best.
+    """
+    return metrics[main], -metrics.get("loss", 0.0)

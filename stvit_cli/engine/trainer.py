@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from stvit_cli.engine import checkpoint
-from stvit_cli.engine.branch import Branch, adapted, optimizer_name
+from stvit_cli.engine.branch import Branch
 from stvit_cli.engine.callbacks import Callback, Callbacks, TrainingView, read_only
-from stvit_cli.engine.damage import ADAMW, check_content
+from stvit_cli.engine.damage import ADAMW
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
@@ -25,16 +23,15 @@ from stvit_cli.engine.peak_memory import peak_memory
 from stvit_cli.engine.precise_batch_norm import recompute_statistics
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
-from stvit_cli.engine.run_lock import RunLock
+from stvit_cli.engine.run_start import RunStart
 from stvit_cli.engine.run_writer import RunWriter
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.signals import StopRequest, stop_request
-from stvit_cli.engine.state import RunState, inexact_changes, restore
+from stvit_cli.engine.state import RunState
 from stvit_cli.engine.step import StepResult, TrainStep
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
-from stvit_cli.utils.files import writing
 from stvit_cli.utils.machine_failures import machine_failures_explained
 from stvit_cli.utils.metric_names import metric_name, metric_with_unit
 from stvit_cli.utils.streams import lasting_output
@@ -83,17 +80,11 @@ def fit(
             paths = RunDir(run_dir)
             is_resumed = world.broadcast(resume or (was_restarted() and paths.recipe.is_file()))
             with closing(Trainer(session, paths, stop, first_images, callbacks)) as trainer:
-                if is_resumed:
-                    trainer.resume()
-                elif branch is not None:
-                    trainer.start_from(branch)
-                else:
-                    trainer.start()
-                return trainer.run()
+                return trainer.run(RunStart(session, paths, trainer.writer), branch, resume=is_resumed)
 
 
 class Trainer:
-    """A run in its directory: `start`, `start_from` or `resume` first, then `run`.
+    """The loop of a run in its directory.
 
     Args:
         session: the model, the data and the optimizer.
@@ -127,89 +118,13 @@ class Trainer:
         """Release the run directory and what the run logs to."""
         self.writer.close(self.status)
 
-    def start(self) -> None:
-        """Start a run. The first checkpoint holds the initial weights, so that there is always one to resume from."""
-        self.notes += self.world.on_main(self.session.task.check_data)
-        self.world.on_main(self.writer.loggers.connect)
-        self.notes += self.writer.lock(self.run_dir.clear)
-        self.writer.save_checkpoint(self.state)
-        self._write_environment()
-        self.world.on_main(lambda: self.run_dir.write_recipe(self.recipe))
+    def run(self, start: RunStart, branch: Branch | None, *, resume: bool) -> dict[str, float]:
+        """Start, and train to the end.
 
-    def _write_environment(self, started_from: dict[str, object] | None = None) -> None:
-        device, size, kernels = str(self.world.device), self.world.size, self.session.preparation.kernels
-        self.world.on_main(lambda: self.run_dir.write_environment(device, size, kernels, started_from))
-
-    def start_from(self, branch: Branch) -> None:
-        """Start a run from a checkpoint of another one. With the same recipe it is bit-identical to that run's continuation."""
-        source: checkpoint.Checkpoint | None = None
-
-        def read() -> dict[str, Any]:
-            nonlocal source
-            source = branch.read()
-            return source.state
-
-        def is_kept(row: dict[str, Any]) -> bool:
-            return not (row["kind"] == "eval" and row["step"] == branch.step and self.timeline.eval_due(branch.step))
-
-        content = self.world.on_main(read)
-        self.state = restore(self.session, source, adapted)
-        self.world.on_main(self._require_finite_weights)
-        self.notes += self.world.on_main(self.session.task.check_data)
-        self.world.on_main(self.writer.loggers.connect)
-        self.notes += self.writer.lock(self.run_dir.clear)
-        # First of all files: it tells the remains of a run that was killed here from a user's checkpoints (`require_free`).
-        self._write_environment({"run": str(branch.run_dir.resolve()), "step": branch.step})
-        self.world.on_main(lambda: branch.copy_metrics(self.run_dir.metrics, content["metrics_bytes"], is_kept))
-        self.notes.append(f"Started from {branch.run_dir} after step {self.state.step}.")
-        self.notes += inexact_changes(self.session, content)
-        before, now = optimizer_name(content), self.recipe.optim.name
-        if before != now:
-            self.notes.append(f"The optimizer {now} starts without state: the checkpoint's is that of {before}.")
-        self.writer.save_checkpoint(self.state)
-        self.world.on_main(lambda: self.run_dir.write_recipe(self.recipe))
-
-    def resume(self) -> None:
-        """Resume the run from its newest complete checkpoint."""
-        self.world.on_main(self.run_dir.require_run)
-        self.notes += self.writer.lock(lambda: RunLock.acquire(self.run_dir.path))
-        self.world.on_main(self.run_dir.remove_leftovers)
-        self.world.on_main(lambda: self.run_dir.check_resumable(self.recipe))
-        newest: checkpoint.Checkpoint | None = None
-
-        def read() -> dict[str, Any]:
-            nonlocal newest
-            newest = checkpoint.load_newest(
-                self.run_dir.checkpoints, lambda found: check_content(self.session, found.step, found.tensors, found.state)
-            )
-            return newest.state
-
-        content = self.world.on_main(read)
-        self.state = restore(self.session, newest)
-        self.writer.saved_step = self.state.step
-        self.notes.append(f"Resumed after step {self.state.step}.")
-        self.notes += inexact_changes(self.session, content)
-        self.world.on_main(self._require_finite_weights)
-        self.world.on_main(lambda: self._tidy(newest, content["metrics_bytes"]))
-
-    def _require_finite_weights(self) -> None:
-        require_finite_weights(self.session, self.state, self.run_dir)
-
-    def _tidy(self, newest: checkpoint.Checkpoint | None, metrics_bytes: int) -> None:
-        """Quarantine damaged checkpoints and drop the metrics of steps that will be taken again."""
-        assert newest is not None
-        self.writer.recorded = self.writer.metrics_log.last_steps()
-        for path, reason in newest.skipped_damaged.items():
-            self.notes.append(
-                f"Warning: {path.name} is damaged ({reason}); {newest.path.name} is used. It is now {path.name}.damaged."
-            )
-            with writing(path):
-                checkpoint.quarantine(path)
-        if not self.writer.metrics_log.truncate(metrics_bytes):
-            self.notes.append(f"Warning: {self.run_dir.metrics} has lost lines that were there at the checkpoint.")
-
-    def run(self) -> dict[str, float]:
-        """Train to the end.
+        Args:
+            start: starts the run.
+            branch: a checkpoint of another run to start from.
+            resume: resume the run in the directory.
 
         Returns:
             The result of the run; see `fit`.
@@ -217,6 +132,8 @@ class Trainer:
         Raises:
             Interrupted: a signal stopped the run; its state is saved.
         """
+        self.state = start.resume() if resume else start.new() if branch is None else start.branch(branch)
+        self.notes = start.notes
         with Progress(self.timeline, self.state.step, not self.world.is_main, self.session.task.main_metric) as self.progress:
             self.writer.open_loggers(self.state.step, self.progress.say, self.progress.warn)
             self._print_summary()
@@ -361,7 +278,7 @@ class Trainer:
             session, state.step, stopped=lambda: self.stop.number != 0, advance=self.progress.recomputing
         ):
             self._stop(max(self.world.gather(self.stop.number)))
-        self.world.on_main(self._require_finite_weights)
+        self.world.on_main(lambda: require_finite_weights(session, state, self.run_dir))
         try:
             evaluated = evaluate_models(
                 session.task,
@@ -381,16 +298,10 @@ class Trainer:
         results = {name: found.metrics for name, found in evaluated.items()}
         averaged = {f"ema_{name}": value for name, value in results.get("ema_", {}).items() if isinstance(value, float)}
         state.evaluated, state.metrics = state.step, results[""] | averaged
-        main = session.task.main_metric
-        winner = max(results, key=lambda prefix: _rank(results[prefix], main))
-        is_best = not state.best or _rank(results[winner], main) > _rank(state.best["metrics"], main)
-        is_better = not state.best or results[winner][main] > state.best["metrics"][main]
-        state.stale = 0 if is_better else state.stale + 1
-        if is_best:
-            state.best = {"step": state.step, "ema": winner == "ema_", "metrics": results[winner]}
+        winner = state.choose_best(results, session.task.main_metric)
         self.writer.record("eval", state.step, state.metrics | {"seconds": seconds})
-        self.writer.save_weights(state, best=evaluated[winner] if is_best else None)
-        self.progress.evaluated(state.step, state.metrics, is_best, seconds)
+        self.writer.save_weights(state, best=None if winner is None else evaluated[winner])
+        self.progress.evaluated(state.step, state.metrics, winner is not None, seconds)
         self.writer.draw_curves(interval=CURVES_SECONDS)
         self._call("on_evaluation")
         self.window_since += time.monotonic() - began
@@ -454,11 +365,3 @@ class Trainer:
             **({"stopped_early": self._is_stopped_early()} if self.recipe.schedule.patience is not None else {}),
             **{f"last_{name}": value for name, value in state.metrics.items() if isinstance(value, float)},
         }
-
-
-def _rank(metrics: dict[str, float], main: str) -> tuple[float, float]:
-    """Return what decides between two evaluations: the main metric and, where it is equal, the lower loss.
-
-    Of twelve validation images a model soon predicts all; without the loss the first such weights would stay the best.
-    """
-    return metrics[main], -metrics.get("loss", 0.0)

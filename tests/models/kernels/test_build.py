@@ -243,6 +243,7 @@ def test_where_ctrl_c_ends_the_command_it_ends_the_compiler(
     def interrupt() -> None:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
+        time.sleep(0.3)  # on a busy machine this process may still be within Popen
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)

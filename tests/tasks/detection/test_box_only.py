@@ -23,6 +23,7 @@ from stvit_cli import tasks
 from stvit_cli.analysis.cost.profile_recipe import profile_recipe
 from stvit_cli.data.coco import CocoImages
 from stvit_cli.data.coco_index import read_coco
+from stvit_cli.data.palette import class_colour
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import save_weights
 from stvit_cli.recipe import Recipe
@@ -311,7 +312,8 @@ def test_boxes_without_a_split_through_the_command_line(stvit: Any, boxes: Path,
     assert ended.code == 0, ended.err
     (answer,) = json.loads(report.read_text())
     assert set(answer["objects"][0]) == {"name", "index", "score", "box"}
-    assert (np.asarray(Image.open(tmp_path / "drawn" / "00000-0.png")) != np.asarray(Image.open(image))).any()
+    drawn = np.asarray(Image.open(tmp_path / "drawn" / "00000-0.png")).reshape(-1, 3)
+    assert (drawn == class_colour(answer["objects"][0]["index"])).all(1).any(), "the box has the colour of its class"
     assert stvit("export", run, tmp_path / "half.safetensors", "--precision", "fp16").code == 0
     assert stvit("predict", image, "--weights", tmp_path / "half.safetensors").code == 0
     assert (
