@@ -78,7 +78,7 @@ def push(run: AnyPath, repo: str, *, private: bool = False, license: str | None 
 
 
 def _upload(path: Path, name: str, folder: Path, *, private: bool, licence: str | None) -> PushResult:
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi, ModelCard, get_token
 
     from stvit_cli import __version__
     from stvit_cli.analysis.hub_folder import write_hub_folder
@@ -92,6 +92,8 @@ def _upload(path: Path, name: str, folder: Path, *, private: bool, licence: str 
     write_hub_folder(path, folder, repo=name, licence=licence)  # before anything is made at the Hub
     api = HfApi(library_name="stvit", library_version=__version__)
     with explained(name, "written"):
+        # The Hub refuses a card, as for a licence that it does not know, only when the repository is there.
+        ModelCard.load(folder / "README.md", ignore_metadata_errors=True).validate()
         repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
         if repo_id != name:  # the owner was left out, and is in the card's lines
             write_hub_folder(path, folder, repo=repo_id, licence=licence)

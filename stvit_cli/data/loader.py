@@ -48,6 +48,10 @@ GRACE_S = 60
 """Seconds that a worker keeps running after SIGTERM, in which its parent ends the step and saves."""
 
 
+_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_HELD = (*_IGNORED, signal.SIGTERM)
+
+
 class DeadWorkerError(UserError):
     """A worker was ended from outside, as by a system that is out of memory."""
 
@@ -154,7 +158,8 @@ class Loader:
         return len(self.loader)
 
     def __iter__(self) -> Generator[Any, None, None]:
-        iterator = iter(self.loader)
+        with _signals_held():
+            iterator = iter(self.loader)
         try:
             for batch in iterator:
                 if isinstance(batch, _Refused):
@@ -223,12 +228,22 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back while workers start: the first one would end a worker that has no handlers of its own yet."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(niceness: int, _worker_id: int) -> None:
     """Signals to a whole group (Ctrl-C, Slurm's) must not end the workers under a parent that still ends its step."""
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _keep_running_for_a_while)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     if hasattr(os, "nice"):
         os.nice(niceness)
 

@@ -63,21 +63,22 @@ class MetricsLog:
         return is_complete
 
     def last_steps(self) -> dict[str, int]:
-        """Return the last step of each kind of row. A line that a killed process left unfinished is none."""
+        """Return the last step of each kind of row."""
         steps: dict[str, int] = {}
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
-            with suppress(ValueError):
-                row = json.loads(line)
-                steps[row["kind"]] = max(row["step"], steps.get(row["kind"], -1))
+        for row in self._rows():
+            steps[row["kind"]] = max(row["step"], steps.get(row["kind"], -1))
         return steps
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         return [row for row in self._rows() if row["kind"] == kind]
 
     def _rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        """Return every row. A line that a killed process left unfinished, or that was damaged since, is none."""
+        rows = []
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
 
 
 def _csv_line(row: Mapping[str, Any], columns: Iterable[str]) -> str:

@@ -18,6 +18,8 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 # may have sent it already: within this time it is the same one. These name such a parent in the environment.
 ECHO_SECONDS = 1.0
 PARENTS = ("TORCHELASTIC_RUN_ID", "STVIT_ABLATION")
+# GNU timeout sends its signal to the process and then to the group that the process is in: that is one request too.
+TWICE_SECONDS = 0.25
 
 
 class StopRequest:
@@ -35,8 +37,12 @@ class StopRequest:
             if is_main_process() and os.getpid() == self._pid:
                 with suppress(OSError):  # after SIGHUP the terminal is gone
                     os.write(2, b"\nEnding the step and saving; the same signal again exits at once.\n")
-        elif time.monotonic() - self._since >= self._echo and os.getpid() == self._pid:
-            # Files are renamed into place when complete, so nothing needs cleaning up.
+            return
+        echo = max(self._echo, TWICE_SECONDS) if number == self.number else self._echo
+        if time.monotonic() - self._since >= echo and os.getpid() == self._pid:
+            # Files are renamed into place when complete, so nothing needs cleaning up. Torch answers the end of a worker with an
+            # exception in the main thread, which would come before the exit.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(exit_code(number))

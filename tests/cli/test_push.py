@@ -146,7 +146,7 @@ def test_a_folder_is_the_same_as_a_repository(short_run: Path, image_folder: Pat
         (["RUN", "a/b/c"], "'a/b/c' is no name of a repository of the Hugging Face Hub; expected OWNER/NAME"),
         (["RUN", "https://huggingface.co/someone/flowers"], "is no name of a repository"),
         (["RUN", "other/flowers"], "other/flowers cannot be written: the Hub answers: You don't have the rights"),
-        (["RUN", "someone/flowers", "--license", "mine"], 'Invalid metadata in README.md.; "license" must be one of'),
+        (["RUN", "someone/flowers", "--license", "mine"], 'cannot be written: Error: "license" must be one of'),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], expected: str, short_run: Path, the_hub: Hub, stvit: Stvit) -> None:
@@ -154,6 +154,7 @@ def test_what_is_wrong_is_said(words: list[str], expected: str, short_run: Path,
     assert ended.code == 2
     assert expected in ended.err
     assert len(ended.err.splitlines()) <= 6
+    assert not the_hub.repos  # nothing is made there
 
 
 def test_no_token_and_no_network_are_said(

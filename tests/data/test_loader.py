@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
+from torch.utils.data._utils import worker
 
 from stvit_cli.data.loader import TrainBatches, build_eval_loader, build_train_loader, seeded, usable_workers
 from stvit_cli.errors import UserError
@@ -200,6 +201,18 @@ def test_workers_leave_signals_to_their_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert [int(number) for batch in numbers(20, receive) for number in batch] == list(range(20))
+
+
+def test_signals_wait_until_a_worker_has_its_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_handlers = worker.signal_handling._set_worker_signal_handlers
+
+    def receive() -> None:
+        set_handlers()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(worker.signal_handling, "_set_worker_signal_handlers", receive)
+    assert [int(number) for batch in numbers(8) for number in batch] == list(range(8))
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_faults_of_ours_keep_their_trail() -> None:

@@ -64,6 +64,14 @@ def test_under_torchrun_an_echo_is_no_second_one(monkeypatch: pytest.MonkeyPatch
     assert request.number == signal.SIGINT
 
 
+def test_timeout_sends_one_request_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    request = StopRequest()
+    request.receive(signal.SIGTERM, None)
+    request.receive(signal.SIGTERM, None)
+    assert request.number == signal.SIGTERM
+
+
 def test_the_former_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_request() as request:

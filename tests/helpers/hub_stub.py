@@ -55,6 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
             head = yaml.safe_load(content.split("---")[1])
             bad = "license" in head and head["license"] not in ("apache-2.0", "mit")
             errors = [{"message": '"license" must be one of [apache-2.0, mit]'}] if bad else []
+            if self.headers.get("Accept") == "text/plain":
+                return self._answer(400 if errors else 200, "".join(f"- Error: {error['message']}\n" for error in errors).encode())
             return self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer(401, {"error": "Invalid username or password."})
