@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from stvit_cli.api import after_run
 from stvit_cli.engine.distributed import joined_world
 from stvit_cli.errors import UserError
-from stvit_cli.utils.environment import restart_count
+from stvit_cli.recipe import Recipe
+from stvit_cli.utils.environment import is_main_process, restart_count, single_process, world_size
 
 WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -48,3 +52,17 @@ def test_the_command_line_says_it_before_it_builds_anything(stvit, monkeypatch: 
     ended = stvit("train", "--recipe", "quickstart", "--output", "never")
     assert ended.code == 2
     assert "RANK and MASTER_ADDR and MASTER_PORT are not set" in ended.err
+
+
+def test_what_comes_after_a_run_waits_for_no_other_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    sizes = []
+    monkeypatch.setattr(after_run, "write_card", lambda _: sizes.append(world_size()))
+    monkeypatch.setattr(after_run, "write_report", lambda *_: sizes.append(world_size()))
+    after_run.finish(tmp_path, Recipe(), None)
+    assert (sizes, world_size()) == ([1, 1], 2)
+    monkeypatch.setenv("RANK", "1")
+    with single_process():
+        assert is_main_process()
+    assert not is_main_process()

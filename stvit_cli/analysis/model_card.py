@@ -223,7 +223,7 @@ def _body(run: _Run, licence: str | None, repo: str) -> Iterator[str]:
     does = (_MANY_LABELS if info.multi_label else _WHAT[info.task]).format(classes=count)
     yield f"\n# {_escaped(_title(run))}\n"
     yield (
-        f"{_escaped(info.model)} with {run.num_params / 1e6:.2f} M parameters, trained with stvit {__version__}.\n"
+        f"{_escaped(info.model)} with {run.num_params / 1e6:.2f} M parameters, trained with stvit {_version(run)}.\n"
         f"It {does}, and was trained on images of {info.image_size} pixels."
     )
     if not info.model.startswith("timm/"):
@@ -247,6 +247,12 @@ def _body(run: _Run, licence: str | None, repo: str) -> Iterator[str]:
             "Not stated. Whoever publishes these weights states it: `license:` at the head of this file, or\n"
             "`stvit push --license`. The licences of the training images and of the weights it started from may bind."
         )
+
+
+def _version(run: _Run) -> str:
+    """Return the version that trained the run: a card may be written by a later one."""
+    versions = run.environment.get("versions")
+    return _escaped(str(versions.get("stvit", __version__))) if isinstance(versions, dict) else __version__
 
 
 def _loading(info: WeightsInfo, repo: str) -> Iterator[str]:

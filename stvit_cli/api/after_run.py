@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stvit_cli.utils.environment import is_main_process
+from stvit_cli.utils.environment import is_main_process, single_process
 from stvit_cli.utils.text import shell_command
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def finish(run_dir: Path, recipe: Recipe, task: Task) -> None:
     """
     if not is_main_process():
         return
-    attempt("The model card", lambda: write_card(run_dir), "stvit", "push", run_dir, "local-dir:FOLDER")
-    write_report(run_dir, recipe, task)
+    with single_process():  # a run without kept predictions is evaluated, for which the others would have to be there
+        attempt("The model card", lambda: write_card(run_dir), "stvit", "push", run_dir, "local-dir:FOLDER")
+        write_report(run_dir, recipe, task)
 
 
 def write_card(run_dir: Path) -> None:

@@ -17,6 +17,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from stvit_cli import __version__
 from stvit_cli.engine.run_lock import LOCK, RunLock
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
@@ -29,7 +30,7 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 # Written before recipe.yaml: a directory that holds nothing else is what a run leaves that was killed while it started.
 BEFORE_RECIPE = frozenset({"checkpoints", ENVIRONMENT, LOCK})
-VERSIONS_OF = ("stvit", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
 
 class RunDir:
@@ -189,7 +190,7 @@ def _names(path: Path) -> set[str]:
 
 def environment(device: str, world_size: int, kernels: bool) -> dict[str, object]:
     """Return what is needed to reproduce a run: versions, machine, command, time."""
-    versions = {}
+    versions = {"stvit": __version__}
     for name in VERSIONS_OF:
         try:
             versions[name] = metadata.version(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from stvit_cli.errors import UserError
 
@@ -56,6 +58,17 @@ def require_group() -> None:
 
 
 _HOW = "torchrun sets these; for a single process, unset WORLD_SIZE and RANK."
+
+
+@contextmanager
+def single_process() -> Iterator[None]:
+    """Take this process for the only one within a ``with`` block: for work of the main process when the others have ended."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def is_main_process() -> bool:

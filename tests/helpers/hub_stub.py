@@ -56,7 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
             bad = "license" in head and head["license"] not in ("apache-2.0", "mit")
             errors = [{"message": '"license" must be one of [apache-2.0, mit]'}] if bad else []
             if self.headers.get("Accept") == "text/plain":
-                return self._answer(400 if errors else 200, "".join(f"- Error: {error['message']}\n" for error in errors).encode())
+                text = "".join(f"- Error: {error['message']}\n" for error in errors)
+                return self._answer(400 if errors else 200, text.encode())
             return self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer(401, {"error": "Invalid username or password."})

@@ -186,6 +186,14 @@ def test_the_evaluator_counts_ranks_and_breaks_ties_by_the_class() -> None:
     assert dict(whole.compute([part.state() for part in parts])) == metrics
 
 
+def test_an_evaluation_keeps_no_scores_of_all_classes() -> None:
+    evaluator = ClassificationEvaluator()
+    evaluator.update(
+        Fixed(), {"image": torch.rand(8, 1000), "target": torch.zeros(8, dtype=torch.long), "index": torch.arange(8)}
+    )
+    assert sum(part.untyped_storage().nbytes() for part in evaluator.parts[0]) <= 100 * 8
+
+
 def test_weights_with_other_classes_leave_the_head_new(tmp_path: Path) -> None:
     source = build("train.seed=1")
     info = source.weights_info()
