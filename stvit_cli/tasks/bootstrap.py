@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -44,6 +44,7 @@ class Interval:
         value: of all images; NaN: not defined.
         low: lower end; NaN: there is no interval.
         high: upper end.
+        bias: mean of the resamples less the value; NaN: there are none.
 
     Example:
         >>> Interval(value=2.0, low=1.0, high=3.0).excludes_zero
@@ -53,6 +54,7 @@ class Interval:
     value: float
     low: float
     high: float
+    bias: float = field(default=math.nan, compare=False)
 
     @property
     def excludes_zero(self) -> bool:
@@ -198,11 +200,12 @@ def _by_name(
 ) -> dict[str, Interval]:
     found = {}
     for column, (name, value) in enumerate(zip(names, values.tolist(), strict=True)):
-        low = high = math.nan
+        low = high = bias = math.nan
         usable = drawn[:, column][np.isfinite(drawn[:, column])] if len(drawn) else drawn
         if len(usable) and math.isfinite(value):
             low, high = np.quantile(usable, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+            bias = float(usable.mean()) - value
             if not low <= value <= high:
                 low = high = math.nan
-        found[name] = Interval(value, low, high)
+        found[name] = Interval(value, low, high, bias)
     return found

@@ -157,7 +157,10 @@ class TaskSpec:
         image_scores: returns how right the predictions are about each image; None: runs are compared without it.
         report: yields the task's sections of a report; None: it has none.
         draw_evaluation: yields the validation images with truth and prediction, the worst first; None: it draws none.
-        sample_sheet: draws augmented training samples as the model sees them, with their truth: of a task, their number.
+        compared_image: returns what draws a validation image, by its index, for comparing runs: thumbnails labelled ``truth`` and
+            ``prediction``, None where it cannot be opened. None: what is said of an image is a line of text.
+        sample_sheet: draws augmented training samples with their truth: of a task, their number.
+        samples_note: how they differ, if at all, from what the model sees.
     """
 
     name: str
@@ -176,4 +179,6 @@ class TaskSpec:
     image_scores: Callable[[Predictions], ImageScores] | None = None
     report: Callable[[ReportInput], Iterator[ReportSection]] | None = None
     sample_sheet: Callable[[Task, int], Sequence[ShownImage]] | None = None
+    samples_note: str = "As the model sees them, after augmentation, with the truth that it learns."
     draw_evaluation: Callable[[ReportInput], Iterator[EvalDrawing]] | None = None
+    compared_image: Callable[[ReportInput], Callable[[int], ShownImage | None]] | None = None

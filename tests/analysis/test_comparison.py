@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 import stvit_cli
-from stvit_cli.analysis.comparison.runs import short_names
+from stvit_cli.analysis.comparison.images import beside
+from stvit_cli.analysis.comparison.runs import ComparedRun, short_names
 from stvit_cli.engine.evaluation import Evaluated
 from stvit_cli.engine.kept_evaluation import write_evaluation
 from stvit_cli.engine.run_dir import RunDir
@@ -20,6 +24,7 @@ from stvit_cli.tasks.bootstrap import mcnemar
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions
 from stvit_cli.tasks.detection.image_scores import image_scores as of_detections
 from stvit_cli.tasks.detection.predictions import Boxes, DetectionPredictions
+from stvit_cli.tasks.report_parts import Thumbnail
 from stvit_cli.tasks.segmentation.image_scores import image_scores as of_segmentation
 from stvit_cli.tasks.segmentation.predictions import SegmentationPredictions
 
@@ -195,6 +200,17 @@ def test_scores_of_a_detector_s_images_are_f1() -> None:
     assert scores.describe(1).startswith("1 right, 0 wrong, 1 missed")
     other = DetectionPredictions(list("abcd"), ("x", "y"), [1, 2, 3, 4], sizes, found, found)
     assert of_detections(other).truth != scores.truth
+
+
+def test_truth_stands_beside_what_each_run_says() -> None:
+    def drawn(truth: bytes, said: bytes) -> Callable[[int], Sequence[Thumbnail]]:
+        return lambda index: [Thumbnail(truth, "truth"), Thumbnail(said, "prediction"), Thumbnail(b"", "error map")]
+
+    a, b = (SimpleNamespace(name=name) for name in "ab")
+    shots = beside(cast(ComparedRun, a), drawn(b"t", b"1"), cast(ComparedRun, b), drawn(b"t", b"2"))(0)
+    assert [(shot.label, shot.data) for shot in shots] == [("truth", b"t"), ("a", b"1"), ("b", b"2")]
+    moved = beside(cast(ComparedRun, a), lambda index: (), cast(ComparedRun, b), drawn(b"t", b"2"))(0)
+    assert [shot.label for shot in moved] == ["truth", "b"]
 
 
 def test_scores_of_a_segmenter_s_images_are_their_mean_iou() -> None:

@@ -3,56 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from stvit_cli import tasks
+from stvit_cli.analysis.comparison.images import image_sections
 from stvit_cli.analysis.comparison.runs import ComparedRun
-from stvit_cli.data.thumbnails import image_kind, thumbnail
-from stvit_cli.errors import UserError
-from stvit_cli.models.weights.file import read_info
-from stvit_cli.tasks.report_parts import (
-    ChartPart,
-    Column,
-    GalleryPart,
-    Part,
-    ReportSection,
-    Series,
-    ShownImage,
-    TablePart,
-    TextPart,
-    Thumbnail,
-)
+from stvit_cli.tasks.report_parts import ChartPart, Column, ReportSection, Series, TablePart, TextPart
 from stvit_cli.utils.metric_names import metric_name, metric_with_unit
 from stvit_cli.utils.text import shell_command
-
-MAX_SHOWN = 24
-"""Images of a gallery."""
-MAX_LISTED = 200
-"""Images of the table where none can be opened."""
 
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-@runtime_checkable
-class HasImages(Protocol):
-    """A validation set that can open its images."""
-
-    @property
-    def images(self) -> Opens: ...
-
-
-class Opens(Protocol):
-    """Images by index."""
-
-    def __len__(self) -> int: ...
-
-    def open(self, index: int) -> Image.Image: ...
 
 
 def page_sections(
@@ -69,7 +31,7 @@ def page_sections(
         metrics: see `Comparison.metrics`.
     """
     sections = [_runs(summary, notes), _metrics(runs, paired, metrics)]
-    sections += list(_images(runs[0], paired))
+    sections += list(image_sections(runs[0], paired))
     curves = _curves(runs)
     if curves:
         sections.append(ReportSection("curves", "Curves", curves, intro="All runs over the epochs. A ring marks the best epoch."))
@@ -148,96 +110,6 @@ def _metrics(runs: Sequence[ComparedRun], paired: Sequence[ComparedRun], metrics
         "Neither says what another training would change."
     )
     return ReportSection("metrics", "Metrics", [TablePart([Column(head) for head in heads], cells, note=note if paired else "")])
-
-
-def _images(baseline: ComparedRun, paired: Sequence[ComparedRun]) -> Iterator[ReportSection]:
-    for number, run in enumerate(paired, start=1):
-        assert baseline.scores is not None
-        assert run.scores is not None
-        difference = run.scores.score - baseline.scores.score
-        certainty = run.scores.certainty + baseline.scores.certainty
-        order = np.lexsort((-certainty, -np.abs(difference)))
-        better = [index for index in order.tolist() if difference[index] > 0]
-        worse = [index for index in order.tolist() if difference[index] < 0]
-        title = f"{run.name} and {baseline.name}: images"
-        if not better and not worse:
-            lines = [TextPart([f"Both are equally right about all {len(difference)} images."])]
-            yield ReportSection(f"images-{number}", title, lines)
-            continue
-        opened = _opener(baseline)
-        is_binary = not run.scores.what
-        verb, other = ("right", "wrong") if is_binary else ("better", "worse")
-        what = "" if is_binary else f" By {run.scores.what}, the largest difference first."
-        parts: list[Part] = []
-        for indices, first, second in ((better, run.name, baseline.name), (worse, baseline.name, run.name)):
-            name = f"{first} {verb}, {second} {other}" if is_binary else f"{first} {verb} than {second}"
-            parts.append(_gallery(f"{name}: {len(indices)}", indices, baseline, run, opened, what.strip()))
-        equal = len(difference) - len(better) - len(worse)
-        alone = " alone" if is_binary else ""
-        intro = f"Of {len(difference)} images: {run.name}{alone} is {verb} about {len(better)}, "
-        intro += f"{baseline.name}{alone} about {len(worse)}, "
-        both = int((run.scores.is_right & baseline.scores.is_right).sum())
-        intro += f"both are right about {both} and wrong about {equal - both}." if is_binary else f"{equal} are equal."
-        yield ReportSection(f"images-{number}", title, parts, intro=intro)
-
-
-def _gallery(
-    title: str,
-    indices: Sequence[int],
-    baseline: ComparedRun,
-    run: ComparedRun,
-    opened: Callable[[int], Thumbnail | None],
-    note: str,
-) -> Part:
-    """Return a gallery of images; a table of their names where none of them can be opened."""
-    assert baseline.found is not None
-    assert baseline.scores is not None
-    assert run.scores is not None
-    names, ours, theirs = baseline.found.predictions.images, baseline.scores, run.scores
-    shown: list[ShownImage] = []
-    for index in indices[: 2 * MAX_SHOWN]:
-        small = opened(index)
-        if small is None:
-            continue
-        truth = ours.describe_truth(index)
-        lines = [f"truth: {truth}"] if truth else []
-        lines += [f"{baseline.name}: {ours.describe(index)}", f"{run.name}: {theirs.describe(index)}"]
-        shown.append(ShownImage(names[index], [small], lines))
-        if len(shown) == MAX_SHOWN:
-            break
-    if shown or not indices:
-        return GalleryPart(title, shown, len(indices), note)
-    columns = [Column("image"), Column("truth"), Column(baseline.name), Column(run.name)]
-    rows = [
-        [names[index], ours.describe_truth(index), ours.describe(index), theirs.describe(index)] for index in indices[:MAX_LISTED]
-    ]
-    remark = f"The images cannot be opened where the run had them. {min(len(indices), MAX_LISTED)} of {len(indices)} are listed."
-    return TablePart(columns, rows, title, f"{note} {remark}".strip())
-
-
-def _opener(run: ComparedRun) -> Callable[[int], Thumbnail | None]:
-    """Return what opens an image of a run's validation set as a thumbnail; None where that is not possible."""
-    assert run.found is not None
-    known: dict[int, Thumbnail | None] = {}
-    try:
-        info = read_info(run.found.run_dir.best)
-        val_set = tasks.build_evaluation(run.recipe, info).val_set
-    except (UserError, OSError):
-        return lambda index: None
-    if not isinstance(val_set, HasImages) or len(val_set.images) != len(run.found.predictions.images):
-        return lambda index: None
-    images = val_set.images
-
-    def opened(index: int) -> Thumbnail | None:
-        if index not in known:
-            try:
-                data = thumbnail(images.open(index))
-                known[index] = Thumbnail(data, kind=image_kind(data))
-            except (UserError, OSError):
-                known[index] = None
-        return known[index]
-
-    return opened
 
 
 def _curves(runs: Sequence[ComparedRun]) -> list[ChartPart]:

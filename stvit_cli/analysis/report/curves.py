@@ -68,8 +68,9 @@ def _groups(run: Run) -> Iterator[tuple[str, list[str]]]:
     groups: dict[str, list[str]] = {}
     for name in names:
         if name != main:
-            head = name.partition("_")[0]
-            groups.setdefault(f"{head} metrics" if head in ("box", "mask") else "Further metrics", []).append(name)
+            head, _, rest = name.partition("_")
+            title = f"{head} {rest[:2].upper()}" if head in ("box", "mask") else "Further metrics"  # AP and AR apart
+            groups.setdefault(title, []).append(name)
     for title, members in groups.items():
         yield (members[0] if len(members) == 1 else title), members
 

@@ -98,5 +98,5 @@ def _samples(recipe: Recipe, task: Task) -> list[Part]:
         samples: Sequence[ShownImage] = draw(task, NUM_SAMPLES)
     except UserError as error:
         return [TextPart(["No training samples are shown:", *str(error).splitlines()], kind="warning")]
-    note = "As the model sees them, after augmentation, with the truth that it learns."
+    note = registry.get(recipe.task).samples_note
     return [GalleryPart("Training samples", samples, len(samples), note)]

@@ -78,7 +78,7 @@ def annotated(image: Image.Image, objects: Sequence[Annotation]) -> Image.Image:
     taken: list[Rectangle] = []
     for drawn, box in zip(objects, boxes, strict=True):
         text = printable(drawn.text)
-        place = _place(pen, text, font, box, canvas.size, taken)
+        place = place_name(pen, text, font, box, canvas.size, taken)
         if place is not None:
             taken.append(place)
             _write(pen, text, font, place, class_colour(drawn.label))
@@ -111,10 +111,19 @@ def _places(box: Box, size: tuple[float, float], room: tuple[int, int]) -> Itera
         yield left, top + step * height
 
 
-def _place(
+def place_name(
     pen: ImageDraw.ImageDraw, text: str, font: Any, box: Box, room: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the band of a name: the first place within the image that no other band covers; None where there is none."""
+    """Return the band of a name: the first place within the image that no other band covers; None where there is none.
+
+    Args:
+        pen: of the image.
+        text: the name.
+        font: that it is written in.
+        box: left, top, right and bottom of the object.
+        room: width and height of the image.
+        taken: the bands of other names.
+    """
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 5, bottom - top + 5
     for x, y in _places(box, (width, height), room):

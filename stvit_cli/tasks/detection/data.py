@@ -77,8 +77,16 @@ def _read_files(
 def build_detection(
     data: DataSection, detection: DetectionSection, shapes: ShapesSection, hflip: float, seed: int
 ) -> DetectionData:
-    """Build both sets of a recipe. Raises UserError as `read_sets` does."""
+    """Build both sets of a recipe. Raises UserError as `read_sets` does, and without an object to evaluate on."""
     sets = read_sets(data, detection, shapes)
+    if not sets.val.num_objects.any():
+        advice = "Annotate some of them"
+        if detection.val_json is not None and data.kind not in formats.KINDS:
+            advice += ", or hold out a part of the training images: detection.val_json=null"
+        raise UserError(
+            f"{sets.val.path}: no object in the {len(sets.val)} images to evaluate on, so the best weights could not be chosen.\n"
+            f"{advice}."
+        )
     _last_read.clear()
     formats.forget()
     exif, masks = detection.exif_orientation, detection.head in BOX_ONLY

@@ -12,13 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from stvit_cli.data.coco import decode_mask
 from stvit_cli.data.drawing import write_text
 from stvit_cli.data.palette import class_colour, text_colour
-from stvit_cli.utils.text import shortened
+from stvit_cli.tasks.detection.annotated import Rectangle, place_name
+from stvit_cli.utils.text import printable, shortened
 
 SIDE = 320
 """Longer side of a drawing in pixels: enlarged, boxes and names can be read."""
 
 MASK_OPACITY = 0.45
-LONGEST_NAME = 24
+LONGEST_NAME = 34
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class DrawnObject:
 def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], side: int = SIDE) -> Image.Image:
     """Return a small copy of an image with objects drawn on it; the last are on top.
 
+    No name covers another: where there is no place left, those of the first objects are left out.
+
     Args:
         image: in mode RGB.
         objects: in pixels of the image.
@@ -59,9 +62,14 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], side: int =
     for drawn, (left, top, width, height) in zip(objects, boxes, strict=True):
         corners = (left, top, left + max(width - 1, 1), top + max(height - 1, 1))
         pen.rectangle(corners, outline=class_colour(drawn.label), width=1 if drawn.is_faint else 2)
-    for drawn, (left, top, _, _) in zip(objects, boxes, strict=True):
-        if drawn.text:
-            _write(pen, drawn, left, top, small.width, font)
+    taken: list[Rectangle] = []
+    for drawn, (left, top, width, height) in zip(reversed(objects), reversed(boxes), strict=True):
+        text = shortened(printable(drawn.text), LONGEST_NAME)
+        box = (max(left, 0), max(top, 0), min(left + width, small.width), min(top + height, small.height))
+        band = place_name(pen, text, font, box, small.size, taken) if text else None
+        if band is not None:
+            taken.append(band)
+            _write(pen, text, font, band, class_colour(drawn.label))
     return small
 
 
@@ -79,13 +87,7 @@ def _with_masks(small: Image.Image, image: Image.Image, objects: Sequence[DrawnO
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _write(pen: ImageDraw.ImageDraw, drawn: DrawnObject, left: float, top: float, room: int, font: Any) -> None:
-    """Write the text of an object on a band of its colour, above the box or, at the top of the image, in it."""
-    text = shortened(drawn.text, LONGEST_NAME)
-    start, above, end, below = pen.textbbox((0, 0), text, font=font)
-    width, height = end - start + 4, below - above + 4
-    x = max(0.0, min(left, room - width))
-    y = top - height if top >= height else top
-    colour = class_colour(drawn.label)
-    pen.rectangle((x, y, x + width, y + height), fill=colour)
-    write_text(pen, (x + 2 - start, y + 2 - above), text, text_colour(colour), font)
+def _write(pen: ImageDraw.ImageDraw, text: str, font: Any, band: Rectangle, colour: tuple[int, int, int]) -> None:
+    left, top, _, _ = pen.textbbox((0, 0), text, font=font)
+    pen.rectangle((band[0], band[1], band[2] - 1, band[3] - 1), fill=colour)
+    write_text(pen, (band[0] + 2 - left, band[1] + 2 - top), text, text_colour(colour), font)

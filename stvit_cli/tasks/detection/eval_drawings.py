@@ -86,7 +86,8 @@ class _Drawn:
         left, top, width, height = boxes.box[number].tolist()
         label = int(boxes.label[number])
         text = object_text(self.predictions.class_names[label], float(boxes.score[number]) if with_score else None)
-        return Annotation(label, (left, top, left + width, top + height), f"{text} {remark}".rstrip(), boxes.masks[number])
+        text += f" ({remark})" if remark else ""
+        return Annotation(label, (left, top, left + width, top + height), text, boxes.masks[number])
 
     def _caption(self, errors: Errors, true: NDArray[np.intp], found: NDArray[np.intp]) -> Sequence[str]:
         counts = Counter(errors.kind[found].tolist())

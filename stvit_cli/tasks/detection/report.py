@@ -13,7 +13,7 @@ from stvit_cli.tasks.bootstrap import intervals, num_resamples
 from stvit_cli.tasks.detection.analysis import DetectionAnalysis
 from stvit_cli.tasks.detection.errors import ERROR_TYPES, MISSED
 from stvit_cli.tasks.detection.predictions import DetectionPredictions
-from stvit_cli.tasks.detection.shown_images import DetectionImages
+from stvit_cli.tasks.detection.shown_images import SHOWN_SCORE, DetectionImages
 from stvit_cli.tasks.detection.statistics import AT_50, AT_75, PREFIXES
 from stvit_cli.tasks.detection.thresholds import SCORES, score_curves
 from stvit_cli.tasks.report_parts import (
@@ -47,11 +47,11 @@ SIZES = {
 }
 """COCO's sizes of objects."""
 
+NOTED_BIAS = 0.1
+"""Of box AP, in points of percent: the page says that its interval lies too high."""
+
 MOST_CURVES = 10
 """Classes of a chart."""
-
-SHOWN_SCORE = 0.5
-"""The score of detections that are drawn where none can be recommended."""
 
 
 def detection_report(given: ReportInput) -> Iterator[ReportSection]:
@@ -79,14 +79,21 @@ def metrics_section(analysis: DetectionAnalysis) -> ReportSection:
     """Return the metrics with their intervals, and those by size of the objects."""
     predictions, statistics = analysis.predictions, analysis.predictions.statistics()
     num_images = len(predictions.images)
+    of_metric = intervals(statistics, num_images)
     metrics = [
         Metric(name, _or_none(found.value), _or_none(found.low), _or_none(found.high), "%", MEANINGS[name.split("_", 1)[1]])
-        for name, found in intervals(statistics, num_images).items()
+        for name, found in of_metric.items()
     ]
     note = (
         f"{num_images} images. 95 % intervals by the bootstrap over images, {num_resamples(statistics, num_images)} resamples: "
         "what other images of the same kind would change, not what another training would."
     )
+    shift = of_metric["box_ap"].bias
+    if shift >= NOTED_BIAS:
+        note += (
+            f" With so few objects, resamples have a higher AP: box AP is {shift:.1f} higher in their mean, "
+            "and the interval lies about that much too high."
+        )
     return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=note), _sizes(analysis)])
 
 

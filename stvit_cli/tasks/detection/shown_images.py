@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stvit_cli.data.coco import CocoImages
+from stvit_cli.data.coco import CocoImages, DetectionEvalSet
 from stvit_cli.data.thumbnails import image_kind, thumbnail
 from stvit_cli.errors import UserError
+from stvit_cli.tasks.detection.analysis import DetectionAnalysis
 from stvit_cli.tasks.detection.drawing import SIDE, DrawnObject, draw_objects
 from stvit_cli.tasks.detection.errors import ERROR_TYPES, NO_ERROR, Errors
 from stvit_cli.tasks.detection.predictions import Boxes, DetectionPredictions
 from stvit_cli.tasks.report_parts import ShownImage, Thumbnail
+from stvit_cli.tasks.spec import ReportInput
 from stvit_cli.utils.text import first_few, shortened
 
 MOST_DRAWN = 100
 """Objects of an image that are drawn."""
+LONGEST_NAME = 14
+"""Of a class, beside an object: the score and the error have room on a small image too."""
+SHOWN_SCORE = 0.5
+"""The score of detections that are drawn where none can be recommended."""
 
 
 class DetectionImages:
@@ -31,15 +38,22 @@ class DetectionImages:
         predictions: of the same images.
         score_threshold: detections with a lower score are not drawn.
         errors: from that score on; None: nothing is known to be right or wrong.
+        marks_missed: write beside an object of the truth that it was missed.
 
     Attributes:
         failures: why images cannot be shown, by index.
     """
 
     def __init__(
-        self, images: CocoImages, predictions: DetectionPredictions, score_threshold: float, errors: Errors | None = None
+        self,
+        images: CocoImages,
+        predictions: DetectionPredictions,
+        score_threshold: float,
+        errors: Errors | None = None,
+        *,
+        marks_missed: bool = True,
     ) -> None:
-        self._images, self._predictions, self._errors = images, predictions, errors
+        self._images, self._predictions, self._errors, self._marks_missed = images, predictions, errors, marks_missed
         self._threshold = np.float32(score_threshold)
         self._shown: dict[int, ShownImage | None] = {}
         self.failures: dict[int, str] = {}
@@ -139,8 +153,8 @@ class DetectionImages:
         drawn = []
         for number in chosen[np.argsort(areas, kind="stable")][:MOST_DRAWN].tolist():
             label, crowd = int(objects.label[number]), bool(objects.is_crowd[number])
-            missed = self._errors is not None and self._errors.missed[number]
-            text = names[label] + (" (crowd)" if crowd else " (missed)" if missed else "")
+            missed = self._marks_missed and self._errors is not None and self._errors.missed[number]
+            text = shortened(names[label], LONGEST_NAME) + (" (crowd)" if crowd else " (missed)" if missed else "")
             drawn.append(DrawnObject(label, objects.box[number].tolist(), text, objects.masks[number], crowd))
         return drawn
 
@@ -150,10 +164,23 @@ class DetectionImages:
         for number in chosen[-MOST_DRAWN:].tolist():
             label = int(detections.label[number])
             kind = NO_ERROR if self._errors is None else int(self._errors.kind[number])
-            text = f"{shortened(names[label], 14)} {detections.score[number]:.2f}"
-            text += "" if kind == NO_ERROR else f" {ERROR_TYPES[kind].label}"
+            text = f"{shortened(names[label], LONGEST_NAME)} {detections.score[number]:.2f}"
+            text += "" if kind == NO_ERROR else f" ({ERROR_TYPES[kind].label})"
             drawn.append(DrawnObject(label, detections.box[number].tolist(), text, detections.masks[number]))
         return drawn
+
+
+def compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:
+    """Return what draws an image by its index; see `tasks.spec.TaskSpec`.
+
+    Detections are drawn from the score with the largest F1 of the evaluation on; where nothing is annotated, from `SHOWN_SCORE`.
+    """
+    predictions = given.predictions
+    assert isinstance(predictions, DetectionPredictions)
+    images, analysis = cast(DetectionEvalSet, given.evaluation.val_set).images, DetectionAnalysis(predictions)
+    if not analysis.kinds:
+        return DetectionImages(images, predictions, SHOWN_SCORE).show
+    return DetectionImages(images, predictions, analysis.score_threshold, analysis.errors, marks_missed=False).show
 
 
 def _of_image(boxes: Boxes, index: int) -> NDArray[np.intp]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -56,6 +56,12 @@ def _draw_evaluation(given: ReportInput) -> Iterator[EvalDrawing]:
     return draw_evaluation(given)
 
 
+def _compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:
+    from stvit_cli.tasks.detection.shown_images import compared_image
+
+    return compared_image(given)
+
+
 SPEC = TaskSpec(
     name="detection",
     build=build_detection_task,
@@ -72,5 +78,7 @@ SPEC = TaskSpec(
     eval_batch_size=1,  # in a larger batch the padding of an image depends on the other images
     report=_report,
     sample_sheet=_sample_sheet,
+    samples_note="After augmentation, with the truth that it learns; the model resizes them to one of detection.short_sides.",
     draw_evaluation=_draw_evaluation,
+    compared_image=_compared_image,
 )

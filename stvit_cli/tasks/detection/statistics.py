@@ -45,12 +45,15 @@ class DetectionStatistics:
 
 
 def kinds(predictions: Predicted) -> tuple[Kind, ...]:
-    """Return what there are metrics of: boxes, and masks where both the objects and the detections have some."""
+    """Return what there are metrics of: boxes, and masks where objects have some and the detections too, or nothing is detected.
+
+    Predictions hold the masks of objects only where the model has a head for masks.
+    """
     objects, detections = predictions.objects, predictions.detections
     if not len(objects.image):
         return ()
-    has_masks = [any(mask is not None for mask in boxes.masks) for boxes in (objects, detections)]
-    return ("bbox", "segm") if all(has_masks) else ("bbox",)
+    of_objects, of_detections = (any(mask is not None for mask in boxes.masks) for boxes in (objects, detections))
+    return ("bbox", "segm") if of_objects and (of_detections or not len(detections.image)) else ("bbox",)
 
 
 def _metrics(part: AveragePrecision, counts: NDArray[np.int64]) -> Iterator[float]:

@@ -111,8 +111,6 @@ class DetectionTask(PreparedModel, DetectionEvaluation):
         data = [*self.data.notes, *train.index.notes(of_training=True, masks=masks)]
         if not is_one_file:
             data += val.index.notes(of_training=False, masks=masks)
-        if not val.index.num_annotations:
-            data.append(f"Warning: {val.index.path.name} has no annotations, so the best weights cannot be chosen.")
         return [f"{sizes}{len(self.data.class_names)} classes{left_out}.", *data, *self._notes]
 
     def check_data(self) -> list[str]:

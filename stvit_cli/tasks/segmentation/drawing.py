@@ -18,6 +18,7 @@ SIDE = 240
 
 OPACITY = 0.6
 NAMED_SHARE = 0.02
+PLACES_TRIED = 200
 RIGHT, WRONG = (70, 150, 90), (213, 60, 40)
 """Of an error map."""
 
@@ -45,22 +46,36 @@ def overlay(
 
 
 def _write_names(drawn: Image.Image, classes: Labels, class_names: Sequence[str]) -> None:
-    """Write the name of each larger class on a pixel of it, that closest to the middle of all its pixels."""
+    """Write the name of each larger class on a pixel of it, close to the middle of all its pixels, where no other name is."""
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(11)
+    taken: list[tuple[int, int, int, int]] = []
     for index in np.unique(classes[classes != IGNORED]).tolist():
         places = np.argwhere(classes == index)
         if len(places) < NAMED_SHARE * classes.size:
             continue
-        row, column = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()].tolist()
+        order = np.argsort(np.abs(places - places.mean(axis=0)).sum(axis=1), kind="stable")
+        places = places[order[:: max(1, len(order) // PLACES_TRIED)]]
         text, colour = shortened(class_names[index], 20), class_colour(index)
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         width, height = right - left + 4, bottom - top + 4
-        x, y = (
-            max(0, min(at - size // 2, most - size))
-            for at, size, most in zip((column, row), (width, height), drawn.size, strict=True)
-        )
-        pen.rectangle((x, y, x + width, y + height), fill=colour)
+        bands = (_band(row, column, (width, height), drawn.size) for row, column in places.tolist())
+        band = next((band for band in bands if not any(_overlap(band, other) for other in taken)), None)
+        if band is None:
+            continue
+        taken.append(band)
+        x, y = band[:2]
+        pen.rectangle(band, fill=colour)
         write_text(pen, (x + 2 - left, y + 2 - top), text, text_colour(colour), font)
+
+
+def _band(row: int, column: int, size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a name of a size (width, height) on a pixel, within the image."""
+    x, y = (max(0, min(at - extent // 2, most - extent)) for at, extent, most in zip((column, row), size, room, strict=True))
+    return x, y, x + size[0], y + size[1]
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
 def error_map(image: Image.Image, target: Labels, predicted: Labels) -> Image.Image:

@@ -6,7 +6,7 @@ K classes, H W rows and columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -165,7 +165,7 @@ class LabelMapImages:
         self.has_changed = len(self._set) != len(given.predictions.images)
         self._model: torch.nn.Module | None = None
 
-    def first(self, order: Sequence[int], iou: NDArray[np.float64], limit: int) -> list[ShownImage]:
+    def first(self, order: Sequence[int], iou: Mapping[int, float] | NDArray[np.float64], limit: int) -> list[ShownImage]:
         """Return the first ``limit`` images of an order that can be opened; as many that cannot be are tried."""
         shown: list[ShownImage] = []
         for tried, index in enumerate(order):
@@ -176,6 +176,11 @@ class LabelMapImages:
             except (UserError, OSError) as error:
                 self.failures[index] = str(error)
         return shown
+
+    def show(self, index: int, iou: float) -> ShownImage | None:
+        """Return an image; None where it cannot be opened."""
+        shown = self.first([index], {index: iou}, 1)
+        return shown[0] if shown else None
 
     def problems(self) -> list[str]:
         """Return lines on what could not be shown."""
@@ -218,6 +223,14 @@ class LabelMapImages:
             raise UserError(NonFiniteOutputsError.of(self._set.images.path(index))) from None
         labels: Labels = classes.cpu().numpy().astype(np.int32)
         return labels
+
+
+def compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:
+    """Return what draws an image by its index; see `tasks.spec.TaskSpec`. Its label map is predicted again."""
+    predictions = given.predictions
+    assert isinstance(predictions, SegmentationPredictions)
+    drawn, iou = LabelMapImages(given), image_iou(predictions)
+    return lambda index: drawn.show(index, float(iou[index]))
 
 
 def _or_none(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -74,6 +74,12 @@ def _draw_evaluation(given: ReportInput) -> Iterator[EvalDrawing]:
     return draw_evaluation(given)
 
 
+def _compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:
+    from stvit_cli.tasks.segmentation.report import compared_image
+
+    return compared_image(given)
+
+
 SPEC = TaskSpec(
     name="segmentation",
     build=build_segmentation_task,
@@ -90,4 +96,5 @@ SPEC = TaskSpec(
     report=_report,
     sample_sheet=_sample_sheet,
     draw_evaluation=_draw_evaluation,
+    compared_image=_compared_image,
 )

@@ -151,6 +151,13 @@ def test_metrics_of_held_out_images_are_pycocotools_of_these_images(tmp_path: Pa
     assert found["box_ap"] < 100
 
 
+def test_a_validation_file_without_objects_is_refused_before_an_epoch_is_trained(tmp_path: Path) -> None:
+    _write(tmp_path, _content())
+    (tmp_path / "val.json").write_text(json.dumps(_content() | {"annotations": []}))
+    with pytest.raises(UserError, match=r"val\.json: no object in the 20 images to evaluate on[^\n]*\n[^\n]*val_json=null"):
+        build_detection(*_sections(tmp_path, val_json="val.json", val_images="images"), 0.5, 0)
+
+
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     content = _content()
     sections = _sections(_write(tmp_path, content))

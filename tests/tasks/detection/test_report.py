@@ -24,11 +24,14 @@ from stvit_cli.data.coco_index import CocoIndex, read_coco
 from stvit_cli.data.palette import class_colour
 from stvit_cli.data.shapes import write_coco_tree
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks.bootstrap import intervals
 from stvit_cli.tasks.detection import sample_sheet as sheets
+from stvit_cli.tasks.detection import shown_images
 from stvit_cli.tasks.detection.drawing import DrawnObject, draw_objects
 from stvit_cli.tasks.detection.matching import IOU_THRESHOLDS, RECALL_THRESHOLDS
 from stvit_cli.tasks.detection.metrics import coco_metrics
 from stvit_cli.tasks.detection.report import detection_report
+from stvit_cli.tasks.detection.shown_images import compared_image
 from stvit_cli.tasks.report_parts import GalleryPart, MatrixPart, MetricsPart, ReportSection, TablePart
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -244,6 +247,35 @@ def test_without_a_detection_there_is_a_report_too(tree: Path) -> None:
     assert dict(zip(("type", "errors"), _part(sections["errors"], TablePart).rows[-1], strict=False))["errors"] > 0
 
 
+def test_where_nothing_is_found_the_masks_have_metrics_too(tree: Path) -> None:
+    sections = _report(_index(tree), [])
+    names = [metric.name for metric in _part(sections["metrics"], MetricsPart).metrics]
+    assert [name for name in names if name.startswith("mask")], names
+
+
+def test_the_page_says_that_few_objects_lift_the_interval_of_ap(tree: Path) -> None:
+    index = _index(tree)
+    note = _part(_report(index, found_shapes(index))["metrics"], MetricsPart).note
+    shift = intervals(made_predictions(index, found_shapes(index)).statistics(), len(index))["box_ap"].bias
+    assert shift > 0.1
+    assert f"box AP is {shift:.1f} higher" in note
+
+
+def test_runs_are_compared_by_a_truth_that_names_no_error_of_one_of_them(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, texts = _index(tree), []
+    monkeypatch.setattr(shown_images, "draw_objects", lambda image, objects: texts.extend(o.text for o in objects) or image)
+    given: Any = SimpleNamespace(
+        evaluation=SimpleNamespace(val_set=DetectionEvalSet(CocoImages(index))), predictions=made_predictions(index, [])
+    )
+    shown = compared_image(given)(0)
+    assert shown is not None
+    assert [shot.label for shot in shown.thumbnails] == ["truth", "prediction"]
+    assert texts
+    assert not any("missed" in text for text in texts)
+    _report(index, [])
+    assert any(text.endswith(" (missed)") for text in texts)
+
+
 def test_a_box_is_drawn_in_the_colour_of_its_class() -> None:
     image = Image.new("RGB", (100, 50), "white")
     mask = np.zeros((50, 100), dtype=np.uint8)
@@ -279,3 +311,15 @@ def test_the_sample_sheet_has_the_objects_of_the_augmented_samples(coco_tree: Pa
         flipped = sorted(width - right for right in targets["boxes"][:, 2].tolist())
         assert sorted(float(entry.box[0]) for entry in objects) == flipped
         assert all(entry.mask is not None for entry in objects)
+
+
+def test_names_of_objects_cover_no_other() -> None:
+    box = (20, 20, 30, 30)
+    written: list[tuple[float, ...]] = []
+    image = Image.new("RGB", (100, 100), "white")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stvit_cli.tasks.detection.drawing._write", lambda pen, text, font, band, colour: written.append(band))
+        draw_objects(image, [DrawnObject(label, box, "a long name") for label in range(60)])
+    assert 3 < len(written) < 60
+    for number, (left, top, right, bottom) in enumerate(written):
+        assert all(left >= r or right <= x or top >= b or bottom <= y for x, y, r, b in written[:number])

@@ -13,11 +13,12 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from stvit_cli import tasks
 from stvit_cli.analysis.report.page import render
+from stvit_cli.data.palette import class_colour
 from stvit_cli.data.shapes import write_ade20k_tree
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.report_parts import ChartPart, GalleryPart, MatrixPart, MetricsPart, ReportSection, TablePart
 from stvit_cli.tasks.segmentation.drawing import RIGHT, WRONG, error_map, overlay
-from stvit_cli.tasks.segmentation.report import segmentation_report
+from stvit_cli.tasks.segmentation.report import compared_image, segmentation_report
 from stvit_cli.tasks.segmentation.sample_sheet import sample_sheet
 from stvit_cli.tasks.segmentation.task import SegmentationTask
 
@@ -141,6 +142,12 @@ def test_an_image_that_cannot_be_opened_is_named_and_left_out(given: Any, task: 
     assert worst in sections["images-not-shown"].parts[0].lines[0]
 
 
+def test_an_image_is_drawn_for_a_comparison_of_runs(given: Any) -> None:
+    shown = compared_image(given)(0)
+    assert shown is not None
+    assert [shot.label for shot in shown.thumbnails][:2] == ["truth", "prediction"]
+
+
 def test_an_error_map_tells_right_wrong_and_ignored_pixels_apart() -> None:
     image = Image.new("RGB", (30, 20), "white")
     target = np.zeros((20, 30), dtype=np.int32)
@@ -176,3 +183,14 @@ def test_classes_are_named_where_they_are() -> None:
     assert columns.min() < 120 < columns.max()
     assert rows.min() > 100  # in the middle, both
     assert rows.max() < 140
+
+
+def test_names_of_classes_cover_no_other() -> None:
+    target = np.zeros((40, 40), dtype=np.int32)
+    target[16:24, 16:24] = 1  # in the middle of the other class
+    named = np.asarray(overlay(Image.new("RGB", (40, 40)), target, opacity=0.0, class_names=("sky", "road")))
+    band = (named == class_colour(0)).all(axis=2), (named == class_colour(1)).all(axis=2)
+    assert all(part.any() for part in band)
+    boxes = [(rows.min(), rows.max(), columns.min(), columns.max()) for rows, columns in map(np.nonzero, band)]
+    (top, bottom, left, right), (other_top, other_bottom, other_left, other_right) = boxes
+    assert top > other_bottom or other_top > bottom or left > other_right or other_left > right
