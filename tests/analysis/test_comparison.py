@@ -198,6 +198,7 @@ def test_scores_of_a_detector_s_images_are_f1() -> None:
     scores = of_detections(DetectionPredictions(list("abcd"), ("x", "y"), [1, 2, 3, 4], sizes, objects, found))
     assert scores.score.tolist() == pytest.approx([1, 2 / 3, 1, 0])
     assert scores.describe(1).startswith("1 right, 0 wrong, 1 missed")
+    assert [scores.describe_truth(index) for index in range(3)] == ["1 object", "2 objects", "0 objects"]
     other = DetectionPredictions(list("abcd"), ("x", "y"), [1, 2, 3, 4], sizes, found, found)
     assert of_detections(other).truth != scores.truth
 

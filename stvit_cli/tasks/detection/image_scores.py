@@ -36,6 +36,6 @@ def image_scores(predictions: Predictions) -> ImageScores:
         what="F1 at IoU 0.5",
         certainty=total.astype(np.float64),
         truth=truth_hash(found.images, found.class_names, objects.image, objects.label, objects.box, objects.is_crowd),
-        describe_truth=lambda index: f"{there[index]} object{'s' * (there[index] != 1)}",
+        describe_truth=lambda index: f"{there[index]} object{'' if there[index] == 1 else 's'}",
         describe=lambda index: f"{describe(index)} (score at least {threshold:.2f})",
     )
