@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,32 @@ from stvit_cli.utils.text import printable
 MAX_STEM = 200  # bytes of a file name; most file systems take 255, and a number and an ending come on top
 
 
-def font_for(image: Image.Image, per_width: int, smallest: int) -> tuple[Any, int]:
+def load_font(size: int, *texts: str) -> Any:
+    """Return a font of a size in pixels for texts: Pillow's own where they are ASCII, which is all that it has.
+
+    DejaVu, which comes with matplotlib, has the letters of Europe beside.
+    """
+    file = None if all(map(str.isascii, texts)) else _dejavu()
+    return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
+
+
+@cache
+def _dejavu() -> Path | None:
+    found = importlib.util.find_spec("matplotlib")  # without importing it, which takes a second
+    if found is None or found.origin is None:
+        return None
+    file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return file if file.is_file() else None
+
+
+def font_for(image: Image.Image, per_width: int, smallest: int, *texts: str) -> tuple[Any, int]:
     """Return a font and its size in pixels: the image's width divided by ``per_width``, at least ``smallest``.
 
-    The width counts up to four times the height: the font size of a very wide image would exhaust the memory.
+    The width counts up to four times the height: the font size of a very wide image would exhaust the memory. The font has the
+    letters of the texts, see `load_font`.
     """
     size = max(smallest, min(image.width, 4 * image.height) // per_width)
-    return ImageFont.load_default(size), size
+    return load_font(size, *texts), size
 
 
 def write_text(pen: ImageDraw.ImageDraw, position: tuple[float, float], text: str, fill: str, font: Any) -> None:
@@ -37,7 +58,7 @@ def side_by_side(parts: Sequence[tuple[str, Image.Image]], caption: Sequence[str
         caption: the lines.
     """
     tallest = max(image.height for _, image in parts)
-    font, size = font_for(max((image for _, image in parts), key=lambda image: image.width), 30, smallest=13)
+    font, size = font_for(max((image for _, image in parts), key=lambda image: image.width), 30, 13, *caption)
     band, gap = int(1.7 * size), max(4, size // 2)
     head = band if any(title for title, _ in parts) else 0
     titles = [max(image.width, int(font.getlength(title)) + 2 * gap) for title, image in parts]

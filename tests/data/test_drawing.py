@@ -59,3 +59,14 @@ def test_the_name_of_a_drawn_file_fits_where_that_of_the_image_did(tmp_path: Pat
     assert name.startswith(f"00007-{letter}")
     assert name.endswith(".png")
     (tmp_path / f"{name.removesuffix('.png')}-labels.png").write_bytes(b"")
+
+
+def test_letters_beyond_ascii_are_drawn_as_such() -> None:
+    """Pillow's own font has one sign for all that it lacks."""
+    drawn = []
+    for text in ("ü", "ж"):
+        image = Image.new("RGB", (40, 30))
+        font, _ = font_for(image, 2, 20, text)
+        write_text(ImageDraw.Draw(image), (0, 0), text, "white", font)
+        drawn.append(image.tobytes())
+    assert drawn[0] != drawn[1]

@@ -79,8 +79,8 @@ class ClassificationPrediction:
         """Write the image with the classes on a band below it, as PNG."""
         image = open_image(self.source)
         image.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE))
-        font, size = font_for(image, 24, smallest=12)
         lines = [f"{score.name} {score.probability:.1%}" for score in self.classes] or [NO_CLASS]
+        font, size = font_for(image, 24, 12, *lines)
         canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
         canvas.paste(image)
         pen = ImageDraw.Draw(canvas)

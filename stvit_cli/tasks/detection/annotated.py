@@ -70,7 +70,7 @@ def annotated(image: Image.Image, objects: Sequence[Annotation]) -> Image.Image:
     if enlarged > 1:
         image = image.resize((image.width * enlarged, image.height * enlarged), Image.Resampling.NEAREST)
     canvas = image.copy()
-    pen, (font, size) = ImageDraw.Draw(canvas), font_for(canvas, 40, smallest=11)
+    pen, (font, size) = ImageDraw.Draw(canvas), font_for(canvas, 40, 11, *(drawn.text for drawn in objects))
     width = max(2, size // 7)
     boxes = [_clipped(drawn.box, enlarged, canvas.size) for drawn in objects]
     for drawn, box in zip(reversed(objects), reversed(boxes), strict=True):

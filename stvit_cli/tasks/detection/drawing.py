@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from stvit_cli.data.coco import decode_mask
-from stvit_cli.data.drawing import write_text
+from stvit_cli.data.drawing import load_font, write_text
 from stvit_cli.data.palette import class_colour, text_colour
 from stvit_cli.tasks.detection.annotated import Rectangle, place_name
 from stvit_cli.utils.text import printable, shortened
@@ -56,7 +56,7 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject], side: int =
     small = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST, reducing_gap=3.0)
     if any(drawn.mask is not None for drawn in objects):
         small = _with_masks(small, image, objects)
-    pen, font = ImageDraw.Draw(small), ImageFont.load_default(11)
+    pen, font = ImageDraw.Draw(small), load_font(11, *(drawn.text for drawn in objects))
     factors = np.array([small.width / image.width, small.height / image.height] * 2)
     boxes = [np.array(drawn.box, dtype=np.float64) * factors for drawn in objects]
     for drawn, (left, top, width, height) in zip(objects, boxes, strict=True):

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from stvit_cli.data.drawing import write_text
+from stvit_cli.data.drawing import load_font, write_text
 from stvit_cli.data.palette import Colour, class_colour
 from stvit_cli.data.segmentation_transforms import IGNORED
 from stvit_cli.utils.text import printable, shortened
@@ -52,7 +52,7 @@ def with_legend(image: Image.Image, entries: Sequence[tuple[int, str]]) -> Image
     if enlarged > 1:
         image = image.resize((image.width * enlarged, image.height * enlarged), Image.Resampling.NEAREST)
     size = max(12, min(image.height // 24, 20))
-    font, line = ImageFont.load_default(size), int(1.5 * size)
+    font, line = load_font(size, *(text for _, text in entries)), int(1.5 * size)
     more = [(None, f"and {len(entries) - NUM_IN_LEGEND} more")] if len(entries) > NUM_IN_LEGEND else []
     rows: list[tuple[int | None, str]] = [*entries[:NUM_IN_LEGEND], *more]
     width = 2 * line + int(max((font.getlength(printable(text)) for _, text in rows), default=0))

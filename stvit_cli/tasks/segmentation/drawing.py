@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from stvit_cli.data.drawing import write_text
+from stvit_cli.data.drawing import load_font, write_text
 from stvit_cli.data.palette import class_colour, text_colour
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels
 from stvit_cli.utils.text import shortened
@@ -47,7 +47,7 @@ def overlay(
 
 def _write_names(drawn: Image.Image, classes: Labels, class_names: Sequence[str]) -> None:
     """Write the name of each larger class on a pixel of it, close to the middle of all its pixels, where no other name is."""
-    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(11)
+    pen, font = ImageDraw.Draw(drawn), load_font(11, *class_names)
     taken: list[tuple[int, int, int, int]] = []
     for index in np.unique(classes[classes != IGNORED]).tolist():
         places = np.argwhere(classes == index)
