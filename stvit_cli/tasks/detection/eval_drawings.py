@@ -78,7 +78,7 @@ class _Drawn:
         chosen = chosen[np.argsort(-detections.score[chosen], kind="stable")][:MOST_DRAWN]
         kinds = [NO_ERROR if self.errors is None else int(self.errors.kind[number]) for number in chosen.tolist()]
         return [
-            self._annotation(detections, number, "" if kind == NO_ERROR else ERROR_TYPES[kind].name, with_score=True)
+            self._annotation(detections, number, "" if kind == NO_ERROR else ERROR_TYPES[kind].label, with_score=True)
             for number, kind in zip(chosen.tolist(), kinds, strict=True)
         ]
 
@@ -91,7 +91,7 @@ class _Drawn:
 
     def _caption(self, errors: Errors, true: NDArray[np.intp], found: NDArray[np.intp]) -> Sequence[str]:
         counts = Counter(errors.kind[found].tolist())
-        texts = [f"{count} {ERROR_TYPES[kind].name}" for kind, count in sorted(counts.items()) if kind != NO_ERROR]
+        texts = [f"{count} {ERROR_TYPES[kind].label}" for kind, count in sorted(counts.items()) if kind != NO_ERROR]
         missed = int(errors.missed[true].sum())
         texts += [f"{missed} missed"] if missed else []
         num_objects = int((~self.predictions.objects.is_crowd[true]).sum())
