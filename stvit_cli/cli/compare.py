@@ -74,4 +74,5 @@ def _print(found: Comparison) -> None:
         better = sum(row["score"] > row["baseline_score"] for row in own)
         if own:
             verb = "right" if all(row["score"] in (0, 1) and row["baseline_score"] in (0, 1) for row in own) else "better"
-            echo(f"Images: {name} {verb} alone {better}, {names[0]} {verb} alone {len(own) - better}")
+            verb = "right alone" if verb == "right" else verb
+            echo(f"Images: {name} {verb}: {better}, {names[0]} {verb}: {len(own) - better}")

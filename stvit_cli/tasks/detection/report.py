@@ -48,7 +48,7 @@ SIZES = {
 """COCO's sizes of objects."""
 
 NOTED_BIAS = 0.1
-"""Of box AP, in points of percent: the page says that its interval lies too high."""
+"""Of box AP, in points of percent: the page says that resamples shift it."""
 
 MOST_CURVES = 10
 """Classes of a chart."""
@@ -89,10 +89,11 @@ def metrics_section(analysis: DetectionAnalysis) -> ReportSection:
         "what other images of the same kind would change, not what another training would."
     )
     shift = of_metric["box_ap"].bias
-    if shift >= NOTED_BIAS:
+    if abs(shift) >= NOTED_BIAS:
+        what, where = ("higher", "high") if shift > 0 else ("lower", "low")
         note += (
-            f" With so few objects, resamples have a higher AP: box AP is {shift:.1f} higher in their mean, "
-            "and the interval lies about that much too high."
+            f" Where classes have few objects, resamples shift AP: their mean box AP is {abs(shift):.1f} {what}, "
+            f"and its interval lies about that much too {where}."
         )
     return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=note), _sizes(analysis)])
 
