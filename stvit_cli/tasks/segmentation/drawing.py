@@ -57,7 +57,7 @@ def _write_names(drawn: Image.Image, classes: Labels, class_names: Sequence[str]
         places = places[order[:: max(1, len(order) // PLACES_TRIED)]]
         text, colour = shortened(class_names[index], 20), class_colour(index)
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-        width, height = right - left + 4, bottom - top + 4
+        width, height = int(right - left) + 4, int(bottom - top) + 4
         bands = (_band(row, column, (width, height), drawn.size) for row, column in places.tolist())
         band = next((band for band in bands if not any(_overlap(band, other) for other in taken)), None)
         if band is None:
