@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import pytest
 import stvit_cli
 from stvit_cli.analysis.comparison.images import beside
 from stvit_cli.analysis.comparison.runs import ComparedRun, short_names
+from stvit_cli.analysis.comparison.sections import _metrics
 from stvit_cli.engine.evaluation import Evaluated
 from stvit_cli.engine.kept_evaluation import write_evaluation
 from stvit_cli.engine.run_dir import RunDir
@@ -24,7 +25,7 @@ from stvit_cli.tasks.bootstrap import mcnemar
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions
 from stvit_cli.tasks.detection.image_scores import image_scores as of_detections
 from stvit_cli.tasks.detection.predictions import Boxes, DetectionPredictions
-from stvit_cli.tasks.report_parts import Thumbnail
+from stvit_cli.tasks.report_parts import TablePart, Thumbnail
 from stvit_cli.tasks.segmentation.image_scores import image_scores as of_segmentation
 from stvit_cli.tasks.segmentation.predictions import SegmentationPredictions
 
@@ -102,6 +103,15 @@ def test_the_page_holds_hostile_names_as_text_and_is_the_same_again(pair: tuple[
     assert "onerror" in html
     assert html.count("<script") == html.count("</script>")
     assert "cannot be opened where the run had them" in html
+
+
+def test_the_page_speaks_of_mcnemar_where_there_is_a_p_value(pair: tuple[Path, Path]) -> None:
+    found = stvit_cli.compare(pair)
+    names = [row["run"] for row in found.runs]
+    runs = [SimpleNamespace(name=name, found=None) for name in names]
+    without = [row | {"p_value": None} for row in found.metrics]
+    notes = [_metrics(cast(Any, runs), cast(Any, runs[1:]), rows).parts[0] for rows in (found.metrics, without)]
+    assert ["McNemar" in cast(TablePart, part).note for part in notes] == [True, False]
 
 
 def test_pandas_takes_the_rows(pair: tuple[Path, Path]) -> None:

@@ -106,9 +106,11 @@ def _metrics(runs: Sequence[ComparedRun], paired: Sequence[ComparedRun], metrics
     cells = [[label, *map(_unbroken, row)] for label, *row in rows]
     note = (
         "Differences are from the baseline, with 95 % intervals by the bootstrap over the same images of both: one that holds 0 "
-        "may be due to the choice of the images. p: McNemar's exact test of top-1. "
-        "Neither says what another training would change."
+        "may be due to the choice of the images. "
     )
+    if any(row["p_value"] is not None for row in metrics):
+        note += "p: McNemar's exact test of top-1. "
+    note += "That says nothing of what another training would change."
     return ReportSection("metrics", "Metrics", [TablePart([Column(head) for head in heads], cells, note=note if paired else "")])
 
 
