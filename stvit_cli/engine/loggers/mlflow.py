@@ -25,10 +25,11 @@ def connect() -> None:
     try:
         MlflowClient().search_experiments(max_results=1)
     except Exception as error:  # whatever its stores raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             f"train.loggers: MLflow cannot open its store: {reason}\n"
-            "Set MLFLOW_TRACKING_URI to a server or a database; a database needs all of MLflow: pip install 'stvit[mlflow]'"
+            "Set MLFLOW_TRACKING_URI to a server or a database; a database needs all of MLflow: pip install 'stvit[mlflow]'\n"
+            "A folder, such as MLFLOW_TRACKING_URI=mlruns, needs MLFLOW_ALLOW_FILE_STORE=true too."
         ) from error
 
 
