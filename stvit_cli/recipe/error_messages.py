@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,7 +15,7 @@ from stvit_cli.recipe import Recipe, Section
 from stvit_cli.recipe.tasks import TASKS, other_tasks_sections
 from stvit_cli.recipe.validation import HALVED
 from stvit_cli.recipe.yaml import flow
-from stvit_cli.utils.text import did_you_mean, number_meant
+from stvit_cli.utils.text import did_you_mean, nearest, number_meant, suggestion
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}
@@ -46,24 +46,24 @@ def nearest_key(wrong: str, task: object = None) -> str:
     section, dot, leaf = wrong.rpartition(".")
     sections = {key.rpartition(".")[0]: None for key in keys}
     if not dot:
-        near_section = _suggested(wrong, filter(None, sections))
-        if near_section:
-            return _did_you_mean([next(key for key in keys if key.startswith(f"{near_section}."))])
+        near_sections = nearest(wrong, filter(None, sections))
+        if near_sections:
+            return suggestion([next(key for key in keys if key.startswith(f"{name}.")) for name in near_sections])
     elif section not in sections:
-        near_section = _suggested(section, filter(None, sections))
-        return (
-            nearest_key(f"{near_section}.{leaf}", task) or did_you_mean(wrong, keys) if near_section else _same_name(leaf, keys)
-        )
+        near_sections = nearest(section, filter(None, sections))
+        if len(near_sections) != 1:
+            return _same_name(leaf, keys)
+        return nearest_key(f"{near_sections[0]}.{leaf}", task) or did_you_mean(wrong, keys)
     own = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section]
     if leaf in own:  # the section was misspelled
-        return _did_you_mean([wrong])
+        return suggestion([wrong])
     longer = [f"{section}.{key}" for key in own if "_" in leaf and set(leaf.split("_")) < set(key.split("_"))]
     if longer:
-        return _did_you_mean(longer)
-    if near := _suggested(leaf, own):
-        return _did_you_mean([f"{section}.{near}" if section else near])
+        return suggestion(longer)
+    if near := nearest(leaf, own):
+        return suggestion([f"{section}.{name}" if section else name for name in near])
     leaves = () if section else (key.rpartition(".")[2] for key in keys)
-    return _same_name(leaf, keys) or _same_name(_suggested(leaf, leaves), keys)
+    return _same_name(leaf, keys) or _same_name(nearest(leaf, leaves), keys)
 
 
 def _keys_of(task: object) -> list[str]:
@@ -73,18 +73,10 @@ def _keys_of(task: object) -> list[str]:
     return [key for key in dotted_keys() if key.partition(".")[0] not in others]
 
 
-def _same_name(leaf: str, keys: Sequence[str]) -> str:
-    """Suggest the keys of this name, whatever their section."""
-    return _did_you_mean([key for key in keys if key.rpartition(".")[2] == leaf.lower()])
-
-
-def _suggested(name: str, choices: Iterable[str]) -> str:
-    """Return the choice that ``did_you_mean`` names, or an empty string."""
-    return did_you_mean(name, choices).partition("'")[2].rpartition("'")[0]
-
-
-def _did_you_mean(keys: Sequence[str]) -> str:
-    return f" Did you mean {' or '.join(repr(key) for key in keys)}?" if keys else ""
+def _same_name(leaf: str | Sequence[str], keys: Sequence[str]) -> str:
+    """Suggest the keys of this name, or of these, whatever their section."""
+    names = [leaf.lower()] if isinstance(leaf, str) else leaf
+    return suggestion([key for key in keys if key.rpartition(".")[2] in names])
 
 
 def expected(field: FieldInfo) -> str:

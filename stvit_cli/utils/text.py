@@ -13,22 +13,45 @@ from pathlib import Path
 _ENDING = re.compile(r"\.[A-Za-z]{1,5}\Z")
 _DASHES = {ord(dash): "-" for dash in "\u2010\u2011\u2012\u2013\u2212"}
 _FAR = 100.0
-"""Above every number of typos: a common beginning comes after them."""
+"""Above every number of typos: a common beginning comes after them, and words inside a name after it."""
+_MOST = 6
+"""More names that are equally close say nothing, as each of them would be a guess."""
+_INSIDE = 5
+"""The least letters that are looked for inside a name: fewer are found in names that were not meant."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the closest of ``choices``, or an empty string where none is close.
+    """Return `` Did you mean 'x'?`` for the closest of ``choices``, or an empty string where none is close; see `nearest`.
 
-    Close is: the same but for case and separators, a typo for each five letters (one at least), the same file under another
-    ending, or one name the beginning of the other. A far suggestion is worse than none, and ``name`` itself is no suggestion.
+    Example:
+        >>> did_you_mean("own-img", ["quickstart", "own-images"])
+        " Did you mean 'own-images'?"
+        >>> did_you_mean("own", ["own-boxes", "own-images"])
+        " Did you mean 'own-boxes' or 'own-images'?"
     """
-    best, least = "", (math.inf, False)
-    for choice in choices:
+    return suggestion(nearest(name, choices))
+
+
+def suggestion(names: Sequence[str]) -> str:
+    """Return `` Did you mean 'x' or 'y'?``, or an empty string where there are no names."""
+    return f" Did you mean {' or '.join(repr(printable(name)) for name in names)}?" if names else ""
+
+
+def nearest(name: str, choices: Iterable[str]) -> list[str]:
+    """Return the closest of ``choices``: all of those that are equally close, as one of them would be a guess.
+
+    Close is, the closest first: the same but for case and separators, a typo for each five letters (one at least), the same file
+    under another ending, one name the beginning of the other, or the words of ``name``, one after the other, inside a choice
+    (``mask-rcnn``), perhaps abbreviated (``own-img``). A far suggestion is worse than none; ``name`` itself is no suggestion.
+    """
+    found: dict[tuple[float, bool], list[str]] = {}
+    for choice in dict.fromkeys(choices):
         distance = _distance(name, choice)
-        # Of two at the same distance, the one that ``name`` begins: a name is rather cut short than misspelt.
-        if distance is not None and (distance, not choice.startswith(name)) < least:
-            best, least = choice, (distance, not choice.startswith(name))
-    return f" Did you mean '{printable(best)}'?" if best else ""
+        if distance is not None:
+            # Of two at the same distance, the one that ``name`` begins: a name is rather cut short than misspelt.
+            found.setdefault((distance, not choice.startswith(name)), []).append(choice)
+    best = found[min(found)] if found else []
+    return best if len(best) <= _MOST else []
 
 
 def metric_text(name: str, value: float, num_images: float) -> str:
@@ -127,8 +150,27 @@ def _distance(name: str, choice: str) -> float | None:
         return typos
     short, long = sorted((stem, other), key=len)
     if long.startswith(short) and (len(short) > 2 or long[len(short)] == "-"):
-        return _FAR + len(long) - len(short)
-    return None
+        return _FAR + (0 if short == stem else 1 + len(long) - len(short))  # of what ``name`` begins, each is as close
+    return 2 * _FAR if _is_inside(stem, other) else None
+
+
+def _is_inside(name: str, choice: str) -> bool:
+    """Whether the words of ``name`` are successive words of ``choice``: the same letters, or, beside a same word, abbreviated."""
+    own, words = ([word for word in text.split("-") if word] for text in (name, choice))
+    letters = "".join(own)
+    for start in range(len(words)):
+        if len(letters) >= _INSIDE and "".join(words[start:]).startswith(letters):
+            return True
+        pairs = list(zip(own, words[start:], strict=False))
+        if len(pairs) == len(own) > 1 and any(a == b for a, b in pairs) and all(_abbreviates(a, b) for a, b in pairs):
+            return True
+    return False
+
+
+def _abbreviates(short: str, word: str) -> bool:
+    """Whether ``short`` is ``word`` or, of three letters or more, has its first letter and others of it in their order."""
+    letters = iter(word[1:])
+    return short == word or (len(short) > 2 and short[0] == word[0] and all(letter in letters for letter in short[1:]))
 
 
 def _split(name: str) -> tuple[str, str]:

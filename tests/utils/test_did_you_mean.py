@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stvit_cli.recipe.error_messages import nearest_key
-from stvit_cli.utils.text import did_you_mean
+from stvit_cli.utils.text import did_you_mean, nearest
 
 
 @pytest.mark.parametrize(
@@ -15,21 +15,38 @@ from stvit_cli.utils.text import did_you_mean
         ("QUICKSTART", ["quickstart"], "quickstart"),
         ("Train", ["val", "train"], "train"),
         ("stvit_s", ["stvit-b", "stvit-s"], "stvit-s"),
-        ("stvit-x", ["stvit-s", "stvit-b"], "stvit-s"),
         ("AED", ["ADE"], "ADE"),
         ("d", ["a", "b", "dd"], "dd"),
         ("cat.pgn", ["cat.png"], "cat.png"),
         ("cat.jpg", ["dog.jpg", "cat.png"], "cat.png"),
         ("cat.JPG", ["cat.png", "cat.jpg"], "cat.jpg"),
         ("a.png", ["b_labels.png", "a_labels.png"], "a_labels.png"),
-        ("isotropic-mini", ["isotropic-mini-stvit-20", "isotropic-mini-20"], "isotropic-mini-20"),
         ("stvit-small", ["stvit-s", "stvit-l"], "stvit-s"),
         ("instances_train2014.json", ["instances_val2017.json", "instances_train2017.json"], "instances_train2017.json"),
         ("--datta", ["--output", "--data"], "--data"),
+        ("own-img", ["own-images", "own-masks"], "own-images"),
+        ("ade-upernet", ["shapes-upernet", "ade20k-upernet-160k"], "ade20k-upernet-160k"),
     ],
 )
 def test_a_near_name_is_suggested(name: str, choices: list[str], meant: str) -> None:
     assert did_you_mean(name, choices) == f" Did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("stvit-x", ["stvit-s", "stvit-b"]),
+        ("own", ["own-boxes", "own-images", "own-maps", "own-masks"]),
+        ("mask-rcnn", ["coco-mask-rcnn-1x", "shapes-mask-rcnn"]),
+        ("maskrcnn", ["coco-mask-rcnn-1x", "shapes-mask-rcnn"]),
+    ],
+)
+def test_names_that_are_equally_near_are_all_suggested(name: str, meant: list[str]) -> None:
+    assert nearest(name, ["quickstart", *meant]) == meant
+
+
+def test_one_of_too_many_is_not_picked() -> None:
+    assert did_you_mean("IMG", [f"IMG_{i:04}" for i in range(7)]) == ""
 
 
 @pytest.mark.parametrize(
@@ -44,6 +61,8 @@ def test_a_near_name_is_suggested(name: str, choices: list[str], meant: str) -> 
         ("", ["a", "train"]),
         ("resnet50", ["stvit-s", "stvit-b"]),
         ("mine", ["quickstart", "finetune384"]),
+        ("own-data", ["own-images", "own-boxes"]),
+        ("mask", ["coco-cascade-mask-rcnn-1x"]),
         ("learning_rate", ["label_smoothing", "warmup_lr", "crop_ratio"]),
     ],
 )
