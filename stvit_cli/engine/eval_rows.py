@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stvit_cli.engine.schedule import Timeline
-from stvit_cli.utils.metric_names import metric_name, metric_value
+from stvit_cli.utils.metric_names import epoch_text, metric_name, metric_value
 
 MAX_WIDTH = 80
 MAX_METRICS = 6
@@ -50,7 +50,7 @@ class EvalRows:
             header = [self._line(" ", _EPOCH, [_head(name) for name in self.columns], _LEFT)]
         num_images = metrics.get("num_images", 100_000)
         values = [_value(name, metrics.get(name), num_images) for name in self.columns]
-        return [*header, self._line(MARK if best else " ", _epoch_text(epoch), values, time_left)]
+        return [*header, self._line(MARK if best else " ", epoch_text(epoch), values, time_left)]
 
     def _columns(self, metrics: Mapping[str, float]) -> list[str]:
         """Return the metrics to show, in order: losses, the task's metrics, the moving average; the last of each give way."""
@@ -99,7 +99,3 @@ def _value(name: str, value: float | None, num_images: float) -> str:
         return "-"
     text = metric_value(name, value, 100_000 if name == "train_loss" else num_images)
     return text if len(text) <= _column_width(name) else f"{value:.0e}"
-
-
-def _epoch_text(epoch: float) -> str:
-    return f"{epoch:.2f}".rstrip("0").rstrip(".")

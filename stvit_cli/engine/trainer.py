@@ -33,7 +33,7 @@ from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
 from stvit_cli.utils.machine_failures import machine_failures_explained
-from stvit_cli.utils.metric_names import metric_name, metric_with_unit
+from stvit_cli.utils.metric_names import epoch_text, metric_name, metric_with_unit
 from stvit_cli.utils.streams import lasting_output
 from stvit_cli.utils.text import shell_command
 
@@ -159,9 +159,8 @@ class Trainer:
             if self._is_stopped_early():
                 self._say_stopped_early()
             self.status = "finished"
-            self.progress.say(
-                f"Best {metric_name(main).label} {best} (epoch {result['best_epoch']:g}) after {spent}: {self.run_dir.best}"
-            )
+            epoch = epoch_text(result["best_epoch"])
+            self.progress.say(f"Best {metric_name(main).label} {best} (epoch {epoch}) after {spent}: {self.run_dir.best}")
         return result
 
     def _print_summary(self) -> None:

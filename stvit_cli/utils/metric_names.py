@@ -97,3 +97,13 @@ def metric_with_unit(name: str, value: float, num_images: float) -> str:
     """
     text = metric_value(name, value, num_images)
     return f"{text} {metric_name(name).unit}".rstrip() if text != "-" else text
+
+
+def epoch_text(epoch: float) -> str:
+    """Return a number of epochs with two decimals at most: an evaluation may be in the middle of one.
+
+    Example:
+        >>> epoch_text(30), epoch_text(0.5), epoch_text(1 / 60), epoch_text(1 / 1251)
+        ('30', '0.5', '0.02', '0.0008')
+    """
+    return f"{epoch:.1g}" if 0 < epoch < 0.01 else f"{epoch:.2f}".rstrip("0").rstrip(".")

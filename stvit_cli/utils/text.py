@@ -34,7 +34,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 def suggestion(names: Sequence[str]) -> str:
     """Return `` Did you mean 'x' or 'y'?``, or an empty string where there are no names."""
-    return f" Did you mean {' or '.join(repr(printable(name)) for name in names)}?" if names else ""
+    quoted = " or ".join(f"'{printable(name)}'" for name in names)
+    return f" Did you mean {quoted}?" if names else ""
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:

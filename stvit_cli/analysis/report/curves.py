@@ -8,6 +8,7 @@ from typing import Any
 from stvit_cli.analysis.report.run_files import NO_METRICS, Run
 from stvit_cli.engine.schedule import lr_at
 from stvit_cli.tasks.report_parts import ChartPart, ReportSection, Series, TextPart
+from stvit_cli.utils.metric_names import epoch_text, metric_name
 
 NOT_LOSSES = frozenset(
     {"kind", "step", "epoch", "lr", "grad_norm", "images_per_second", "data_wait", "skipped", "peak_memory_bytes"}
@@ -25,7 +26,7 @@ def curves_section(run: Run) -> ReportSection:
     if not charts:
         return ReportSection("curves", "Curves", [TextPart(["The run has not logged a step yet."], kind="warning")])
     best = run.best
-    mark = "" if best is None else f" ★ marks the best weights: epoch {best.row['epoch']:g}{_average(best.prefix)}."
+    mark = "" if best is None else f" ★ marks the best weights: epoch {epoch_text(best.row['epoch'])}{_average(best.prefix)}."
     return ReportSection("curves", "Curves", charts, f"Over the epochs.{mark} Point at a chart, or use the arrow keys on it.")
 
 
@@ -44,7 +45,7 @@ def _charts(run: Run) -> Iterator[ChartPart]:
         )
     for title, names in _groups(run):
         unit = "" if any(name.endswith("loss") for name in names) else " in %"
-        series = [line for name in names for line in _evaluated(run, name, name)]
+        series = [line for name in names for line in _evaluated(run, name, metric_name(name).label)]
         yield ChartPart(title, "epoch", f"{title if len(names) == 1 else 'metric'}{unit}", series)
     yield _learning_rate(run)
     yield ChartPart("Training speed", "epoch", "images/s", [*_series(run.train, "images_per_second", "images/s")])
@@ -72,7 +73,7 @@ def _groups(run: Run) -> Iterator[tuple[str, list[str]]]:
             title = f"{head} {rest[:2].upper()}" if head in ("box", "mask") else "Further metrics"  # AP and AR apart
             groups.setdefault(title, []).append(name)
     for title, members in groups.items():
-        yield (members[0] if len(members) == 1 else title), members
+        yield (metric_name(members[0]).label if len(members) == 1 else title), members
 
 
 def _series(rows: Rows, key: str, name: str, *, factor: float = 1.0, best: dict[str, Any] | None = None) -> Iterator[Series]:

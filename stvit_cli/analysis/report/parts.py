@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from stvit_cli.tasks.report_parts import Column, Metric, MetricsPart, TablePart, TextPart
+from stvit_cli.utils.metric_names import metric_name
 from stvit_cli.utils.text import printable
 
 NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
@@ -63,7 +64,7 @@ def _tiles(items: Sequence[Metric]) -> str:
         lines = "".join(f'<span class="small">{text(line)}</span>' for line in below)
         unit = f" <small>{text(item.unit)}</small>" if item.unit and item.value is not None else ""
         value = f'<span class="value">{_value(item)}{unit}</span>'
-        tiles.append(f'<div class="tile"><dt>{text(item.name)}</dt><dd>{value}</dd>{_described(lines)}</div>')
+        tiles.append(f'<div class="tile"><dt>{text(metric_name(item.name).label)}</dt><dd>{value}</dd>{_described(lines)}</div>')
     return f'<dl class="tiles">{"".join(tiles)}</dl>'
 
 
@@ -83,7 +84,10 @@ def _metric_table(items: Sequence[Metric]) -> str:
     for item in items:
         shown = f"{_value(item)}{NARROW_SPACE}{item.unit}" if item.value is not None and item.unit else _value(item)
         key = "" if item.value is None else f"{item.value:.6g}"
-        cells = [f'<th scope="row">{text(item.name)}</th>', f'<td class="num" data-v="{key}">{text(shown)}</td>']
+        cells = [
+            f'<th scope="row">{text(metric_name(item.name).label)}</th>',
+            f'<td class="num" data-v="{key}">{text(shown)}</td>',
+        ]
         cells += [f"<td>{text(_interval(item))}</td>", *([f"<td>{text(item.note)}</td>"] if notes else [])]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return _table("Metrics", columns, rows)

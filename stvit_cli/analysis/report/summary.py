@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from stvit_cli.analysis.report.parts import MAX_TILES
 from stvit_cli.analysis.report.run_files import NO_METRICS, Run
 from stvit_cli.engine.progress import duration
 from stvit_cli.engine.run_lock import require_unlocked
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.report_parts import Column, Metric, MetricsPart, Part, ReportSection, TablePart, TextPart
+from stvit_cli.utils.metric_names import epoch_text, metric_name
 from stvit_cli.utils.text import shell_command
 
 MEANINGS = {
@@ -34,9 +36,15 @@ def summary_section(run: Run, sections: Sequence[ReportSection], problems: Seque
     warnings = [*_state(run), *problems]
     if warnings:
         parts.append(TextPart(warnings, kind="warning"))
-    if run.best is not None:
+    if run.best is not None and not _has_tiles(sections):
         parts.append(MetricsPart(_tiles(run, _known(sections))))
     return ReportSection("summary", "Summary", parts)
+
+
+def _has_tiles(sections: Sequence[ReportSection]) -> bool:
+    """Whether the metrics are tiles right below the summary, which need not be shown twice."""
+    parts = [part for section in sections[:1] for part in section.parts if isinstance(part, MetricsPart)]
+    return any(len(part.metrics) <= MAX_TILES for part in parts)
 
 
 def _known(sections: Sequence[ReportSection]) -> dict[str, Metric]:
@@ -50,22 +58,21 @@ def _sentences(run: Run, known: dict[str, Metric]) -> list[str]:
     first = f"{recipe.model.name} was trained for {recipe.task} by the recipe {recipe.name}"
     time_spent = seconds_spent(run)
     spent = f" in {duration(time_spent)}" if time_spent else ""
-    first += f": {run.epoch:g} epochs{spent}{_where(run)}."
+    first += f": {epoch_text(run.epoch)} epochs{spent}{_where(run)}."
     if best is None:
         return [first, "It has not been evaluated yet."]
     unit = "" if best.metric == "loss" else " %"
     value = f"{best.value:.2f}{unit}"
     metric = known.get(best.metric)
     interval = f" (95 % interval {metric.low:.2f} to {metric.high:.2f})" if metric is not None else ""
-    meaning = MEANINGS.get(best.metric, f"Its {best.metric} is {{value}}").format(value=value + interval)
+    meaning = MEANINGS.get(best.metric, f"Its {metric_name(best.metric).label} is {{value}}").format(value=value + interval)
     num_images = f", {run.num_images} of them" if best.metric == "top1" and run.num_images else ""
     averaged = " of the moving average (EMA)" if best.prefix else ""
-    total = f" of {_epochs(run)}" if _epochs(run) else ""
-    return [first, f"{meaning}{num_images}. The best weights{averaged} are those after epoch {best.row['epoch']:g}{total}."]
-
-
-def _epochs(run: Run) -> str:
-    return f"{run.num_steps / run.steps_per_epoch:g}" if run.num_steps and run.steps_per_epoch else ""
+    total = f" of {epoch_text(run.num_steps / run.steps_per_epoch)}" if run.num_steps and run.steps_per_epoch else ""
+    return [
+        first,
+        f"{meaning}{num_images}. The best weights{averaged} are those after epoch {epoch_text(best.row['epoch'])}{total}.",
+    ]
 
 
 def _where(run: Run) -> str:

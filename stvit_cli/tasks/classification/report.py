@@ -82,7 +82,7 @@ def _remarks(predictions: ClassificationPredictions | MultiLabelPredictions) -> 
     most = int(counts.argmax())
     return [
         f"For comparison: a model that always answers {predictions.class_names[most]}, the most frequent class, would have "
-        f"top1 {100 * int(counts[most]) / len(predictions.images):.1f} %."
+        f"top-1 {100 * int(counts[most]) / len(predictions.images):.1f} %."
     ]
 
 
