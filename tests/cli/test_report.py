@@ -51,6 +51,7 @@ def test_a_page_of_every_section_is_written_and_its_path_printed(stvit: Stvit, r
     assert page.count('class="note warning"') == 1  # where there is no JavaScript
     best = json.loads((run.parent / "a run" / "evaluation.json").read_text())["metrics"]["top1"]
     assert f"It names the right class of {best:.2f} %" in page
+    assert page.count("<dt>top-1</dt>") == 1  # the terminal's name, and not in the summary and again right below it
     assert not list(run.glob(".*part"))
 
 
