@@ -59,6 +59,9 @@ def attempt(what: str, work: Callable[[], object], *command: str | Path) -> None
         work()
     except (Exception, KeyboardInterrupt) as error:
         reason = (str(error).splitlines() or ["interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__])[0]
-        logger.warning("%s was not written: %s\nThe run itself is complete. Again: %s", what, reason, shell_command(*command))
+        # One line: a log record has its line breaks shown, not obeyed.
+        logger.warning(
+            "%s was not written: %s. The run itself is complete. Again: %s", what, reason.rstrip("."), shell_command(*command)
+        )
         if isinstance(error, KeyboardInterrupt):
             raise
