@@ -152,7 +152,7 @@ def resolve_teacher(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def _timm_model(name: str) -> nn.Module:
     own_name = name.removeprefix(TIMM)
     if not timm.is_model(own_name):
-        guess = did_you_mean(own_name, timm.list_models(pretrained=True))
+        guess = did_you_mean(own_name, (name.partition(".")[0] for name in timm.list_models(pretrained=True)))
         raise UserError(f"distill.teacher: timm has no model {printable(own_name)!r}.{guess}")
     try:
         model: nn.Module = timm.create_model(own_name, pretrained=True)
