@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -32,11 +33,19 @@ class Evaluated:
 
     Attributes:
         metrics: by name, the same on every process.
-        predictions: of every image, on the main process alone; None where the task keeps none.
+        make_predictions: see `predictions`, which calls it.
     """
 
     metrics: dict[str, float]
-    predictions: Predictions | None = None
+    make_predictions: Callable[[], Predictions | None] = lambda: None
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """The predictions of every image, on the main process alone; None where the task keeps none.
+
+        Made when they are first asked for: of most evaluations in a training, of weights that are not the best, nobody does.
+        """
+        return self.make_predictions()
 
 
 def evaluate(
@@ -128,8 +137,11 @@ def evaluate_models(
     found = {}
     for name, evaluator in evaluators.items():
         states = [report[2][name] for report in reports]
-        predictions = evaluator.predictions(states) if isinstance(evaluator, KeepsPredictions) and world.is_main else None
-        found[name] = Evaluated(dict(evaluator.compute(states)), predictions)
+        metrics = dict(evaluator.compute(states))
+        if isinstance(evaluator, KeepsPredictions) and world.is_main:
+            found[name] = Evaluated(metrics, partial(evaluator.predictions, states))
+        else:
+            found[name] = Evaluated(metrics)
     return found
 
 

@@ -68,7 +68,7 @@ def make_run(path: Path, found: ClassificationPredictions, *words: str) -> Path:
     save_weights(run.best, {"x": torch.zeros(1)}, info)
     top1 = 100 * float((found.target_rank == 0).mean())
     metrics = {"num_images": len(found.images), "top1": top1, "loss": float(found.loss.mean())}
-    write_evaluation(run, "classification", 10, Evaluated(metrics, found), ())
+    write_evaluation(run, "classification", 10, Evaluated(metrics, lambda: found), ())
     return path
 
 

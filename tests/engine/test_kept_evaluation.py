@@ -67,7 +67,7 @@ def test_without_pyarrow_the_table_is_csv_and_the_other_one_goes(
     found = read_kept(run, read_classification_predictions)
     assert found is not None
     monkeypatch.setattr(kept_evaluation, "is_installed", lambda name: False)
-    evaluated = kept_evaluation.Evaluated(found[0].metrics, found[1])
+    evaluated = kept_evaluation.Evaluated(found[0].metrics, lambda: found[1])
     kept_evaluation.write_evaluation(run, found[0].task, None, evaluated, ())
     assert run.predictions == tmp_path / "run" / "predictions.csv"
     again = read_kept(run, read_classification_predictions)
