@@ -271,7 +271,7 @@ def test_values_that_do_not_go_together(override: str, said: str) -> None:
         (["optim.lr"], "Found 'optim.lr', expected key=value"),
         (["lr=3"], "There is no key 'lr' in a recipe. Did you mean 'optim.lr'?"),
         (["optim.lrr=3"], "There is no key 'optim.lrr' in a recipe. Did you mean 'optim.lr'?"),
-        (["kind=cosine"], "Did you mean 'data.kind' or 'loss.kind' or 'distill.kind' or 'schedule.kind'?"),
+        (["kind=cosine"], "Did you mean 'data.kind', 'loss.kind', 'distill.kind' or 'schedule.kind'?"),
         (["optim=3"], "optim is a section; set a key of it, such as optim.lr=..."),
         (["optim.lr=1", "optim.lr=2"], "optim.lr is given twice"),
         (["optim.lr=[1"], "optim.lr=: line 1"),

@@ -203,9 +203,9 @@ def with_layout(words: Sequence[str], layout: Layout, known: Mapping[str, object
 
 
 def _with_warmup(words: Sequence[str], name: str | Path, given: Mapping[str, Any]) -> list[str]:
-    """Return overrides with a shorter warmup, if a recipe that adapts its length has a longer one than the user's run.
+    """Return overrides with a shorter warmup, if the recipe has one that is as long as the user's run.
 
-    Of the user's epochs, or steps, the warmup is the same part as of the recipe's epochs.
+    Of the user's epochs the warmup is the same part as of the recipe's; of the user's steps too, if the recipe adapts its length.
     """
     from stvit_cli.recipe import io as recipe_io
 
@@ -214,7 +214,7 @@ def _with_warmup(words: Sequence[str], name: str | Path, given: Mapping[str, Any
     if not isinstance(length, int) or length < 1 or given.keys() & {"schedule.warmup_epochs", "schedule.warmup_steps"}:
         return list(words)
     schedule = recipe_io.load(name).schedule
-    if schedule.min_steps is None or (unit == "epochs" and schedule.warmup_epochs < length):
+    if schedule.warmup_epochs < length if unit == "epochs" else schedule.min_steps is None:
         return list(words)
     shorter = schedule.warmup_epochs * length // schedule.epochs
     _say(f"schedule.warmup_{unit}: {shorter}, as schedule.{unit} is {length} (warmup_epochs was {schedule.warmup_epochs})")

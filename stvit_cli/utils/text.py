@@ -33,9 +33,9 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def suggestion(names: Sequence[str]) -> str:
-    """Return `` Did you mean 'x' or 'y'?``, or an empty string where there are no names."""
-    quoted = " or ".join(f"'{printable(name)}'" for name in names)
-    return f" Did you mean {quoted}?" if names else ""
+    """Return `` Did you mean 'x', 'y' or 'z'?``, or an empty string where there are no names."""
+    quoted = [f"'{printable(name)}'" for name in names]
+    return f" Did you mean {' or '.join(filter(None, [', '.join(quoted[:-1]), quoted[-1]]))}?" if names else ""
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:

@@ -234,6 +234,7 @@ def test_a_shorter_run_has_a_shorter_warmup(tmp_path: Path, caplog: pytest.LogCa
     with pytest.raises(UserError, match=r"schedule\.warmup_epochs: found 3"):
         own_data.new_recipe("own-images", [*words, "schedule.warmup_epochs=3"])
     assert own_data.new_recipe("own-images", [*words[:2], "schedule.epochs=4"]).schedule.warmup_epochs == 2
+    assert own_data.new_recipe("quickstart", ["schedule.epochs=1"]).schedule.warmup_epochs == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stvit_cli.recipe.error_messages import nearest_key
-from stvit_cli.utils.text import did_you_mean, nearest
+from stvit_cli.utils.text import did_you_mean, nearest, suggestion
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_far_name_and_the_name_itself_are_not_suggested(name: str, choices: li
     ],
 )
 def test_the_nearest_key_is_suggested(wrong: str, meant: list[str]) -> None:
-    assert nearest_key(wrong) == f" Did you mean {' or '.join(repr(key) for key in meant)}?"
+    assert nearest_key(wrong) == suggestion(meant)
 
 
 @pytest.mark.parametrize(

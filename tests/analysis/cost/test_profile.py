@@ -71,7 +71,7 @@ def test_uncounted_operator_is_reported() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["stvit-x"], "Did you mean 'stvit-s'?"),
+        (["stvit-x"], "Did you mean 'stvit-s', 'stvit-b' or 'stvit-l'?"),
         (["--image-size", "224 px"], "expected one number such as 384"),
         (["--image-size", "16"], "at least 32 pixels"),
     ],

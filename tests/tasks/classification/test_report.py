@@ -230,7 +230,7 @@ def test_no_mistake_is_said_and_bounded() -> None:
     sections = report_of(classification_predictions(scores, np.array([0, 1] * 10)))
     assert part_of(sections["mistakes"], GalleryPart).images == []
     assert part_of(sections["mistakes"], GalleryPart).total == 0
-    assert "would have top1 50.0 %" in part_of(sections["metrics"], TextPart).lines[0]
+    assert "would have top-1 50.0 %" in part_of(sections["metrics"], TextPart).lines[0]
     metrics = {metric.name: metric for metric in part_of(sections["metrics"], MetricsPart).metrics}
     exact = binomtest(20, 20).proportion_ci()
     assert (metrics["top1"].low, metrics["top1"].high) == pytest.approx((100 * exact.low, 100))
