@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stvit_cli.analysis.model_card import CARD, REPO, card_text, is_generated, is_in_timm, public_recipe
+from stvit_cli.analysis.model_card import CARD, REPO, card_text, is_generated, is_in_timm, is_local, public_recipe
 from stvit_cli.data.transforms import default_crop_pct
 from stvit_cli.engine.run_dir import RECIPE, RunDir
 from stvit_cli.errors import UserError
@@ -56,7 +56,7 @@ def write_hub_folder(run: Path, folder: Path, *, repo: str = REPO, licence: str 
 
 
 def _card(run: Path, repo: str, licence: str | None) -> str:
-    """Return the run's card for a repository: the one of the run directory where a person has changed it."""
+    """Return the run's card for a repository: the one of the run directory where it was edited by hand."""
     own = run / CARD
     text = own.read_text(encoding="utf-8") if own.is_file() else ""
     if not text or is_generated(text):
@@ -79,7 +79,7 @@ def _public_info(info: WeightsInfo) -> WeightsInfo:
     if not info.settings:
         return info
     settings = json.loads(info.settings)
-    kept = {key: value for key, value in settings.items() if not (isinstance(value, str) and value.startswith(("/", "~", "..")))}
+    kept = {key: value for key, value in settings.items() if not (isinstance(value, str) and is_local(value))}
     return info if kept == settings else replace(info, settings=json.dumps(kept))
 
 

@@ -68,7 +68,7 @@ class _Run:
 
 
 def write_card(path: Path) -> bool:
-    """Write the card of a run, unless the one that is there was changed by a person.
+    """Write the card of a run, unless the one that is there was edited by hand.
 
     Args:
         path: the run directory, with its best weights.
@@ -89,7 +89,7 @@ def write_card(path: Path) -> bool:
 
 
 def is_generated(text: str) -> bool:
-    """Whether a card is as it was written, not changed by a person since."""
+    """Whether a card is as it was written, not edited by hand since."""
     mark = _MARK.search(text)
     return mark is not None and mark[1] == _digest(text[: mark.start()])
 
@@ -116,20 +116,21 @@ def public_recipe(recipe: Recipe) -> Recipe:
     for key in _LOCAL_PATHS:
         section, _, leaf = key.partition(".")
         value = getattr(getattr(recipe, section), leaf)
-        if isinstance(value, str) and (key == "data.dir" or _is_local(value)):
+        if isinstance(value, str) and (key == "data.dir" or is_local(value)):
             changed = getattr(recipe, section).model_copy(update={leaf: None})
             recipe = recipe.model_copy(update={section: changed})
     changed = {}
     for section in ("detection", "segmentation"):
         values = getattr(recipe, section)
         local = {
-            key: PurePath(value).name for key, value in values.model_dump().items() if isinstance(value, str) and _is_local(value)
+            key: PurePath(value).name for key, value in values.model_dump().items() if isinstance(value, str) and is_local(value)
         }
         changed[section] = values.model_copy(update=local)
     return recipe.model_copy(update=changed)
 
 
-def _is_local(text: str) -> bool:
+def is_local(text: str) -> bool:
+    """Whether a value of a recipe is a path of this machine."""
     return text.startswith(("/", "~", "\\", "..")) or text[1:3] == ":\\"
 
 
@@ -175,10 +176,7 @@ def _num_params(path: Path) -> int:
     counted = 0
     for name, tensor in header.items():
         if name != "__metadata__" and not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
-            size = 1
-            for side in tensor["shape"]:
-                size *= side
-            counted += size
+            counted += math.prod(tensor["shape"])
     return counted
 
 

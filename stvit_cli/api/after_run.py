@@ -33,7 +33,7 @@ def finish(run_dir: Path, recipe: Recipe, task: Task) -> None:
 
 
 def write_card(run_dir: Path) -> None:
-    """Write the model card, ``README.md``, unless a person has changed the one that is there."""
+    """Write the model card, ``README.md``, unless the one that is there was edited by hand."""
     from stvit_cli.analysis import model_card
 
     model_card.write_card(run_dir)

@@ -50,17 +50,15 @@ def compare(
 
 
 def _print(found: Comparison) -> None:
-    from stvit_cli.analysis.comparison.sections import metric_table
+    from stvit_cli.analysis.comparison.sections import metric_table, recipe_table
 
     names = [row["run"] for row in found.runs]
     for note in found.notes:
         echo(f"Note: {note}")
-    by_key: dict[str, list[str]] = {}
-    for row in found.recipes:
-        by_key.setdefault(row["key"], []).append(row["value"])
-    if by_key:
-        more = f", {MOST_KEYS} of {len(by_key)}; the page has all" if len(by_key) > MOST_KEYS else ""
-        print_table(["key", *names], [[key, *values] for key, values in list(by_key.items())[:MOST_KEYS]], f"Recipes{more}")
+    heads, rows = recipe_table(names, found.recipes)
+    if rows:
+        more = f", {MOST_KEYS} of {len(rows)}; the page has all" if len(rows) > MOST_KEYS else ""
+        print_table(heads, rows[:MOST_KEYS], f"Recipes{more}")
     else:
         echo("Recipes: the same")
     images = min((row["num_images"] for row in found.runs if row["num_images"] is not None), default=0)

@@ -41,9 +41,9 @@ def run_dirs(incomplete: str) -> list[str]:
     """Return the run directories that begin so: those here and in ``runs``, or those in the folder that was typed."""
     folder, slash, _ = incomplete.rpartition("/")
     found = []
-    for place in [f"{folder}/"] if slash else ["", f"{RUNS}/"]:
-        names = sorted(path.name for path in Path(place).iterdir()) if Path(place).is_dir() else []
-        found += [f"{place}{name}" for name in names if Path(place, name, "recipe.yaml").is_file()]
+    for parent in [f"{folder}/"] if slash else ["", f"{RUNS}/"]:
+        names = sorted(path.name for path in Path(parent).iterdir()) if Path(parent).is_dir() else []
+        found += [f"{parent}{name}" for name in names if Path(parent, name, "recipe.yaml").is_file()]
     return _starting(found, incomplete)
 
 
@@ -90,7 +90,7 @@ def models_and_overrides(context: typer.Context, incomplete: str) -> list[str]:
 
 @cache
 def recipe_keys() -> dict[str, Key]:
-    """Return the keys of a recipe by name, read from the source of the schema: importing it takes longer than a person waits."""
+    """Return the keys of a recipe by name, read from the source of the schema: importing it is too slow for a completion."""
     folder = Path(stvit_cli.__file__).parent / "recipe"
     trees = [ast.parse((folder / name).read_text(encoding="utf-8")) for name in ("dense_tasks.py", "schema.py")]
     classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}

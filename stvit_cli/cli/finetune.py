@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from stvit_cli import api
 from stvit_cli.api.overrides import as_words
-from stvit_cli.cli import app, completion
-from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName
+from stvit_cli.cli import app
+from stvit_cli.cli.options import Data, DryRun, Json, Model, Output, Overrides, RecipeName, Weights
 from stvit_cli.cli.output import print_next_commands, report_dry_run, reporting
 
 
 @app.command()
 def finetune(
-    weights: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE",
-            help="A weights file, the directory of a run, or hf-hub:OWNER/NAME.",
-            autocompletion=completion.weights,
-        ),
-    ],
+    weights: Weights,
     overrides: Overrides = None,
     recipe: RecipeName = None,
     model: Model = None,

@@ -34,8 +34,8 @@ class _Page:
     """
 
     def __init__(self, width: int, plain: bool) -> None:
-        self.width, self.plain, self.lines = width, plain, [""]
-        self.lines.clear()
+        self.width, self.plain = width, plain
+        self.lines: list[str] = []
 
     def heading(self, text: str) -> None:
         self.lines += ["", self._styled(f"{text}:", "1")]

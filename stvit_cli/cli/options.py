@@ -31,6 +31,15 @@ Model = Annotated[
     str | None,
     typer.Option("--model", metavar="MODEL", help="Sets model.name, such as stvit-b.", autocompletion=completion.models),
 ]
+Weights = Annotated[
+    Path,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="A weights file, the directory of a run, or hf-hub:OWNER/NAME.",
+        autocompletion=completion.weights,
+    ),
+]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="DIR", help="Sets data.dir, the folder of the data set, or its annotation file.")
 ]

@@ -17,6 +17,8 @@ from stvit_cli.utils.files import reason_of, replace_file, require_writable_file
 from stvit_cli.utils.text import printable, shell_command
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from stvit_cli.api.results import DryRunResult
 
 GAP = "  "
@@ -92,7 +94,7 @@ def print_table(
         console.print(printable(title), style="italic", markup=False, emoji=False, soft_wrap=True)
     for number, row in enumerate([list(columns), *cells]):
         *others, last = row
-        for part in _wrapped(last, widths[-1]):
+        for part in _wrapped(last, widths[-1], console):
             aligned = [
                 _aligned(cell, width, i in right) for i, (cell, width) in enumerate(zip([*others, part], widths, strict=True))
             ]
@@ -108,12 +110,11 @@ def _aligned(cell: str, width: int, to_the_right: bool) -> str:
     return space + cell if to_the_right else cell + space
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def _wrapped(text: str, width: int, console: Console) -> list[str]:
     """Return the lines of a text at most ``width`` characters wide, broken between words where that is possible."""
-    from rich.console import Console
     from rich.text import Text
 
-    return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width)] or [""]
+    return [line.plain.rstrip() for line in Text(text).wrap(console, width)] or [""]
 
 
 def command(*parts: str | Path) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stvit_cli import api
-from stvit_cli.cli import app, completion
-from stvit_cli.cli.options import Json
+from stvit_cli.cli import app
+from stvit_cli.cli.options import Json, Weights
 from stvit_cli.cli.output import echo, reporting, require_writable_table
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_writable_folder
@@ -21,14 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, and folders of images.")],
-    weights: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE",
-            help="A weights file, the directory of a run, or hf-hub:OWNER/NAME.",
-            autocompletion=completion.weights,
-        ),
-    ],
+    weights: Weights,
     top: Annotated[int, typer.Option(metavar="K", min=1, help="A classifier: how many classes to name.")] = 1,
     score_threshold: Annotated[
         float,
@@ -81,12 +74,16 @@ def predict(
         if csv_file is not None:
             write_rows(csv_file, [row for result in results for row in result.to_rows()])
     if unread or unanswered or undrawn:
-        counts = [(unread, "read"), (unanswered, "answered"), (undrawn, "drawn")]
-        head = " and ".join(f"{len(some)} of {len(results)} images could not be {what}" for some, what in counts if some)
-        failed = [*unread, *unanswered]
-        shown = [*failed[: 4 - bool(undrawn)], *undrawn][:4]
-        more = ["..."] if len(failed) + len(undrawn) > len(shown) else []
-        raise UserError("\n".join([f"{head}:", *shown, *more]))
+        raise UserError(_failures(len(results), unread, unanswered, undrawn))
+
+
+def _failures(num_images: int, unread: list[str], unanswered: list[str], undrawn: list[str]) -> str:
+    counts = [(unread, "read"), (unanswered, "answered"), (undrawn, "drawn")]
+    head = " and ".join(f"{len(some)} of {num_images} images could not be {what}" for some, what in counts if some)
+    failed = [*unread, *unanswered]
+    shown = [*failed[: 4 - bool(undrawn)], *undrawn][:4]
+    more = ["..."] if len(failed) + len(undrawn) > len(shown) else []
+    return "\n".join([f"{head}:", *shown, *more])
 
 
 def _draw(result: ImagePrediction, image: Path, target: Path) -> list[str]:

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from stvit_cli import api
-from stvit_cli.cli import app
+from stvit_cli.cli import app, completion
 from stvit_cli.cli.output import echo
+from stvit_cli.utils.console import open_console
 
 QUIET_SECONDS = 5.0
 """Without a terminal, stages are printed from then on."""
@@ -21,7 +22,10 @@ QUIET_SECONDS = 5.0
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run, finished or not.")],
+    run_dir: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_DIR", help="The directory of a run, finished or not.", autocompletion=completion.run_dirs),
+    ],
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the page here; by default report.html in RUN_DIR.")
     ] = None,
@@ -40,9 +44,7 @@ def report(
 @contextlib.contextmanager
 def _stages() -> Iterator[Callable[[str], None]]:
     """Yield the function that shows what is being done: on one line of a terminal, otherwise as lines if it takes long."""
-    from rich.console import Console
-
-    console, began = Console(stderr=True, highlight=False), time.monotonic()
+    console, began = open_console(stderr=True), time.monotonic()
     if not console.is_terminal:
         yield lambda stage: print(f"{stage} ...", file=sys.stderr) if time.monotonic() - began > QUIET_SECONDS else None
         return

@@ -64,12 +64,7 @@ def train(
             "A new run from one of its checkpoints: add --from-step N."
         )
     if resume is None and recipe is None and "data.dir" not in keys_of(given):
-        from stvit_cli.recipe.files import list_recipes
-
-        shipped = ", ".join(path.stem for path in list_recipes())
-        raise UserError(
-            f"Which data? Give --data FOLDER, whose kind is found out, or --resume RUN_DIR,\nor --recipe NAME, one of {shipped}."
-        )
+        raise UserError(_which_data())
     with reporting(json_file) as report:
         if dry_run:
             report_dry_run(api.dry_run(recipe, given, weights=weights, resume=resume, from_step=from_step), report)
@@ -80,3 +75,10 @@ def train(
             result = api.train(recipe, given, output=output, weights=weights)
         report(result.to_dict())
         print_next_commands(result.run_dir)
+
+
+def _which_data() -> str:
+    from stvit_cli.recipe.files import list_recipes
+
+    shipped = ", ".join(path.stem for path in list_recipes())
+    return f"Which data? Give --data FOLDER, whose kind is found out, or --resume RUN_DIR,\nor --recipe NAME, one of {shipped}."

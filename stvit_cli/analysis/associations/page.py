@@ -2,7 +2,7 @@
 
 `arithmetic.js` repeats the computations of `LayerMaps` on the data packed here: association weights in 16 bits, the strongest
 super tokens, attention in 8 bits with the maximum of each row, and the column sums of the association. `drawing.js` draws them
-with the palettes and the scale of attention of `panels.py`, and `page.js` is what a person does on the page.
+with the palettes and the scale of attention of `panels.py`, and `page.js` is what the user does on the page.
 """
 
 from __future__ import annotations

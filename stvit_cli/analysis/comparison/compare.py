@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stvit_cli.analysis.comparison.result import Comparison
-from stvit_cli.analysis.comparison.runs import ComparedRun, open_runs, why_unpaired
+from stvit_cli.analysis.comparison.runs import ComparedRun, differing, open_runs, why_unpaired
 from stvit_cli.analysis.comparison.sections import page_sections
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
@@ -96,17 +96,14 @@ def _values(run: ComparedRun) -> dict[str, float]:
     """Return a run's metrics: those of its evaluation, and what its predictions give beyond."""
     values = {name: value for name, value in run.metrics.items() if name != "num_images"}
     if run.found is not None:
-        statistics = run.found.predictions.statistics()
-        counted = statistics(np.ones(len(run.found.predictions.images), dtype=np.int64))
-        values |= {name: value for name, value in zip(statistics.names, counted.tolist(), strict=True) if name not in values}
+        counted = run.statistics(np.ones(len(run.found.predictions.images), dtype=np.int64))
+        values |= {name: value for name, value in zip(run.statistics.names, counted.tolist(), strict=True) if name not in values}
     return values
 
 
 def _differences(a: ComparedRun, b: ComparedRun) -> dict[str, dict[str, float | None]]:
     assert a.found is not None
-    assert b.found is not None
-    ours, theirs = a.found.predictions, b.found.predictions
-    found = paired_intervals(ours.statistics(), theirs.statistics(), len(ours.images))
+    found = paired_intervals(a.statistics, b.statistics, len(a.found.predictions.images))
     result = {
         name: {"difference": _number(each.value), "low": _number(each.low), "high": _number(each.high)}
         for name, each in found.items()
@@ -138,16 +135,6 @@ def _images(a: ComparedRun, b: ComparedRun) -> list[dict[str, Any]]:
         }
         for index in differing(a, b)
     ]
-
-
-def differing(a: ComparedRun, b: ComparedRun) -> list[int]:
-    """Return the indices of the images on which two runs differ: the largest differences, then the most certain, first."""
-    assert a.scores is not None
-    assert b.scores is not None
-    difference = np.abs(b.scores.score - a.scores.score)
-    certainty = a.scores.certainty + b.scores.certainty
-    order = np.lexsort((-certainty, -difference))
-    return [index for index in order.tolist() if difference[index] > 0]
 
 
 def _number(value: float) -> float | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from PIL import Image
-
 from stvit_cli import tasks
-from stvit_cli.analysis.comparison.runs import ComparedRun
+from stvit_cli.analysis.comparison.runs import ComparedRun, differing
+from stvit_cli.data.classification import Openable
 from stvit_cli.data.thumbnails import image_kind, thumbnail
 from stvit_cli.engine.distributed import pick_device
 from stvit_cli.errors import UserError
@@ -34,15 +33,7 @@ class HasImages(Protocol):
     """A validation set that can open its images."""
 
     @property
-    def images(self) -> Opens: ...
-
-
-class Opens(Protocol):
-    """Images by index."""
-
-    def __len__(self) -> int: ...
-
-    def open(self, index: int) -> Image.Image: ...
+    def images(self) -> Openable: ...
 
 
 def image_sections(baseline: ComparedRun, paired: Sequence[ComparedRun]) -> Iterator[ReportSection]:
@@ -52,31 +43,32 @@ def image_sections(baseline: ComparedRun, paired: Sequence[ComparedRun]) -> Iter
         baseline: the first run.
         paired: those that were evaluated on the same images as it.
     """
-    draws = _drawer(baseline) if paired else None
+    if not paired:
+        return
+    draws = _drawer(baseline)
+    of_baseline = draws or _opener(baseline)
     for number, run in enumerate(paired, start=1):
         assert baseline.scores is not None
         assert run.scores is not None
         difference = run.scores.score - baseline.scores.score
-        certainty = run.scores.certainty + baseline.scores.certainty
-        order = np.lexsort((-certainty, -np.abs(difference)))
-        better = [index for index in order.tolist() if difference[index] > 0]
-        worse = [index for index in order.tolist() if difference[index] < 0]
+        found = differing(baseline, run)
+        better = [index for index in found if difference[index] > 0]
+        worse = [index for index in found if difference[index] < 0]
         title = f"{run.name} and {baseline.name}: images"
-        if not better and not worse:
+        if not found:
             lines = [TextPart([f"Both are equally right about all {len(difference)} images."])]
             yield ReportSection(f"images-{number}", title, lines)
             continue
-        is_drawn = draws is not None
-        opened = _opener(baseline) if draws is None else beside(baseline, draws, run, _drawer(run))
+        opened = of_baseline if draws is None else beside(baseline, draws, run, _drawer(run))
         is_binary = not run.scores.what
         verb, other = ("right", "wrong") if is_binary else ("better", "worse")
         what = "" if is_binary else f" By {run.scores.what}, the largest difference first."
         parts: list[Part] = []
         for indices, first, second in ((better, run.name, baseline.name), (worse, baseline.name, run.name)):
             name = f"{first} {verb}, {second} {other}" if is_binary else f"{first} {verb} than {second}"
-            most = MAX_DRAWN if is_drawn else MAX_SHOWN
+            most = MAX_SHOWN if draws is None else MAX_DRAWN
             parts.append(_gallery(f"{name}: {len(indices)}", indices, baseline, run, opened, what.strip(), most))
-        equal = len(difference) - len(better) - len(worse)
+        equal = len(difference) - len(found)
         alone = " alone" if is_binary else ""
         intro = f"Of {len(difference)} images: {run.name}{alone} is {verb} about {len(better)}, "
         intro += f"{baseline.name}{alone} about {len(worse)}, "
@@ -123,7 +115,6 @@ def _gallery(
 def _opener(run: ComparedRun) -> Thumbnails:
     """Return what opens an image of a run's validation set as a thumbnail."""
     assert run.found is not None
-    known: dict[int, Sequence[Thumbnail]] = {}
     try:
         info = read_info(run.found.run_dir.best)
         val_set = tasks.build_evaluation(run.recipe, info).val_set
@@ -133,14 +124,13 @@ def _opener(run: ComparedRun) -> Thumbnails:
         return lambda index: ()
     images = val_set.images
 
+    @cache
     def opened(index: int) -> Sequence[Thumbnail]:
-        if index not in known:
-            try:
-                data = thumbnail(images.open(index))
-                known[index] = [Thumbnail(data, kind=image_kind(data))]
-            except (UserError, OSError):
-                known[index] = ()
-        return known[index]
+        try:
+            data = thumbnail(images.open(index))
+        except (UserError, OSError):
+            return ()
+        return [Thumbnail(data, kind=image_kind(data))]
 
     return opened
 
@@ -161,13 +151,11 @@ def _drawer(run: ComparedRun) -> Thumbnails | None:
         draw = make(ReportInput(run.recipe, evaluation, run.found.predictions, trained, pick_device("auto")))
     except (UserError, OSError):
         return lambda index: ()
-    known: dict[int, Sequence[Thumbnail]] = {}
 
+    @cache
     def drawn(index: int) -> Sequence[Thumbnail]:
-        if index not in known:
-            shown = draw(index)
-            known[index] = () if shown is None else shown.thumbnails
-        return known[index]
+        shown = draw(index)
+        return () if shown is None else shown.thumbnails
 
     return drawn
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stvit_cli import tasks
 from stvit_cli.analysis.run_predictions import RunPredictions, predictions_of_run
@@ -16,6 +19,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.image_scores import ImageScores
+from stvit_cli.tasks.predictions import Statistics
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,12 @@ class ComparedRun:
             if name not in left_out and "/" not in name and isinstance(value, int | float) and not name.startswith("ema_")
         }
 
+    @cached_property
+    def statistics(self) -> Statistics:
+        """The metrics of a run that is evaluated, as a function of the images: those of a detector take seconds to prepare."""
+        assert self.found is not None
+        return self.found.predictions.statistics()
+
 
 def open_runs(paths: Sequence[Path], say: Callable[[str], None]) -> list[ComparedRun]:
     """Read the runs; those without kept predictions are evaluated.
@@ -72,11 +82,10 @@ def open_runs(paths: Sequence[Path], say: Callable[[str], None]) -> list[Compare
     opened: dict[Path, ComparedRun] = {}
     runs = []
     for name, path in zip(short_names(paths), paths, strict=True):
-        place = path.resolve()
-        if place not in opened:
-            opened[place] = _open(name, path, say)
-        known = opened[place]
-        runs.append(ComparedRun(**{**vars(known), "name": name}))
+        resolved = path.resolve()
+        if resolved not in opened:
+            opened[resolved] = _open(name, path, say)
+        runs.append(replace(opened[resolved], name=name))
     return runs
 
 
@@ -136,3 +145,13 @@ def why_unpaired(a: ComparedRun, b: ComparedRun) -> str:
             "a difference of their metrics is one of the data too."
         )
     return ""
+
+
+def differing(a: ComparedRun, b: ComparedRun) -> list[int]:
+    """Return the indices of the images on which two runs differ: the largest differences, then the most certain, first."""
+    assert a.scores is not None
+    assert b.scores is not None
+    difference = np.abs(b.scores.score - a.scores.score)
+    certainty = a.scores.certainty + b.scores.certainty
+    order = np.lexsort((-certainty, -difference))
+    return [index for index in order.tolist() if difference[index] > 0]

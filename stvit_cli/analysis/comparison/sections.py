@@ -77,6 +77,19 @@ def metric_table(runs: Sequence[str], metrics: Rows, num_images: float) -> tuple
     return heads, rows
 
 
+def recipe_table(runs: Sequence[str], recipes: Rows) -> tuple[list[str], list[list[str]]]:
+    """Return the keys that differ as texts: the heads of the columns and a row for each key.
+
+    Args:
+        runs: names, the baseline first.
+        recipes: see `Comparison.recipes`.
+    """
+    by_key: dict[str, dict[str, str]] = {}
+    for row in recipes:
+        by_key.setdefault(row["key"], {})[row["run"]] = row["value"]
+    return ["key", *runs], [[key, *(values[name] for name in runs)] for key, values in by_key.items()]
+
+
 def difference_text(row: Mapping[str, Any], num_images: float) -> str:
     """Return a difference with its interval and p-value.
 
@@ -162,9 +175,5 @@ def _chart(
 def _recipes(runs: Sequence[ComparedRun], recipes: Rows) -> ReportSection:
     if not recipes:
         return ReportSection("recipes", "Recipes", [TextPart(["The recipes are the same."])])
-    by_key: dict[str, dict[str, str]] = {}
-    for row in recipes:
-        by_key.setdefault(row["key"], {})[row["run"]] = row["value"]
-    columns = [Column("key"), *(Column(run.name) for run in runs)]
-    rows = [[key, *(values[run.name] for run in runs)] for key, values in by_key.items()]
-    return ReportSection("recipes", "Recipes", [TablePart(columns, rows)], intro="The keys that differ.")
+    heads, rows = recipe_table([run.name for run in runs], recipes)
+    return ReportSection("recipes", "Recipes", [TablePart([Column(head) for head in heads], rows)], intro="The keys that differ.")

@@ -1,7 +1,7 @@
 """A self-contained HTML page of sections: what `stvit report` and `stvit compare` write.
 
-The page loads nothing: its style and script are `page.css` and `page.js` beside this file, its images are in it, and a content
-security policy forbids everything else. Text of data is escaped, or is JSON that the script puts into the page as text.
+The page loads nothing: its style and scripts are `page.css` and the `.js` files beside this file, its images are in it, and a
+content security policy forbids everything else. Text of data is escaped, or is JSON that the script puts into the page as text.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from stvit_cli.analysis.report.charts import chart_data, grouped, summary
 from stvit_cli.analysis.report.images import MAX_BYTES, PageImages, count_text, shown_of
 from stvit_cli.tasks.report_parts import ChartPart, GalleryPart, MatrixPart, MetricsPart, Part, ReportSection, TablePart, TextPart
 from stvit_cli.utils.text import printable
+
+SCRIPTS = ("page.js", "images.js", "charts.js", "matrices.js")
+"""In the order in which they use each other."""
 
 
 def render(title: str, subtitle: str, sections: Sequence[ReportSection], *, max_image_bytes: int = MAX_BYTES) -> str:
@@ -48,7 +51,7 @@ def render(title: str, subtitle: str, sections: Sequence[ReportSection], *, max_
         "NAV": navigation,
         "SECTIONS": "".join(map(page.section, sections)),
         "CSS": _file("page.css"),
-        "JS": _file("page.js"),
+        "JS": "\n".join(map(_file, SCRIPTS)),
     }
     values["DATA"] = _json(page.data())
     # In one pass: a value that holds @JS@ stays as it is.

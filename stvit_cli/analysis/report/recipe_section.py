@@ -40,7 +40,7 @@ def _shipped(name: str) -> Recipe | None:
 
 def _changes(run: Run, own: dict[str, Any], shipped: dict[str, Any]) -> TablePart | TextPart:
     title = f"What differs from the recipe {run.recipe.name}"
-    rows = [[key, _text(own[key]), _text(shipped[key])] for key in _keys(run) if own[key] != shipped[key]]
+    rows = [[key, flow(own[key]), flow(shipped[key])] for key in _keys(run, own) if own[key] != shipped[key]]
     if not rows:
         return TextPart(["Nothing: the run follows the shipped recipe."], title)
     note = "Set by hand, or chosen for the data and the machine where the recipe says auto."
@@ -49,21 +49,16 @@ def _changes(run: Run, own: dict[str, Any], shipped: dict[str, Any]) -> TablePar
 
 def _from_defaults(run: Run, own: dict[str, Any]) -> TablePart | TextPart:
     title, defaults = "What differs from the defaults", recipe_io.flatten(Recipe())
-    rows = [[key, _text(own[key]), _text(defaults[key]), _meaning(key)] for key in _keys(run) if own[key] != defaults[key]]
+    rows = [[key, flow(own[key]), flow(defaults[key]), _meaning(key)] for key in _keys(run, own) if own[key] != defaults[key]]
     if not rows:
         return TextPart(["Nothing."], title)
     return TablePart([Column("key"), Column("this run"), Column("default"), Column("meaning")], rows, title)
 
 
-def _keys(run: Run) -> list[str]:
+def _keys(run: Run, own: dict[str, Any]) -> list[str]:
     """Return the keys that decide something: without name and description, and without other tasks' sections."""
     others = set(other_tasks_sections(run.recipe.task))
-    keys = recipe_io.flatten(run.recipe)
-    return [key for key in keys if key not in ("name", "description", "task") and key.partition(".")[0] not in others]
-
-
-def _text(value: Any) -> str:
-    return flow(value)
+    return [key for key in own if key not in ("name", "description", "task") and key.partition(".")[0] not in others]
 
 
 def _meaning(key: str) -> str:
@@ -71,6 +66,6 @@ def _meaning(key: str) -> str:
     section, _, leaf = key.partition(".")
     field = Recipe.model_fields[section]
     if leaf:
-        field = getattr(Recipe(), section).__class__.model_fields[leaf]
+        field = type(field.default).model_fields[leaf]
     text = " ".join((field.description or "").split())
     return re.split(r"(?<=[.;:]) ", text, maxsplit=1)[0].rstrip(";:")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -179,17 +179,11 @@ def _of_task(run: Run, sources: Sources, say: Callable[[str], None]) -> tuple[li
     given = ReportInput(run.recipe, sources.evaluation, sources.predictions, sources.trained, sources.device)
     found: list[ReportSection] = []
     try:
-        found += _collected(make(given), found)
+        for section in make(given):  # one by one: if a later one fails, the earlier ones stay
+            found.append(section)
     except UserError as error:
         return found, ["A part of the evaluation could not be shown:", *str(error).splitlines()]
     except Exception as error:
         logger.warning("a part of the report could not be made: %s: %s", type(error).__name__, error)
         return found, [f"A part of the evaluation could not be shown: {type(error).__name__}: {error}"]
     return found, []
-
-
-def _collected(sections: Iterator[ReportSection], found: list[ReportSection]) -> Sequence[ReportSection]:
-    """Add sections to those found, one by one: if a later one fails, the earlier ones stay."""
-    for section in sections:
-        found.append(section)
-    return ()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo
 
 POINTS = ((0, 0), (61, 40), (106, 74))
+NEEDS_NODE = pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,14 @@ def shown() -> PlotContext:
 def data_of(page: str) -> str:
     (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
     return str(found)
+
+
+def printed(page: str, until: str, program: str, folder: Path) -> Any:
+    """Run a program after the page's functions above a heading, with the page's data as ``page``; return the JSON it prints."""
+    functions = page.split("// ---- arithmetic")[1].split(f"// ---- {until}")[0]
+    (folder / "page.js").write_text(f"const page = {data_of(page)}, image = {{}};\n// {functions}\n{program}")
+    ended = subprocess.run(["node", folder / "page.js"], capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(ended.stdout)
 
 
 def test_page_is_self_contained(shown: PlotContext) -> None:
@@ -67,12 +77,10 @@ def test_large_image_keeps_the_mean_over_heads_or_is_refused(shown: PlotContext,
         association_page(shown, (3, 4), trained=True)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
+@NEEDS_NODE
 def test_script_computes_the_same_maps(shown: PlotContext, tmp_path: Path) -> None:
     page = association_page(shown, (3, 4), trained=True)
-    arithmetic = page.split("// ---- arithmetic")[1].split("// ---- drawing")[0]
-    (tmp_path / "page.js").write_text(
-        f"const page = {data_of(page)};\n// {arithmetic}\n"
+    program = (
         f"const result = page.layers.map(unpack).map(layer => {json.dumps(POINTS)}.map(point => {{\n"
         "  const token = tokenAt(layer, point), heads = [...Array(layer.heads).keys(), -1];\n"
         "  const superToken = layer.labels && layer.labels[token[0] * layer.tokens[1] + token[1]];\n"
@@ -83,8 +91,8 @@ def test_script_computes_the_same_maps(shown: PlotContext, tmp_path: Path) -> No
         "    positions: [...timesUniform(attention(layer, ...token, -1)).map(attentionPosition)] };\n"
         "}));\nconsole.log(JSON.stringify(result));\n"
     )
-    ended = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, timeout=60, check=True)
-    for layer, points in zip(shown.maps.layers.values(), json.loads(ended.stdout), strict=True):
+    computed = printed(page, "drawing", program, tmp_path)
+    for layer, points in zip(shown.maps.layers.values(), computed, strict=True):
         for (x, y), found in zip(POINTS, points, strict=True):
             token = layer.grid.token_at(x, y)
             assert tuple(found["token"]) == token
@@ -109,13 +117,11 @@ def test_script_computes_the_same_maps(shown: PlotContext, tmp_path: Path) -> No
                 np.testing.assert_allclose(confidence, layer.confidence(), atol=1e-4)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
+@NEEDS_NODE
 def test_script_draws_every_view(shown: PlotContext, tmp_path: Path) -> None:
     """On a canvas of zeros, heat maps and mean colours are drawn without an error and change the pixels."""
     page = association_page(shown, (3, 4), trained=True)
-    functions = page.split("// ---- arithmetic")[1].split("// ---- the page")[0]
-    (tmp_path / "page.js").write_text(
-        f"const page = {data_of(page)}, image = {{}};\n// {functions}\n"
+    program = (
         "const palette = bytes(page.palettes.heat), layer = unpack(page.layers[0]);\n"
         "const drawn = [], context = { drawImage() {}, putImageData(frame) { drawn.push(Math.max(...frame.data)); },\n"
         "  getImageData(x, y, width, height) { return { data: new Uint8ClampedArray(4 * width * height) }; } };\n"
@@ -123,21 +129,17 @@ def test_script_draws_every_view(shown: PlotContext, tmp_path: Path) -> None:
         "paintHeat(canvas, layer, confidence(layer), palette, true);\n"
         "paintMeans(canvas, layer);\nconsole.log(JSON.stringify(drawn));\n"
     )
-    ended = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(ended.stdout) == [255, 0]
+    assert printed(page, "the page", program, tmp_path) == [255, 0]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
+@NEEDS_NODE
 def test_script_blends_the_colours_of_the_sheets(shown: PlotContext, tmp_path: Path) -> None:
     page = association_page(shown, (3, 4), trained=True)
-    functions = page.split("// ---- arithmetic")[1].split("// ---- the page")[0]
-    (tmp_path / "page.js").write_text(
-        f"const page = {data_of(page)};\n// {functions}\n"
+    program = (
         "const palette = bytes(page.palettes.attention), result = [];\n"
         "for (let i = 0; i < 256; i++) blend(palette, i / 255, 0.4, result, 4 * i);\nconsole.log(JSON.stringify(result));\n"
     )
-    ended = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True, timeout=60, check=True)
-    found = np.array(json.loads(ended.stdout)).reshape(256, 4)
+    found = np.array(printed(page, "the page", program, tmp_path)).reshape(256, 4)
     expected = blend(np.linspace(0, 1, 256, dtype=np.float32)[None], 0.4, DIVERGING)[0]
     np.testing.assert_allclose(found[:, :3] / 255, expected, atol=0.01)
     assert (found[:, 3] == 255).all()
