@@ -11,7 +11,7 @@ from stvit_cli.analysis.model_card import CARD, REPO, card_text, is_generated, i
 from stvit_cli.data.transforms import default_crop_pct
 from stvit_cli.engine.run_dir import RECIPE, RunDir
 from stvit_cli.errors import UserError
-from stvit_cli.models.timm_registry import NAMES_IN_TIMM
+from stvit_cli.models.timm_models import NAMES_IN_TIMM
 from stvit_cli.models.weights.file import WeightsInfo, read_weights, save_weights
 from stvit_cli.models.weights.hub import WEIGHTS
 from stvit_cli.recipe import io as recipe_io

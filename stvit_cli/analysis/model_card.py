@@ -20,7 +20,7 @@ import yaml
 from stvit_cli import __version__
 from stvit_cli.engine.kept_evaluation import read_evaluation
 from stvit_cli.engine.run_dir import RunDir
-from stvit_cli.models.timm_registry import NAMES_IN_TIMM
+from stvit_cli.models.timm_models import NAMES_IN_TIMM
 from stvit_cli.models.weights.file import WeightsInfo, read_info
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io

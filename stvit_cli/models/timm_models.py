@@ -22,7 +22,9 @@ from stvit_cli.utils.text import did_you_mean, first_few
 
 PREFIX = "timm/"
 BUILT_IN = {"stvit_small": "stvit-s", "stvit_base": "stvit-b", "stvit_large": "stvit-l", "stvit_nano": "stvit-nano"}
-"""The names of the built-in models in timm's registry."""
+"""The built-in models by their names in timm's registry."""
+NAMES_IN_TIMM = {model: name for name, model in BUILT_IN.items()}
+"""The name in timm's registry of each built-in model."""
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 

@@ -51,15 +51,6 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-NAMES_IN_TIMM = {
-    "stvit-s": "stvit_small",
-    "stvit-b": "stvit_base",
-    "stvit-l": "stvit_large",
-    "stvit-nano": "stvit_nano",
-}
-"""The name in timm's registry of each model."""
-
-
 def _register_leaf_modules() -> None:
     """Make leaves of the modules whose code depends on sizes, which torch.fx cannot trace symbolically."""
     from stvit_cli.models.layers import BatchNorm2d
