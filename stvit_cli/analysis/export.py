@@ -5,7 +5,6 @@ Shapes: B batch, H W pixels.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from stvit_cli.tasks import registry
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.loading import Trained
+from stvit_cli.utils.environment import is_installed
 from stvit_cli.utils.files import replacing, writing
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, Any]:
         >>> export_onnx(trained, Path("model.onnx"))["format"]  # doctest: +SKIP
         'onnx'
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in NEEDED if not is_installed(name)]
     if missing:
         raise UserError(f"ONNX needs {', '.join(missing)}, which are not installed: pip install 'stvit[onnx]'")
     if not registry.get(trained.info.task).exports_onnx:

@@ -25,7 +25,7 @@ from stvit_cli.models.weights.file import WeightsInfo, read_info
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.files import replace_file, writing
-from stvit_cli.utils.metric_names import metric_name, metric_value
+from stvit_cli.utils.metric_names import MANY_IMAGES, metric_name, metric_value
 from stvit_cli.utils.text import first_few, printable
 
 CARD = "README.md"
@@ -278,7 +278,7 @@ def _metrics(run: _Run) -> Iterator[str]:
     yield f"\n## Metrics\n\nOf the best weights of the run, on {images} of {_escaped(_data_name(run.recipe))}:\n"
     yield "| metric | value |\n|---|---|"
     for name, value in run.metrics.items():
-        yield f"| {_escaped(metric_name(name).label)}{_unit(name)} | {metric_value(name, value, num_images or 100_000)} |"
+        yield f"| {_escaped(metric_name(name).label)}{_unit(name)} | {metric_value(name, value, num_images or MANY_IMAGES)} |"
 
 
 def _data(run: _Run) -> Iterator[str]:

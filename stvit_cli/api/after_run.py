@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stvit_cli.utils.environment import is_main_process, single_process
-from stvit_cli.utils.text import shell_command
+from stvit_cli.utils.text import first_line, shell_command
 
 if TYPE_CHECKING:
     from stvit_cli.recipe import Recipe
@@ -58,7 +58,7 @@ def attempt(what: str, work: Callable[[], object], *command: str | Path) -> None
     try:
         work()
     except (Exception, KeyboardInterrupt) as error:
-        reason = (str(error).splitlines() or ["interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__])[0]
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else first_line(error)
         # One line: a log record has its line breaks shown, not obeyed.
         logger.warning(
             "%s was not written: %s. The run itself is complete. Again: %s", what, reason.rstrip("."), shell_command(*command)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stvit_cli.data.class_names import read_text
 from stvit_cli.data.images import ENDINGS as IMAGE_ENDINGS
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import first_few, printable, shortened
+from stvit_cli.utils.text import first_few, first_line, printable, shortened
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -240,7 +240,7 @@ def _read_parquet(path: Path, key: str) -> Table:
     try:
         content = parquet.read_table(path)
     except (arrow.ArrowException, OSError, MemoryError) as error:
-        reason = shortened(str(error).splitlines()[0], 160) if str(error) else type(error).__name__
+        reason = shortened(first_line(error), 160)
         raise UserError(f"{printable(str(path))} cannot be read as Parquet: {reason}.") from None
     images = {field.name: content[field.name] for field in content.schema if _holds_images(arrow, field.type)}
     others = [name for name in content.column_names if name not in images]

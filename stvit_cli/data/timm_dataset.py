@@ -7,7 +7,6 @@ function of its number, so that the run can resume anywhere and be divided among
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ from stvit_cli.data.class_names import check_names, read_class_names
 from stvit_cli.data.images import UnreadableImageError, decode_image, open_image
 from stvit_cli.data.sampling import hold_out_of_classes
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import first_few, printable, shortened
+from stvit_cli.utils.environment import is_installed
+from stvit_cli.utils.text import first_few, first_line, printable, shortened
 
 NEEDED = {"hfds": "datasets"}
 """The library that data sets of a prefix need beside timm and torchvision."""
@@ -153,7 +153,7 @@ def _opened(name: str | None, folder: str | Path | None, split: str) -> tuple[An
         raise UserError(
             f"data.name: found {printable(name)}, expected a name that begins with torch/ or hfds/, such as {EXAMPLES}."
         )
-    if prefix in NEEDED and importlib.util.find_spec(NEEDED[prefix]) is None:
+    if prefix in NEEDED and not is_installed(NEEDED[prefix]):
         raise UserError(f"data.name {printable(name)} needs {NEEDED[prefix]}: pip install 'stvit[datasets]'")
     if prefix == "torch" and folder is None:
         raise UserError("data.dir is not set. Set it to the folder of the data set: data.dir=DIR.")
@@ -165,7 +165,7 @@ def _opened(name: str | None, folder: str | Path | None, split: str) -> tuple[An
         raise
     except Exception as error:  # of torchvision, of datasets and of what they call: no common class
         where = "" if root is None else f" in {printable(root)}"
-        reason = shortened((str(error).strip() or type(error).__name__).splitlines()[0], 200)
+        reason = shortened(first_line(error), 200)
         raise UserError(f"data.name {printable(name)}, split {printable(split)}: cannot be opened{where}: {reason}") from error
     if not len(targets):
         raise UserError(f"data.name {printable(name)}, split {printable(split)}: there are no images.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stvit_cli.engine.schedule import Timeline
-from stvit_cli.utils.metric_names import epoch_text, metric_name, metric_value
+from stvit_cli.utils.metric_names import MANY_IMAGES, epoch_text, metric_name, metric_value
 
 MAX_WIDTH = 80
 MAX_METRICS = 6
@@ -48,7 +48,7 @@ class EvalRows:
         if self.columns is None:
             self.columns = self._columns(metrics)
             header = [self._line(" ", _EPOCH, [_head(name) for name in self.columns], _LEFT)]
-        num_images = metrics.get("num_images", 100_000)
+        num_images = metrics.get("num_images", MANY_IMAGES)
         values = [_value(name, metrics.get(name), num_images) for name in self.columns]
         return [*header, self._line(MARK if best else " ", epoch_text(epoch), values, time_left)]
 
@@ -97,5 +97,5 @@ def _column_width(name: str) -> int:
 def _value(name: str, value: float | None, num_images: float) -> str:
     if value is None:
         return "-"
-    text = metric_value(name, value, 100_000 if name == "train_loss" else num_images)
+    text = metric_value(name, value, MANY_IMAGES if name == "train_loss" else num_images)
     return text if len(text) <= _column_width(name) else f"{value:.0e}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from stvit_cli.data.loader import build_eval_loader
 from stvit_cli.engine.distributed import World, joined_world
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.base import NOT_FINITE, Evaluation, KeepsPredictions, NonFiniteOutputsError, move
+from stvit_cli.tasks.base import NOT_FINITE, Evaluation, Evaluator, KeepsPredictions, NonFiniteOutputsError, move
 from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.utils.text import first_few
 
@@ -134,15 +135,15 @@ def evaluate_models(
         return None
     for name in models:
         _require_finite(name, [report[1][name] for report in reports], world)
-    found = {}
-    for name, evaluator in evaluators.items():
-        states = [report[2][name] for report in reports]
-        metrics = dict(evaluator.compute(states))
-        if isinstance(evaluator, KeepsPredictions) and world.is_main:
-            found[name] = Evaluated(metrics, partial(evaluator.predictions, states))
-        else:
-            found[name] = Evaluated(metrics)
-    return found
+    return {name: _computed(evaluator, [report[2][name] for report in reports], world) for name, evaluator in evaluators.items()}
+
+
+def _computed(evaluator: Evaluator, states: list[Any], world: World) -> Evaluated:
+    """Return what the states of all processes come to."""
+    metrics = dict(evaluator.compute(states))
+    if isinstance(evaluator, KeepsPredictions) and world.is_main:
+        return Evaluated(metrics, partial(evaluator.predictions, states))
+    return Evaluated(metrics)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from stvit_cli.engine.run_lock import LOCK, RunLock
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import LEFTOVER, remove_leftovers, replace_file, require_writable_folder, writing
 from stvit_cli.utils.text import shell_command
 
@@ -101,12 +102,8 @@ class RunDir:
             replace_file(self.environment, json.dumps(content, indent=2).encode() + b"\n")
 
     def read_environment(self) -> dict[str, object]:
-        """Return ``environment.json``; empty where it cannot be read: nothing depends on it."""
-        try:
-            found = json.loads(self.environment.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        """Return ``environment.json``; empty where it cannot be read."""
+        return strict_json.read_object(self.environment)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write ``recipe.yaml``, after everything that a resumption needs: a directory with it holds a run.

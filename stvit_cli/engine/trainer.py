@@ -10,7 +10,6 @@ from pathlib import Path
 
 from stvit_cli.engine.branch import Branch
 from stvit_cli.engine.callbacks import Callback, Callbacks, TrainingView, read_only
-from stvit_cli.engine.damage import ADAMW
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
@@ -18,12 +17,12 @@ from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.loggers.base import LoggedImage, Status
 from stvit_cli.engine.mode_gap import measure_gap
-from stvit_cli.engine.optim import describe_optimizer
 from stvit_cli.engine.peak_memory import peak_memory
 from stvit_cli.engine.precise_batch_norm import recompute_statistics
 from stvit_cli.engine.progress import Progress, duration
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.run_start import RunStart
+from stvit_cli.engine.run_summary import summary
 from stvit_cli.engine.run_writer import RunWriter
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.signals import StopRequest, stop_request
@@ -33,7 +32,7 @@ from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Batch, Task
 from stvit_cli.utils.machine_failures import machine_failures_explained
-from stvit_cli.utils.metric_names import epoch_text, metric_name, metric_with_unit
+from stvit_cli.utils.metric_names import MANY_IMAGES, epoch_text, metric_name, metric_with_unit
 from stvit_cli.utils.streams import lasting_output
 from stvit_cli.utils.text import shell_command
 
@@ -106,7 +105,6 @@ class Trainer:
         self.recipe, self.world, self.timeline = session.recipe, session.world, session.timeline
         self.state = RunState()
         self.writer = RunWriter(session, run_dir)
-        self.notes: list[str] = []
         self.status: Status = "failed"
         self.callbacks = Callbacks(callbacks, self.world, self._view)
         self.last_step: StepResult | None = None
@@ -133,10 +131,10 @@ class Trainer:
             Interrupted: a signal stopped the run; its state is saved.
         """
         self.state = start.resume() if resume else start.new() if branch is None else start.branch(branch)
-        self.notes = start.notes
         with Progress(self.timeline, self.state.step, not self.world.is_main, self.session.task.main_metric) as self.progress:
             self.writer.open_loggers(self.state.step, self.progress.say, self.progress.warn)
-            self._print_summary()
+            for line in summary(self.session, self.run_dir.path, start.notes):
+                self.progress.say(line)
             if not self.state.step and self.first_images is not None:
                 self.writer.log_images(0, self.first_images)
             is_new = not self._is_over()
@@ -155,35 +153,13 @@ class Trainer:
             result = self._result()
             spent = duration(self.state.seconds)
             main = self.session.task.main_metric
-            best = metric_with_unit(main, result[main], result.get("num_images", 100_000))
+            best = metric_with_unit(main, result[main], result.get("num_images", MANY_IMAGES))
             if self._is_stopped_early():
                 self._say_stopped_early()
             self.status = "finished"
             epoch = epoch_text(result["best_epoch"])
             self.progress.say(f"Best {metric_name(main).label} {best} (epoch {epoch}) after {spent}: {self.run_dir.best}")
         return result
-
-    def _print_summary(self) -> None:
-        plan, timeline = self.session.plan, self.timeline
-        with_kernels = " with custom kernels" if self.session.preparation.kernels_in_training else ""
-        trained = sum(p.numel() for p in self.session.model.parameters() if p.requires_grad)
-        self.progress.say(
-            f"{self.recipe.name}: {trained / 1e6:.2f} M trained parameters on {self.world.device}{with_kernels}, batch {plan}, "
-            f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {self.run_dir.path}"
-        )
-        if self.recipe.train.kernels is True and not with_kernels:
-            precision = self.recipe.train.precision
-            self.notes.append(
-                f"Note: on a CPU the kernels are for float32: with train.precision={precision} only evaluations use them."
-            )
-        if self.recipe.optim.name != ADAMW:
-            self.notes.insert(0, describe_optimizer(self.recipe.optim.name, self.session.optimizer))
-        if self.session.unfreezing is not None:
-            self.notes.append(self.session.unfreezing.note(timeline.steps_per_epoch, timeline.num_steps))
-        if self.recipe.train.tensorboard:
-            self.notes.append("Warning: train.tensorboard is deprecated; use train.loggers=[tensorboard].")
-        for note in [*self.session.task.notes(), *self.notes]:
-            self.progress.say(note)
 
     def _loop(self) -> None:
         state = self.state
@@ -316,8 +292,7 @@ class Trainer:
         self.writer.save_checkpoint(self.state)
         self.writer.draw_curves()
         name = signal.Signals(number).name
-        resume = shell_command("stvit", "train", "--resume", self.run_dir.path)
-        self.progress.say(f"Stopped by {name}; saved after step {self.state.step}. Resume with: {resume}")
+        self.progress.say(f"Stopped by {name}; saved after step {self.state.step}. Resume with: {self._resume_command()}")
         raise Interrupted(number)
 
     def _call(self, point: str) -> None:
@@ -347,11 +322,14 @@ class Trainer:
 
     def _stopped_by_callback(self) -> dict[str, float]:
         self.status = "stopped"
-        resume = shell_command("stvit", "train", "--resume", self.run_dir.path)
         self.progress.say(
-            f"Stopped by a callback; saved after step {self.state.step} of {self.timeline.num_steps}. Resume with: {resume}"
+            f"Stopped by a callback; saved after step {self.state.step} of {self.timeline.num_steps}. "
+            f"Resume with: {self._resume_command()}"
         )
         return self._result()
+
+    def _resume_command(self) -> str:
+        return shell_command("stvit", "train", "--resume", self.run_dir.path)
 
     def _result(self) -> dict[str, float]:
         state = self.state

@@ -52,7 +52,7 @@ def nearest_key(wrong: str, task: object = None) -> str:
     elif section not in sections:
         near_sections = nearest(section, filter(None, sections))
         if len(near_sections) != 1:
-            return _same_name(leaf, keys)
+            return _same_name([leaf.lower()], keys)
         return nearest_key(f"{near_sections[0]}.{leaf}", task) or did_you_mean(wrong, keys)
     own = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section]
     if leaf in own:  # the section was misspelled
@@ -63,7 +63,7 @@ def nearest_key(wrong: str, task: object = None) -> str:
     if near := nearest(leaf, own):
         return suggestion([f"{section}.{name}" if section else name for name in near])
     leaves = () if section else (key.rpartition(".")[2] for key in keys)
-    return _same_name(leaf, keys) or _same_name(nearest(leaf, leaves), keys)
+    return _same_name([leaf.lower()], keys) or _same_name(nearest(leaf, leaves), keys)
 
 
 def _keys_of(task: object) -> list[str]:
@@ -73,9 +73,8 @@ def _keys_of(task: object) -> list[str]:
     return [key for key in dotted_keys() if key.partition(".")[0] not in others]
 
 
-def _same_name(leaf: str | Sequence[str], keys: Sequence[str]) -> str:
-    """Suggest the keys of this name, or of these, whatever their section."""
-    names = [leaf.lower()] if isinstance(leaf, str) else leaf
+def _same_name(names: Sequence[str], keys: Sequence[str]) -> str:
+    """Suggest the keys of these names, whatever their section."""
     return suggestion([key for key in keys if key.rpartition(".")[2] in names])
 
 

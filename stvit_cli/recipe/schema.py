@@ -323,8 +323,8 @@ class FinetuneSection(Section):
     freeze_backbone: bool = False
     """Train the classifier only (linear probing)."""
     unfreeze_epochs: PositiveInt | None = None
-    """Gradual unfreezing: number of epochs that the head trains alone, and after which each further part of the backbone follows,
-    from the last stage to the stem. null: all layers train from the start."""
+    """Gradual unfreezing: the head trains alone at first; each time that this number of epochs is over, one more part of the
+    backbone is trained too, from the last stage to the stem. null: all layers train from the start."""
 
 
 class EvalSection(Section):

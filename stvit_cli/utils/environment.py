@@ -1,4 +1,4 @@
-"""The processes that torchrun started, read from the environment that it sets."""
+"""What this process runs in: the processes that torchrun started, from the variables that it sets, and installed packages."""
 
 from __future__ import annotations
 

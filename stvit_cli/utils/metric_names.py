@@ -1,4 +1,4 @@
-"""How metrics are called where a person reads them: ``box_ap50`` is "box AP50", in percent. Files keep the names of the code."""
+"""Names of metrics in tables, pages and messages: ``box_ap50`` is "box AP50", in percent. Files keep the names of the code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from typing import NamedTuple
 
 from stvit_cli.utils.text import metric_text, printable
+
+MANY_IMAGES = 100_000
+"""In place of the number of images, where that is unknown or no image alone changes the value: all digits are shown."""
 
 
 class MetricName(NamedTuple):

@@ -70,6 +70,11 @@ def first_few(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(map(printable, names[:limit])) + more
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def printable(text: str, keep: str = "") -> str:
     r"""Return ``text`` with everything that could steer a terminal escaped: ``\x1b``, ``\n``, ``\u202e``.
 

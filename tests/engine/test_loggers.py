@@ -184,7 +184,7 @@ def test_a_tracker_that_cannot_be_had_ends_a_run_before_it_starts_and_is_a_warni
 def test_a_missing_package_is_said_with_the_command_that_installs_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "find_spec", lambda name: None)
+    monkeypatch.setattr(group, "is_installed", lambda name: False)
     with pytest.raises(UserError, match=rf"needs the package {name}: pip install 'stvit\[{name}\]'"):
         train(tmp_path / "run", name)
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from PIL import Image
 from stvit_cli.data.imagefolder import find_images
 from stvit_cli.data.label_maps import open_label_map
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, first_few
+from stvit_cli.utils.text import did_you_mean, first_few, first_line
 
 SPOOF = "x\nstvit: all is well"
 
@@ -36,3 +36,8 @@ def test_the_name_of_a_class_or_label_map_adds_no_line_to_a_message(tmp_path: Pa
     with pytest.raises(UserError) as caught:
         open_label_map(tmp_path / SPOOF)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "line"), [("disk full\nat row 3", "disk full"), ("\n  no key\n", "no key"), ("", "OSError")])
+def test_an_exception_gives_a_line_also_where_it_says_nothing(text: str, line: str) -> None:
+    assert first_line(OSError(text)) == line

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from PIL import Image
+
+from stvit_cli.data.images import decode_image
+
 Status = Literal["finished", "stopped", "failed"]
 """How a run ended: at its end, by a signal or a callback (it can be resumed), by an error."""
 
@@ -48,6 +52,10 @@ class LoggedImage:
     name: str
     data: bytes
     caption: str = ""
+
+    def decode(self) -> Image.Image:
+        """Return the image in mode RGB, as the trackers take it."""
+        return decode_image(self.data, self.name)
 
 
 class Logger(Protocol):

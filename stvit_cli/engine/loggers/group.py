@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,9 @@ from stvit_cli.engine.loggers.base import LoggedImage, LoggedRun, Logger, Status
 from stvit_cli.engine.seeding import kept_generators
 from stvit_cli.errors import UserError
 from stvit_cli.utils import strict_json
+from stvit_cli.utils.environment import is_installed
 from stvit_cli.utils.files import replace_file
+from stvit_cli.utils.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ KINDS = {
 def require_installed(names: Sequence[str]) -> None:
     """Raise UserError where the package of a logger is not installed, with the command that installs it."""
     for name in names:
-        if find_spec(name) is None:
+        if not is_installed(name):
             raise UserError(f"train.loggers={name} needs the package {name}: pip install 'stvit[{name}]'")
 
 
@@ -77,7 +77,7 @@ class Loggers:
             warn: prints a warning.
         """
         self._warn = warn
-        saved = _read(self._memory)
+        saved = strict_json.read_object(self._memory)
         ids, told = dict(saved.get("ids", {})), dict(saved.get("recorded", {}))
         told = {kind: max(told.get(kind, -1), recorded.get(kind, -1)) for kind in {*told, *recorded}}
         for name in self.names:
@@ -129,13 +129,13 @@ class Loggers:
         return made
 
     def _attempt(self, name: str, work: Callable[[], Any]) -> Any:
-        """Return what ``work`` returns; None where it raises, and then the logger is one no more."""
+        """Return what ``work`` returns; where it raises, drop the logger with a warning and return None."""
         try:
             with kept_generators(self._device):
                 return work()
         except Exception as error:
             self._open.pop(name, None)
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            reason = first_line(error)[:300]
             self._warn(
                 f"{KINDS[name].title} failed and gets no more metrics: {reason}\nThe run goes on; metrics.jsonl has them all."
             )
@@ -144,11 +144,3 @@ class Loggers:
 
 def _module(name: str) -> Any:
     return import_module(f"stvit_cli.engine.loggers.{name}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stvit_cli.data.images import decode_image
 from stvit_cli.engine.loggers.base import PROJECT, LoggedImage, LoggedRun, Status
 from stvit_cli.errors import UserError
 from stvit_cli.recipe.yaml import flow
+from stvit_cli.utils.text import first_line
 
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _PARAMS_IN_A_CALL = 100  # MLflow's limit
@@ -25,7 +25,7 @@ def connect() -> None:
     try:
         MlflowClient().search_experiments(max_results=1)
     except Exception as error:  # whatever its stores raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"train.loggers: MLflow cannot open its store: {reason}\n"
             "Set MLFLOW_TRACKING_URI to a server or a database; a database needs all of MLflow: pip install 'stvit[mlflow]'\n"
@@ -72,7 +72,7 @@ class MlflowLogger:
 
     def log_images(self, step: int, images: Sequence[LoggedImage]) -> None:
         for image in images:
-            shown = decode_image(image.data, image.name)
+            shown = image.decode()
             self._client.log_image(self._run_id, shown, artifact_file=f"images/step_{step:08d}/{_name(image.name)}.png")
 
     def finish(self, status: Status) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stvit_cli.data.images import decode_image
 from stvit_cli.engine.loggers.base import LoggedImage, LoggedRun, Status
 from stvit_cli.recipe.yaml import flow
 from stvit_cli.utils.files import writing
@@ -40,7 +39,7 @@ class TensorBoardLogger:
         import numpy as np
 
         for image in images:
-            self._writer.add_image(image.name, np.asarray(decode_image(image.data, image.name)), step, dataformats="HWC")
+            self._writer.add_image(image.name, np.asarray(image.decode()), step, dataformats="HWC")
 
     def finish(self, status: Status) -> None:
         self._writer.close()

@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stvit_cli.data.images import decode_image
 from stvit_cli.engine.loggers.base import PROJECT, LoggedImage, LoggedRun, Status
 from stvit_cli.recipe.yaml import flow
 
@@ -52,7 +51,7 @@ class TrackioLogger:
 
         with _quiet():
             for image in images:
-                shown = trackio.Image(decode_image(image.data, image.name), caption=image.caption)
+                shown = trackio.Image(image.decode(), caption=image.caption)
                 self._run.log({image.name: shown}, step=step)
 
     def finish(self, status: Status) -> None:

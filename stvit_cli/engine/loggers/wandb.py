@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stvit_cli.data.images import decode_image
 from stvit_cli.engine.loggers.base import PROJECT, LoggedImage, LoggedRun, Status
 from stvit_cli.errors import UserError
 
@@ -60,8 +59,8 @@ class WandbLogger:
         import wandb
 
         for image in images:
-            picture = wandb.Image(decode_image(image.data, image.name), caption=image.caption)
-            self._run.log({image.name: picture}, step=step)
+            shown = wandb.Image(image.decode(), caption=image.caption)
+            self._run.log({image.name: shown}, step=step)
 
     def finish(self, status: Status) -> None:
         self._run.finish(exit_code=_EXIT_CODES[status])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.text import first_line
 
 WEIGHTS = "model.safetensors"
 """The weights in a repository, as timm and transformers name them."""
@@ -101,7 +102,7 @@ def explained(what: str, verb: str) -> Iterator[None]:
         raise UserError(f"{what}: there is no {WEIGHTS} in the repository; `stvit push` writes one.") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        reason = (error.server_message or str(error)).strip().splitlines()[0][:300]
+        reason = (error.server_message or first_line(error)).strip().splitlines()[0][:300]
         advice = f"\nThe token may not do that: {login}, with a token that may write." if status in (401, 403) else ""
         raise UserError(f"{what} cannot be {verb}: the Hub answers: {reason}{advice}") from error
     except UserError:

@@ -1,0 +1,39 @@
+"""What a run says when it starts: its model, batch and steps, and notes on its data and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stvit_cli.engine.damage import ADAMW
+from stvit_cli.engine.optim import describe_optimizer
+from stvit_cli.engine.session import Session
+
+
+def summary(session: Session, run_dir: Path, start_notes: Sequence[str]) -> list[str]:
+    """Return the lines that a run starts with.
+
+    Args:
+        session: the run.
+        run_dir: its directory.
+        start_notes: what `RunStart` has to say.
+    """
+    recipe, timeline = session.recipe, session.timeline
+    with_kernels = " with custom kernels" if session.preparation.kernels_in_training else ""
+    trained = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
+    lines = [
+        f"{recipe.name}: {trained / 1e6:.2f} M trained parameters on {session.world.device}{with_kernels}, batch {session.plan}, "
+        f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {run_dir}",
+        *session.task.notes(),
+    ]
+    if recipe.optim.name != ADAMW:
+        lines.append(describe_optimizer(recipe.optim.name, session.optimizer))
+    lines += start_notes
+    if recipe.train.kernels is True and not with_kernels:
+        precision = recipe.train.precision
+        lines.append(f"Note: on a CPU the kernels are for float32: with train.precision={precision} only evaluations use them.")
+    if session.unfreezing is not None:
+        lines.append(session.unfreezing.note(timeline.steps_per_epoch, timeline.num_steps))
+    if recipe.train.tensorboard:
+        lines.append("Warning: train.tensorboard is deprecated; use train.loggers=[tensorboard].")
+    return lines
