@@ -18,7 +18,7 @@ def image_scores(predictions: Predictions) -> ImageScores:
     found, objects, count = predictions, predictions.objects, len(predictions.images)
     matching = match(Overlaps(found))
     threshold = float(SCORES[score_curves(matching).best])
-    kept = (matching.score >= threshold) & ~matching.ignored[0]
+    kept = (matching.score >= float(np.float32(threshold))) & ~matching.ignored[0]
 
     def by_image(images: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.bincount(images, minlength=count)
