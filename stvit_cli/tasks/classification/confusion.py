@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions
 from stvit_cli.tasks.classification.shown_images import Caption, ShownImages
+from stvit_cli.tasks.classification.statistics import TOP
 from stvit_cli.tasks.report_parts import Column, MatrixPart, ShownImage, TablePart
 
 MAX_CLASSES = 2000
@@ -47,7 +48,7 @@ def class_metrics(predictions: ClassificationPredictions) -> ClassMetrics:
             predictions.target,
             predicted_as,
             predictions.target[predicted_as == predictions.target],
-            predictions.target[predictions.target_rank < 5],
+            predictions.target[predictions.target_rank < TOP],
         )
     )
     with np.errstate(invalid="ignore"):
@@ -70,7 +71,7 @@ def class_table(predictions: ClassificationPredictions) -> TablePart:
     """Return the table of the classes, those with the lowest F1 first."""
     found, names = class_metrics(predictions), predictions.class_names
     confused = _most_confused(predictions)
-    has_top5 = len(names) > 5
+    has_top5 = len(names) > TOP
     columns = [
         Column("class"),
         Column("images", "count"),

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from stvit_cli.data.classification import EvalSet
 from stvit_cli.tasks.base import in_float64
 from stvit_cli.tasks.classification.predictions import KEPT, ClassificationPredictions
+from stvit_cli.tasks.classification.statistics import TOP
 from stvit_cli.tasks.finite import require_finite
-
-TOP = 5
-"""The number of classes that ``top5`` counts."""
 
 
 class ClassificationEvaluator:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
+from stvit_cli.tasks.classification.statistics import THRESHOLD
 from stvit_cli.tasks.image_scores import ImageScores, truth_hash
 from stvit_cli.tasks.predictions import Predictions
 
@@ -27,7 +28,7 @@ def image_scores(predictions: Predictions) -> ImageScores:
 
 
 def _multi_label(found: MultiLabelPredictions) -> ImageScores:
-    predicted = found.scores > 0.5
+    predicted = found.scores > THRESHOLD
     there = (predicted | found.target).sum(1)
     right = (predicted & found.target).sum(1)
 

@@ -31,7 +31,7 @@ class ClassificationPredictions:
         labels: the classes with the highest probabilities in descending order, of equal ones the lower index first, (N, T).
         scores: their probabilities, (N, T).
         target_score: the probability of the true class, (N,).
-        target_rank: its place by probability, (N,); 0: the prediction is right.
+        target_rank: its rank by probability, (N,); 0: the prediction is right.
         loss: cross-entropy, (N,).
     """
 
@@ -51,16 +51,16 @@ class ClassificationPredictions:
             "true_class": _names(self.class_names, self.target),
             "right": self.target_rank == 0,
         }
-        for place in range(self.labels.shape[1]):
-            columns[f"class_{place + 1}"] = _names(self.class_names, self.labels[:, place])
-            columns[f"score_{place + 1}"] = self.scores[:, place]
+        for rank in range(self.labels.shape[1]):
+            columns[f"class_{rank + 1}"] = _names(self.class_names, self.labels[:, rank])
+            columns[f"score_{rank + 1}"] = self.scores[:, rank]
         columns |= {
             "true_score": self.target_score,
             "true_rank": self.target_rank + 1,
             "loss": self.loss,
             "true_index": self.target,
         }
-        columns |= {f"index_{place + 1}": self.labels[:, place] for place in range(self.labels.shape[1])}
+        columns |= {f"index_{rank + 1}": self.labels[:, rank] for rank in range(self.labels.shape[1])}
         write_table(path, columns)
 
     def statistics(self) -> Statistics:
@@ -123,10 +123,10 @@ def read_classification_predictions(path: Path, class_names: Sequence[str]) -> C
 
 
 def _read_single(table: Table, class_names: Sequence[str]) -> ClassificationPredictions:
-    places = [name.removeprefix("index_") for name in table.names if name.startswith("index_")]
+    ranks = [name.removeprefix("index_") for name in table.names if name.startswith("index_")]
     empty = np.empty((len(table), 0))
-    labels = [table.numbers(f"index_{place}", np.int32) for place in places]
-    scores = [table.numbers(f"score_{place}", np.float32) for place in places]
+    labels = [table.numbers(f"index_{rank}", np.int32) for rank in ranks]
+    scores = [table.numbers(f"score_{rank}", np.float32) for rank in ranks]
     return ClassificationPredictions(
         images=table.texts("image"),
         class_names=tuple(class_names),

@@ -28,7 +28,7 @@ class ClassificationStatistics:
         target: the true class, (N,).
         predicted: the class with the highest probability, (N,).
         confidence: its probability, (N,).
-        target_rank: the place of the true class by probability, (N,); 0: the prediction is right.
+        target_rank: the rank of the true class by probability, (N,); 0: the prediction is right.
         loss: cross-entropy, (N,).
         num_classes: K.
 

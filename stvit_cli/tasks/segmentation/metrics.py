@@ -29,8 +29,8 @@ def nonzero_entries(matrix: Tensor) -> NDArray[np.int64]:
     >>> nonzero_entries(torch.tensor([[5, 0], [2, 0]])).tolist()
     [[0, 0, 5], [1, 0, 2]]
     """
-    places = matrix.nonzero()
-    entries: NDArray[np.int64] = torch.cat([places, matrix[places[:, 0], places[:, 1]][:, None]], dim=1).numpy()
+    positions = matrix.nonzero()
+    entries: NDArray[np.int64] = torch.cat([positions, matrix[positions[:, 0], positions[:, 1]][:, None]], dim=1).numpy()
     return entries
 
 
