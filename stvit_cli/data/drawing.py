@@ -9,11 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from stvit_cli.utils.files import replacing, writing
 from stvit_cli.utils.text import printable
 
+SMALLEST_SIDE = 320
+"""Pixels; an image whose longer side is shorter is enlarged by a whole number before it is drawn on."""
 MAX_STEM = 200  # bytes of a file name; most file systems take 255, and a number and an ending come on top
 
 
@@ -43,6 +47,35 @@ def font_for(image: Image.Image, per_width: int, smallest: int, *texts: str) -> 
     """
     size = max(smallest, min(image.width, 4 * image.height) // per_width)
     return load_font(size, *texts), size
+
+
+def enlargement(image: Image.Image) -> int:
+    """Return the whole number by which `enlarged` enlarges an image; 1 for all but tiny ones."""
+    return max(1, SMALLEST_SIDE // max(image.size))
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """Return a tiny image enlarged without smoothing, so that names and lines fit; any other as it is."""
+    factor = enlargement(image)
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST) if factor > 1 else image
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """Return a copy of an image with a longer side of ``side`` pixels; a smaller one is enlarged without smoothing."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST, reducing_gap=3.0)
+
+
+def resampled(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Return an array (H, W), such as a mask or a label map, at a width and height in pixels, without interpolation.
+
+    >>> resampled(np.array([[1, 2]]), (4, 1)).tolist()
+    [[1, 1, 2, 2]]
+    """
+    height, width = array.shape
+    rows, columns = np.arange(size[1]) * height // size[1], np.arange(size[0]) * width // size[0]
+    return array[np.ix_(rows, columns)]
 
 
 def write_text(pen: ImageDraw.ImageDraw, position: tuple[float, float], text: str, fill: str, font: Any) -> None:

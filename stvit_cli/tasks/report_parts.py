@@ -102,12 +102,10 @@ class Thumbnail:
     Attributes:
         data: a JPEG, PNG or WebP file; equal ones are in the page once.
         label: what it shows beside others of the same image: ``truth``, ``prediction``, ``error map``.
-        kind: ``image/jpeg``, ``image/png`` or ``image/webp``.
     """
 
     data: bytes
     label: str = ""
-    kind: str = "image/jpeg"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from stvit_cli import tasks
 from stvit_cli.analysis.comparison.runs import ComparedRun, differing
 from stvit_cli.data.classification import Openable
-from stvit_cli.data.thumbnails import image_kind, thumbnail
+from stvit_cli.data.thumbnails import thumbnail
 from stvit_cli.engine.distributed import pick_device
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import read_info
@@ -127,10 +127,9 @@ def _opener(run: ComparedRun) -> Thumbnails:
     @cache
     def opened(index: int) -> Sequence[Thumbnail]:
         try:
-            data = thumbnail(images.open(index))
+            return [Thumbnail(thumbnail(images.open(index)))]
         except (UserError, OSError):
             return ()
-        return [Thumbnail(data, kind=image_kind(data))]
 
     return opened
 
@@ -169,11 +168,7 @@ def beside(baseline: ComparedRun, ours: Thumbnails, run: ComparedRun, theirs: Th
             for name, draw in ((baseline.name, ours), (run.name, theirs))
         }
         truth = [shots["truth"] for shots in of_run.values() if "truth" in shots][:1]
-        said = [
-            Thumbnail(shots["prediction"].data, name, shots["prediction"].kind)
-            for name, shots in of_run.items()
-            if "prediction" in shots
-        ]
+        said = [Thumbnail(shots["prediction"].data, name) for name, shots in of_run.items() if "prediction" in shots]
         return [*truth, *said]
 
     return drawn

@@ -10,13 +10,11 @@ import numpy as np
 from PIL import Image
 
 from stvit_cli.data.classification import EvalSet, Images
-from stvit_cli.data.drawing import side_by_side
+from stvit_cli.data.drawing import enlarged, side_by_side
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
 from stvit_cli.tasks.spec import EvalDrawing, ReportInput
 from stvit_cli.utils.text import first_few, shortened
 
-SMALLEST_SIDE = 320
-"""Pixels; an image whose longer side is shorter is enlarged by a whole number."""
 NUM_CLASSES = 3
 """Classes that are named of a prediction."""
 LONGEST_NAME = 40
@@ -48,7 +46,4 @@ def _texts(predictions: ClassificationPredictions | MultiLabelPredictions, index
 
 
 def _draw(images: Images, index: int, truth: str, said: str) -> Image.Image:
-    image = images.open(index)
-    enlarged = max(1, SMALLEST_SIDE // max(image.size))
-    image = image.resize((image.width * enlarged, image.height * enlarged), Image.Resampling.NEAREST)
-    return side_by_side([("", image)], [f"truth: {truth}", f"prediction: {said}"])
+    return side_by_side([("", enlarged(images.open(index)))], [f"truth: {truth}", f"prediction: {said}"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import cast
 
@@ -10,13 +9,14 @@ import numpy as np
 
 from stvit_cli.data.classification import EvalSet
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.bootstrap import Interval, intervals, num_resamples
+from stvit_cli.tasks.bootstrap import Interval, intervals
 from stvit_cli.tasks.classification.calibration import IMAGES, calibration, calibration_section
 from stvit_cli.tasks.classification.confusion import class_metrics, class_table, matrix_part
 from stvit_cli.tasks.classification.multi_label_report import multi_label_sections
 from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
 from stvit_cli.tasks.classification.shown_images import ShownImages
 from stvit_cli.tasks.report_parts import Metric, MetricsPart, ReportSection, TextPart
+from stvit_cli.tasks.report_texts import defined, intervals_note, not_shown_sections
 from stvit_cli.tasks.spec import ReportInput
 from stvit_cli.utils.text import first_few
 
@@ -46,8 +46,7 @@ def classification_report(given: ReportInput) -> Iterator[ReportSection]:
     else:
         sections = _sections(predictions, shown, given)
     yield from sections
-    if shown.problems():
-        yield ReportSection("images-not-shown", "Images that are not shown", [TextPart(shown.problems(), kind="warning")])
+    yield from not_shown_sections(shown.problems())
 
 
 def metrics_section(predictions: ClassificationPredictions | MultiLabelPredictions) -> ReportSection:
@@ -56,16 +55,12 @@ def metrics_section(predictions: ClassificationPredictions | MultiLabelPredictio
     found = intervals(statistics, num_images)
     meanings = MEANINGS | ({"loss": "mean binary cross-entropy"} if isinstance(predictions, MultiLabelPredictions) else {})
     metrics = [_metric(name, interval, num_images, meanings.get(name, "")) for name, interval in found.items()]
-    note = (
-        f"{num_images} images. 95 % intervals by the bootstrap over images, {num_resamples(statistics, num_images)} resamples: "
-        "what other images of the same kind would change, not what another training would."
-    )
-    lines = _remarks(predictions)
-    return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=note), *([TextPart(lines)] if lines else [])])
+    part, lines = MetricsPart(metrics, note=intervals_note(statistics, num_images)), _remarks(predictions)
+    return ReportSection("metrics", "Metrics", [part, *([TextPart(lines)] if lines else [])])
 
 
 def _metric(name: str, interval: Interval, num_images: int, meaning: str) -> Metric:
-    value, low, high = (None if math.isnan(number) else number for number in (interval.value, interval.low, interval.high))
+    value, low, high = (defined(number) for number in (interval.value, interval.low, interval.high))
     if name == "ece" or low == high:
         low = high = None
     if name in ("top1", "top5") and value in (0, 100):

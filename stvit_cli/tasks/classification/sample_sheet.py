@@ -1,22 +1,18 @@
-"""Augmented training samples of a classifier, as the model sees them. B batch, C channels, S side of the input, K classes."""
+"""Augmented training samples of a classifier, as the model sees them. K classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from stvit_cli.data.loader import seeded
-from stvit_cli.data.sampling import SampleKey, derive_seed, sample_order
-from stvit_cli.data.thumbnails import image_kind, thumbnail
-from stvit_cli.errors import UserError
+from stvit_cli.data.sampling import derive_seed
+from stvit_cli.data.thumbnails import thumbnail
 from stvit_cli.tasks.base import Task
 from stvit_cli.tasks.classification.task import ClassificationTask, build_mixup
 from stvit_cli.tasks.report_parts import ShownImage, Thumbnail
+from stvit_cli.tasks.sample_sheet import denormalized, first_samples
 
 MIXED_TOGETHER = 4
 """Images that share a draw of mixup or CutMix, so that a sheet shows several."""
@@ -34,43 +30,24 @@ def sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
     """
     assert isinstance(task, ClassificationTask)
     augment, data, seed = task.recipe.augment, task.recipe.data, task.recipe.train.seed
-    keys = sample_order(len(task.train_set), 0, seed, augment.repeats, task.class_balance)
-    samples = _samples(task, keys, num_images)
+    samples = first_samples(task, task.recipe, num_images)
     mixup = build_mixup(augment.model_copy(update={"label_smoothing": 0.0}), len(task.data.class_names), task.multi_label)
     if mixup is not None and len(samples) > 1:
         samples = samples[: len(samples) // 2 * 2]
     shown = []
     for start in range(0, len(samples), MIXED_TOGETHER):
-        batch = task.collate([sample for _, sample in samples[start : start + MIXED_TOGETHER]])
+        mixed = samples[start : start + MIXED_TOGETHER]
+        batch = task.collate(mixed)
         images, target = batch["image"], batch["target"]
         if mixup is not None and len(images) > 1:
             with seeded(derive_seed(seed, "sample sheet", start)):
                 images, target = mixup(images, target)
-        for position, (_, sample) in enumerate(samples[start : start + MIXED_TOGETHER]):
-            content = thumbnail(_denormalized(images[position], data.mean, data.std))
+        for position, sample in enumerate(mixed):
+            content = thumbnail(denormalized(images[position], data.mean, data.std))
             caption = [_labels(target[position], task.data.class_names)]
             name = _short(task.train_set.path(sample["index"]))
-            shown.append(ShownImage(name, [Thumbnail(content, kind=image_kind(content))], caption))
+            shown.append(ShownImage(name, [Thumbnail(content)], caption))
     return shown
-
-
-def _samples(task: ClassificationTask, keys: Sequence[SampleKey], num_images: int) -> list[tuple[SampleKey, dict[str, Any]]]:
-    found: list[tuple[SampleKey, dict[str, Any]]] = []
-    for key in keys[: 2 * num_images]:
-        if len(found) == num_images:
-            break
-        try:
-            found.append((key, task.train_set[key]))
-        except UserError:
-            continue
-    return found
-
-
-def _denormalized(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """Return a normalized image (C, S, S) as one with 8 bits a channel."""
-    factor, offset = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
-    pixels = (image.float() * factor + offset).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]))
 
 
 def _labels(target: Tensor, class_names: Sequence[str]) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvit_cli.data.classification import Images
-from stvit_cli.data.thumbnails import image_kind, thumbnail
+from stvit_cli.data.thumbnails import thumbnail
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.report_parts import GalleryPart, ShownImage, Thumbnail
-from stvit_cli.utils.text import first_few, shortened
+from stvit_cli.tasks.report_texts import failure_lines
 
 MAX_FAILURES = 50
 """Images that cannot be opened, after which no more are tried: the disk may be gone."""
@@ -67,12 +67,7 @@ class ShownImages:
 
     def problems(self) -> list[str]:
         """Return lines on what could not be shown."""
-        if not self.failures:
-            return []
-        names = first_few([self._names[index] for index in self.failures])
-        others = "; no more were tried" if self.has_given_up else ""
-        first = shortened(next(iter(self.failures.values())), 200)
-        return [f"Not shown, as they cannot be opened now: {names}{others}.", f"The first: {first}"]
+        return failure_lines(self._names, self.failures, "; no more were tried" if self.has_given_up else "")
 
     def _thumbnail(self, index: int) -> Thumbnail | None:
         if index not in self._thumbnails:
@@ -80,8 +75,7 @@ class ShownImages:
                 position = self._position(index)
                 if not np.array_equal(self._images.target(position), self._targets[index]):
                     raise UserError(f"{self._images.path(position)}: it has another class than when it was predicted.")
-                data = thumbnail(self._images.open(position))
-                self._thumbnails[index] = Thumbnail(data, kind=image_kind(data))
+                self._thumbnails[index] = Thumbnail(thumbnail(self._images.open(position)))
             except (UserError, OSError) as error:
                 self.failures[index], self._thumbnails[index] = str(error), None
         return self._thumbnails[index]

@@ -13,7 +13,7 @@ from stvit_cli.tasks.detection.confusion import Pairs, find_pairs
 from stvit_cli.tasks.detection.errors import NO_ERROR, Errors, ap_gains, find_errors
 from stvit_cli.tasks.detection.matching import AREAS, Kind, Matching, Overlaps, match
 from stvit_cli.tasks.detection.predictions import DetectionPredictions
-from stvit_cli.tasks.detection.statistics import kinds
+from stvit_cli.tasks.detection.statistics import DetectionStatistics, kinds
 from stvit_cli.tasks.detection.thresholds import SCORES, ScoreCurves, score_curves
 
 
@@ -48,6 +48,10 @@ class DetectionAnalysis:
         """The matches of boxes with objects of any size."""
         return self._matching["bbox"]
 
+    def statistics(self) -> DetectionStatistics:
+        """Return the metrics as a function of the images, of these matches."""
+        return DetectionStatistics(self.predictions, self._matching)
+
     def precision(self, kind: Kind) -> NDArray[np.float64]:
         """Return the precision at 10 IoU thresholds of each class at 101 recalls, (10, K, 101); see `AveragePrecision`."""
         return AveragePrecision(self._matching[kind]).precision(self._ones)
@@ -76,15 +80,20 @@ class DetectionAnalysis:
         """The score with the largest F1 of all boxes."""
         return float(SCORES[self.curves.best])
 
+    @property
+    def _lowest_score(self) -> float:
+        """`score_threshold` as the nearest float32, which scores are."""
+        return float(np.float32(self.score_threshold))
+
     @cached_property
     def errors(self) -> Errors:
         """The errors of the boxes from `score_threshold` on."""
-        return find_errors(self._overlaps["bbox"], self.boxes, float(np.float32(self.score_threshold)))
+        return find_errors(self._overlaps["bbox"], self.boxes, self._lowest_score)
 
     @cached_property
     def pairs(self) -> Pairs:
         """Objects and boxes from `score_threshold` on, for a confusion matrix."""
-        return find_pairs(self._overlaps["bbox"], self.boxes, self.errors, float(np.float32(self.score_threshold)))
+        return find_pairs(self._overlaps["bbox"], self.boxes, self.errors, self._lowest_score)
 
     def ap_gains(self) -> list[float]:
         """Return dAP of each of `ERROR_TYPES`, of all boxes."""

@@ -16,7 +16,7 @@ from stvit_cli.tasks.detection.matching import Matching, Overlaps
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of an object and the detection at its place; one of the two may be missing. P pairs.
+    """Pairs of an object and the detection at its position; one of the two may be missing. P pairs.
 
     Attributes:
         true: class of the object; K: no object is there, (P,).

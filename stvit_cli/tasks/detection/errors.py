@@ -6,7 +6,7 @@ A detection that is not right has one type, the first that holds of these, where
 - class: at least 0.5 with one of another class;
 - duplicate: at least 0.5 with one of its class, which a detection with a higher score has found;
 - background: at most 0.1 with any;
-- both: what is left, wrong in class and place.
+- both: what is left, wrong in class and position.
 
 An object is missed where it was found neither by a right detection nor by one with an error of class or localization. The cost
 of a type, dAP, is what AP50 would gain were its errors corrected. What a crowd makes COCO ignore is no error here.
@@ -16,6 +16,7 @@ M detections, G objects, K classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -78,6 +79,17 @@ class Errors:
         """Return the number of errors of each of `ERROR_TYPES`."""
         return [int((self.kind == kind).sum()) for kind in range(MISSED)] + [int(self.missed.sum())]
 
+    def texts(self, objects: NDArray[np.intp], detections: NDArray[np.intp]) -> list[str]:
+        """Return the number of errors of each type that some objects and detections have, such as ``2 missed``.
+
+        Args:
+            objects: their positions in the predictions.
+            detections: theirs.
+        """
+        kinds = Counter(self.kind[detections].tolist())
+        kinds[MISSED] = int(self.missed[objects].sum())
+        return [f"{count} {ERROR_TYPES[kind].label}" for kind, count in sorted(kinds.items()) if kind != NO_ERROR and count]
+
 
 def find_errors(overlaps: Overlaps, matching: Matching, score_threshold: float = 0.0) -> Errors:
     """Find the type of each error at an IoU of 0.5.
@@ -88,17 +100,13 @@ def find_errors(overlaps: Overlaps, matching: Matching, score_threshold: float =
         score_threshold: detections with a lower score do not count, as if they were not there.
     """
     num_detections, num_objects = len(overlaps.detection_area), len(overlaps.object_area)
-    kept = matching.detection[matching.score >= score_threshold]
+    kept = matching.score >= score_threshold
     match = np.full(num_detections, -1, dtype=np.int64)
     match[matching.detection] = matching.match[0]
     is_open = np.zeros(num_detections, dtype=np.bool_)  # neither right nor ignored
-    is_open[matching.detection] = ~matching.is_right[0] & ~matching.ignored[0]
+    is_open[matching.detection] = kept & ~matching.is_right[0] & ~matching.ignored[0]
     right = np.zeros(num_detections, dtype=np.bool_)
-    right[matching.detection] = matching.is_right[0]
-    is_kept = np.zeros(num_detections, dtype=np.bool_)
-    is_kept[kept] = True
-    right &= is_kept
-    is_open &= is_kept
+    right[matching.detection] = kept & matching.is_right[0]
     found = np.zeros(num_objects, dtype=np.bool_)
     found[match[right]] = True
     kind = np.full(num_detections, NO_ERROR, dtype=np.int8)
@@ -158,8 +166,7 @@ def ap_gains(matching: Matching, errors: Errors) -> list[float]:
         matching: of objects of any size.
         errors: of all detections, whatever their score.
     """
-    kind, right = errors.kind[matching.detection], matching.is_right[0] & ~matching.ignored[0]
-    target = errors.target[matching.detection]
+    kind, target, right = errors.kind[matching.detection], errors.target[matching.detection], matching.is_right[0]
     counted = ~matching.ignored[0]
     base = _ap50(matching, matching.label[counted], matching.score[counted], right[counted], matching.counts)
     corrects = _corrects(matching, errors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
@@ -17,12 +16,8 @@ from stvit_cli.tasks.detection.analysis import DetectionAnalysis
 from stvit_cli.tasks.detection.annotated import Annotation, annotated, object_text
 from stvit_cli.tasks.detection.errors import ERROR_TYPES, NO_ERROR, Errors
 from stvit_cli.tasks.detection.predictions import Boxes, DetectionPredictions
+from stvit_cli.tasks.detection.shown_images import MOST_DRAWN, SHOWN_SCORE
 from stvit_cli.tasks.spec import EvalDrawing, ReportInput
-
-SCORE = 0.5
-"""From which detections are drawn where nothing is annotated."""
-MOST_DRAWN = 100
-"""Objects of an image that are drawn."""
 
 
 def draw_evaluation(given: ReportInput) -> Iterator[EvalDrawing]:
@@ -44,7 +39,7 @@ class _Drawn:
     def __init__(self, predictions: DetectionPredictions) -> None:
         self.predictions = predictions
         self.errors: Errors | None = None
-        self.score, self.num_errors = SCORE, np.zeros(len(predictions.images), dtype=np.int64)
+        self.score, self.num_errors = SHOWN_SCORE, np.zeros(len(predictions.images), dtype=np.int64)
         if len(predictions.objects):
             analysis = DetectionAnalysis(predictions)
             self.errors, self.score, self.num_errors = analysis.errors, analysis.score_threshold, analysis.errors_of_images
@@ -90,10 +85,7 @@ class _Drawn:
         return Annotation(label, (left, top, left + width, top + height), text, boxes.masks[number])
 
     def _caption(self, errors: Errors, true: NDArray[np.intp], found: NDArray[np.intp]) -> Sequence[str]:
-        counts = Counter(errors.kind[found].tolist())
-        texts = [f"{count} {ERROR_TYPES[kind].label}" for kind, count in sorted(counts.items()) if kind != NO_ERROR]
-        missed = int(errors.missed[true].sum())
-        texts += [f"{missed} missed"] if missed else []
         num_objects = int((~self.predictions.objects.is_crowd[true]).sum())
         noun = "object" if num_objects == 1 else "objects"
-        return [f"{num_objects} {noun}, {int(errors.found[true].sum())} found; errors: {', '.join(texts) or 'none'}"]
+        texts = ", ".join(errors.texts(true, found)) or "none"
+        return [f"{num_objects} {noun}, {int(errors.found[true].sum())} found; errors: {texts}"]

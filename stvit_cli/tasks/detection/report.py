@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
 
 from stvit_cli.data.coco import DetectionEvalSet
-from stvit_cli.tasks.bootstrap import intervals, num_resamples
+from stvit_cli.tasks.bootstrap import intervals
 from stvit_cli.tasks.detection.analysis import DetectionAnalysis
 from stvit_cli.tasks.detection.errors import ERROR_TYPES, MISSED
 from stvit_cli.tasks.detection.predictions import DetectionPredictions
@@ -29,6 +28,7 @@ from stvit_cli.tasks.report_parts import (
     TablePart,
     TextPart,
 )
+from stvit_cli.tasks.report_texts import defined, intervals_note, not_shown_sections
 from stvit_cli.tasks.spec import ReportInput
 
 MEANINGS = {
@@ -71,23 +71,19 @@ def detection_report(given: ReportInput) -> Iterator[ReportSection]:
         yield confusion_section(analysis, shown, given.max_images)
         yield errors_section(analysis)
         yield mistakes_section(analysis, shown, given.max_images)
-    if shown.problems():
-        yield ReportSection("images-not-shown", "Images that are not shown", [TextPart(shown.problems(), kind="warning")])
+    yield from not_shown_sections(shown.problems())
 
 
 def metrics_section(analysis: DetectionAnalysis) -> ReportSection:
     """Return the metrics with their intervals, and those by size of the objects."""
-    predictions, statistics = analysis.predictions, analysis.predictions.statistics()
+    predictions, statistics = analysis.predictions, analysis.statistics()
     num_images = len(predictions.images)
     of_metric = intervals(statistics, num_images)
     metrics = [
-        Metric(name, _or_none(found.value), _or_none(found.low), _or_none(found.high), "%", MEANINGS[name.split("_", 1)[1]])
+        Metric(name, defined(found.value), defined(found.low), defined(found.high), "%", MEANINGS[name.split("_", 1)[1]])
         for name, found in of_metric.items()
     ]
-    note = (
-        f"{num_images} images. 95 % intervals by the bootstrap over images, {num_resamples(statistics, num_images)} resamples: "
-        "what other images of the same kind would change, not what another training would."
-    )
+    note = intervals_note(statistics, num_images)
     shift = of_metric["box_ap"].bias
     if abs(shift) >= NOTED_BIAS:
         what, where = ("higher", "high") if shift > 0 else ("lower", "low")
@@ -106,7 +102,7 @@ def _sizes(analysis: DetectionAnalysis) -> TablePart:
     rows: list[list[str | float | int | None]] = []
     for size, name in SIZES.items():
         values = [value for part in found.values() for value in (part[size].ap, part[size].recall)]
-        rows.append([name, found["bbox"][size].num_objects, *map(_or_none, values)])
+        rows.append([name, found["bbox"][size].num_objects, *map(defined, values)])
     return TablePart(columns, rows, "By size of the objects", "COCO's sizes: the area of the object in pixels of the image file.")
 
 
@@ -174,7 +170,7 @@ def _score_chart(analysis: DetectionAnalysis) -> ChartPart:
     curves, scores = analysis.curves, SCORES.tolist()
     values = {"F1": curves.f1, "precision": curves.precision, "recall": curves.recall}
     series = [
-        Series(name, scores, [_or_none(value) for value in part.tolist()], best=curves.best if name == "F1" else None)
+        Series(name, scores, [defined(value) for value in part.tolist()], best=curves.best if name == "F1" else None)
         for name, part in values.items()
     ]
     threshold = analysis.score_threshold
@@ -266,12 +262,8 @@ def without_annotations(predictions: DetectionPredictions, shown: DetectionImage
     return ReportSection("detections", "Detections", [TextPart([text], kind="warning"), TablePart(columns, rows), gallery])
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
 def _percent(value: float) -> float | None:
-    return None if math.isnan(value) else 100 * float(value)
+    return defined(100 * float(value))
 
 
 def _classes(count: int) -> str:

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
-import numpy as np
-from PIL import Image
-
-from stvit_cli.data.sampling import sample_order
-from stvit_cli.data.thumbnails import image_kind, thumbnail
-from stvit_cli.errors import UserError
+from stvit_cli.data.thumbnails import thumbnail
 from stvit_cli.tasks.base import Task
 from stvit_cli.tasks.detection.drawing import SIDE, DrawnObject, draw_objects
 from stvit_cli.tasks.detection.shown_images import caption_classes
 from stvit_cli.tasks.detection.task import DetectionTask
 from stvit_cli.tasks.report_parts import ShownImage, Thumbnail
+from stvit_cli.tasks.sample_sheet import as_image, first_samples
 
 
 def sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
@@ -28,17 +24,8 @@ def sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
         num_images: the largest number of samples.
     """
     assert isinstance(task, DetectionTask)
-    recipe = task.recipe
-    keys = sample_order(len(task.train_set), 0, recipe.train.seed, recipe.augment.repeats, task.class_balance)
-    shown: list[ShownImage] = []
-    for key in keys[: 2 * num_images]:
-        if len(shown) == num_images:
-            break
-        try:
-            sample = task.train_set[key]
-        except UserError:
-            continue
-        pixels = sample["image"].mul(255).round().byte().permute(1, 2, 0).numpy()
+    shown = []
+    for sample in first_samples(task, task.recipe, num_images):
         targets = {name: values.numpy() for name, values in sample["targets"].items()}
         labels = (targets["labels"] - 1).tolist()
         objects = []
@@ -48,7 +35,7 @@ def sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
             name = task.data.class_names[label]
             objects.append(DrawnObject(label, (left, top, right - left, bottom - top), name, mask))
         objects.sort(key=lambda drawn: -drawn.box[2] * drawn.box[3])  # the smallest are drawn last
-        data = thumbnail(draw_objects(Image.fromarray(np.ascontiguousarray(pixels)), objects), SIDE)
+        drawn_image = Thumbnail(thumbnail(draw_objects(as_image(sample["image"]), objects), SIDE))
         name = PurePath(task.train_set.path(sample["index"])).name
-        shown.append(ShownImage(name, [Thumbnail(data, kind=image_kind(data))], [caption_classes(labels, task.data.class_names)]))
+        shown.append(ShownImage(name, [drawn_image], [caption_classes(labels, task.data.class_names)]))
     return shown

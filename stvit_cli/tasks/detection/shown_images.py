@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stvit_cli.data.coco import CocoImages, DetectionEvalSet
-from stvit_cli.data.thumbnails import image_kind, thumbnail
+from stvit_cli.data.thumbnails import thumbnail
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.detection.analysis import DetectionAnalysis
 from stvit_cli.tasks.detection.drawing import SIDE, DrawnObject, draw_objects
 from stvit_cli.tasks.detection.errors import ERROR_TYPES, NO_ERROR, Errors
 from stvit_cli.tasks.detection.predictions import Boxes, DetectionPredictions
 from stvit_cli.tasks.report_parts import ShownImage, Thumbnail
+from stvit_cli.tasks.report_texts import failure_lines
 from stvit_cli.tasks.spec import ReportInput
-from stvit_cli.utils.text import first_few, shortened
+from stvit_cli.utils.text import shortened
 
 MOST_DRAWN = 100
 """Objects of an image that are drawn."""
@@ -119,11 +120,7 @@ class DetectionImages:
                 f"No image is shown: the data set has {len(self._images)} images now, not the {len(self._predictions.images)} "
                 "that were predicted, or in another order. `stvit report RUN` after a new evaluation shows them."
             ]
-        if not self.failures:
-            return []
-        names = first_few([self._predictions.images[index] for index in self.failures])
-        reason = next(iter(self.failures.values())).splitlines()[0]
-        return [f"Not shown, as they cannot be opened now: {names}.", shortened(f"The first: {reason}", 200)]
+        return failure_lines(self._predictions.images, self.failures)
 
     def _draw(self, index: int, image: Image.Image) -> ShownImage:
         predictions, errors = self._predictions, self._errors
@@ -133,16 +130,11 @@ class DetectionImages:
         found = found[np.argsort(predictions.detections.score[found], kind="stable")]  # the most confident are drawn last
         drawn = [draw_objects(image, objects) for objects in (self._truth(true), self._found(found))]
         thumbnails = [
-            Thumbnail(data := thumbnail(picture, SIDE), label, image_kind(data))
-            for picture, label in zip(drawn, ("truth", "prediction"), strict=True)
+            Thumbnail(thumbnail(drawing, SIDE), label) for drawing, label in zip(drawn, ("truth", "prediction"), strict=True)
         ]
         if errors is None:
             return ShownImage(predictions.images[index], thumbnails[1:], [_number(len(found), "object")])
-        kinds = Counter(errors.kind[found].tolist())
-        del kinds[NO_ERROR]
-        missed = true[errors.missed[true]]
-        texts = [f"{count} {ERROR_TYPES[kind].label}" for kind, count in sorted(kinds.items())]
-        texts += [f"{len(missed)} missed"] if len(missed) else []
+        texts = errors.texts(true, found)
         counted = int((~predictions.objects.is_crowd[true]).sum())
         caption = [f"{_number(counted, 'object')}, {int(errors.found[true].sum())} found", ", ".join(texts) or "no error"]
         return ShownImage(predictions.images[index], thumbnails, caption, bool(texts))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from stvit_cli.data.drawing import load_font, write_text
+from stvit_cli.data.drawing import enlarged, load_font, write_text
 from stvit_cli.data.palette import Colour, class_colour
 from stvit_cli.data.segmentation_transforms import IGNORED
 from stvit_cli.utils.text import printable, shortened
@@ -20,8 +20,6 @@ OPACITY = 0.5
 LONGEST_NAME = 40
 NUM_IN_LEGEND = 30
 """Classes in a legend, those with the largest areas."""
-SMALLEST_SIDE = 320
-"""Pixels; an image whose longer side is shorter is enlarged by a whole number, beside a legend of the same height."""
 
 _UNKNOWN = (128, 128, 128)
 """The colour of pixels without a class."""
@@ -48,9 +46,7 @@ def with_legend(image: Image.Image, entries: Sequence[tuple[int, str]]) -> Image
         image: a tiny one is enlarged.
         entries: class and text, by descending interest.
     """
-    enlarged = max(1, SMALLEST_SIDE // max(image.size))
-    if enlarged > 1:
-        image = image.resize((image.width * enlarged, image.height * enlarged), Image.Resampling.NEAREST)
+    image = enlarged(image)
     size = max(12, min(image.height // 24, 20))
     font, line = load_font(size, *(text for _, text in entries)), int(1.5 * size)
     more = [(None, f"and {len(entries) - NUM_IN_LEGEND} more")] if len(entries) > NUM_IN_LEGEND else []

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from stvit_cli.data.drawing import load_font, write_text
+from stvit_cli.data.drawing import fitted, load_font, resampled, write_text
 from stvit_cli.data.palette import class_colour, text_colour
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels
 from stvit_cli.utils.text import shortened
@@ -18,7 +18,7 @@ SIDE = 240
 
 OPACITY = 0.6
 NAMED_SHARE = 0.02
-PLACES_TRIED = 200
+PIXELS_TRIED = 200
 RIGHT, WRONG = (70, 150, 90), (213, 60, 40)
 """Of an error map."""
 
@@ -50,15 +50,15 @@ def _write_names(drawn: Image.Image, classes: Labels, class_names: Sequence[str]
     pen, font = ImageDraw.Draw(drawn), load_font(11, *class_names)
     taken: list[tuple[int, int, int, int]] = []
     for index in np.unique(classes[classes != IGNORED]).tolist():
-        places = np.argwhere(classes == index)
-        if len(places) < NAMED_SHARE * classes.size:
+        pixels = np.argwhere(classes == index)
+        if len(pixels) < NAMED_SHARE * classes.size:
             continue
-        order = np.argsort(np.abs(places - places.mean(axis=0)).sum(axis=1), kind="stable")
-        places = places[order[:: max(1, len(order) // PLACES_TRIED)]]
+        order = np.argsort(np.abs(pixels - pixels.mean(axis=0)).sum(axis=1), kind="stable")
+        pixels = pixels[order[:: max(1, len(order) // PIXELS_TRIED)]]
         text, colour = shortened(class_names[index], 20), class_colour(index)
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         width, height = int(right - left) + 4, int(bottom - top) + 4
-        bands = (_band(row, column, (width, height), drawn.size) for row, column in places.tolist())
+        bands = (_band(row, column, (width, height), drawn.size) for row, column in pixels.tolist())
         band = next((band for band in bands if not any(_overlap(band, other) for other in taken)), None)
         if band is None:
             continue
@@ -87,7 +87,7 @@ def error_map(image: Image.Image, target: Labels, predicted: Labels) -> Image.Im
         predicted: predicted classes, (H, W).
     """
     small, classes = _small(image.convert("L").convert("RGB"), target)
-    found = _resized(predicted, small.size)
+    found = resampled(predicted, small.size)
     pixels = np.asarray(small, dtype=np.float32).copy()
     known = classes != IGNORED
     for chosen, colour, opacity in ((known & (found == classes), RIGHT, 0.35), (known & (found != classes), WRONG, 0.75)):
@@ -96,17 +96,8 @@ def error_map(image: Image.Image, target: Labels, predicted: Labels) -> Image.Im
 
 
 def _small(image: Image.Image, labels: Labels) -> tuple[Image.Image, Labels]:
-    scale = SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    return image.resize(size, resample, reducing_gap=3.0), _resized(labels, size)
-
-
-def _resized(labels: NDArray[np.integer], size: tuple[int, int]) -> Labels:
-    height, width = labels.shape
-    rows, columns = np.arange(size[1]) * height // size[1], np.arange(size[0]) * width // size[0]
-    small: Labels = labels[np.ix_(rows, columns)].astype(np.int32)
-    return small
+    small = fitted(image, SIDE)
+    return small, resampled(labels, small.size).astype(np.int32)
 
 
 def _hatched(pixels: NDArray[np.float32], chosen: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stvit_cli.data.drawing import side_by_side
+from stvit_cli.data.drawing import enlarged, side_by_side
 from stvit_cli.data.segmentation import SegmentationEvalSet
 from stvit_cli.data.segmentation_transforms import IGNORED
-from stvit_cli.errors import UserError
-from stvit_cli.tasks.base import NonFiniteOutputsError
-from stvit_cli.tasks.segmentation.annotated import LONGEST_NAME, SMALLEST_SIDE, overlay, with_legend
+from stvit_cli.tasks.segmentation.annotated import LONGEST_NAME, overlay, with_legend
+from stvit_cli.tasks.segmentation.predict import predict_again
 from stvit_cli.tasks.segmentation.predictions import SegmentationPredictions
 from stvit_cli.tasks.segmentation.statistics import image_iou
-from stvit_cli.tasks.segmentation.task import inferer
 from stvit_cli.tasks.spec import EvalDrawing, ReportInput
 from stvit_cli.utils.text import shortened
 
@@ -33,19 +31,12 @@ def draw_evaluation(given: ReportInput) -> Iterator[EvalDrawing]:
         yield EvalDrawing(predictions.images[index], partial(_draw, given, model, index, float(iou[index])))
 
 
-@torch.inference_mode()
 def _draw(given: ReportInput, model: torch.nn.Module, index: int, iou: float) -> Image.Image:
     val_set, names = cast(SegmentationEvalSet, given.evaluation.val_set), given.predictions.class_names
     image = val_set.images.open(index)
     target = val_set.images.labels(index, image.size)
-    scales = [scale.to(given.device) for scale in val_set.transform(image)]
-    try:
-        predicted = inferer(given.recipe.segmentation)(model, scales, (image.height, image.width)).cpu().numpy()
-    except NonFiniteOutputsError:
-        raise UserError(NonFiniteOutputsError.of(val_set.images.path(index))) from None
-    enlarged = max(1, SMALLEST_SIDE // max(image.size))
-    size = (image.width * enlarged, image.height * enlarged)
-    maps = [overlay(image, classes).resize(size, Image.Resampling.NEAREST) for classes in (target, predicted)]
+    predicted = predict_again(given, model, index, image)
+    maps = [enlarged(overlay(image, classes)) for classes in (target, predicted)]
     found, counts = np.unique(np.concatenate([target.ravel(), predicted.ravel()]), return_counts=True)
     order = found[np.argsort(-counts, kind="stable")].tolist()
     entries = [(label, "ignored" if label == IGNORED else shortened(names[label], LONGEST_NAME)) for label in order]

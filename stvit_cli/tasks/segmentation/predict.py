@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from stvit_cli.data.drawing import save_png
 from stvit_cli.data.image_pairs import class_numbers
 from stvit_cli.data.images import ImageSource, image_path, open_image
 from stvit_cli.data.prefetch import Opened
-from stvit_cli.data.segmentation_transforms import eval_transform
+from stvit_cli.data.segmentation import SegmentationEvalSet
+from stvit_cli.data.segmentation_transforms import Labels, eval_transform
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import SegmentationSection
+from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.one_by_one import predict_one_by_one
 from stvit_cli.tasks.segmentation.annotated import legend_text, overlay, palette, with_legend
 from stvit_cli.tasks.segmentation.task import inferer, section_of
-from stvit_cli.tasks.spec import Trained
+from stvit_cli.tasks.spec import ReportInput, Trained
 from stvit_cli.tasks.tables import table_rows
 
 NUM_IN_SUMMARY = 5
@@ -137,3 +140,26 @@ def _predict_one(
     return SegmentationPrediction(
         source, numbers, tuple(sorted(shares, key=lambda entry: -entry.pixels)), class_numbers=numbers_of_classes
     )
+
+
+@torch.inference_mode()
+def predict_again(given: ReportInput, model: torch.nn.Module, index: int, image: Image.Image) -> Labels:
+    """Return the class of each pixel of a validation image, (H, W), as its evaluation computed it.
+
+    Args:
+        given: the data and their recipe.
+        model: prepared for the device.
+        index: of the image.
+        image: the image.
+
+    Raises:
+        UserError: outputs are infinite or NaN.
+    """
+    val_set = cast(SegmentationEvalSet, given.evaluation.val_set)
+    scales = [scale.to(given.device) for scale in val_set.transform(image)]
+    try:
+        classes = inferer(given.recipe.segmentation)(model, scales, (image.height, image.width))
+    except NonFiniteOutputsError:
+        raise UserError(NonFiniteOutputsError.of(val_set.images.path(index))) from None
+    labels: Labels = classes.cpu().numpy().astype(np.int32)
+    return labels

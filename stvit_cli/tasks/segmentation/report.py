@@ -5,21 +5,18 @@ K classes, H W rows and columns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from stvit_cli.data.segmentation import SegmentationEvalSet
-from stvit_cli.data.segmentation_transforms import Labels
-from stvit_cli.data.thumbnails import image_kind, thumbnail
+from stvit_cli.data.thumbnails import thumbnail
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.base import NonFiniteOutputsError
-from stvit_cli.tasks.bootstrap import intervals, num_resamples
+from stvit_cli.tasks.bootstrap import intervals
 from stvit_cli.tasks.report_parts import (
     ChartPart,
     Column,
@@ -31,16 +28,15 @@ from stvit_cli.tasks.report_parts import (
     Series,
     ShownImage,
     TablePart,
-    TextPart,
     Thumbnail,
 )
+from stvit_cli.tasks.report_texts import defined, failure_lines, intervals_note, not_shown_sections
 from stvit_cli.tasks.segmentation.drawing import SIDE, error_map, overlay
+from stvit_cli.tasks.segmentation.predict import predict_again
 from stvit_cli.tasks.segmentation.predictions import SegmentationPredictions
 from stvit_cli.tasks.segmentation.sample_sheet import class_shares
 from stvit_cli.tasks.segmentation.statistics import class_accuracy, class_iou, class_precision, confusion_matrix, image_iou
-from stvit_cli.tasks.segmentation.task import inferer
 from stvit_cli.tasks.spec import ReportInput
-from stvit_cli.utils.text import first_few, shortened
 
 MEANINGS = {
     "miou": "mean of the classes' intersection over union",
@@ -68,22 +64,17 @@ def segmentation_report(given: ReportInput) -> Iterator[ReportSection]:
     parts = [MatrixPart(title, predictions.class_names, matrix.tolist(), cells, what="pixels", note=note)]
     yield ReportSection("confusion", "Confusion matrix", parts)
     yield mistakes
-    if drawn.problems():
-        yield ReportSection("images-not-shown", "Images that are not shown", [TextPart(drawn.problems(), kind="warning")])
+    yield from not_shown_sections(drawn.problems())
 
 
 def metrics_section(predictions: SegmentationPredictions) -> ReportSection:
     """Return the metrics with their intervals."""
     num_images, statistics = len(predictions.images), predictions.statistics()
     metrics = [
-        Metric(name, _or_none(found.value), _or_none(found.low), _or_none(found.high), "%", MEANINGS[name])
+        Metric(name, defined(found.value), defined(found.low), defined(found.high), "%", MEANINGS[name])
         for name, found in intervals(statistics, num_images).items()
     ]
-    note = (
-        f"{num_images} images. 95 % intervals by the bootstrap over images, {num_resamples(statistics, num_images)} resamples: "
-        "what other images of the same kind would change, not what another training would."
-    )
-    return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=note)])
+    return ReportSection("metrics", "Metrics", [MetricsPart(metrics, note=intervals_note(statistics, num_images))])
 
 
 def classes_section(predictions: SegmentationPredictions, matrix: NDArray[np.int64]) -> ReportSection:
@@ -97,7 +88,7 @@ def classes_section(predictions: SegmentationPredictions, matrix: NDArray[np.int
     rows: list[list[str | float | int | None]] = [
         [
             name,
-            *(_or_none(float(part[label])) for part in values),
+            *(defined(float(part[label])) for part in values),
             int(pixels[label]),
             100 * int(pixels[label]) / total,
             int(images[label]),
@@ -163,7 +154,6 @@ class LabelMapImages:
         self._given, self.failures = given, dict[int, str]()
         self._set = cast(SegmentationEvalSet, given.evaluation.val_set)
         self.has_changed = len(self._set) != len(given.predictions.images)
-        self._model: torch.nn.Module | None = None
 
     def first(self, order: Sequence[int], iou: Mapping[int, float] | NDArray[np.float64], limit: int) -> list[ShownImage]:
         """Return the first ``limit`` images of an order that can be opened; as many that cannot be are tried."""
@@ -190,39 +180,26 @@ class LabelMapImages:
                 f"No image is shown: the data set has {len(self._set)} images now, the predictions are of {len(names)}. "
                 "`stvit report RUN` after a new evaluation shows them."
             ]
-        if not self.failures:
-            return []
-        reason = next(iter(self.failures.values())).splitlines()[0]
-        of_which = first_few([names[index] for index in self.failures])
-        return [f"Not shown, as they cannot be opened now: {of_which}.", shortened(f"The first: {reason}", 200)]
+        return failure_lines(names, self.failures)
 
     def _show(self, index: int, iou: float) -> ShownImage:
         predictions = self._given.predictions
         names = predictions.class_names
         image = self._set.images.open(index)
         target = self._set.images.labels(index, image.size)
-        predicted = self._predict(index, image)
-        pictures = [
+        predicted = predict_again(self._given, self._model, index, image)
+        drawings = [
             (overlay(image, target, class_names=names), "truth"),
             (overlay(image, predicted, class_names=names), "prediction"),
             (error_map(image, target, predicted), "error map"),
         ]
-        thumbnails = [Thumbnail(data := thumbnail(picture, SIDE), label, image_kind(data)) for picture, label in pictures]
+        thumbnails = [Thumbnail(thumbnail(drawing, SIDE), label) for drawing, label in drawings]
         caption = [f"IoU {iou:.1f} %", f"truth: {class_shares(target, names)}", f"prediction: {class_shares(predicted, names)}"]
         return ShownImage(predictions.images[index], thumbnails, caption)
 
-    @torch.inference_mode()
-    def _predict(self, index: int, image: Image.Image) -> Labels:
-        given = self._given
-        if self._model is None:
-            self._model = given.trained.prepared(given.device, given.max_images)
-        scales = [scale.to(given.device) for scale in self._set.transform(image)]
-        try:
-            classes = inferer(given.recipe.segmentation)(self._model, scales, (image.height, image.width))
-        except NonFiniteOutputsError:
-            raise UserError(NonFiniteOutputsError.of(self._set.images.path(index))) from None
-        labels: Labels = classes.cpu().numpy().astype(np.int32)
-        return labels
+    @cached_property
+    def _model(self) -> torch.nn.Module:
+        return self._given.trained.prepared(self._given.device, self._given.max_images)
 
 
 def compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:
@@ -231,7 +208,3 @@ def compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:
     assert isinstance(predictions, SegmentationPredictions)
     drawn, iou = LabelMapImages(given), image_iou(predictions)
     return lambda index: drawn.show(index, float(iou[index]))
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Augmented training samples of a segmenter with their label maps, as the model sees them. C channels, S side of the crop."""
+"""Augmented training samples of a segmenter with their label maps, as the model sees them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
-from stvit_cli.data.sampling import sample_order
 from stvit_cli.data.segmentation_transforms import IGNORED, Labels
-from stvit_cli.data.thumbnails import image_kind, thumbnail
-from stvit_cli.errors import UserError
+from stvit_cli.data.thumbnails import thumbnail
 from stvit_cli.tasks.base import Task
 from stvit_cli.tasks.report_parts import ShownImage, Thumbnail
+from stvit_cli.tasks.sample_sheet import denormalized, first_samples
 from stvit_cli.tasks.segmentation.drawing import SIDE, overlay
 from stvit_cli.tasks.segmentation.task import SegmentationTask
 from stvit_cli.utils.text import first_few
@@ -32,19 +28,11 @@ def sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
     """
     assert isinstance(task, SegmentationTask)
     recipe, images = task.recipe, task.train_set.images
-    keys = sample_order(len(task.train_set), 0, recipe.train.seed, recipe.augment.repeats, task.class_balance)
-    shown: list[ShownImage] = []
-    for key in keys[: 2 * num_images]:
-        if len(shown) == num_images:
-            break
-        try:
-            sample = task.train_set[key]
-        except UserError:
-            continue
-        image, labels = _denormalized(sample["image"], recipe.data.mean, recipe.data.std), sample["target"].numpy()
+    shown = []
+    for sample in first_samples(task, recipe, num_images):
+        image, labels = denormalized(sample["image"], recipe.data.mean, recipe.data.std), sample["target"].numpy()
         drawn = overlay(image, labels, class_names=task.section.class_names)
-        files = [(thumbnail(image, SIDE), "image"), (thumbnail(drawn, SIDE), "label map")]
-        thumbnails = [Thumbnail(data, label, image_kind(data)) for data, label in files]
+        thumbnails = [Thumbnail(thumbnail(image, SIDE), "image"), Thumbnail(thumbnail(drawn, SIDE), "label map")]
         name = PurePath(images.path(sample["index"])).name
         shown.append(ShownImage(name, thumbnails, [class_shares(labels, task.section.class_names)]))
     return shown
@@ -65,10 +53,3 @@ def class_shares(labels: Labels, class_names: Sequence[str]) -> str:
     ignored = int((labels == IGNORED).sum())
     texts = [text for _, text in shares] + ([f"ignored {ignored / labels.size:.0%}"] if ignored else [])
     return first_few(texts, 6)
-
-
-def _denormalized(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """Return a normalized image (C, S, S) as one with 8 bits a channel."""
-    factor, offset = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
-    pixels = (image.float() * factor + offset).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(pixels))

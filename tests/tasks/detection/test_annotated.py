@@ -38,22 +38,22 @@ def test_a_box_is_seen_on_a_background_of_its_own_colour(label: int) -> None:
 
 
 def test_names_of_many_boxes_do_not_cover_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = []
+    bands = []
     write = module._write
-    monkeypatch.setattr(module, "_write", lambda *words: places.append(words[3]) or write(*words))
+    monkeypatch.setattr(module, "_write", lambda *args: bands.append(args[3]) or write(*args))
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 300, (60, 2))
     drawn((480, 360), *(Annotation(i % 9, (x, y, x + 150, y + 100), f"class {i} 50 %") for i, (x, y) in enumerate(corners)))
-    assert 20 < len(places) <= 60
-    for i, (left, top, right, bottom) in enumerate(places):
+    assert 20 < len(bands) <= 60
+    for i, (left, top, right, bottom) in enumerate(bands):
         assert 0 <= left < right <= 480
         assert 0 <= top < bottom <= 360
-        assert all(left >= x1 or right <= x0 or top >= y1 or bottom <= y0 for x0, y0, x1, y1 in places[:i])
+        assert all(left >= x1 or right <= x0 or top >= y1 or bottom <= y0 for x0, y0, x1, y1 in bands[:i])
 
 
 def test_the_name_of_the_surest_object_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = []
-    monkeypatch.setattr(module, "_write", lambda pen, text, *words: texts.append(text))
+    monkeypatch.setattr(module, "_write", lambda pen, text, *args: texts.append(text))
     drawn((330, 330), *(Annotation(0, (100, 100, 130, 130), f"cat {score} %") for score in range(99, 0, -1)))
     assert texts[0] == "cat 99 %"
     assert 5 < len(texts) < 99

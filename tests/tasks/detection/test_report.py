@@ -318,7 +318,7 @@ def test_names_of_objects_cover_no_other() -> None:
     written: list[tuple[float, ...]] = []
     image = Image.new("RGB", (100, 100), "white")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stvit_cli.tasks.detection.drawing._write", lambda pen, text, font, band, colour: written.append(band))
+        patch.setattr("stvit_cli.tasks.detection.annotated._write", lambda pen, text, font, band, *rest: written.append(band))
         draw_objects(image, [DrawnObject(label, box, "a long name") for label in range(60)])
     assert 3 < len(written) < 60
     for number, (left, top, right, bottom) in enumerate(written):
