@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, overload
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.results import EvaluationResult, ExportResult
 from stvit_cli.errors import UserError
+from stvit_cli.utils.cpus import limit_threads
 from stvit_cli.utils.environment import is_main_process
 from stvit_cli.utils.files import require_new_file, require_writable_folder
 
@@ -201,6 +202,7 @@ def load(path: AnyPath, model: str | None = None, *, device: str = "auto") -> Tr
     """
     from stvit_cli.tasks.loading import open_trained
 
+    limit_threads()
     return TrainedModel(open_trained(Path(path), model), device)
 
 
@@ -229,6 +231,7 @@ def evaluate(
     """
     from stvit_cli.recipe import io as recipe_io
 
+    limit_threads()
     path = Path(run_or_weights)
     if not path.is_dir() and data is not None:
         return load(path, model).evaluate(data, overrides, output=output, max_images=max_images)
@@ -271,6 +274,7 @@ def run_predictions(run: AnyPath) -> EvaluationResult:
     """
     from stvit_cli.analysis.run_predictions import predictions_of_run
 
+    limit_threads()
     found = predictions_of_run(Path(run), say=_warn)
     return EvaluationResult(found.recipe.task, found.metrics, found.predictions)
 

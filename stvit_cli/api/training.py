@@ -14,6 +14,7 @@ from stvit_cli.api import after_run, own_data
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.results import DryRunResult, TrainingResult
 from stvit_cli.errors import UserError
+from stvit_cli.utils.cpus import limit_threads
 from stvit_cli.utils.environment import is_main_process, require_group, restart_count, world_size
 from stvit_cli.utils.text import file_name
 
@@ -55,6 +56,7 @@ def train(
         Interrupted: a signal asked to stop; the state is saved, and `resume` continues.
     """
     require_group()
+    limit_threads()
     words = as_words(overrides, model, data)
     settings = _recipe(recipe, words, weights)
     with new_run_dir(output, settings.name) as run_dir:
@@ -86,6 +88,7 @@ def resume(
         Interrupted: a signal asked to stop; the state is saved.
     """
     require_group()
+    limit_threads()
     run_dir = Path(run)
     if from_step is None:
         if output is not None:
@@ -117,6 +120,7 @@ def dry_run(
     from stvit_cli import engine
 
     require_group()
+    limit_threads()
     words = as_words(overrides, model, data)
     if resume is None:
         settings = _recipe(recipe, words, weights)

@@ -25,6 +25,7 @@ from stvit_cli.cli.help import App
 from stvit_cli.cli.memory import keep_freed_memory, last_memory
 from stvit_cli.cli.streams import GuardedOutput, guarded_output, log_to_stderr
 from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.utils.cpus import limit_threads
 from stvit_cli.utils.files import reason_of
 from stvit_cli.utils.machine_failures import describe, machine_failure
 from stvit_cli.utils.streams import lasting_output, open_standard_files
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str], output: GuardedOutput) -> int:
     try:
+        limit_threads()
         code = app(args=words, prog_name="stvit", standalone_mode=False)
         output.flush()
         return code if isinstance(code, int) else 0

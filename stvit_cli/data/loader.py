@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stvit_cli.data.sampling import SampleKey, TrainBatches, derive_seed, sample_order
 from stvit_cli.errors import UserError
-from stvit_cli.utils.environment import local_world_size
+from stvit_cli.utils.cpus import threads_of_process
 
 __all__ = [
     "DeadWorkerError",
@@ -91,7 +91,7 @@ def build_train_loader(
         dataset: indexed by `SampleKey`.
         batches: the micro-batches of this process.
         collate: makes a batch of a list of items.
-        num_workers: number of worker processes, limited to the number of cores; 0: load in this process.
+        num_workers: number of worker processes, limited to the number of usable CPUs; 0: load in this process.
         pin_memory: the step runs on a GPU. On a CPU, workers run at a lower priority than the step.
     """
     return Loader(dataset, batches, collate, num_workers, pin_memory, niceness=0 if pin_memory else BESIDE_THE_STEP)
@@ -114,7 +114,7 @@ def build_eval_loader(
         dataset: indexed by int.
         collate: makes a batch of a list of items.
         batch_size: largest number of items in a batch.
-        num_workers: number of worker processes, limited to the number of cores; 0: load in this process.
+        num_workers: number of worker processes, limited to the number of usable CPUs; 0: load in this process.
         rank: index of the process.
         world_size: number of processes.
         pin_memory: the model runs on a GPU.
@@ -179,10 +179,8 @@ class Loader:
 
 
 def usable_workers(num_workers: int) -> int:
-    """Return ``num_workers``, or this process's share of the machine's cores if that is less (none where it has only one)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // local_world_size())
-    return min(num_workers, share)
+    """Return ``num_workers``, or this process's share of the CPUs that may be used, if that is less; see `utils.cpus`."""
+    return min(num_workers, threads_of_process())
 
 
 def explain_dead_worker(error: BaseException) -> DeadWorkerError | None:

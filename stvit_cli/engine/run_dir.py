@@ -23,6 +23,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils import strict_json
+from stvit_cli.utils.cpus import cpus, num_threads
 from stvit_cli.utils.files import LEFTOVER, remove_leftovers, replace_file, require_writable_folder, writing
 from stvit_cli.utils.text import shell_command
 
@@ -193,12 +194,16 @@ def environment(device: str, world_size: int, kernels: bool) -> dict[str, object
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed as a package"
+    machine = cpus()
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": os.cpu_count(),
+        "cores": machine.total,
+        "usable_cpus": machine.usable,
+        "cpu_quota": machine.quota,
+        "threads": num_threads(),
         "device": device,
         "processes": world_size,
         "kernels": kernels,

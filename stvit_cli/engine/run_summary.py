@@ -8,6 +8,7 @@ from pathlib import Path
 from stvit_cli.engine.damage import ADAMW
 from stvit_cli.engine.optim import describe_optimizer
 from stvit_cli.engine.session import Session
+from stvit_cli.utils.cpus import num_threads, threads_note
 
 
 def summary(session: Session, run_dir: Path, start_notes: Sequence[str]) -> list[str]:
@@ -20,12 +21,15 @@ def summary(session: Session, run_dir: Path, start_notes: Sequence[str]) -> list
     """
     recipe, timeline = session.recipe, session.timeline
     with_kernels = " with custom kernels" if session.preparation.kernels_in_training else ""
+    threads = f", {num_threads()} thread{'s' * (num_threads() != 1)}" if session.world.device.type == "cpu" else ""
     trained = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
     lines = [
-        f"{recipe.name}: {trained / 1e6:.2f} M trained parameters on {session.world.device}{with_kernels}, batch {session.plan}, "
+        f"{recipe.name}: {trained / 1e6:.2f} M trained parameters on {session.world.device}{with_kernels}{threads}, "
+        f"batch {session.plan}, "
         f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {run_dir}",
         *session.task.notes(),
     ]
+    lines += [note] if (note := threads_note()) is not None else []
     if recipe.optim.name != ADAMW:
         lines.append(describe_optimizer(recipe.optim.name, session.optimizer))
     lines += start_notes

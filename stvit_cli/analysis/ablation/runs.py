@@ -26,6 +26,7 @@ from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic_rows import VARIANTS
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils.cpus import usable_cpus
 from stvit_cli.utils.environment import is_main_process, world_size
 from stvit_cli.utils.files import replace_file, writing
 
@@ -233,7 +234,7 @@ def _slots(num_parallel: int) -> list[Slot]:
     """Assign a GPU to each process, or an equal part of the CPU's threads. Raises UserError if there are too few GPUs."""
     num_gpus = torch.cuda.device_count()
     if not num_gpus:
-        threads = max(1, (os.cpu_count() or 1) // num_parallel)
+        threads = max(1, usable_cpus() // num_parallel)
         return [Slot(f"the CPU with OMP_NUM_THREADS={threads}", {"OMP_NUM_THREADS": str(threads)})] * num_parallel
     if num_parallel > num_gpus:
         raise UserError(f"{num_parallel} parallel runs: found {num_gpus} GPUs, but each run needs its own.")
