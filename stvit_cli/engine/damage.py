@@ -89,6 +89,7 @@ class _State(_Content):
     metrics_bytes: Count
     micro_batch_size: Annotated[int, Field(gt=0)]
     kernels: bool = False  # older checkpoints lack it
+    kernel_layers: list[str] | None = None  # older checkpoints lack it, as do those of a run on a CPU
     fingerprint: _Fingerprint
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import cast
 
@@ -62,13 +62,13 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
         UserError: the batch cannot be met, or the settings do not go together with the device.
     """
     train, device = recipe.train, world.device
-    timeline = world.on_main(lambda: _check_settings(task, recipe, world))
+    timeline, chosen = world.on_main(lambda: _check_settings(task, recipe, world))
     freeze(task, recipe.finetune)
     task.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if train.sync_bn and world.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.model)  # in place: the model itself is no batch norm
     set_training_mode(task, recipe.finetune)
-    preparation = _prepare(task, recipe, device)
+    preparation = _prepare(task, recipe, device, chosen)
     plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
     optimizer = build_optimizer(task, recipe.optim, recipe.peak_lr)
     unfreezing = None
@@ -123,8 +123,8 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
 
 
-def _check_settings(task: Task, recipe: Recipe, world: World) -> Timeline:
-    """Check the settings against data, model, device and number of processes: one checks for all."""
+def _check_settings(task: Task, recipe: Recipe, world: World) -> tuple[Timeline, tuple[str, ...]]:
+    """Check the settings against data, model, device and number of processes: one checks for all, and chooses the kernels."""
     train = recipe.train
     timeline = build_timeline(recipe, len(cast(Sized, task.train_set)))
     plan_batches(train, world.size, task.batch_multiple)
@@ -132,14 +132,22 @@ def _check_settings(task: Task, recipe: Recipe, world: World) -> Timeline:
     if train.sync_bn and world.size > 1 and world.device.type == "cpu":
         raise UserError("train.sync_bn needs GPUs: PyTorch has no synchronised batch norm for CPUs. Use train.sync_bn=false.")
     require_installed(recipe.loggers)
-    _prepare(task, recipe, world.device)  # here alone at first: kernels for a CPU are compiled by one process
-    return timeline
+    # Here alone at first: kernels for a CPU are compiled, those for a GPU measured by one process.
+    return timeline, _prepare(task, recipe, world.device).kernel_layers
 
 
-def _prepare(task: Task, recipe: Recipe, device: torch.device) -> Preparation:
+def _prepare(task: Task, recipe: Recipe, device: torch.device, chosen: tuple[str, ...] | None = None) -> Preparation:
+    """Prepare the model; on a GPU ``auto`` stands for the kinds of layers that are ``chosen``, if any were yet."""
     train = recipe.train
+    kernels = chosen if chosen is not None and train.kernels == "auto" and device.type == "cuda" else train.kernels
     dtype = AUTOCAST[train.precision] or torch.float32
-    return task.prepare(device.type, dtype, kernels=train.kernels, compile_blocks=train.compile)
+    return task.prepare(device.type, dtype, kernels=kernels, compile_blocks=train.compile)
+
+
+def keep_kernels(session: Session, chosen: Sequence[str] | None) -> None:
+    """Use the kernels for the kinds of layers that a run began with on a GPU, whatever this GPU would choose."""
+    if chosen is not None and session.world.device.type == "cuda":
+        session.preparation = _prepare(session.task, session.recipe, session.world.device, tuple(chosen))
 
 
 def _probe(task: Task, recipe: Recipe, world: World) -> Callable[[int], bool]:

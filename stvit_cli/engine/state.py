@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stvit_cli.engine.checkpoint import Checkpoint, Tensors
 from stvit_cli.engine.optim import load_optimizer_state, optimizer_numbers, optimizer_tensors
-from stvit_cli.engine.session import Session
+from stvit_cli.engine.session import Session, keep_kernels
 from stvit_cli.errors import UserError
 
 
@@ -95,6 +95,7 @@ def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict
         "metrics_bytes": metrics_bytes,
         "micro_batch_size": session.plan.micro_batch_size,
         "kernels": session.preparation.kernels,
+        "kernel_layers": list(session.preparation.kernel_layers) if session.world.device.type == "cuda" else None,
         "fingerprint": fingerprint(session),
     }
     return groups, content
@@ -118,6 +119,7 @@ def restore(
     """
     world = session.world
     content = world.on_main(lambda: (check or _checked)(session, checkpoint))
+    keep_kernels(session, content.get("kernel_layers"))
     numbers = content.get("optimizer", {}).get("numbers", {})  # none before there were other optimizers than AdamW
     if checkpoint is not None:
         session.model.load_state_dict(checkpoint.tensors["model"])
@@ -150,6 +152,8 @@ def inexact_changes(session: Session, content: dict[str, Any]) -> list[str]:
     used, uses = content.get("kernels", False), session.preparation.kernels  # checkpoints from before the kernels lack the key
     if used != uses:
         changes.append(f"the model runs with {names[uses]}, before it was {names[used]}")
+    elif content.get("kernel_layers") not in (None, list(session.preparation.kernel_layers)):
+        changes.append("other layers run with custom kernels than before")
     return [f"Warning: {change}; results will not be bit-identical to an uninterrupted run." for change in changes]
 
 

@@ -157,10 +157,12 @@ class Preparation:
     Attributes:
         kernels: custom kernels run parts of the model.
         kernels_in_training: they do so in training steps too, not in evaluations alone.
+        kernel_layers: the kinds of layers that run by them on a GPU (`models.kernels.choice`); a resumed run keeps them.
     """
 
     kernels: bool
     kernels_in_training: bool
+    kernel_layers: tuple[str, ...] = ()
 
 
 class Task(Evaluation, Protocol):
@@ -192,14 +194,20 @@ class Task(Evaluation, Protocol):
         ...
 
     def prepare(
-        self, device_type: str, dtype: torch.dtype, *, kernels: bool | Literal["auto"], compile_blocks: bool
+        self,
+        device_type: str,
+        dtype: torch.dtype,
+        *,
+        kernels: bool | Literal["auto"] | tuple[str, ...],
+        compile_blocks: bool,
     ) -> Preparation:
         """Choose how ``model`` runs. Called on the main process first, then on all; `tasks.preparation` has an implementation.
 
         Args:
             device_type: ``cpu`` or ``cuda``.
             dtype: what a training step computes in: float32, or that of autocast.
-            kernels: whether custom kernels run the parts of the model that have one; ``auto``: where they are faster.
+            kernels: whether custom kernels run the parts of the model that have one; ``auto``: where they are faster; or the
+                kinds of layers that they run, as an earlier preparation chose them on a GPU.
             compile_blocks: whether `compile` will be called.
 
         Raises:

@@ -11,7 +11,7 @@ from torch import nn
 
 from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
-from stvit_cli.models.kernels import KernelsUnavailableError, supports_dtype, use_kernels
+from stvit_cli.models.kernels import KernelsUnavailableError, choice, supports_dtype, use_kernels
 from stvit_cli.models.timm_models import is_timm_model
 from stvit_cli.tasks.base import HasCompilableBlocks, Preparation
 
@@ -25,19 +25,25 @@ class PreparedModel:
     evaluates_training_batches: bool = False
 
     def prepare(
-        self, device_type: str, dtype: torch.dtype, *, kernels: bool | Literal["auto"], compile_blocks: bool
+        self,
+        device_type: str,
+        dtype: torch.dtype,
+        *,
+        kernels: bool | Literal["auto"] | tuple[str, ...],
+        compile_blocks: bool,
     ) -> Preparation:
         """See `tasks.base.Task.prepare`."""
         name = type(self.model).__name__
         try:
-            uses_kernels = use_kernels(self.model, device_type, kernels)
+            uses_kernels = use_kernels(self.model, device_type, kernels, dtype=dtype, compiled=compile_blocks)
         except KernelsUnavailableError as error:
             raise UserError(f"train.kernels is true, but they cannot be had: {error}. Use train.kernels=auto.") from error
         if kernels is True and not uses_kernels:
             raise UserError(f"train.kernels: {name} has no part that they serve. Use train.kernels=auto.")
         if compile_blocks and not isinstance(self.model, HasCompilableBlocks) and not is_timm_model(self.model):
             raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")
-        return Preparation(uses_kernels, uses_kernels and supports_dtype(device_type, dtype))
+        layers = choice.kinds_with_kernels(self.model) if device_type == "cuda" else ()
+        return Preparation(uses_kernels, uses_kernels and supports_dtype(device_type, dtype), layers)
 
     def compile(self) -> None:
         """See `tasks.base.Task.compile`."""

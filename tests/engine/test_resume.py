@@ -135,7 +135,7 @@ def test_resuming_without_the_kernels_warns_that_results_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kernels in (True, False):
-        monkeypatch.setattr("stvit_cli.tasks.preparation.use_kernels", lambda *_, kernels=kernels: kernels)
+        monkeypatch.setattr("stvit_cli.tasks.preparation.use_kernels", lambda *_, kernels=kernels, **__: kernels)
         toy.train(tmp_path, resume=not kernels)
     began, resumed = capsys.readouterr().err.split("Resumed after step 20.")
     assert re.search(r"parameters on cpu with custom kernels, \d+ threads?, batch", began)
@@ -147,7 +147,7 @@ def test_resuming_without_the_kernels_warns_that_results_differ(
 def test_in_bf16_on_a_cpu_the_run_does_not_claim_to_train_with_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stvit_cli.tasks.preparation.use_kernels", lambda *_: True)
+    monkeypatch.setattr("stvit_cli.tasks.preparation.use_kernels", lambda *_, **__: True)
     toy.train(tmp_path, "train.precision=bf16", "train.kernels=true", "schedule.epochs=2")
     said = " ".join(capsys.readouterr().err.split())
     assert re.search(r"parameters on cpu, \d+ threads?, batch", said)

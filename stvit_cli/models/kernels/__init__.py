@@ -15,13 +15,14 @@ the tests.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from stvit_cli.models.accelerated import Accelerated
-from stvit_cli.models.kernels import operators
+from stvit_cli.models.kernels import choice, operators
 from stvit_cli.models.kernels.errors import KernelsUnavailableError, UnsupportedDeviceError
 from stvit_cli.utils.environment import local_rank
 
@@ -81,13 +82,24 @@ def _load(device_type: str) -> None:
         raise UnsupportedDeviceError(f"there are kernels for cpu and cuda, not for {device_type}")
 
 
-def use_kernels(model: nn.Module, device_type: str, enable: bool | Literal["auto"] = True) -> bool:
+def use_kernels(
+    model: nn.Module,
+    device_type: str,
+    enable: bool | Literal["auto"] | Collection[str] = True,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+) -> bool:
     """Attach the custom kernels to every layer of ``model`` that has one, or detach them.
 
     Args:
         model: any model with STViT layers, changed in place.
         device_type: ``cpu`` or ``cuda``, where the model will run.
-        enable: ``auto`` attaches them where they are available and were measured to be faster; see `are_faster`.
+        enable: ``auto`` attaches them where they are available and were measured to be faster: on a CPU see `are_faster`; on a
+            GPU each kind of layer is measured once, see `choice`. Or the kinds of layers that get them, as `choice.kind_of` names
+            them.
+        dtype: what the model computes in: its own, or that of autocast.
+        compiled: the model will be compiled.
 
     Returns:
         Whether the model now has a layer with kernels.
@@ -102,10 +114,17 @@ def use_kernels(model: nn.Module, device_type: str, enable: bool | Literal["auto
         False
     """
     layers = [module for module in model.modules() if isinstance(module, Accelerated)]
-    if enable == "auto":
+    if device_type == "cuda" and enable == "auto":
+        enable = ()
+        if layers and torch.cuda.is_available() and is_available(device_type):
+            gpu = torch.device("cuda", torch.cuda.current_device())
+            enable = choice.choose(model, choice.Setting(gpu, dtype, compiled), KERNELS)
+    elif enable == "auto":
         enable = bool(layers) and are_faster(device_type) and is_available(device_type)
-    elif enable and layers:
+    elif enable is True and layers:
         load(device_type)
+    if not isinstance(enable, bool):
+        return bool(choice.attach(model, enable if is_available(device_type) else (), KERNELS))
     for layer in layers:
         layer.kernels = KERNELS if enable else None
     return enable and bool(layers)
@@ -114,7 +133,7 @@ def use_kernels(model: nn.Module, device_type: str, enable: bool | Literal["auto
 def are_faster(device_type: str) -> bool:
     """Return whether the kernels were measured to be faster than the eager form: on CPUs with AVX-512.
 
-    On a CPU with AVX2 alone a training step of stvit-s takes 1.7 times as long with them. On GPUs they were not measured.
+    On a CPU with AVX2 alone a training step of stvit-s takes 1.7 times as long with them. On a GPU `choice` measures.
     """
     return device_type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
