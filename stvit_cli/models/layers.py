@@ -96,6 +96,8 @@ def layer_scales() -> tuple[type[nn.Module], ...]:
 class ConvGelu(nn.Module):
     """Convolution 3 x 3 -> GELU -> batch norm: a layer of the stem."""
 
+    has_gelu = True  # False in a packed copy, whose convolution includes it
+
     def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_chans, out_chans, 3, stride, 1)
@@ -103,7 +105,8 @@ class ConvGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # From here on, memory is channels-last.
-        return self.norm(gelu(self.conv(x.contiguous(memory_format=torch.channels_last))))
+        x = self.conv(x.contiguous(memory_format=torch.channels_last))
+        return self.norm(gelu(x) if self.has_gelu else x)
 
 
 class Stem(nn.Sequential):

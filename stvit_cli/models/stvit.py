@@ -165,6 +165,9 @@ class STViT(Staged):
         [(1, 32, 16, 16), (1, 64, 8, 8), (1, 96, 4, 4), (1, 128, 2, 2)]
     """
 
+    output_dtype: torch.dtype | None = None
+    """The dtype of features and logits: float32 in a copy for inference in bfloat16; None: that of the tokens."""
+
     def __init__(
         self,
         variant: Variant,
@@ -225,13 +228,16 @@ class STViT(Staged):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the tokens of the last stage (B, num_features, H / 32, W / 32)."""
-        return self.stages(self.stem(x))
+        return self._as_output(self.stages(self.stem(x)))
+
+    def _as_output(self, x: Tensor) -> Tensor:
+        return x if self.output_dtype is None else x.to(self.output_dtype)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits (B, num_classes) of the last stage's tokens; with ``pre_logits`` the pooled (B, head_hidden_size)."""
         x = F.silu(self.norm(self.proj(x)))
         if self.global_pool:
-            x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
+            x = F.dropout(x.mean((2, 3), dtype=self.output_dtype), self.drop_rate, self.training)
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(
@@ -266,8 +272,8 @@ class STViT(Staged):
                 break
             x = stage(x)
             if i in take:
-                features.append(x)
-        return features if intermediates_only else (x, features)
+                features.append(self._as_output(x))
+        return features if intermediates_only else (self._as_output(x), features)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
