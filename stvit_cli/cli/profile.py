@@ -84,7 +84,7 @@ def profile(
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if kernels:
-            _require_kernels(device, precision)
+            _require_kernels(device)
         rows = _profile_all(names, size, against) if recipe is None else _profile_in_recipe(recipe, names, words, size)
         height, width = rows[0]["image_size"]
         print_table(COLUMNS, [_cells(row) for row in rows], f"One image of {height} x {width}; FLOPs are multiply-adds")
@@ -123,11 +123,9 @@ def _profile_in_recipe(recipe: str, names: list[str], words: list[str], size: tu
     return [profile_recipe(settings, size) for settings in [recipe_io.load(recipe, [*words, *choice]) for choice in choices]]
 
 
-def _require_kernels(device: str, precision: str) -> None:
+def _require_kernels(device: str) -> None:
     from stvit_cli.models.kernels import KernelsUnavailableError, load
 
-    if device == "cpu" and precision != "fp32":
-        raise UserError(f"--kernels: on a CPU they are for float32, not for --precision {precision}. Leave one of the two out.")
     try:
         load(device)
     except KernelsUnavailableError as error:

@@ -35,7 +35,9 @@ def summary(session: Session, run_dir: Path, start_notes: Sequence[str]) -> list
     lines += start_notes
     if recipe.train.kernels is True and not with_kernels:
         precision = recipe.train.precision
-        lines.append(f"Note: on a CPU the kernels are for float32: with train.precision={precision} only evaluations use them.")
+        lines.append(
+            f"Note: on a CPU the kernels are for fp32 and bf16: with train.precision={precision} only evaluations use them."
+        )
     if session.unfreezing is not None:
         lines.append(session.unfreezing.note(timeline.steps_per_epoch, timeline.num_steps))
     if recipe.train.tensorboard:

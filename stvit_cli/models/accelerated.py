@@ -26,11 +26,17 @@ class Kernels(Protocol):
     def upsample(self, association: Tensor, super_tokens: Tensor, grid_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Token upsampling: (B, C, H, W) of super tokens (B, p, q, C) by Q (B, p, q, 9, n)."""
 
+    def upsample_add(self, association: Tensor, super_tokens: Tensor, x: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """x (B, C, H, W) + `upsample`, in the dtype of ``x``."""
+
     def self_attention(self, qkv: Tensor, num_heads: int) -> Tensor:
         """Multi-head self-attention: (B, C, H, W) of (B, 3 C, H, W), which holds q, k and v of each head in turn."""
 
     def conv_pos_enc(self, x: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
         """Depth-wise 3 x 3 convolution of (B, C, H, W), plus ``x`` if ``residual``."""
+
+    def conv_pos_enc_layer_norm(self, x: Tensor, conv: nn.Conv2d, residual: bool, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """`conv_pos_enc`, and the layer norm over the channels of its result; ``norm`` is a `layers.LayerNorm2d`."""
 
     def gelu_conv_pos_enc(self, u: Tensor, shift: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
         """`conv_pos_enc` of GELU(u + shift) with one ``shift`` (C) for each channel."""

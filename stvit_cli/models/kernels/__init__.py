@@ -5,6 +5,7 @@
 | super token sampling and upsampling | `super_token.SuperTokenAttention` | CPU, CUDA |
 | multi-head self-attention | `super_token.SuperTokenAttention` | CPU |
 | position encoding, x + depth-wise 3 x 3 of x | `layers.ConvPosEnc` | CPU, CUDA |
+| position encoding, and layer norm of its result | `stvit.Block` | CPU |
 | GELU, then position encoding, inside ConvFFN | `layers.ConvFFN` | CPU, CUDA |
 
 `operators` defines their arguments, results and gradients. On a CPU they are C++, compiled at first use (`cpu/`, `build`); on a
@@ -153,8 +154,8 @@ def is_available(device_type: str) -> bool:
 def supports(x: Tensor, channels: int | None = None) -> bool:
     """Return whether loaded kernels run on a tensor.
 
-    They do not in an exported or traced graph (as FLOPs are counted), nor, on a CPU, in another precision than float32 or for
-    a number of channels that is no multiple of 16.
+    They do not in an exported or traced graph (as FLOPs are counted), nor, on a CPU, in another precision than float32 and
+    bfloat16 (of the tokens, or of autocast) or for a number of channels that is no multiple of 16.
 
     Args:
         x: tokens (B, C, H, W).
@@ -163,18 +164,36 @@ def supports(x: Tensor, channels: int | None = None) -> bool:
     device_type = x.device.type
     if device_type not in _loaded or not x.numel() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    if not supports_dtype(device_type, x.dtype, autocast=device_type == "cpu" and torch.is_autocast_enabled("cpu")):
+    if not supports_dtype(device_type, x.dtype) or not supports_dtype(device_type, _compute_dtype(x)):
         return False
     return device_type != "cpu" or (channels or x.shape[1]) % 16 == 0
 
 
-def supports_dtype(device_type: str, dtype: torch.dtype, *, autocast: bool = False) -> bool:
-    """Return whether the kernels of a device type run in a precision: any on a GPU, only float32 on a CPU."""
-    return device_type != "cpu" or (dtype == torch.float32 and not autocast)
+def supports_dtype(device_type: str, dtype: torch.dtype) -> bool:
+    """Return whether the kernels of a device type run in a precision: any on a GPU, float32 and bfloat16 on a CPU.
+
+    Args:
+        device_type: ``cpu`` or ``cuda``.
+        dtype: of the tokens, or of autocast.
+    """
+    return device_type != "cpu" or dtype in (torch.float32, torch.bfloat16)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """Return what a convolution of ``x`` computes in: the dtype of autocast, or its own."""
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return x.dtype
 
 
 class _CustomKernels:
-    """The interface `accelerated.Kernels`, implemented by the operators ``stvit::...``."""
+    """The interface `accelerated.Kernels`, implemented by the operators ``stvit::...``.
+
+    Autocast does not know the operators. So tokens are converted here where the eager form would convert them, and a result has
+    the dtype that it has there: x + dw(x) that of x, everything else that of autocast. Weights stay in float32, as do their
+    gradients.
+    """
 
     def supports(self, x: Tensor, channels: int | None = None) -> bool:
         return supports(x, channels)
@@ -188,14 +207,30 @@ class _CustomKernels:
     def upsample(self, association: Tensor, super_tokens: Tensor, grid_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
         return operators.ops.upsample(association, super_tokens, *grid_size, *size)
 
+    def upsample_add(self, association: Tensor, super_tokens: Tensor, x: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        if x.device.type != "cpu":
+            return x + operators.ops.upsample(association, super_tokens, *grid_size, *x.shape[2:])
+        return operators.ops.upsample_add(association, super_tokens, x, *grid_size)
+
     def self_attention(self, qkv: Tensor, num_heads: int) -> Tensor:
-        return operators.ops.self_attention(qkv, num_heads)[0]
+        return operators.ops.self_attention(qkv.to(_compute_dtype(qkv)), num_heads)[0]
 
     def conv_pos_enc(self, x: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
+        x = x if residual else x.to(_compute_dtype(x))
         return operators.ops.conv_pos_enc(x, conv.weight, conv.bias, residual)
 
+    def conv_pos_enc_layer_norm(self, x: Tensor, conv: nn.Conv2d, residual: bool, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        x = x if residual else x.to(_compute_dtype(x))
+        if x.device.type != "cpu":
+            y = operators.ops.conv_pos_enc(x, conv.weight, conv.bias, residual)
+            return y, norm(y)
+        y, normalized, *_ = operators.ops.conv_pos_enc_layer_norm(
+            x, conv.weight, conv.bias, residual, norm.weight, norm.bias, norm.eps
+        )
+        return y, normalized
+
     def gelu_conv_pos_enc(self, u: Tensor, shift: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
-        return operators.ops.gelu_conv_pos_enc(u, shift, conv.weight, conv.bias, residual)
+        return operators.ops.gelu_conv_pos_enc(u.to(_compute_dtype(u)), shift, conv.weight, conv.bias, residual)
 
     def __reduce__(self) -> str:
         return "KERNELS"  # one object, also in copies of a model: equal blocks share their compiled code

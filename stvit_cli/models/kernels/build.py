@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("cpu")
 # Links to the OpenMP library of torch, which is loaded already: there must not be a second one.
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++20", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++20", "-shared", "-fPIC")
 # The lines of /proc/cpuinfo that identify a processor, on x86, ARM, POWER, s390 and RISC-V.
 PROCESSOR = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant", "cpu\t", "features", "isa", "uarch")
 INTERRUPTED = ("Interrupt signal terminated", "Terminated signal terminated", "Hangup signal terminated")

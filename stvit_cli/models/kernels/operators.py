@@ -3,19 +3,26 @@
 Shapes as in `super_token`, but for the association Q, which is (B, p, q, 9, n) here, as it lies in memory. Tokens (B, C, H, W)
 may have any memory format and are returned channels-last. No gradient can be differentiated again.
 
+On a CPU tokens are float32 or bfloat16, and what is computed of them has their dtype. Weights, shifts and biases may have either.
+All sums are in float32, and so are column sums, logarithms, means and 1 / standard deviations. A gradient has the dtype of what
+it is the gradient of; that of a bias, the dtype of the weight.
+
 | operator | arguments | results |
 |---|---|---|
 | `conv_pos_enc` | x (B, C, H, W), weight (C, 1, 3, 3), bias (C), residual | y = dw(x) + bias, + x if residual (B, C, H, W) |
 | `conv_pos_enc_backward` | gradient of y, x, weight, residual | gradients of x, weight, bias |
+| `conv_pos_enc_layer_norm` | x, weight, bias, residual, weight (C) and bias (C) of the norm, eps | y of `conv_pos_enc`, its \
+layer norm over C (B, C, H, W), and its mean and 1 / standard deviation (B, H, W, 1); on a CPU |
 | `gelu_conv_pos_enc` | u (B, C, H, W), shift (C), weight, bias, residual | `conv_pos_enc` of x = GELU(u + shift) |
 | `gelu_conv_pos_enc_backward` | gradient of y, u, shift, weight, residual | gradients of u, shift, weight, bias |
 | `associate_and_aggregate` | x, super tokens (B, p, q, C), h, w | equations 1 and 2: the new super tokens (B, p, q, C), \
 their Q, and its column sums (B, p, q, 1) in float32 |
 | `aggregate` | Q, x, h, w | Q^T x, not normalized (B, p, q, C) |
 | `upsample` | Q, super tokens, h, w, H, W | tokens (B, C, H, W), the nine super tokens of each weighted by Q |
+| `upsample_add` | Q, super tokens, x (B, C, H, W), h, w | x + `upsample`, in the dtype of x; on a CPU |
 | `self_attention` | qkv (B, 3 C, H, W): q, k and v of the first head, of the second, ...; number of heads | y (B, C, H, W), and \
-the logarithm of the softmax' denominator of each query (B, heads, H W) |
-| `self_attention_backward` | gradient of y, qkv, y, logarithms, number of heads | gradient of qkv |
+the logarithm of the softmax' denominator of each query (B, heads, H W); on a CPU |
+| `self_attention_backward` | gradient of y, qkv, y, logarithms, number of heads | gradient of qkv; on a CPU |
 
 With Q constant, the gradient of `associate_and_aggregate` is `upsample`, and that of `upsample` is `aggregate`.
 """
@@ -32,12 +39,15 @@ library = torch.library.Library("stvit", "DEF")
 for schema in (
     "conv_pos_enc(Tensor x, Tensor weight, Tensor bias, bool residual) -> Tensor",
     "conv_pos_enc_backward(Tensor grad, Tensor x, Tensor weight, bool residual) -> (Tensor, Tensor, Tensor)",
+    "conv_pos_enc_layer_norm(Tensor x, Tensor weight, Tensor bias, bool residual, Tensor norm_weight, Tensor norm_bias,"
+    " float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     "gelu_conv_pos_enc(Tensor u, Tensor shift, Tensor weight, Tensor bias, bool residual) -> Tensor",
     "gelu_conv_pos_enc_backward(Tensor grad, Tensor u, Tensor shift, Tensor weight, bool residual)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     "associate_and_aggregate(Tensor x, Tensor super_tokens, int h, int w) -> (Tensor, Tensor, Tensor)",
     "aggregate(Tensor association, Tensor x, int h, int w) -> Tensor",
     "upsample(Tensor association, Tensor super_tokens, int h, int w, int height, int width) -> Tensor",
+    "upsample_add(Tensor association, Tensor super_tokens, Tensor x, int h, int w) -> Tensor",
     "self_attention(Tensor qkv, int num_heads) -> (Tensor, Tensor)",
     "self_attention_backward(Tensor grad, Tensor qkv, Tensor y, Tensor logs, int num_heads) -> Tensor",
 ):
@@ -62,6 +72,15 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, residual: bool) -> tuple[Tensor, 
     return _like_tokens(x, x.shape), weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
 
+@torch.library.register_fake("stvit::conv_pos_enc_layer_norm", lib=library)
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: bool, norm_weight: Tensor, norm_bias: Tensor, eps: float
+) -> tuple[Tensor, ...]:
+    b, _, height, width = x.shape
+    mean, rstd = (x.new_empty(b, height, width, 1, dtype=torch.float32) for _ in range(2))
+    return _like_tokens(x, x.shape), _like_tokens(x, x.shape), mean, rstd
+
+
 @torch.library.register_fake("stvit::gelu_conv_pos_enc", lib=library)
 def _(u: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:
     return _like_tokens(u, u.shape)
@@ -70,13 +89,13 @@ def _(u: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, residual: bool) ->
 @torch.library.register_fake("stvit::gelu_conv_pos_enc_backward", lib=library)
 def _(grad: Tensor, u: Tensor, shift: Tensor, weight: Tensor, residual: bool) -> tuple[Tensor, ...]:
     c = len(weight)
-    return _like_tokens(u, u.shape), weight.new_empty(c), weight.new_empty(weight.shape), weight.new_empty(c)
+    return _like_tokens(u, u.shape), shift.new_empty(c), weight.new_empty(weight.shape), weight.new_empty(c)
 
 
 @torch.library.register_fake("stvit::associate_and_aggregate", lib=library)
 def _(x: Tensor, super_tokens: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
     cells = super_tokens.shape[:3]
-    return super_tokens.new_empty(super_tokens.shape), x.new_empty(*cells, 9, h * w), x.new_empty(*cells, 1, dtype=torch.float32)
+    return x.new_empty(super_tokens.shape), x.new_empty(*cells, 9, h * w), x.new_empty(*cells, 1, dtype=torch.float32)
 
 
 @torch.library.register_fake("stvit::aggregate", lib=library)
@@ -89,10 +108,15 @@ def _(association: Tensor, super_tokens: Tensor, h: int, w: int, height: int, wi
     return _like_tokens(super_tokens, (len(super_tokens), super_tokens.shape[3], height, width))
 
 
+@torch.library.register_fake("stvit::upsample_add", lib=library)
+def _(association: Tensor, super_tokens: Tensor, x: Tensor, h: int, w: int) -> Tensor:
+    return _like_tokens(x, x.shape)
+
+
 @torch.library.register_fake("stvit::self_attention", lib=library)
 def _(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     b, channels, height, width = qkv.shape
-    return _like_tokens(qkv, (b, channels // 3, height, width)), qkv.new_empty(b, num_heads, height * width)
+    return _like_tokens(qkv, (b, channels // 3, height, width)), qkv.new_empty(b, num_heads, height * width, dtype=torch.float32)
 
 
 @torch.library.register_fake("stvit::self_attention_backward", lib=library)
@@ -107,6 +131,24 @@ def _keep_conv_pos_enc(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _conv_pos_enc_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *ops.conv_pos_enc_backward(grad, *ctx.saved_tensors, ctx.residual), None
+
+
+def _keep_conv_pos_enc_layer_norm(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _, ctx.residual, norm_weight, norm_bias, _ = inputs
+    y, _, mean, rstd = output
+    ctx.save_for_backward(x, weight, norm_weight, norm_bias, y, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _conv_pos_enc_layer_norm_backward(ctx: Any, grad_y: Tensor, grad_norm: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, norm_weight, norm_bias, y, mean, rstd = ctx.saved_tensors
+    grad_norm, channels_last = grad_norm.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
+    of_y, of_norm_weight, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_norm, channels_last, [y.shape[1]], mean, rstd, norm_weight.float(), norm_bias.float(), [True, True, True]
+    )
+    of_norm_weight, of_norm_bias = of_norm_weight.to(norm_weight.dtype), of_norm_bias.to(norm_bias.dtype)
+    grad = grad_y + of_y.permute(0, 3, 1, 2)
+    return *ops.conv_pos_enc_backward(grad, x, weight, ctx.residual), None, of_norm_weight, of_norm_bias, None
 
 
 def _keep_gelu_conv_pos_enc(ctx: Any, inputs: Any, output: Any) -> None:
@@ -141,6 +183,16 @@ def _upsample_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None, ops.aggregate(association, grad, ctx.h, ctx.w), None, None, None, None
 
 
+def _keep_upsample_add(ctx: Any, inputs: Any, output: Any) -> None:
+    association, _, _, ctx.h, ctx.w = inputs
+    ctx.save_for_backward(association)
+
+
+def _upsample_add_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (association,) = ctx.saved_tensors
+    return None, ops.aggregate(association, grad, ctx.h, ctx.w), grad, None, None
+
+
 def _keep_self_attention(ctx: Any, inputs: Any, output: Any) -> None:
     qkv, ctx.num_heads = inputs
     ctx.save_for_backward(qkv, *output)
@@ -153,9 +205,11 @@ def _self_attention_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor
 
 for name, backward, keep in (
     ("conv_pos_enc", _conv_pos_enc_backward, _keep_conv_pos_enc),
+    ("conv_pos_enc_layer_norm", _conv_pos_enc_layer_norm_backward, _keep_conv_pos_enc_layer_norm),
     ("gelu_conv_pos_enc", _gelu_conv_pos_enc_backward, _keep_gelu_conv_pos_enc),
     ("associate_and_aggregate", _associate_and_aggregate_backward, _keep_associate_and_aggregate),
     ("upsample", _upsample_backward, _keep_upsample),
+    ("upsample_add", _upsample_add_backward, _keep_upsample_add),
     ("self_attention", _self_attention_backward, _keep_self_attention),
 ):
     torch.library.register_autograd(f"stvit::{name}", backward, setup_context=keep, lib=library)

@@ -1,5 +1,8 @@
-// Vectors of sixteen floats by GCC's or Clang's vector extensions, which compile to AVX-512, AVX2 or NEON; and channels-last
-// tensors, whose number of channels is a multiple of sixteen.
+// Vectors of floats by GCC's or Clang's vector extensions, as wide as the registers of the processor; and channels-last tensors in
+// float32 or bfloat16, whose number of channels is a multiple of CHANNELS. bfloat16 is widened as it is loaded, and rounded as it
+// is stored: all sums are in float32.
+//
+// Run by the tests: AVX2, and AVX-512 with bfloat16 by emulation. NEON and SSE are compiled from the same source, but untested.
 
 #pragma once
 
@@ -11,19 +14,66 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <tuple>
+#include <utility>
 #include <vector>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#elif defined(STVIT_EMULATE_AVX512_BF16)  // by a test: SIMDe computes what the instructions do
+#include <simde/x86/avx512.h>
+#endif
 
 namespace {
 
 using at::Tensor;
-constexpr int64_t LANES = 16;
+using c10::BFloat16;
+#if defined(__AVX512F__) || defined(STVIT_EMULATE_AVX512_BF16)
+constexpr int64_t LANES = 16, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int64_t LANES = 4, REGISTERS = 32;
+#else
+constexpr int64_t LANES = 4, REGISTERS = 16;
+#endif
+constexpr int64_t CHANNELS = 16;
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 #define INLINE inline __attribute__((always_inline))
 
 INLINE Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 INLINE void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+
+INLINE Vector load(const BFloat16* from) {
+  return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16);
+}
+
+// The bits of bfloat16, the nearest or the even one of two, in the upper half of each lane; the lower half is undefined.
+INLINE Words round_to_bfloat16(Vector value) {
+  const Words bits = reinterpret_cast<Words>(value);
+  const Words rounded = bits + ((bits >> 16 & 1) + 0x7fff);
+  return value == value ? rounded : bits | 0x400000;  // NaN remains NaN
+}
+
+template <size_t... I>
+INLINE Halves upper_halves(Words words, std::index_sequence<I...>) {
+  typedef uint16_t Both __attribute__((vector_size(4 * LANES)));
+  const Both both = reinterpret_cast<Both>(words);
+  return __builtin_shufflevector(both, both, (2 * I + (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__))...);
+}
+
+INLINE void store(BFloat16* to, Vector value) {
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+  std::memcpy(to, &rounded, sizeof(rounded));
+#else
+  *reinterpret_cast<Halves*>(to) = upper_halves(round_to_bfloat16(value), std::make_index_sequence<LANES>());
+#endif
+}
 
 INLINE Vector exponential(Vector x) {
   x = x < -87.0f ? Vector{} - 87.0f : x;        // x <= 0 in all calls
@@ -41,21 +91,39 @@ INLINE Vector exponential(Vector x) {
   return y * reinterpret_cast<Vector>(exponent << 23);
 }
 
-// Reduces all lanes; the result is in every lane.
-template <typename Operation>
-INLINE Vector over_lanes(Vector x, const Operation& combine) {
-  x = combine(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-  x = combine(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3));
-  x = combine(x, __builtin_shufflevector(x, x, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1));
-  return combine(x, __builtin_shufflevector(x, x, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0));
+template <int64_t STEP, size_t... I>
+INLINE Vector rotate(Vector x, std::index_sequence<I...>) {
+  return __builtin_shufflevector(x, x, ((I + STEP) % LANES)...);
 }
 
-INLINE Vector largest(Vector x) {
-  return over_lanes(x, [](Vector a, Vector b) { return a > b ? a : b; });
+// Reduces all lanes; the result is in every lane.
+template <int64_t STEP = LANES / 2, typename Operation>
+INLINE Vector over_lanes(Vector x, const Operation& combine) {
+  if constexpr (STEP == 0) {
+    return x;
+  } else {
+    return over_lanes<STEP / 2>(combine(x, rotate<STEP>(x, std::make_index_sequence<LANES>())), combine);
+  }
 }
+
+INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+INLINE Vector largest(Vector x) { return over_lanes(x, larger); }
 
 INLINE Vector sum(Vector x) {
   return over_lanes(x, [](Vector a, Vector b) { return a + b; });
+}
+
+// Memory for `count` values that are written before they are read.
+template <typename T>
+std::unique_ptr<T[]> room_for(int64_t count) {
+  return std::unique_ptr<T[]>(new T[count]);
+}
+
+// Copy values to another type.
+template <typename From, typename To>
+INLINE void convert(const From* from, int64_t count, To* to) {
+  for (int64_t i = 0; i < count; i += LANES) store(to + i, load(from + i));
 }
 
 // Sizes of tokens (B, H, W, C), and the offset of a channel in a row.
@@ -68,10 +136,25 @@ struct Shape {
 
 // (B, C, H, W) as (B, H, W, C), contiguous.
 Tensor channels_last(const Tensor& x) {
-  TORCH_CHECK(x.dim() == 4 && x.numel() > 0 && x.size(1) % LANES == 0 && x.scalar_type() == at::kFloat,
-              "expected tokens (B, C, H, W) in float32, at least one, with C a multiple of ", LANES, ", got ", x.sizes(), " in ",
-              x.scalar_type());
+  TORCH_CHECK(x.dim() == 4 && x.numel() > 0 && x.size(1) % CHANNELS == 0 &&
+                  (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16),
+              "expected tokens (B, C, H, W) in float32 or bfloat16, at least one, with C a multiple of ", CHANNELS, ", got ",
+              x.sizes(), " in ", x.scalar_type());
   return x.permute({0, 2, 3, 1}).contiguous();
+}
+
+// The same, in the dtype of other tokens.
+Tensor channels_last_like(const Tensor& x, const Tensor& other) { return channels_last(x.to(other.scalar_type())); }
+
+// Weights of any dtype in float32.
+Tensor in_float32(const Tensor& weight) { return weight.to(at::kFloat).contiguous(); }
+
+Tensor empty_float32(at::IntArrayRef sizes, const Tensor& like) { return at::empty(sizes, like.options().dtype(at::kFloat)); }
+
+// Call `body` with a value of the type of the tokens.
+template <typename Body>
+auto by_type(const Tensor& tokens, const Body& body) {
+  return tokens.scalar_type() == at::kFloat ? body(float{}) : body(BFloat16{});
 }
 
 }  // namespace
