@@ -44,36 +44,34 @@ constexpr int64_t NEAR_ROW = std::max<int64_t>(8, LANES);
 
 INLINE void associate(const float* const* tokens, const float* centres, const float* ninth, int64_t channels, int64_t count,
                       float* q, int64_t n) {
-  constexpr int BLOCK = std::min<int64_t>(8, LANES), PARTS = NEAR_ROW / LANES;
-  float affinities[LANES][NEAR_ROW + LANES];  // of a token; the ninth in all lanes of the second part, if it is apart
-  for (int64_t first = 0; first < LANES; first += BLOCK) {
-    Vector sums[BLOCK][PARTS] = {};
-    for (int64_t c = 0; c < channels; c++)
-      for (int part = 0; part < PARTS; part++) {
-        const Vector centre = load(centres + c * NEAR_ROW + part * LANES);
-        for (int t = 0; t < BLOCK; t++) sums[t][part] += centre * tokens[first + t][c];
-      }
-    for (int t = 0; t < BLOCK; t++)
-      for (int part = 0; part < PARTS; part++) store(&affinities[first + t][part * LANES], sums[t][part]);
-    if constexpr (LANES < NEAR) {
-      Vector last[BLOCK] = {};
-      for (int64_t c = 0; c < channels; c += LANES) {
-        const Vector centre = load(ninth + c);
-        for (int t = 0; t < BLOCK; t++) last[t] += centre * load(tokens[first + t] + c);
-      }
-      for (int t = 0; t < BLOCK; t++) store(&affinities[first + t][NEAR_ROW], sum(last[t]));
+  constexpr int PARTS = NEAR_ROW / LANES, STEP = 4;  // channels at a time, as the address of each token is loaded once for them
+  Vector sums[PARTS][LANES] = {}, last = {};
+  for (int64_t c = 0; c < channels; c += STEP)
+    for (int part = 0; part < PARTS; part++) {
+      Vector centre[STEP];
+      for (int i = 0; i < STEP; i++) centre[i] = load(centres + (c + i) * NEAR_ROW + part * LANES);
+      for (int t = 0; t < LANES; t++)
+        for (int i = 0; i < STEP; i++) sums[part][t] += centre[i] * tokens[t][c + i];
     }
+  for (int part = 0; part < PARTS; part++) transpose(sums[part]);
+  if constexpr (LANES < NEAR) {
+    Vector of_ninth[LANES] = {};
+    for (int64_t c = 0; c < channels; c += LANES) {
+      const Vector centre = load(ninth + c);
+      for (int t = 0; t < LANES; t++) of_ninth[t] += centre * load(tokens[t] + c);
+    }
+    transpose(of_ninth);
+    for (int i = 0; i < LANES; i++) last += of_ninth[i];
   }
   // The softmax over the nine, of as many tokens at a time as there are lanes.
-  Vector by_neighbour[NEAR];
-  for (int64_t k = 0; k < NEAR; k++)
-    for (int64_t t = 0; t < LANES; t++) by_neighbour[k][t] = affinities[t][k];
-  Vector most = by_neighbour[0], total = {};
-  for (int64_t k = 1; k < NEAR; k++) most = larger(by_neighbour[k], most);
-  for (int64_t k = 0; k < NEAR; k++) total += by_neighbour[k] = exponential(by_neighbour[k] - most);
+  Vector shares[NEAR];
+  for (int64_t k = 0; k < NEAR; k++) shares[k] = k < NEAR_ROW ? sums[k / LANES][k % LANES] : last;
+  Vector most = shares[0], total = {};
+  for (int64_t k = 1; k < NEAR; k++) most = larger(shares[k], most);
+  for (int64_t k = 0; k < NEAR; k++) total += shares[k] = exponential(shares[k] - most);
   total = 1.0f / total;
   for (int64_t k = 0; k < NEAR; k++) {
-    const Vector share = by_neighbour[k] * total;
+    const Vector share = shares[k] * total;
     if (count == LANES) {
       store(q + k * n, share);
     } else {

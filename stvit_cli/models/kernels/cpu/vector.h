@@ -22,7 +22,7 @@
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #elif defined(STVIT_EMULATE_AVX512_BF16)  // by a test: SIMDe computes what the instructions do
-#include <simde/x86/avx512.h>
+#include <simde/x86/avx512/dpbf16.h>
 #endif
 
 namespace {
@@ -48,9 +48,12 @@ typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_a
 INLINE Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 INLINE void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
 
-INLINE Vector load(const BFloat16* from) {
-  return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16);
+// The bits of bfloat16, each in the lower half of a lane.
+INLINE Words load_bits(const BFloat16* from) {
+  return __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words);
 }
+
+INLINE Vector load(const BFloat16* from) { return reinterpret_cast<Vector>(load_bits(from) << 16); }
 
 // The bits of bfloat16, the nearest or the even one of two, in the upper half of each lane; the lower half is undefined.
 INLINE Words round_to_bfloat16(Vector value) {
@@ -64,6 +67,15 @@ INLINE Halves upper_halves(Words words, std::index_sequence<I...>) {
   typedef uint16_t Both __attribute__((vector_size(4 * LANES)));
   const Both both = reinterpret_cast<Both>(words);
   return __builtin_shufflevector(both, both, (2 * I + (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__))...);
+}
+
+INLINE Words rounded_bits(Vector value) {
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(rounded)));
+#else
+  return round_to_bfloat16(value) >> 16;
+#endif
 }
 
 INLINE void store(BFloat16* to, Vector value) {
@@ -112,6 +124,30 @@ INLINE Vector largest(Vector x) { return over_lanes(x, larger); }
 
 INLINE Vector sum(Vector x) {
   return over_lanes(x, [](Vector a, Vector b) { return a + b; });
+}
+
+// Transposes LANES vectors: as often as the number of lanes can be halved, the first half of the vectors is interleaved with the
+// second.
+template <size_t... I>
+INLINE void interleave(const Vector* from, Vector* to, std::index_sequence<I...>) {
+  for (int64_t i = 0; i < LANES / 2; i++) {
+    const Vector low = from[i], high = from[i + LANES / 2];
+    to[2 * i] = __builtin_shufflevector(low, high, (I % 2 * LANES + I / 2)...);
+    to[2 * i + 1] = __builtin_shufflevector(low, high, (I % 2 * LANES + LANES / 2 + I / 2)...);
+  }
+}
+
+INLINE void transpose(Vector* rows) {
+  Vector other[LANES];
+  constexpr auto lanes = std::make_index_sequence<LANES>();
+  for (int64_t round = 1; round < LANES; round *= 4) {
+    interleave(rows, other, lanes);
+    if (round * 2 < LANES) {
+      interleave(other, rows, lanes);
+    } else {
+      for (int64_t i = 0; i < LANES; i++) rows[i] = other[i];
+    }
+  }
 }
 
 // Memory for `count` values that are written before they are read.
