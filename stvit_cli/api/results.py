@@ -96,8 +96,9 @@ class ExportResult:
         file: its path.
         model: the architecture's name.
         size_bytes: its size.
-        details: the format, and ``precision`` of a safetensors file, or ``opset`` and ``largest_difference`` of an ONNX file: by
-            checked size, the largest difference from the model's logits, as a fraction of the largest logit.
+        details: ``format`` and ``precision``; of an ONNX file also ``opset`` and ``largest_difference``: by checked size, the
+            largest difference from the model's logits, as a fraction of the largest logit (of int8, before it is quantized); of
+            int8 the fields of `analysis.export_int8.Int8Report`: layers in float32, calibration, metrics before and after.
     """
 
     file: Path

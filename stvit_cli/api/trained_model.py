@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, overload
 
@@ -124,28 +124,48 @@ class TrainedModel:
         recipe = recipe_for(self._trained, [*device, *keys_of_other_data(own, data, given), *given])
         return _evaluation(self.info.task, run(self._trained, recipe, whole=True, say=_warn, **_drawn(output, max_images)))
 
-    def export(self, path: AnyPath, precision: str = "fp32") -> ExportResult:
+    def export(
+        self,
+        path: AnyPath,
+        precision: str = "fp32",
+        *,
+        calibrate: AnyPath | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> ExportResult:
         """Write the model for use elsewhere.
 
         Args:
             path: a new file: ``.onnx`` (classifiers, for any batch, height and width from 64, compared with the model before it
                 gets its name; takes up to a few minutes) or ``.safetensors``.
-            precision: fp32, fp16 or bf16: of the weights in a ``.safetensors`` file.
+            precision: fp32; fp16 or bf16: of the weights, an ``.onnx`` file computes in float32; int8 (``.onnx`` only):
+                convolutions and linear layers compute in it, except those that lose too much (`models.optimize.quantize`).
+            calibrate: int8: a folder of images like those that the model is for; by default the training images of the run that
+                the weights lie in, on whose validation images the accuracy is then measured.
+            say: called with a line on what is done next.
 
         Raises:
-            UserError: the file exists or cannot be written, a package is missing, or weights exceed the range of fp16.
+            UserError: the file exists or cannot be written, a package is missing, weights exceed the range of fp16, there are no
+                images to calibrate on, or int8 loses too much.
         """
-        from stvit_cli.analysis.export import PRECISIONS, export_onnx, export_weights
+        from stvit_cli.analysis.export import PRECISIONS, export_onnx, export_weights, require_exportable
+        from stvit_cli.analysis.export_int8 import find_calibration
 
         target = Path(path)
         require_new_file(target, ".onnx", ".safetensors")
-        if precision not in PRECISIONS:
-            raise UserError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}.")
-        if target.suffix == ".onnx" and precision != "fp32":
-            raise UserError(f"precision {precision}: an .onnx file is written in fp32; half precision is for .safetensors.")
-        details = (
-            export_onnx(self._trained, target) if target.suffix == ".onnx" else export_weights(self._trained, target, precision)
-        )
+        if precision not in (*PRECISIONS, "int8"):
+            raise UserError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}, int8.")
+        if precision != "int8" and calibrate is not None:
+            raise UserError(f"calibrate: only int8 is calibrated, but the precision is {precision}.")
+        if target.suffix != ".onnx":
+            if precision == "int8":
+                raise UserError(f"{target}: int8 is for ONNX files; expected a name ending in .onnx.")
+            details = export_weights(self._trained, target, precision)
+        else:
+            calibration = None
+            if precision == "int8":
+                require_exportable(self._trained)
+                calibration = find_calibration(self._trained, _optional(calibrate), say)
+            details = export_onnx(self._trained, target, precision, calibration=calibration, say=say)
         return ExportResult(target, self.info.model, target.stat().st_size, details)
 
     def visualize_associations(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from stvit_cli import api
 from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import echo, reporting
+from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_new_file
 
@@ -22,6 +23,7 @@ class Precision(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+    int8 = "int8"
 
 
 @app.command()
@@ -34,30 +36,62 @@ def export(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The new file: .onnx, or .safetensors.")],
     precision: Annotated[
-        Precision, typer.Option(metavar="fp32|fp16|bf16", help="Of the weights in a .safetensors file.")
+        Precision,
+        typer.Option(
+            metavar="fp32|fp16|bf16|int8",
+            help="fp16, bf16: of the weights. int8, for .onnx: convolutions and linear layers compute in it.",
+        ),
     ] = Precision.fp32,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="For int8: a folder of images to calibrate on; by default the training images of the run."
+        ),
+    ] = None,
     json_file: Json = None,
 ) -> None:
-    """Write a trained model for use elsewhere: ONNX for any batch, height and width from 64, or weights in half precision.
+    """Write a trained model for use elsewhere: ONNX for any batch, height and width from 64, or its weights alone.
 
     The ONNX file is compared with the model before it gets its name. Classes, mean, std and size are in its metadata.
+    With int8, the layers that lose too much stay in float32, and the accuracy is measured before and after.
 
     \b
     stvit export runs/RUN model.onnx
-    stvit export stvit-s.pth stvit-s.onnx
+    stvit export runs/RUN int8.onnx --precision int8
+    stvit export stvit-s.pth int8.onnx --precision int8 --calibrate FOLDER
     stvit export runs/RUN half.safetensors --precision fp16
     """
     require_new_file(target, ".onnx", ".safetensors")
-    if target.suffix == ".onnx" and precision != Precision.fp32:
-        raise UserError(f"--precision {precision}: an .onnx file is written in fp32; half precision is for .safetensors.")
+    if precision != Precision.int8 and calibrate is not None:
+        raise UserError(f"--calibrate is for --precision int8; found --precision {precision}.")
+    if precision == Precision.int8 and target.suffix != ".onnx":
+        raise UserError(f"--precision int8: {target} must have a name that ends in .onnx; found {target.suffix}.")
     with reporting(json_file) as report:
         trained = api.load(source)
-        if target.suffix == ".onnx":
-            echo(f"Writing {trained.info.model} as ONNX; this takes up to a few minutes.", err=True)
-        result = trained.export(target, precision.value)
+        result = trained.export(target, precision.value, calibrate=calibrate, say=lambda line: echo(line, err=True))
         if target.suffix == ".onnx":
             differences = result.details["largest_difference"]
             worst = max(differences.values())
-            echo(f"Checked with onnxruntime at {', '.join(differences)}: differs by {worst:.1e} at most.", err=True)
+            before = "fp32 file" if precision == Precision.int8 else "file"
+            echo(f"The {before}, checked with onnxruntime at {', '.join(differences)}, differs by {worst:.1e} at most.", err=True)
+        if precision == Precision.int8:
+            _print_int8(result.details)
         echo(f"Wrote {target}, {result.size_bytes / 1e6:.1f} MB", err=True)
         report(result.to_dict())
+
+
+def _print_int8(found: Mapping[str, Any]) -> None:
+    """Print which layers stay in float32, and the metrics of both precisions."""
+    kept = found["float_layers"]
+    shown = [f"{name} ({snr_db:.1f} dB)" for name, snr_db in kept.items()]
+    echo(f"In int8: {found['num_layers'] - len(kept)} of {found['num_layers']} layers.", err=True)
+    if kept:
+        echo(f"Kept in float32, as they lose the most: {', '.join(shown)}", err=True)
+    same = f"{100 * found['agreement']:.1f} % of the calibration images have the same prediction in int8"
+    echo(f"{same}; signal to noise of the logits {found['snr_db']:.1f} dB.", err=True)
+    if found["metrics"]:
+        before, after = found["metrics"]["fp32"], found["metrics"]["int8"]
+        rows = [(name, f"{before[name]:.4g}", f"{after[name]:.4g}") for name in before if name != "num_images"]
+        print_table(
+            ("metric", "fp32", "int8"), rows, f"on {before['num_images']:.0f} validation images, in onnxruntime", right=(1, 2)
+        )

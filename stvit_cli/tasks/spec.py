@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from stvit_cli.data.classification import Images
 from stvit_cli.data.images import ImageSource
 from stvit_cli.models.optimize.inference import for_inference
 from stvit_cli.models.weights.file import WeightsInfo
@@ -152,6 +153,7 @@ class TaskSpec:
         published_size: height and width for which costs are published; None: the recipe's ``data.image_size``.
         eval_batch_size: the batch size of an evaluation without a run; None: the recipe's default.
         exports_onnx: whether the models can be exported as ONNX.
+        training_images: returns the training images of a recipe, unaugmented, to calibrate int8 on; None: nothing is calibrated.
         read_predictions: reads what `tasks.predictions.Predictions.write` wrote, with the names of the classes; None: predictions
             are not kept.
         image_scores: returns how right the predictions are about each image; None: runs are compared without it.
@@ -175,6 +177,7 @@ class TaskSpec:
     published_size: tuple[int, int] | None = None
     eval_batch_size: int | None = None
     exports_onnx: bool = False
+    training_images: Callable[[Recipe], Images] | None = None
     read_predictions: Callable[[Path, Sequence[str]], Predictions] | None = None
     image_scores: Callable[[Predictions], ImageScores] | None = None
     report: Callable[[ReportInput], Iterator[ReportSection]] | None = None

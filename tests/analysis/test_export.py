@@ -1,4 +1,4 @@
-"""Exported ONNX files run without this package and compute the same at any size; weights in half precision."""
+"""Exported ONNX files run without this package and compute the same at any size; weights in half precision, layers in int8."""
 
 import json
 import subprocess
@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stvit_cli import create_model
-from stvit_cli.analysis import export
+from stvit_cli.analysis import export, export_int8
+from stvit_cli.data import eval_transform
+from stvit_cli.data.images import open_image
+from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.errors import UserError
+from stvit_cli.models.optimize import quantize
 from stvit_cli.models.weights.file import WeightsInfo, load_weights, read_info, read_weights, save_weights
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks.loading import open_trained
 
 Stvit = Callable[..., Any]
 
@@ -38,6 +45,44 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def traced(weights: Path) -> Any:
+    """The graph of the model, which takes the exporter most of a minute: all tests write it."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    return export._traced(open_trained(weights))
+
+
+@pytest.fixture
+def as_traced(traced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_traced", lambda trained: traced)
+
+
+@pytest.fixture
+def run(weights: Path, tmp_path: Path) -> Path:
+    """A run directory with the weights, and the data that its recipe names: three classes, five training images."""
+    generator = np.random.default_rng(0)
+    for split, name, count in [(split, name, 1) for split in ("train", "val") for name in INFO.class_names] + [
+        ("train", "ant", 3)
+    ]:
+        folder = tmp_path / "data" / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.fromarray(generator.integers(0, 255, (40, 40), dtype=np.uint8)).save(folder / f"{number}.png")
+    saved = RunDir(tmp_path / "run")
+    saved.path.mkdir()
+    saved.best.write_bytes(weights.read_bytes())
+    overrides = [
+        "data.kind=imagefolder",
+        f"data.dir={tmp_path / 'data'}",
+        "model.in_chans=1",
+        "data.mean=[0.5]",
+        "data.std=[0.25]",
+    ]
+    saved.write_recipe(recipe_io.load("quickstart", [*overrides, "data.num_workers=0", "data.auto_size=false"]))
+    return saved.path
+
+
 STANDALONE = """
 import sys
 for name in ("stvit_cli", "torch", "timm"):
@@ -51,15 +96,15 @@ for size in [(1, 64, 64), (5, 113, 67), (2, 250, 128)]:
 """
 
 
+@pytest.mark.usefixtures("as_traced")
 def test_onnx(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
-    pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "nano.onnx"
     ended = stvit("export", weights, path, "--json", tmp_path / "report.json")
     assert ended.code == 0, ended.err
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["nano.onnx", "report.json"]
     report = json.loads((tmp_path / "report.json").read_text())
-    assert len(report["largest_difference"]) == 3
+    assert list(report["largest_difference"]) == ["1x65x101", "2x131x70", "3x97x190", "2x64x64"]
     assert max(report["largest_difference"].values()) < 1e-4
 
     file = onnx.load(path)
@@ -137,9 +182,12 @@ def test_unusable_targets_are_refused(weights: Path, tmp_path: Path, stvit: Stvi
         ended = stvit("export", weights, target)
         assert ended.code == 2, ended.err
         assert expected in ended.err, ended.err
-    ended = stvit("export", weights, tmp_path / "x.onnx", "--precision", "fp16")
+    ended = stvit("export", weights, tmp_path / "x.safetensors", "--precision", "int8")
     assert ended.code == 2
-    assert "half precision is for .safetensors" in ended.err
+    assert "must have a name that ends in .onnx" in ended.err
+    ended = stvit("export", weights, tmp_path / "x.onnx", "--calibrate", tmp_path)
+    assert ended.code == 2
+    assert "--calibrate is for --precision int8" in ended.err
     ended = stvit("export", tmp_path, tmp_path / "x.onnx")
     assert ended.code == 2
     assert "a folder without weights" in ended.err
@@ -153,36 +201,147 @@ def test_missing_onnx_package_is_named(weights: Path, tmp_path: Path, stvit: Stv
     assert "pip install 'stvit[onnx]'" in ended.err
 
 
+@pytest.mark.usefixtures("as_traced")
 def test_onnx_file_with_other_outputs_is_not_kept(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is made on the file: a fault in writing ends without one."""
-    pytest.importorskip("onnxruntime")
     monkeypatch.setattr(export, "compare", lambda *_: {"1x65x101": 1e-3})
-    monkeypatch.setattr(export.torch.onnx, "export", lambda *_, **__: _Program())
-    from stvit_cli.tasks.loading import open_trained
-
     with pytest.raises(RuntimeError, match="the logits of the ONNX file differ"):
         export.export_onnx(open_trained(weights), tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-class _Program:
-    """An exported program as far as the exporter looks at it."""
+@pytest.mark.usefixtures("as_traced")
+@pytest.mark.parametrize(("precision", "difference"), [("fp16", 2e-3), ("bf16", 2e-2)])
+def test_onnx_in_half_precision(weights: Path, tmp_path: Path, stvit: Stvit, precision: str, difference: float) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "half.onnx"
+    ended = stvit("export", weights, path, "--precision", precision, "--json", tmp_path / "report.json")
+    assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["precision"] == precision
+    assert 1e-5 < max(report["largest_difference"].values()) < difference
+    assert path.stat().st_size < 0.55 * weights.stat().st_size + 1_000_000
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    assert {entry.key: entry.value for entry in file.metadata_props}["precision"] == precision
+    assert {output.type.tensor_type.elem_type for output in (*file.graph.input, *file.graph.output)} == {onnx.TensorProto.FLOAT}
 
-    def __init__(self) -> None:
-        self.model = self
-        self.metadata_props: dict[str, str] = {}
-        self.opset_imports = {"": 20}
-        onnx_ir = pytest.importorskip("onnx_ir")
-        self.graph, self.functions = onnx_ir.Graph([], [], nodes=[]), dict[str, Any]()
 
-    def save(self, path: Path, external_data: bool) -> None:
-        path.write_bytes(b"onnx")
+@pytest.mark.usefixtures("as_traced")
+def test_onnx_beyond_the_range_of_fp16_is_refused(
+    traced: Any, weights: Path, tmp_path: Path, monkeypatch: Any, stvit: Stvit
+) -> None:
+    def halve(*_: Any) -> None:
+        raise OverflowError("head.weight")
+
+    monkeypatch.setattr(export, "halve_weights", halve)
+    ended = stvit("export", weights, tmp_path / "x.onnx", "--precision", "fp16")
+    assert ended.code == 2
+    assert "head.weight has values beyond the range of fp16. Use precision bf16." in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_int8_is_calibrated_and_measured_on_the_data_of_the_run(
+    run: Path, stvit: Stvit, tmp_path: Path, monkeypatch: Any
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 0)  # of weights that are not trained, which differ by little
+    path = tmp_path / "int8.onnx"
+    ended = stvit("export", run, path, "--precision", "int8", "--json", tmp_path / "report.json")
+    assert ended.code == 0, ended.err
+    assert {file.name for file in tmp_path.iterdir()} == {"data", "run", "int8.onnx", "report.json"}
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["calibrated_on"], report["num_calibration_images"]) == ("training images", 5)
+    assert report["snr_db"] > 25
+    assert report["float_layers"] == {}
+    assert report["num_layers"] == 51
+    assert report["metrics"]["int8"]["num_images"] == report["metrics"]["fp32"]["num_images"] == 3
+    assert report["metrics"]["int8"]["loss"] == pytest.approx(report["metrics"]["fp32"]["loss"], rel=0.1)
+    assert "on 3 validation images" in ended.out
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    assert {opset.domain for opset in file.opset_import} == {""}
+    written = {entry.key: entry.value for entry in file.metadata_props}
+    assert (written["model"], written["precision"]) == ("stvit-nano", "int8")
+    assert json.loads(written["metrics"]) == report["metrics"]
+    assert path.stat().st_size < 0.45 * (run / "best.safetensors").stat().st_size
+    images = np.random.default_rng(0).standard_normal((2, 1, 97, 131), dtype=np.float32)
+    assert quantize.run(path, images).shape == (2, 3)
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_int8_without_a_run_is_calibrated_on_a_folder(
+    run: Path, weights: Path, stvit: Stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def quantized(source: Path, target: Path, images: Any, **_: Any) -> quantize.Quantized:
+        seen.append(images)
+        target.write_bytes(source.read_bytes())
+        return quantize.Quantized(51, {"stem.0.conv": 12.5}, quantize.Fidelity(30.0, 1.0))
+
+    monkeypatch.setattr(export_int8, "quantize", quantized)
+    folder = tmp_path / "data" / "train"
+    (folder / "broken.png").write_bytes(b"no image")
+    ended = stvit("export", weights, tmp_path / "int8.onnx", "--precision", "int8", "--calibrate", folder, "--json", "-")
+    assert ended.code == 0, ended.err
+    assert "1 of 6 images cannot be read and are left out" in ended.err
+    assert "In int8: 50 of 51 layers." in ended.err
+    assert "stem.0.conv (12.5 dB)" in ended.err
+    assert seen[0].shape == (5, 1, 64, 64)
+    expected = eval_transform(64, (0.5,), (0.25,), in_chans=1)(open_image(folder / "ant" / "0.png"))
+    np.testing.assert_array_equal(seen[0][0], expected)
+    report = json.loads(ended.out)
+    assert (report["calibrated_on"], report["num_calibration_images"], report["metrics"]) == (str(folder), 5, {})
+
+
+def test_int8_needs_images(run: Path, weights: Path, stvit: Stvit, tmp_path: Path) -> None:
+    target, broken = tmp_path / "int8.onnx", tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"no image")
+    for source, more, expected in [
+        (weights, [], "is not in the directory of a run"),
+        (weights, ["--calibrate", broken], "None of the 1 images to calibrate int8 on can be read"),
+        (weights, ["--calibrate", tmp_path / "none"], "there is no such file or folder"),
+    ]:
+        ended = stvit("export", source, target, "--precision", "int8", *more)
+        assert ended.code == 2
+        assert expected in ended.err
+    (tmp_path / "data").rename(tmp_path / "moved")
+    ended = stvit("export", run, target, "--precision", "int8")
+    assert ended.code == 2
+    assert "The images of the run cannot be read." in ended.err
+    assert "--calibrate FOLDER" in ended.err
+    assert len(ended.err.splitlines()) <= 6
+    assert {path.name for path in tmp_path.iterdir()} == {"moved", "run", "broken"}
+
+
+@pytest.mark.usefixtures("as_traced")
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(28, "No space left on device"), 2, "int8.onnx cannot be written: No space left on device"),
+        (quantize.TooMuchLossError("9.0 dB with 8 of 9 layers in float32"), 2, "int8 loses too much of this model"),
+    ],
+)
+def test_int8_that_fails_leaves_nothing(
+    run: Path, stvit: Stvit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(export_int8, "quantize", fail)
+    monkeypatch.setattr(export, "compare", lambda *_: {"1x65x101": 0.0})
+    ended = stvit("export", run, tmp_path / "int8.onnx", "--precision", "int8")
+    assert ended.code == code
+    assert said in ended.err
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "run"}
 
 
 def test_only_classifiers_are_exported_as_onnx(weights: Path, tmp_path: Path) -> None:
     from dataclasses import replace
-
-    from stvit_cli.tasks.loading import open_trained
 
     trained = open_trained(weights)
     with pytest.raises(UserError, match="only classifiers"):

@@ -51,6 +51,11 @@ def build_classification(
     )
 
 
+def training_images(data: DataSection) -> Images:
+    """Return the images to train on, without transforms. Raises UserError as `find_images` does."""
+    return _find(data)[0]
+
+
 def build_eval_set(
     data: DataSection,
     eval: EvalSection,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stvit_cli.data.classification import Images
 from stvit_cli.data.images import ImageSource
 from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo
@@ -83,6 +84,12 @@ def _view_data(recipe: Recipe) -> DataView:
     return view_classification(recipe)
 
 
+def _training_images(recipe: Recipe) -> Images:
+    from stvit_cli.tasks.classification.data import training_images
+
+    return training_images(recipe.data)
+
+
 def _report(given: ReportInput) -> Iterator[ReportSection]:
     from stvit_cli.tasks.classification.report import classification_report
 
@@ -114,6 +121,7 @@ SPEC = TaskSpec(
     image_scores=_image_scores,
     resolve=_resolve,
     exports_onnx=True,
+    training_images=_training_images,
     report=_report,
     sample_sheet=_sample_sheet,
     draw_evaluation=_draw_evaluation,
