@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from stvit_cli import engine, tasks
 from stvit_cli.analysis.eval_drawings import write_drawings
 from stvit_cli.engine.distributed import pick_device
 from stvit_cli.engine.evaluation import Evaluated
+from stvit_cli.models.optimize.inference import Precision
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
@@ -29,6 +31,7 @@ def evaluate(
     say: Callable[[str], None] = lambda line: None,
     output: Path | None = None,
     max_images: int = NUM_DRAWN,
+    precision: Precision = "fp32",
 ) -> Evaluated:
     """Evaluate a trained model on the validation data of a recipe.
 
@@ -39,6 +42,7 @@ def evaluate(
         say: called with each warning about the data.
         output: a folder to draw the images into, with truth and prediction, the worst first; None: nothing is drawn.
         max_images: the largest number of images that are drawn.
+        precision: what the model computes in, see `models.optimize.inference.for_inference`.
 
     Returns:
         The metrics and, on the main process, the predictions.
@@ -51,9 +55,11 @@ def evaluate(
         say(line)
     device = pick_device(recipe.train.device)
     sizes = {"batch_size": recipe.eval.batch_size, "num_workers": recipe.data.num_workers}
-    found = engine.evaluate_keeping(evaluation, trained.prepared(device), device, **sizes)
+    model = trained.prepared(device, precision=precision)
+    found = replace(engine.evaluate_keeping(evaluation, model, device, **sizes), precision=precision)
     if output is not None and found.predictions is not None:
-        write_drawings(ReportInput(recipe, evaluation, found.predictions, trained, device, max_images), output, say)
+        given = ReportInput(recipe, evaluation, found.predictions, trained, device, max_images, precision)
+        write_drawings(given, output, say)
     return found
 
 

@@ -77,15 +77,17 @@ class EvaluationResult:
         metrics: by name, accuracies and average precisions in percent, with ``num_images``.
         predictions: what the model said of every image, with the truth; ``write(path)`` makes a CSV or Parquet file of it. Of
             several processes, on the first one alone.
+        precision: what the model computed in: fp32 or bf16.
     """
 
     task: str
     metrics: Mapping[str, float]
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
+    precision: str = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return task and metrics as `stvit eval --json` writes them."""
-        return {"task": self.task, **self.metrics}
+        """Return task, precision and metrics as `stvit eval --json` writes them."""
+        return {"task": self.task, "precision": self.precision, **self.metrics}
 
 
 @dataclass(frozen=True)

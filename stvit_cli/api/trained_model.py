@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stvit_cli.analysis.associations.report import WrittenFile
     from stvit_cli.data.images import ImageSource
     from stvit_cli.engine.evaluation import Evaluated
+    from stvit_cli.models.optimize.inference import Precision
     from stvit_cli.models.weights.info import WeightsInfo
     from stvit_cli.tasks.base import ImagePrediction
     from stvit_cli.tasks.loading import Trained
@@ -63,14 +64,26 @@ class TrainedModel:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a text is a path, not a sequence of images
-        self, images: AnyPath | Image.Image | NDArray[np.uint8], *, top: int = 1, score_threshold: float = 0.5
+        self,
+        images: AnyPath | Image.Image | NDArray[np.uint8],
+        *,
+        top: int = 1,
+        score_threshold: float = 0.5,
+        precision: Precision = "fp32",
     ) -> ImagePrediction: ...
 
     @overload
-    def predict(self, images: Sequence[ImageSource], *, top: int = 1, score_threshold: float = 0.5) -> list[ImagePrediction]: ...
+    def predict(
+        self, images: Sequence[ImageSource], *, top: int = 1, score_threshold: float = 0.5, precision: Precision = "fp32"
+    ) -> list[ImagePrediction]: ...
 
     def predict(
-        self, images: ImageSource | Sequence[ImageSource], *, top: int = 1, score_threshold: float = 0.5
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        top: int = 1,
+        score_threshold: float = 0.5,
+        precision: Precision = "fp32",
     ) -> ImagePrediction | list[ImagePrediction]:
         """Predict one image or several.
 
@@ -78,6 +91,7 @@ class TrainedModel:
             images: a path, a PIL image or an RGB array (H, W, 3) of uint8; or a list of them.
             top: classifiers: number of classes to return, at least 1.
             score_threshold: detectors, and classifiers of several labels: leave out what has a lower score, 0 to 1.
+            precision: fp32 or bf16: what the model computes in. bf16 is faster on GPUs and on CPUs with bf16 instructions.
 
         Returns:
             For a single image its prediction, for a list a list in the same order. The class depends on the task:
@@ -89,14 +103,14 @@ class TrainedModel:
                 images are predicted.
         """
         if isinstance(images, Sequence) and not isinstance(images, str):
-            return list(self.iter_predictions(images, top=top, score_threshold=score_threshold))
-        (result,) = self.iter_predictions([images], top=top, score_threshold=score_threshold)
+            return list(self.iter_predictions(images, top=top, score_threshold=score_threshold, precision=precision))
+        (result,) = self.iter_predictions([images], top=top, score_threshold=score_threshold, precision=precision)
         if result.error is not None:
             raise UserError(result.error)
         return result
 
     def iter_predictions(
-        self, images: Sequence[ImageSource], *, top: int = 1, score_threshold: float = 0.5
+        self, images: Sequence[ImageSource], *, top: int = 1, score_threshold: float = 0.5, precision: Precision = "fp32"
     ) -> Iterator[ImagePrediction]:
         """Yield predictions as they are made: for more images than fit into memory. See `predict`."""
         from stvit_cli import tasks
@@ -107,22 +121,32 @@ class TrainedModel:
             raise UserError(f"top: found {top}, expected 1 or more.")
         if not 0 <= score_threshold <= 1:
             raise UserError(f"score_threshold: found {score_threshold}, expected 0 to 1.")
-        options = PredictOptions(top=top, score_threshold=score_threshold)
+        _require_precision(precision)
+        options = PredictOptions(top=top, score_threshold=score_threshold, precision=precision)
         return tasks.predict(self._trained, images, options, device=pick_device(self.device))
 
     def evaluate(
-        self, data: AnyPath, overrides: Overrides = (), *, output: AnyPath | None = None, max_images: int = 50
+        self,
+        data: AnyPath,
+        overrides: Overrides = (),
+        *,
+        output: AnyPath | None = None,
+        max_images: int = 50,
+        precision: Precision = "fp32",
     ) -> EvaluationResult:
         """Evaluate on a folder or a table, prepared as the weights file says; see `evaluate`."""
         from stvit_cli.analysis.evaluate import evaluate as run
         from stvit_cli.analysis.evaluate import recipe_for
         from stvit_cli.api.other_data import keys_of_other_data
 
+        _require_precision(precision)
         given = as_words(overrides)
         own = recipe_for(self._trained, [])
         device = [] if self.device == "auto" else [f"train.device={self.device}"]
         recipe = recipe_for(self._trained, [*device, *keys_of_other_data(own, data, given), *given])
-        return _evaluation(self.info.task, run(self._trained, recipe, whole=True, say=_warn, **_drawn(output, max_images)))
+        drawn = _drawn(output, max_images)
+        found = run(self._trained, recipe, whole=True, say=_warn, precision=precision, **drawn)
+        return _evaluation(self.info.task, found)
 
     def export(
         self,
@@ -234,6 +258,7 @@ def evaluate(
     model: str | None = None,
     output: AnyPath | None = None,
     max_images: int = 50,
+    precision: Precision = "fp32",
 ) -> EvaluationResult:
     """Evaluate a run on its validation data, or a model on other data.
 
@@ -244,6 +269,7 @@ def evaluate(
         model: the architecture that is expected; any by default.
         output: a folder to draw images into, with truth and prediction, the worst first; None: nothing is drawn.
         max_images: the largest number of images that are drawn.
+        precision: fp32 or bf16: what the model computes in.
 
     Raises:
         UserError: no model or no data there, the data have classes that the model does not know, or ``output`` cannot be written
@@ -252,9 +278,10 @@ def evaluate(
     from stvit_cli.recipe import io as recipe_io
 
     limit_threads()
+    _require_precision(precision)
     path = Path(run_or_weights)
     if not path.is_dir() and data is not None:
-        return load(path, model).evaluate(data, overrides, output=output, max_images=max_images)
+        return load(path, model).evaluate(data, overrides, output=output, max_images=max_images, precision=precision)
     if path.is_file():
         raise UserError(
             "A weights file comes without data; give a folder of images by class, or in the layout of its task: data=DIR"
@@ -273,7 +300,8 @@ def evaluate(
     other = [] if data is None else keys_of_other_data(own, data, given)
     recipe = recipe_io.load(saved.recipe, [*other, *given])
     is_other = recipe.data.dir is not None and not same_folder(own.data.dir, recipe.data.dir)
-    return _evaluation(recipe.task, run(open_trained(path, model), recipe, whole=is_other, say=_warn, **drawn))
+    found = run(open_trained(path, model), recipe, whole=is_other, say=_warn, precision=precision, **drawn)
+    return _evaluation(recipe.task, found)
 
 
 def run_predictions(run: AnyPath) -> EvaluationResult:
@@ -300,7 +328,12 @@ def run_predictions(run: AnyPath) -> EvaluationResult:
 
 
 def _evaluation(task: str, found: Evaluated) -> EvaluationResult:
-    return EvaluationResult(task, found.metrics, found.predictions)
+    return EvaluationResult(task, found.metrics, found.predictions, found.precision)
+
+
+def _require_precision(precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision: found {precision!r}, expected fp32 or bf16.")
 
 
 class _Drawn(TypedDict):

@@ -10,7 +10,7 @@ import typer
 from stvit_cli import api
 from stvit_cli.cli import app, completion
 from stvit_cli.cli.metrics_tables import print_metrics
-from stvit_cli.cli.options import Json
+from stvit_cli.cli.options import Json, Precision
 from stvit_cli.cli.output import echo, reporting, require_writable_table
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import is_main_process
@@ -43,6 +43,7 @@ def eval_(
         typer.Option(metavar="DIR", help="Also draw images here, truth beside prediction, those with the most errors first."),
     ] = None,
     max_images: Annotated[int, typer.Option(metavar="N", min=1, help="With --output: how many images to draw.")] = 50,
+    precision: Precision = "fp32",
     json_file: Json = None,
 ) -> None:
     """Evaluate a run on its validation data, or weights on a folder: of images by class, in COCO's or in ADE20K's layout.
@@ -52,6 +53,7 @@ def eval_(
     stvit eval runs/RUN --data FOLDER --json -
     stvit eval runs/RUN --predictions mistakes.csv
     stvit eval runs/RUN --output drawn --max-images 20
+    stvit eval runs/RUN --precision bf16
     stvit eval --weights stvit-s.pth --model stvit-s --data IMAGENET
     """
     given = list(arguments or ())
@@ -66,10 +68,11 @@ def eval_(
         require_writable_table(predictions)
     with reporting(json_file) as report:
         if weights is not None and data is not None:
-            result = api.load(weights, model).evaluate(data, given, output=output, max_images=max_images)
+            trained = api.load(weights, model)
+            result = trained.evaluate(data, given, output=output, max_images=max_images, precision=precision)
         else:
             assert run_dir is not None
-            result = api.evaluate(run_dir, data, given, model=model, output=output, max_images=max_images)
+            result = api.evaluate(run_dir, data, given, model=model, output=output, max_images=max_images, precision=precision)
         if predictions is not None and result.predictions is not None:
             result.predictions.write(predictions)
         results = result.to_dict()

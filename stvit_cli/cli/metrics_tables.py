@@ -22,11 +22,12 @@ def print_metrics(results: Mapping[str, Any]) -> None:
     """Print the metrics of an evaluation.
 
     Args:
-        results: ``task``, ``num_images`` and the metrics by name, as ``stvit eval --json`` writes them.
+        results: ``task``, ``precision``, ``num_images`` and the metrics by name, as ``stvit eval --json`` writes them.
     """
     num_images = results["num_images"]
-    metrics = {name: value for name, value in results.items() if name not in ("task", "num_images")}
-    echo(f"{results['task']}, {num_images} image{'s' * (num_images != 1)}")
+    metrics = {name: value for name, value in results.items() if name not in ("task", "precision", "num_images")}
+    precision = results.get("precision", "fp32")
+    echo(f"{results['task']}, {num_images} image{'s' * (num_images != 1)}{f', in {precision}' * (precision != 'fp32')}")
     in_matrix = _print_coco(metrics, num_images)
     single = {name: value for name, value in metrics.items() if name not in in_matrix and "/" not in name}
     if single:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,5 +49,9 @@ Output = Annotated[
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Build everything, take one step, print what the run would be; write nothing.")
+]
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    typer.Option("--precision", metavar="fp32|bf16", help="What the model computes in; bf16 needs a GPU or CPU that has it."),
 ]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - is standard output.")]

@@ -9,7 +9,7 @@ import typer
 
 from stvit_cli import api
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Json, Weights
+from stvit_cli.cli.options import Json, Precision, Weights
 from stvit_cli.cli.output import echo, reporting, require_writable_table
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_writable_folder
@@ -34,6 +34,7 @@ def predict(
         Path | None,
         typer.Option("--csv", metavar="FILE", help="Also write a table, a row for each class or box: a .csv or .parquet file."),
     ] = None,
+    precision: Precision = "fp32",
     json_file: Json = None,
 ) -> None:
     """Say what images show: a class, objects with boxes and masks, or a class for every pixel, by what the weights are for.
@@ -61,7 +62,7 @@ def predict(
         unread: list[str] = []
         unanswered: list[str] = []
         undrawn: list[str] = []
-        found = trained.iter_predictions(images, top=top, score_threshold=score_threshold)
+        found = trained.iter_predictions(images, top=top, score_threshold=score_threshold, precision=precision)
         for number, (image, result) in enumerate(zip(images, found, strict=True)):
             results.append(result)
             if result.error is not None:

@@ -35,10 +35,12 @@ class Evaluated:
     Attributes:
         metrics: by name, the same on every process.
         make_predictions: see `predictions`, which calls it.
+        precision: what the model computed in: fp32 or bf16.
     """
 
     metrics: dict[str, float]
     make_predictions: Callable[[], Predictions | None] = lambda: None
+    precision: str = "fp32"
 
     @cached_property
     def predictions(self) -> Predictions | None:

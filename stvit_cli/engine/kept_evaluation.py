@@ -65,6 +65,7 @@ def write_evaluation(run_dir: RunDir, task: str, step: int | None, evaluated: Ev
         "format": FORMAT,
         "task": task,
         "step": step,
+        "precision": evaluated.precision,
         "weights": {"file": run_dir.best.name, "blake2b": file_hash(run_dir.best)},
         "predictions": None if predictions is None else {"file": table.name, "blake2b": file_hash(table)},
         "num_images": evaluated.metrics.get("num_images"),
@@ -78,11 +79,18 @@ def write_evaluation(run_dir: RunDir, task: str, step: int | None, evaluated: Ev
             other.unlink(missing_ok=True)
 
 
-def read_evaluation(run_dir: RunDir) -> KeptEvaluation | None:
-    """Return what is kept of the evaluation of ``best.safetensors``; None where nothing is, or it is of other weights."""
+def read_evaluation(run_dir: RunDir, precision: str = "fp32") -> KeptEvaluation | None:
+    """Return what is kept of the evaluation of ``best.safetensors``; None where nothing is.
+
+    Args:
+        run_dir: of the run.
+        precision: what the model computed in; of an evaluation in another precision, or of other weights, nothing is returned.
+    """
     try:
         content = json.loads(run_dir.evaluation.read_bytes())
         if content["format"] != FORMAT or content["weights"]["blake2b"] != file_hash(run_dir.best):
+            return None
+        if content.get("precision", "fp32") != precision:  # 0.2 did not say it: fp32
             return None
         table = run_dir.path / Path(content["predictions"]["file"]).name
         if content["predictions"]["blake2b"] != file_hash(table):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +16,7 @@ from torch import nn
 
 from stvit_cli.data.classification import Images
 from stvit_cli.data.images import ImageSource
-from stvit_cli.models.optimize.inference import for_inference
+from stvit_cli.models.optimize.inference import Precision, bf16_is_native, for_inference
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
@@ -22,6 +24,8 @@ from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.image_scores import ImageScores
 from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
+
+logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 16
 """Images for which no copy is prepared: for stvit-s at 224 that takes 0.3 s on two cores of an AMD EPYC, as the model for two."""
@@ -41,28 +45,38 @@ class Trained:
     info: WeightsInfo
     path: Path
     _num_images: Counter[torch.device] = field(default_factory=Counter, init=False, repr=False, compare=False)
-    _prepared: dict[tuple[object, ...], nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _prepared: dict[tuple[torch.device, Precision], tuple[object, nn.Module]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def prepared(self, device: torch.device, num_images: int | None = None) -> nn.Module:
+    def prepared(self, device: torch.device, num_images: int | None = None, precision: Precision = "fp32") -> nn.Module:
         """Return the model as `for_inference` makes it: once for a device, and again after its weights have changed.
 
         Args:
             device: where it runs.
-            num_images: the number of images that it is for. On a CPU the model itself is returned for the first `FEW_IMAGES`
-                of all calls: preparing a copy takes longer than it saves. None: prepare it in any case.
+            num_images: the number of images that it is for. On a CPU the model itself is returned in fp32 for the first
+                `FEW_IMAGES` of all calls: preparing a copy takes longer than it saves. None: prepare it in any case.
+            precision: what it computes in; its outputs are float32. Where bf16 is slower than fp32, a warning says so once.
         """
         self._num_images[device] += num_images or 0
-        if device.type == "cpu" and num_images is not None and self._num_images[device] <= FEW_IMAGES:
+        is_few = num_images is not None and self._num_images[device] <= FEW_IMAGES
+        if device.type == "cpu" and is_few and precision == "fp32":
             return self.model
+        if precision == "bf16":
+            _warn_without_bf16(device)
         versions = tuple(
             (id(tensor), 0 if tensor.is_inference() else tensor._version)
             for tensor in (*self.model.parameters(), *self.model.buffers())
         )
-        key = (device, versions)
-        if key not in self._prepared:
-            self._prepared.clear()
-            self._prepared[key] = for_inference(self.model, device)
-        return self._prepared[key]
+        if (device, precision) not in self._prepared or self._prepared[device, precision][0] != versions:
+            self._prepared[device, precision] = versions, for_inference(self.model, device, precision)
+        return self._prepared[device, precision][1]
+
+
+@cache
+def _warn_without_bf16(device: torch.device) -> None:
+    if not bf16_is_native(device):
+        logger.warning("This %s has no bf16 instructions: fp32 is faster here.", "GPU" if device.type == "cuda" else "CPU")
 
 
 @dataclass(frozen=True)
@@ -75,12 +89,14 @@ class PredictOptions:
             classes with a lower probability are.
         batch_size: classification: images in a batch.
         num_workers: classification: processes that decode images.
+        precision: what the model computes in.
     """
 
     top: int = 1
     score_threshold: float = 0.5
     batch_size: int = 32
     num_workers: int = 8
+    precision: Precision = "fp32"
 
 
 class Predict(Protocol):
@@ -108,6 +124,7 @@ class ReportInput:
         trained: the model with these weights, for what is computed for a few images again.
         device: where it runs.
         max_images: how many images a gallery may show.
+        precision: what the predictions were computed in.
     """
 
     recipe: Recipe
@@ -116,6 +133,7 @@ class ReportInput:
     trained: Trained
     device: torch.device
     max_images: int = 24
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)

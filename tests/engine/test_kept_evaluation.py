@@ -59,6 +59,20 @@ def test_what_belongs_to_other_weights_is_not_read(unbroken: Path, tmp_path: Pat
     assert read_evaluation(run) is None
 
 
+def test_what_was_predicted_in_another_precision_is_not_read(unbroken: Path, tmp_path: Path) -> None:
+    run = RunDir(shutil.copytree(unbroken, tmp_path / "run"))
+    content = json.loads(run.evaluation.read_text())
+    assert content.pop("precision") == "fp32"
+    run.evaluation.write_text(json.dumps(content))
+    found = read_kept(run, read_classification_predictions)  # version 0.2 did not write it
+    assert found is not None
+    evaluated = kept_evaluation.Evaluated(found[0].metrics, lambda: found[1], "bf16")
+    kept_evaluation.write_evaluation(run, "classification", None, evaluated, ())
+    assert json.loads(run.evaluation.read_text())["precision"] == "bf16"
+    assert read_evaluation(run) is None
+    assert read_evaluation(run, "bf16") is not None
+
+
 def test_without_pyarrow_the_table_is_csv_and_the_other_one_goes(
     unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from stvit_cli.data.loader import DeadWorkerError, explain_dead_worker
 from stvit_cli.data.prefetch import Opened, decoded_ahead
 from stvit_cli.data.transforms import Transform
 from stvit_cli.errors import UserError
+from stvit_cli.models.optimize.inference import Precision
 from stvit_cli.models.weights import imagenet
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.spec import Trained
@@ -98,6 +99,7 @@ def predict(
     batch_size: int = 32,
     num_workers: int = 8,
     score_threshold: float = 0.5,
+    precision: Precision = "fp32",
 ) -> Iterator[ClassificationPrediction]:
     """Yield the prediction of every image, in order; images are decoded by workers while the model computes.
 
@@ -109,12 +111,13 @@ def predict(
         batch_size: images in one forward pass.
         num_workers: the largest number of loader workers.
         score_threshold: of a model with several labels for each image, return the classes with at least this probability.
+        precision: what the model computes in.
     """
     info = trained.info
     names = class_names(trained)
     transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
     workers = num_workers if len(images) >= _WORKERS_FROM else 0
-    model = trained.prepared(device, len(images))
+    model = trained.prepared(device, len(images), precision)
     select = _Select(min(top, info.num_classes), score_threshold if info.multi_label else None)
     num_answered = 0
     while num_answered < len(images):

@@ -63,6 +63,7 @@ def _predict(
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         score_threshold=options.score_threshold,
+        precision=options.precision,
     )
 
 

@@ -14,6 +14,7 @@ from torchvision.transforms.functional import to_tensor
 from stvit_cli.data.drawing import save_png
 from stvit_cli.data.images import ImageSource, image_path, open_image
 from stvit_cli.data.prefetch import Opened
+from stvit_cli.models.optimize.inference import Precision
 from stvit_cli.tasks.detection.annotated import Annotation, annotated, object_text
 from stvit_cli.tasks.detection.detector import encoded_masks
 from stvit_cli.tasks.one_by_one import predict_one_by_one
@@ -92,7 +93,12 @@ class DetectionPrediction:
 
 
 def predict(
-    trained: Trained, images: Sequence[ImageSource], *, score_threshold: float, device: torch.device
+    trained: Trained,
+    images: Sequence[ImageSource],
+    *,
+    score_threshold: float,
+    device: torch.device,
+    precision: Precision = "fp32",
 ) -> Iterator[DetectionPrediction]:
     """Yield the objects of every image, in order, in its own pixels.
 
@@ -101,8 +107,9 @@ def predict(
         images: the images, or paths of their files.
         score_threshold: objects with a lower score are left out.
         device: where the model computes.
+        precision: what the backbone computes in.
     """
-    model = trained.prepared(device, len(images))
+    model = trained.prepared(device, len(images), precision)
     yield from predict_one_by_one(
         images,
         lambda source, opened: _predict_one(trained, model, source, opened, score_threshold, device),

@@ -29,7 +29,7 @@ def _create_cost_model(recipe: Recipe) -> CountedDetector:
 def _predict(
     trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
 ) -> Iterator[ImagePrediction]:
-    return predict.predict(trained, images, score_threshold=options.score_threshold, device=device)
+    return predict.predict(trained, images, score_threshold=options.score_threshold, device=device, precision=options.precision)
 
 
 def _view_data(recipe: Recipe) -> DataView:

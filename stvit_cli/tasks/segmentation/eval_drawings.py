@@ -25,7 +25,7 @@ def draw_evaluation(given: ReportInput) -> Iterator[EvalDrawing]:
     """Yield images by ascending mean IoU; see `tasks.spec.TaskSpec`. Their label maps are computed again."""
     predictions = given.predictions
     assert isinstance(predictions, SegmentationPredictions)
-    model = given.trained.prepared(given.device, given.max_images)
+    model = given.trained.prepared(given.device, given.max_images, given.precision)
     iou = image_iou(predictions)
     for index in np.argsort(iou, kind="stable").tolist():  # NaN last: an image without a pixel that counts
         yield EvalDrawing(predictions.images[index], partial(_draw, given, model, index, float(iou[index])))

@@ -19,6 +19,7 @@ from stvit_cli.data.prefetch import Opened
 from stvit_cli.data.segmentation import SegmentationEvalSet
 from stvit_cli.data.segmentation_transforms import Labels, eval_transform
 from stvit_cli.errors import UserError
+from stvit_cli.models.optimize.inference import Precision
 from stvit_cli.recipe import SegmentationSection
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.one_by_one import predict_one_by_one
@@ -97,19 +98,22 @@ class SegmentationPrediction:
         save_png(with_legend(overlay(open_image(self.source), classes[self.numbers]), entries), target)
 
 
-def predict(trained: Trained, images: Sequence[ImageSource], *, device: torch.device) -> Iterator[SegmentationPrediction]:
+def predict(
+    trained: Trained, images: Sequence[ImageSource], *, device: torch.device, precision: Precision = "fp32"
+) -> Iterator[SegmentationPrediction]:
     """Yield the label map of every image at its own size, in order, with the settings of the model's evaluation.
 
     Args:
         trained: the segmenter.
         images: the images, or paths of their files.
         device: where the model computes.
+        precision: what the backbone computes in.
     """
     info, section = trained.info, section_of(trained.info)
     transform = eval_transform(
         info.mean, info.std, max_size=section.max_size, scales=section.eval_scales, interpolation=info.interpolation
     )
-    model = trained.prepared(device, len(images))
+    model = trained.prepared(device, len(images), precision)
     yield from predict_one_by_one(
         images,
         lambda source, opened: _predict_one(trained, model, source, opened, transform, section, device),

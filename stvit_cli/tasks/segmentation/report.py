@@ -199,7 +199,7 @@ class LabelMapImages:
 
     @cached_property
     def _model(self) -> torch.nn.Module:
-        return self._given.trained.prepared(self._given.device, self._given.max_images)
+        return self._given.trained.prepared(self._given.device, self._given.max_images, self._given.precision)
 
 
 def compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:

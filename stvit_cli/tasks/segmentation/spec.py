@@ -28,7 +28,7 @@ from stvit_cli.utils.text import first_few
 def _predict(
     trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
 ) -> Iterator[ImagePrediction]:
-    return predict.predict(trained, images, device=device)
+    return predict.predict(trained, images, device=device, precision=options.precision)
 
 
 def _view_data(recipe: Recipe) -> DataView:
