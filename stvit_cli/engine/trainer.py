@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stvit_cli.engine.branch import Branch
 from stvit_cli.engine.callbacks import Callback, Callbacks, TrainingView, read_only
+from stvit_cli.engine.determinism import fixed_order
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
@@ -72,7 +73,12 @@ def fit(
         UserError: the data, the recipe, the machine or the directory need the user's attention; saved files are intact.
         Interrupted: a signal stopped the run; its state is saved.
     """
-    with lasting_output("stdout", "stderr"), joined_world(recipe.train.device) as world, stop_request() as stop:
+    with (
+        lasting_output("stdout", "stderr"),
+        joined_world(recipe.train.device) as world,
+        stop_request() as stop,
+        fixed_order(world.device),
+    ):
         with machine_failures_explained(LESS_MEMORY):
             session = build_session(task, recipe, world)
         with explained(session, run_dir):

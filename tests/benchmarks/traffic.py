@@ -12,6 +12,7 @@ Shapes: B batch, C channels, H W tokens.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from math import prod
@@ -48,12 +49,24 @@ class Traffic(TorchDispatchMode):
             self.bytes += sum(size(tensor) for tensor in tensors)
             if name in ("associate_and_aggregate", "aggregate"):
                 self.bytes += 2 * 9 * size(result[0] if isinstance(result, tuple) else result)  # the parts, written and read
+            elif name.endswith("pos_enc_backward"):
+                self.bytes += 2 * size_of_sums(args[1])  # written by the programs, and added up
         return result
 
 
 def size(tensor: Tensor) -> int:
     """Return the bytes of a tensor's memory; elements of expanded tensors and overlapping windows count once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def size_of_sums(x: Tensor) -> int:
+    """Return the bytes of the sums that the programs of a position encoding's backward pass write for tokens (B, C, H, W)."""
+    if importlib.util.find_spec("triton") is None:
+        return 0
+    from stvit_cli.models.kernels.triton import convolution
+
+    (programs, _), *_ = convolution._plan(x.permute(0, 2, 3, 1))
+    return int(programs * convolution.SUMS.value * x.shape[1] * 4)
 
 
 class ConvFFNMiddle(Accelerated):

@@ -156,7 +156,8 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
     if not setting.train:
         model = fuse(model)
     model = model.to(setting.device).train(setting.train)
-    kernels = use_kernels(model, setting.device, setting.kernels)
+    dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
+    kernels = use_kernels(model, setting.device, setting.kernels, dtype=dtype, compiled=setting.compile)
     if setting.compile:
         compile_in_place(model)
     elif not setting.train and setting.device == "cpu" and setting.precision == "fp32":

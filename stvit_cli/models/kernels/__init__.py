@@ -170,13 +170,13 @@ def supports(x: Tensor, channels: int | None = None) -> bool:
 
 
 def supports_dtype(device_type: str, dtype: torch.dtype) -> bool:
-    """Return whether the kernels of a device type run in a precision: any on a GPU, float32 and bfloat16 on a CPU.
+    """Return whether the kernels of a device type run in a precision: float32 and bfloat16, and float16 on a GPU.
 
     Args:
         device_type: ``cpu`` or ``cuda``.
         dtype: of the tokens, or of autocast.
     """
-    return device_type != "cpu" or dtype in (torch.float32, torch.bfloat16)
+    return dtype in (torch.float32, torch.bfloat16) or (device_type != "cpu" and dtype == torch.float16)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import roi_align
 
 from stvit_cli.tasks.detection.backbone import LEVELS, STRIDES
 
@@ -22,6 +21,15 @@ Targets = list[dict[str, Tensor]]
 
 BOX_SIDE, MASK_SIDE = 7, 14
 """Side of the RoI features that the box head and the mask head take; a predicted mask has twice the side."""
+
+
+def _roi_align(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+    """Return the features of RoIs (R, C, *size) by ``aligned=True`` and an adaptive number of samples.
+
+    The operator itself: torchvision's function takes a form in Python, many times slower, where a GPU's sums are to have a fixed
+    order (`engine.determinism`).
+    """
+    return torch.ops.torchvision.roi_align(features, rois, scale, *size, 0, True)
 
 
 class MultiScaleRoIAlign(nn.Module):
@@ -53,7 +61,7 @@ class MultiScaleRoIAlign(nn.Module):
         result = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
         for level, stride in enumerate(STRIDES[: len(maps)]):
             index = torch.where(levels == level)[0]
-            features = roi_align(maps[level], rois[index], self.output_size, 1 / stride, sampling_ratio=0, aligned=True)
+            features = _roi_align(maps[level], rois[index], self.output_size, 1 / stride)
             result.index_copy_(0, index, features)
         return result
 
@@ -162,7 +170,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Te
         side: M.
     """
     rois = torch.cat([matched.to(boxes)[:, None], boxes], dim=1)
-    crops = roi_align(masks[:, None].to(boxes), rois, (side, side), 1.0, sampling_ratio=0, aligned=True)
+    crops = _roi_align(masks[:, None].to(boxes), rois, (side, side), 1.0)
     return (crops[:, 0] >= 0.5).to(boxes)
 
 

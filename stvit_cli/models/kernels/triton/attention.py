@@ -5,6 +5,7 @@ copied into cells, and the association is not read back.
 
 - `_gather_kernel`: association and aggregation. Reads tokens and nine super tokens; writes Q, and what the cell contributes to
   the nine sums.
+- `_fold_kernel`: adds these contributions up, each super token by itself: no atomic sums, the same order in every run.
 - `_spread_kernel`: upsampling. Reads Q and nine super tokens, writes tokens.
 
 With Q constant, the backward pass of each is the other kernel.
@@ -18,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stvit_cli.models.kernels.triton.layout import channels_last
-from stvit_cli.models.neighbours import EPS, sum_neighbours
+from stvit_cli.models.neighbours import EPS
 
 NEAR = tl.constexpr(16)  # nine neighbours, padded to the smallest side of a matrix product
 
@@ -97,41 +98,85 @@ def _spread_kernel(
         tl.store(to, mixed.to(tokens.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
 
 
-def _blocks(grid_size: tuple[int, int], channels: int) -> dict[str, int]:
-    """Return the sides of a tile: the tokens of a cell, and as many channels as the registers of four warps hold."""
+@triton.jit
+def _fold_kernel(
+    parts, column_sums, result, weight,
+    num_cells, channels, num_rows, num_columns, eps,
+    NORMALIZE: tl.constexpr, CELLS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write the sums of nine parts; if NORMALIZE divided by the sum of nine column sums plus eps, which is written to weight."""
+    cell = tl.program_id(0).to(tl.int64) * CELLS + tl.arange(0, CELLS)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row, column = cell // num_columns % num_rows, cell % num_columns
+    total, mass = tl.zeros((CELLS, BLOCK_C), tl.float32), tl.zeros((CELLS,), tl.float32)
+    for i in tl.static_range(3):
+        for j in tl.static_range(3):
+            exists = (row + i > 0) & (row + i <= num_rows) & (column + j > 0) & (column + j <= num_columns) & (cell < num_cells)
+            source = (cell + (i - 1) * num_columns + j - 1) * 9 + 8 - 3 * i - j
+            at = parts + source[:, None] * channels + c[None, :]
+            total += tl.load(at, mask=exists[:, None] & (c < channels)[None, :], other=0.0).to(tl.float32)
+            if NORMALIZE:
+                mass += tl.load(column_sums + source, mask=exists, other=0.0)
+    if NORMALIZE:
+        mass += eps
+        total = total / mass[:, None]
+        tl.store(weight + cell, mass, mask=(cell < num_cells) & (tl.program_id(1) == 0))
+    inside = (cell < num_cells)[:, None] & (c < channels)[None, :]
+    tl.store(result + cell[:, None] * channels + c[None, :], total.to(result.dtype.element_ty), mask=inside)
+
+
+TILE, FOLDED = {2: 4096, 4: 2048}, 1024
+"""Numbers of a tile that the registers of four warps hold, by bytes of a token's number; and of a tile of sums."""
+
+
+def _blocks(grid_size: tuple[int, int], channels: int, itemsize: int) -> dict[str, int]:
+    """Return the sides of a tile: the tokens of a cell, and as many channels as the registers hold."""
     block_n = max(16, triton.next_power_of_2(grid_size[0] * grid_size[1]))
-    return {"BLOCK_N": block_n, "BLOCK_C": min(max(16, triton.next_power_of_2(channels)), max(16, 4096 // block_n))}
+    return {"BLOCK_N": block_n, "BLOCK_C": min(max(16, triton.next_power_of_2(channels)), max(16, TILE[itemsize] // block_n))}
 
 
-def _gather(x: Tensor, super_tokens: Tensor | None, association: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return Q^T x (B, p, q, C), and the column sums of Q (B, p, q, 1).
+def _gather(
+    x: Tensor, super_tokens: Tensor | None, association: Tensor, grid_size: tuple[int, int]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the super tokens Q^T x (B, p, q, C), and the sums of the columns of Q, plus EPS, by which they are divided.
 
-    With super tokens, Q is computed and written to ``association`` (B, p, q, 9, n); without, it is read from there, and the
-    column sums are undefined.
+    With super tokens, Q is computed and written to ``association`` (B, p, q, 9, n). Without, it is read from there, there are no
+    column sums, and nothing is divided.
     """
     tokens = channels_last(x)
     b, height, width, channels = tokens.shape
     p, q = association.shape[1:3]
+    normalize = super_tokens is not None
+    result = torch.empty(b, p, q, channels, device=x.device, dtype=x.dtype)
+    weight = torch.empty(b, p, q, 1, device=x.device, dtype=torch.float32) if normalize else None
+    if not tokens.numel():
+        return result, weight
     parts = torch.empty(b, p, q, 9, channels, device=x.device, dtype=x.dtype)
-    column_sums = torch.empty(b, p, q, 9, 1, device=x.device, dtype=torch.float32)
+    column_sums = torch.empty(b, p, q, 9, device=x.device, dtype=torch.float32) if normalize else association
     _gather_kernel[(b * p * q,)](
         tokens, association if super_tokens is None else super_tokens, association, parts, column_sums,
         height, width, channels, p, q, *tokens.stride()[:3], channels**-0.5,
-        *grid_size, super_tokens is not None, **_blocks(grid_size, channels),
+        *grid_size, normalize, **_blocks(grid_size, channels, x.element_size()),
     )  # fmt: skip
-    return sum_neighbours(parts), column_sums if super_tokens is None else sum_neighbours(column_sums)
+    block_c = min(128, max(16, triton.next_power_of_2(channels)))
+    cells = FOLDED // block_c
+    _fold_kernel[(triton.cdiv(b * p * q, cells), triton.cdiv(channels, block_c))](
+        parts, column_sums, result, result if weight is None else weight,
+        b * p * q, channels, p, q, EPS, normalize, CELLS=cells, BLOCK_C=block_c,
+    )  # fmt: skip
+    return result, weight
 
 
 def associate_and_aggregate(x: Tensor, super_tokens: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
     """Equations 1 and 2; the contract is in `operators`."""
     association = x.new_empty(*super_tokens.shape[:3], 9, h * w)
-    total, weight = _gather(x, super_tokens.contiguous(), association, (h, w))
-    weight += EPS
-    return (total / weight).to(x.dtype), association, weight
+    result, weight = _gather(x, super_tokens.contiguous(), association, (h, w))
+    assert weight is not None
+    return result, association, weight
 
 
 def aggregate(association: Tensor, x: Tensor, h: int, w: int) -> Tensor:
-    """Equation 2; the contract is in `operators`."""
+    """Equation 2, not normalized; the contract is in `operators`."""
     return _gather(x, None, association, (h, w))[0]
 
 
@@ -139,8 +184,9 @@ def upsample(association: Tensor, super_tokens: Tensor, h: int, w: int, height: 
     """Token Upsampling; the contract is in `operators`."""
     b, p, q, channels = super_tokens.shape
     y = super_tokens.new_empty(b, height, width, channels)
-    _spread_kernel[(b * p * q,)](
-        association, super_tokens.contiguous(), y,
-        height, width, channels, p, q, *y.stride()[:3], h, w, **_blocks((h, w), channels),
-    )  # fmt: skip
+    if y.numel():
+        _spread_kernel[(b * p * q,)](
+            association, super_tokens.contiguous(), y,
+            height, width, channels, p, q, *y.stride()[:3], h, w, **_blocks((h, w), channels, y.element_size()),
+        )  # fmt: skip
     return y.permute(0, 3, 1, 2)

@@ -2,12 +2,16 @@
 
 Shapes: tokens (B, H, W, C), contiguous; the depth-wise kernel (C, 1, 3, 3). Sums are in float32.
 
-A program works on a strip: `ROWS` rows of `COLUMNS` columns and `CHANNELS` channels of one image. It goes down the strip and
-reads each row once. A row contributes to three rows of the result, its own and the two beside it, so three partial sums are
-carried: `above` is complete once the row has been added, and is written; then `here` becomes `above` and `below` becomes `here`.
+The tokens are divided into strips of `COLUMNS` columns and some rows. A program works on `GROUPS` strips, wherever they lie, and
+`CHANNELS` channels of each, which are contiguous in memory. It goes down its strips row by row. The columns of a strip are
+separate tensors (GROUPS, CHANNELS) in registers, so that a token is read, and its GELU computed, once for the strip. There are
+no atomic sums: the order of additions is a function of the shape alone, and the same in every run.
 
-`size` is (H, W, C) in all functions, `c` the channels of the program, `columns` the columns of its strip.
+`size` is (H, W, C) in all functions, `c` the channels of the program.
 """
+
+# The tuples in kernels are Triton's, which grow while a loop is unrolled.
+# mypy: disable-error-code="assignment, misc, var-annotated"
 
 from __future__ import annotations
 
@@ -18,200 +22,200 @@ from torch import Tensor
 
 from stvit_cli.models.kernels.triton.layout import channels_last
 
-ROWS, COLUMNS, CHANNELS = tl.constexpr(14), tl.constexpr(8), tl.constexpr(64)
+COLUMNS = tl.constexpr(7)
+"""Divides the widths 56, 28, 14 and 7 of the stages at 224 pixels; as they are unrolled, it needs not be a power of two."""
+TILE = 256
+"""GROUPS * CHANNELS: two values for each thread of four warps."""
+ROWS = (56, 28, 14, 7)
+"""Rows of a strip: many, as two more are read beside them and each strip has sums of its own to be written; but few enough for
+`PROGRAMS`, so that a GPU is full."""
+PROGRAMS = 1024
 SUMS = tl.constexpr(11)
-"""The sums of a strip in the backward pass, for each channel: nine of the kernel, row by row, then the bias, then the shift."""
+"""The sums of a program in the backward pass, for each channel: nine of the kernel, row by row, then the bias, then the shift."""
 
 
 @triton.jit
-def _strip(size):
-    """Return the strip of this program: its image, its first row, the row after its last, its columns, its channels."""
-    height, width, _ = size
-    bands, strips = tl.cdiv(height, ROWS), tl.cdiv(width, COLUMNS)
-    program = tl.program_id(0).to(tl.int64)
-    first = program // strips % bands * ROWS
-    columns = program % strips * COLUMNS + tl.arange(0, COLUMNS)
-    return (
-        program // (strips * bands),
-        first,
-        tl.minimum(first + ROWS, height),
-        columns,
-        tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS),
-    )
+def _strips(rows, strips, size, GROUPS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the strips of this program: offset (GROUPS, CHANNELS), row, end of the image, column, channels (1, CHANNELS).
 
-
-@triton.jit
-def _at(row, columns, c, size):
-    """Return the offsets (COLUMNS, CHANNELS) of tokens in their image, and which of them are inside it."""
+    Row and column are those of a strip's first token, (GROUPS, 1). The last strips of the last program may not exist: then the
+    image ends at row 0.
+    """
     height, width, channels = size
-    inside = (columns >= 0) & (columns < width) & (row >= 0) & (row < height)
-    return (row * width + columns[:, None]) * channels + c[None, :], inside[:, None] & (c < channels)[None, :]
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, rows)
+    strip = (tl.program_id(0) * GROUPS + tl.arange(0, GROUPS))[:, None]
+    image = strip // (across * down)
+    first, column = strip // across % down * rows, strip % across * COLUMNS
+    bottom = tl.where(strip < strips, height, 0)
+    c = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
+    offset = ((image.to(tl.int64) * height + first) * width + column) * channels
+    return offset + c, first, bottom, column, c
 
 
 @triton.jit
-def _load_row(tokens, row, columns, c, size):
-    """Load the tokens of a row in float32, zeros outside the image; ``tokens`` points to the image."""
-    at, inside = _at(row, columns, c, size)
-    return tl.load(tokens + at, mask=inside, other=0.0).to(tl.float32)
+def _load(at, first, bottom, column, c, i, k, size):
+    """Load token ``k`` of row ``i`` of the strips in float32; zeros outside the image."""
+    _, width, channels = size
+    inside = (first + i >= 0) & (first + i < bottom) & (column + k >= 0) & (column + k < width) & (c < channels)
+    return tl.load(at + (i * width + k) * channels, mask=inside, other=0.0).to(tl.float32), inside
 
 
 @triton.jit
-def _load_values(tokens, shift, row, columns, c, size, GELU: tl.constexpr):
-    """Load what is convolved: the tokens of a row, or GELU(tokens + shift); zeros outside the image."""
-    x = _load_row(tokens, row, columns, c, size)
-    if GELU:
-        _, inside = _at(row, columns, c, size)
-        x += shift[None, :]
-        x = tl.where(inside, 0.5 * x * (1 + tl.erf(x * 0.7071067811865476)), 0.0)
-    return x
-
-
-@triton.jit
-def _gelu_slope(x):
-    """Return the derivative of GELU: P(x) + x P'(x), with P the normal distribution."""
-    return 0.5 * (1 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+def _load_row(at, first, bottom, column, c, i, size):
+    """Load row ``i`` of the strips: COLUMNS + 2 tensors, the first and the last from beside the strip."""
+    xs = ()
+    for k in tl.static_range(COLUMNS + 2):
+        x, _ = _load(at, first, bottom, column, c, i, k - 1, size)
+        xs = xs + (x,)  # noqa: RUF005 (Triton has no starred expressions)
+    return xs
 
 
 @triton.jit
 def _load_channels(vector, c, size, stride: tl.constexpr = 1):
-    """Load one number for each channel in float32."""
+    """Load one number for each channel in float32: (1, CHANNELS)."""
     return tl.load(vector + c * stride, mask=c < size[2], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _no_sums():
-    return tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
+def _load_kernel(weight, c, size):
+    """Load the depth-wise kernel: nine tensors (1, CHANNELS)."""
+    w = ()
+    for k in tl.static_range(9):
+        w = w + (_load_channels(weight + k, c, size, stride=9),)  # noqa: RUF005
+    return w
 
 
 @triton.jit
-def _add_column(sums, x, weight, j, c, size, FLIPPED: tl.constexpr):
-    """Add what a row ``x`` gives to the three rows of the result by column ``j`` of the kernel.
-
-    The row above takes it by the kernel's last row, the row below by its first; with FLIPPED, the transposed convolution of the
-    backward pass, the other way round.
-    """
-    above, here, below = sums
-    first = _load_channels(weight + j, c, size, stride=9)[None, :]
-    middle = _load_channels(weight + 3 + j, c, size, stride=9)[None, :]
-    last = _load_channels(weight + 6 + j, c, size, stride=9)[None, :]
-    if FLIPPED:
-        first, last = last, first
-    return above + x * last, here + x * middle, below + x * first
+def _normal(x):
+    """Return the distribution function of the normal distribution: GELU(x) is x times it."""
+    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit
-def _store_row(result, values, row, columns, c, size, mask):
-    at, inside = _at(row, columns, c, size)
-    tl.store(result + at, values.to(result.dtype.element_ty), mask=inside & mask)
+def _density(x):
+    """Return the derivative of `_normal`."""
+    return 0.3989422804014327 * tl.exp(-0.5 * x * x)
 
 
 @triton.jit
 def _convolve_kernel(
-    tokens, shift, weight, bias, result, height, width, channels, GELU: tl.constexpr, RESIDUAL: tl.constexpr
+    tokens, shift, weight, bias, result, strips, rows, height, width, channels,
+    GELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Depth-wise 3 x 3 convolution of the tokens, or of GELU(tokens + shift), plus what is convolved where RESIDUAL."""
-    size = height, width, channels
-    image, first, end, columns, c = _strip(size)
-    tokens += image * height * width * channels
-    result += image * height * width * channels
-    add = _load_channels(shift, c, size)  # not used without GELU
-    add_bias = _load_channels(bias, c, size)[None, :]
-    above, here = _no_sums(), _no_sums()
-    for row in range(first - 1, end + 1):
-        below = _no_sums()
-        for j in tl.static_range(3):
-            x = _load_values(tokens, add, row, columns + j - 1, c, size, GELU)
-            above, here, below = _add_column((above, here, below), x, weight, j, c, size, False)
-            if RESIDUAL and j == 1:
-                here += x
-        _store_row(result, above + add_bias, row - 1, columns, c, size, row > first)
-        above, here = here, below
+    """Depth-wise 3 x 3 convolution of the tokens, or of GELU(tokens + shift), plus what is convolved where RESIDUAL.
 
-
-@triton.jit
-def _add_products(sums, x, grad_above, grad_here, grad_below):
-    """Add to the sums of one column of the kernel (its first, middle and last row) the products of a row of tokens.
-
-    In the convolution the row ``x`` meets the kernel's first row in the result below it, and its last in the result above.
+    A row contributes to three rows of the result, its own and the two beside it. `above` is complete once the row has been
+    added, and is written; then `here` becomes `above` and `below` becomes `here`.
     """
-    first, middle, last = sums
-    return first + tl.sum(grad_below * x, 0), middle + tl.sum(grad_here * x, 0), last + tl.sum(grad_above * x, 0)
+    size = height, width, channels
+    offset, first, bottom, column, c = _strips(rows, strips, size, GROUPS, CHANNELS)
+    at, to = tokens + offset, result + offset
+    w = _load_kernel(weight, c, size)
+    add = _load_channels(shift, c, size)  # not used without GELU
+    add_bias = _load_channels(bias, c, size)
+    above, here = (), ()
+    for _ in tl.static_range(COLUMNS):
+        above = above + (tl.zeros((GROUPS, CHANNELS), tl.float32),)  # noqa: RUF005
+        here = here + (tl.zeros((GROUPS, CHANNELS), tl.float32),)  # noqa: RUF005
+    for i in range(-1, rows + 1):
+        xs = ()
+        for k in tl.static_range(COLUMNS + 2):
+            x, inside = _load(at, first, bottom, column, c, i, k - 1, size)
+            if GELU:
+                x += add
+                x = tl.where(inside, x * _normal(x), 0.0)
+            xs = xs + (x,)  # noqa: RUF005
+        sums, below = (), ()
+        for k in tl.static_range(COLUMNS):
+            left, centre, right = xs[k], xs[k + 1], xs[k + 2]
+            y = above[k] + (w[6] * left + w[7] * centre + w[8] * right)
+            row, inside = first + i - 1, (i > 0) & (column + k < width) & (c < channels)
+            tl.store(
+                to + ((i - 1) * width + k) * channels,
+                (y + add_bias).to(result.dtype.element_ty),
+                mask=inside & (row < bottom),
+            )
+            own = here[k] + (w[3] * left + w[4] * centre + w[5] * right)
+            sums = sums + (own + centre if RESIDUAL else own,)  # noqa: RUF005
+            below = below + (w[0] * left + w[1] * centre + w[2] * right,)  # noqa: RUF005
+        above, here = sums, below
 
 
 @triton.jit
 def _convolve_backward_kernel(
-    grad, tokens, shift, weight, grad_tokens, sums, height, width, channels, GELU: tl.constexpr, RESIDUAL: tl.constexpr
+    grad, tokens, shift, weight, grad_tokens, sums, strips, rows, height, width, channels,
+    GELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of the tokens, and the strip's SUMS for the gradients of kernel, bias and shift."""
+    """Write the gradient of the tokens, and the program's SUMS for the gradients of kernel, bias and shift.
+
+    The nine gradients around a token make the gradient of the token, with the kernel turned round, and with the token itself
+    the gradient of the kernel. Three rows of gradients are carried.
+    """
     size = height, width, channels
-    image, first, end, columns, c = _strip(size)
-    grad += image * height * width * channels
-    tokens += image * height * width * channels
-    grad_tokens += image * height * width * channels
+    offset, first, bottom, column, c = _strips(rows, strips, size, GROUPS, CHANNELS)
+    at, of_y, to = tokens + offset, grad + offset, grad_tokens + offset
+    w = _load_kernel(weight, c, size)
     add = _load_channels(shift, c, size)  # not used without GELU
-    zero = tl.zeros((CHANNELS,), tl.float32)
-    left, centre, right, of_bias, of_shift = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero), zero, zero
-    above, here = _no_sums(), _no_sums()
-    for row in range(first - 1, end + 1):
-        # The gradient of the tokens: the transposed convolution of the gradient, times the slope of GELU.
-        below = _no_sums()
-        for j in tl.static_range(3):
-            g = _load_row(grad, row, columns + 1 - j, c, size)
-            above, here, below = _add_column((above, here, below), g, weight, j, c, size, True)
-            if RESIDUAL and j == 1:
-                here += g
-        if GELU:
-            above *= _gelu_slope(_load_row(tokens, row - 1, columns, c, size) + add[None, :])
-            _, inside = _at(row - 1, columns, c, size)
-            of_shift += tl.sum(tl.where(inside & (row > first), above, 0.0), 0)
-        _store_row(grad_tokens, above, row - 1, columns, c, size, row > first)
+    totals = ()
+    for _ in tl.static_range(SUMS):
+        totals = totals + (tl.zeros((GROUPS, CHANNELS), tl.float32),)  # noqa: RUF005
+    above = _load_row(of_y, first, bottom, column, c, -1, size)
+    here = _load_row(of_y, first, bottom, column, c, 0, size)
+    for i in range(rows):
+        below = _load_row(of_y, first, bottom, column, c, i + 1, size)
+        for k in tl.static_range(COLUMNS):
+            around = (
+                below[k + 2], below[k + 1], below[k],
+                here[k + 2], here[k + 1], here[k],
+                above[k + 2], above[k + 1], above[k],
+            )  # fmt: skip
+            x, inside = _load(at, first, bottom, column, c, i, k, size)
+            h = x
+            if GELU:
+                x += add
+                share = _normal(x)
+                h = tl.where(inside, x * share, 0.0)
+            g = here[k + 1]
+            of_x = g if RESIDUAL else tl.zeros((GROUPS, CHANNELS), tl.float32)
+            added = ()
+            for j in tl.static_range(9):
+                of_x += w[j] * around[j]
+                added = added + (totals[j] + h * around[j],)  # noqa: RUF005
+            if GELU:
+                of_x = tl.where(inside, of_x * (share + x * _density(x)), 0.0)
+            tl.store(to + (i * width + k) * channels, of_x.to(grad_tokens.dtype.element_ty), mask=inside)
+            totals = added + (totals[9] + tl.where(inside, g, 0.0), totals[10] + of_x)  # noqa: RUF005
         above, here = here, below
-        # The gradient of the kernel: products of this row of tokens with the strip's own gradient in the rows around it.
-        grad_above, grad_here, grad_below = (
-            _load_own(grad, row - 1, columns, c, size, first, end),
-            _load_own(grad, row, columns, c, size, first, end),
-            _load_own(grad, row + 1, columns, c, size, first, end),
-        )
-        of_bias += tl.sum(grad_here, 0)
-        left = _add_products(left, _load_values(tokens, add, row, columns - 1, c, size, GELU), grad_above, grad_here, grad_below)
-        centre = _add_products(centre, _load_values(tokens, add, row, columns, c, size, GELU), grad_above, grad_here, grad_below)
-        right = _add_products(
-            right, _load_values(tokens, add, row, columns + 1, c, size, GELU), grad_above, grad_here, grad_below
-        )
-    sums += tl.program_id(0).to(tl.int64) * SUMS * channels
-    for i in tl.static_range(3):
-        _store_channels(sums, 3 * i, left[i], c, channels)
-        _store_channels(sums, 3 * i + 1, centre[i], c, channels)
-        _store_channels(sums, 3 * i + 2, right[i], c, channels)
-    _store_channels(sums, 9, of_bias, c, channels)
-    _store_channels(sums, 10, of_shift, c, channels)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    sums += tl.program_id(0).to(tl.int64) * SUMS * channels + channel
+    for k in tl.static_range(SUMS):
+        tl.store(sums + k * channels, tl.sum(totals[k], 0), mask=channel < channels)
 
 
-@triton.jit
-def _load_own(grad, row, columns, c, size, first, end):
-    """Load a row of the gradient, zeros where it belongs to another strip."""
-    at, inside = _at(row, columns, c, size)
-    return tl.load(grad + at, mask=inside & (row >= first) & (row < end), other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_channels(sums, k, values, c, channels):
-    tl.store(sums + k * channels + c, values, mask=c < channels)
-
-
-def _grid(tokens: Tensor) -> tuple[int, int]:
-    """Return the numbers of programs for (B, H, W, C): strips of all images, blocks of channels."""
+def _plan(tokens: Tensor) -> tuple[tuple[int, int], tuple[int, int], dict[str, int]]:
+    """Return for (B, H, W, C) the grid of programs, the numbers of strips and of rows of a strip, and the sides of a tile."""
     b, height, width, channels = tokens.shape
-    strips = b * triton.cdiv(height, ROWS.value) * triton.cdiv(width, COLUMNS.value)
-    return strips, triton.cdiv(channels, CHANNELS.value)
+    power = channels & -channels  # the largest power of two that divides C: no thread without a channel
+    wide = min(TILE, power if power >= 32 else triton.next_power_of_2(channels))
+    groups, blocks = TILE // wide, triton.cdiv(channels, wide)
+    for most in ROWS:
+        down = triton.cdiv(height, most)
+        strips = b * down * triton.cdiv(width, COLUMNS.value)
+        if triton.cdiv(strips, groups) * blocks >= PROGRAMS:
+            break
+    rows = triton.cdiv(height, down)  # bands of equal height
+    return (triton.cdiv(strips, groups), blocks), (strips, rows), {"GROUPS": groups, "CHANNELS": wide}
 
 
 def _convolve(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:
     tokens = channels_last(x)
     y = torch.empty_like(tokens)
-    _convolve_kernel[_grid(tokens)](
-        tokens, bias if shift is None else shift, weight.contiguous(), bias, y, *tokens.shape[1:], shift is not None, residual
-    )
+    if y.numel():
+        grid, strips, blocks = _plan(tokens)
+        _convolve_kernel[grid](
+            tokens, bias if shift is None else shift, weight.contiguous(), bias, y, *strips, *tokens.shape[1:],
+            shift is not None, residual, **blocks,
+        )  # fmt: skip
     return y.permute(0, 3, 1, 2)
 
 
@@ -221,12 +225,13 @@ def _convolve_backward(
     """Return the gradients of x, shift, weight and bias."""
     tokens, unused = channels_last(x), weight
     grad_x = torch.empty_like(tokens)
-    grid = _grid(tokens)
+    grid, strips, blocks = _plan(tokens) if tokens.numel() else ((0, 0), (0, 0), {})
     sums = torch.empty(grid[0], SUMS.value, tokens.shape[3], device=x.device, dtype=torch.float32)
-    _convolve_backward_kernel[grid](
-        channels_last(grad), tokens, unused if shift is None else shift, weight.contiguous(), grad_x, sums, *tokens.shape[1:],
-        shift is not None, residual,
-    )  # fmt: skip
+    if tokens.numel():
+        _convolve_backward_kernel[grid](
+            channels_last(grad), tokens, unused if shift is None else shift, weight.contiguous(), grad_x, sums, *strips,
+            *tokens.shape[1:], shift is not None, residual, **blocks,
+        )  # fmt: skip
     totals = sums.sum(0).to(weight.dtype)
     grad_weight = totals[:9].t().contiguous().view(weight.shape)
     return grad_x.permute(0, 3, 1, 2), totals[10].clone(), grad_weight, totals[9].clone()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from stvit_cli.models.kernels.operators import library
 from stvit_cli.models.kernels.triton.attention import aggregate, associate_and_aggregate, upsample
@@ -15,6 +21,18 @@ from stvit_cli.models.kernels.triton.convolution import (
 
 DEVICE = "CPU" if os.environ.get("TRITON_INTERPRET") == "1" else "CUDA"  # Triton's interpreter runs on tensors of a CPU
 
+
+def on_device_of_tokens(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an operator that launches its kernels on the GPU of its first tensor: Triton takes the current one."""
+
+    @functools.wraps(operator)
+    def run(first: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return operator(first, *rest)
+
+    return run
+
+
 for operator in (
     associate_and_aggregate,
     aggregate,
@@ -24,4 +42,4 @@ for operator in (
     gelu_conv_pos_enc,
     gelu_conv_pos_enc_backward,
 ):
-    library.impl(operator.__name__, operator, DEVICE)
+    library.impl(operator.__name__, on_device_of_tokens(operator), DEVICE)
