@@ -38,6 +38,7 @@ def summary(session: Session, run_dir: Path, start_notes: Sequence[str]) -> list
         lines.append(
             f"Note: on a CPU the kernels are for fp32 and bf16: with train.precision={precision} only evaluations use them."
         )
+    lines += session.preparation.notes
     if session.unfreezing is not None:
         lines.append(session.unfreezing.note(timeline.steps_per_epoch, timeline.num_steps))
     if recipe.train.tensorboard:

@@ -41,8 +41,29 @@ class Kernels(Protocol):
     def gelu_conv_pos_enc(self, u: Tensor, shift: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
         """`conv_pos_enc` of GELU(u + shift) with one ``shift`` (C) for each channel."""
 
+    def supports_training(self, x: Tensor, conv: nn.Conv2d) -> bool:
+        """Return whether `conv2d` runs on ``x`` and a gradient of the weight of ``conv`` will be computed."""
+
+    def conv2d(self, x: Tensor, conv: nn.Conv2d, with_bias: bool = True) -> Tensor:
+        """The convolution ``conv`` of (B, C, H, W) with a faster backward pass, with its bias or without."""
+
 
 class Accelerated(nn.Module):
     """A module that runs by custom kernels where they are attached and support the input, else in its eager form."""
 
     kernels: Kernels | None = None
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution with a square kernel whose backward pass runs by a custom kernel where that is attached and supports it."""
+
+    kernels: Kernels | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x, with_bias=True)
+
+    def convolve(self, x: Tensor, with_bias: bool) -> Tensor:
+        """Apply the convolution, with its bias or without: another kernel adds it then."""
+        if self.kernels is not None and self.kernels.supports_training(x, self):
+            return self.kernels.conv2d(x, self, with_bias)
+        return self._conv_forward(x, self.weight, self.bias if with_bias else None)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvit_cli.models.accelerated import Accelerated
+from stvit_cli.models.accelerated import Accelerated, Conv2d
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -75,10 +75,15 @@ class DropPath(nn.Module):
         self.keep_prob = torch.tensor(1 - drop_prob, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
+        return x * self._factors(x) if self.training else x
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return x + the branch, dropped for some images: one pass over memory instead of two."""
+        return torch.addcmul(x, branch, self._factors(branch)) if self.training else x + branch
+
+    def _factors(self, x: Tensor) -> Tensor:
         kept = torch.rand(len(x), 1, 1, 1, device=x.device) < self.keep_prob
-        return x * (kept / self.keep_prob).to(x.dtype)
+        return (kept / self.keep_prob).to(x.dtype)
 
 
 def drop_path_layers() -> tuple[type[nn.Module], ...]:
@@ -100,7 +105,7 @@ class ConvGelu(nn.Module):
 
     def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, out_chans, 3, stride, 1)
+        self.conv = Conv2d(in_chans, out_chans, 3, stride, 1)
         self.norm = BatchNorm2d(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +131,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, dim, 3, 2, 1)
+        self.conv = Conv2d(in_dim, dim, 3, 2, 1)
         self.norm = BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,14 +158,14 @@ class ConvFFN(Accelerated):
     def __init__(self, dim: int, ratio: float = 4.0) -> None:
         super().__init__()
         hidden = int(dim * ratio)
-        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.fc1 = Conv2d(dim, hidden, 1)
         self.conv = ConvPosEnc(hidden)
-        self.fc2 = nn.Conv2d(hidden, dim, 1)
+        self.fc2 = Conv2d(hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernels is not None and self.kernels.supports(x, self.conv.conv.in_channels):
             fc1 = self.fc1
             assert fc1.bias is not None  # added by the kernel
-            u = F.conv2d(x, fc1.weight) if isinstance(fc1, nn.Conv2d) else fc1.multiply(x, None)  # `mkldnn.PackedConv`
+            u = fc1.convolve(x, with_bias=False) if isinstance(fc1, Conv2d) else fc1.multiply(x, None)  # `mkldnn.PackedConv`
             return self.fc2(self.kernels.gelu_conv_pos_enc(u, fc1.bias, self.conv.conv, self.conv.residual))
         return self.fc2(self.conv(gelu(self.fc1(x))))

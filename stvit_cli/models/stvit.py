@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stvit_cli.models.accelerated import Conv2d
 from stvit_cli.models.layers import (
     BatchNorm2d,
     ConvFFN,
@@ -80,9 +81,20 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.cpe(x)
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        x, normalized = self._encode_position(x)
+        x = self._add(x, self.ls1(self.attn(normalized)))
+        return self._add(x, self.ls2(self.mlp(self.norm2(x))))
+
+    def _encode_position(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens with their position encoding, and the layer norm of these."""
+        cpe = self.cpe
+        if cpe.kernels is not None and cpe.kernels.supports(x):
+            return cpe.kernels.conv_pos_enc_layer_norm(x, cpe.conv, cpe.residual, self.norm1)
+        x = cpe(x)
+        return x, self.norm1(x)
+
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        return self.drop_path.add(x, branch) if isinstance(self.drop_path, DropPath) else x + self.drop_path(branch)
 
 
 def _stages_taken(count: int, indices: int | list[int] | None) -> tuple[list[int], int]:
@@ -206,7 +218,7 @@ class STViT(Staged):
             ]
             stages.append(Stage(PatchMerging(dims[i - 1], dim) if i else nn.Identity(), blocks))
         self.stages = nn.Sequential(*stages)
-        self.proj = nn.Conv2d(dims[-1], variant.proj_dim, 1)
+        self.proj = Conv2d(dims[-1], variant.proj_dim, 1)
         self.norm = BatchNorm2d(variant.proj_dim)
         self.drop_rate = drop_rate
         self.head = self._make_head(num_classes, global_pool)

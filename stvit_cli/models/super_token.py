@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from stvit_cli.models.accelerated import Accelerated
+from stvit_cli.models.accelerated import Accelerated, Conv2d
 from stvit_cli.models.neighbours import EPS, neighbours, sum_neighbours
 
 
@@ -199,8 +199,8 @@ class SuperTokenAttention(Accelerated):
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.grid_size = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
         self.num_iters = num_iters
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.proj = nn.Conv2d(dim, dim, 1)
+        self.qkv = Conv2d(dim, 3 * dim, 1)
+        self.proj = Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.grid_size == (1, 1):

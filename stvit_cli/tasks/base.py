@@ -158,11 +158,13 @@ class Preparation:
         kernels: custom kernels run parts of the model.
         kernels_in_training: they do so in training steps too, not in evaluations alone.
         kernel_layers: the kinds of layers that run by them on a GPU (`models.kernels.choice`); a resumed run keeps them.
+        notes: what a run says about it when it starts.
     """
 
     kernels: bool
     kernels_in_training: bool
     kernel_layers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Task(Evaluation, Protocol):

@@ -12,6 +12,7 @@ from torch import nn
 from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
 from stvit_cli.models.kernels import KernelsUnavailableError, choice, supports_dtype, use_kernels
+from stvit_cli.models.optimize.inference import bf16_is_native
 from stvit_cli.models.timm_models import is_timm_model
 from stvit_cli.tasks.base import HasCompilableBlocks, Preparation
 
@@ -43,7 +44,7 @@ class PreparedModel:
         if compile_blocks and not isinstance(self.model, HasCompilableBlocks) and not is_timm_model(self.model):
             raise UserError(f"train.compile: {name} has no blocks that can be compiled one by one. Use train.compile=false.")
         layers = choice.kinds_with_kernels(self.model) if device_type == "cuda" else ()
-        return Preparation(uses_kernels, uses_kernels and supports_dtype(device_type, dtype), layers)
+        return Preparation(uses_kernels, uses_kernels and supports_dtype(device_type, dtype), layers, _notes(device_type, dtype))
 
     def compile(self) -> None:
         """See `tasks.base.Task.compile`."""
@@ -52,3 +53,10 @@ class PreparedModel:
             return
         assert isinstance(self.model, HasCompilableBlocks), "prepare has refused it"
         self.model.compile_blocks()
+
+
+def _notes(device_type: str, dtype: torch.dtype) -> tuple[str, ...]:
+    if dtype != torch.bfloat16 or bf16_is_native(torch.device(device_type)):
+        return ()
+    kind = "CPU" if device_type == "cpu" else "GPU"
+    return (f"Note: this {kind} has no bf16 instructions: train.precision=fp32 is faster here.",)

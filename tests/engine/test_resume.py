@@ -144,14 +144,14 @@ def test_resuming_without_the_kernels_warns_that_results_differ(
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["kernels"] is True
 
 
-def test_in_bf16_on_a_cpu_the_run_does_not_claim_to_train_with_kernels(
+def test_in_fp16_on_a_cpu_the_run_does_not_claim_to_train_with_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("stvit_cli.tasks.preparation.use_kernels", lambda *_, **__: True)
-    toy.train(tmp_path, "train.precision=bf16", "train.kernels=true", "schedule.epochs=2")
+    toy.train(tmp_path, "train.precision=fp16", "train.kernels=true", "schedule.epochs=2")
     said = " ".join(capsys.readouterr().err.split())
     assert re.search(r"parameters on cpu, \d+ threads?, batch", said)
-    assert "with train.precision=bf16 only evaluations use them" in said
+    assert "with train.precision=fp16 only evaluations use them" in said
 
 
 def test_epochs_that_are_filled_resume_within_their_last_step(tmp_path: Path) -> None:

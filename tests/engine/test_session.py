@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stvit_cli.engine.distributed import World
 from stvit_cli.engine.optim import load_optimizer_state, match_layout, optimizer_tensors
+from stvit_cli.engine.run_summary import summary
 from stvit_cli.engine.session import build_session, training_batches
 from stvit_cli.engine.step import TrainStep
 from stvit_cli.errors import UserError
@@ -56,6 +57,15 @@ def test_bf16_is_used_where_it_is_asked_for() -> None:
     TrainStep(session)(0, iter(training_batches(session, 0)))
     assert set(seen) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in session.model.parameters())
+
+
+@pytest.mark.parametrize(("precision", "native", "says"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)])
+def test_without_instructions_for_bf16_a_run_says_that_fp32_is_faster(
+    monkeypatch: pytest.MonkeyPatch, precision: str, native: bool, says: bool
+) -> None:
+    monkeypatch.setattr("stvit_cli.tasks.preparation.bf16_is_native", lambda device: native)
+    session = build_session(toy.ToyTask(), toy.recipe(f"train.precision={precision}"), ALONE)
+    assert any("train.precision=fp32 is faster here" in line for line in summary(session, Path("run"), [])) == says
 
 
 def test_the_rate_is_multiplied_by_a_groups_own_factor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@
 | position encoding, x + depth-wise 3 x 3 of x | `layers.ConvPosEnc` | CPU, CUDA |
 | position encoding, and layer norm of its result | `stvit.Block` | CPU |
 | GELU, then position encoding, inside ConvFFN | `layers.ConvFFN` | CPU, CUDA |
+| gradients of the weights of convolutions | `accelerated.Conv2d` | CPU |
 
 `operators` defines their arguments, results and gradients. On a CPU they are C++, compiled at first use (`cpu/`, `build`); on a
 GPU, Triton (`triton/`). The layers keep their eager form, which runs where no kernel supports the input and is the reference of
@@ -22,8 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stvit_cli.models.accelerated import Accelerated
-from stvit_cli.models.kernels import choice, operators
+from stvit_cli.models.accelerated import Accelerated, Conv2d
+from stvit_cli.models.kernels import choice, convolution, operators
 from stvit_cli.models.kernels.errors import KernelsUnavailableError, UnsupportedDeviceError
 from stvit_cli.utils.environment import local_rank
 
@@ -126,8 +127,9 @@ def use_kernels(
         load(device_type)
     if not isinstance(enable, bool):
         return bool(choice.attach(model, enable if is_available(device_type) else (), KERNELS))
-    for layer in layers:
-        layer.kernels = KERNELS if enable else None
+    for module in model.modules():
+        if isinstance(module, (Accelerated, Conv2d)):
+            module.kernels = KERNELS if enable else None
     return enable and bool(layers)
 
 
@@ -231,6 +233,15 @@ class _CustomKernels:
 
     def gelu_conv_pos_enc(self, u: Tensor, shift: Tensor, conv: nn.Conv2d, residual: bool) -> Tensor:
         return operators.ops.gelu_conv_pos_enc(u.to(_compute_dtype(u)), shift, conv.weight, conv.bias, residual)
+
+    def supports_training(self, x: Tensor, conv: nn.Conv2d) -> bool:
+        if not (torch.is_grad_enabled() and conv.weight.requires_grad and x.device.type == "cpu"):
+            return False
+        return conv.padding_mode == "zeros" and supports(x, 16)
+
+    def conv2d(self, x: Tensor, conv: nn.Conv2d, with_bias: bool = True) -> Tensor:
+        bias = conv.bias if with_bias else None
+        return convolution.conv2d(x, conv.weight, bias, conv.stride[0], int(conv.padding[0]))
 
     def __reduce__(self) -> str:
         return "KERNELS"  # one object, also in copies of a model: equal blocks share their compiled code

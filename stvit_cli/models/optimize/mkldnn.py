@@ -15,11 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stvit_cli.models.accelerated import Conv2d
 from stvit_cli.models.layers import ConvFFN, ConvGelu, ConvPosEnc, PatchMerging
 from stvit_cli.models.stvit import STViT
 from stvit_cli.models.super_token import SuperTokenAttention
 
 Activation = Literal["none", "gelu"]
+CONVOLUTIONS = (nn.Conv2d, Conv2d)
 
 
 def can_pack() -> bool:
@@ -112,7 +114,7 @@ def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
             _replace(module, dtype, PackedConv)
         elif isinstance(module, (ConvPosEnc, PatchMerging)):
             _replace(module, dtype, PackedConv2d)
-        elif isinstance(module, ConvGelu) and type(module.conv) is nn.Conv2d:
+        elif isinstance(module, ConvGelu) and type(module.conv) in CONVOLUTIONS:
             module.conv = PackedConv2d(module.conv, dtype, "gelu")  # type: ignore[assignment]
             module.has_gelu = False
         elif isinstance(module, STViT) and isinstance(module.proj, nn.Conv2d):
@@ -121,7 +123,7 @@ def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
 
 def _replace(module: nn.Module, dtype: torch.dtype, kind: type[PackedConv] | type[PackedConv2d]) -> None:
     for name, child in list(module.named_children()):
-        if type(child) is not nn.Conv2d or child.weight.dtype != torch.float32:
+        if not isinstance(child, CONVOLUTIONS) or type(child) not in CONVOLUTIONS or child.weight.dtype != torch.float32:
             continue
         if kind is PackedConv2d or child.kernel_size == (1, 1):
             setattr(module, name, kind(child, dtype))

@@ -5,8 +5,10 @@
 #include "convolution.h"
 #include "self_attention.h"
 #include "super_tokens.h"
+#include "weight_gradient.h"
 
 TORCH_LIBRARY_IMPL(stvit, CPU, library) {
+  library.impl("conv2d_weight_backward", &conv2d_weight_backward);
   library.impl("conv_pos_enc", &conv_pos_enc);
   library.impl("conv_pos_enc_backward", &conv_pos_enc_backward);
   library.impl("conv_pos_enc_layer_norm", &conv_pos_enc_layer_norm);
