@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,9 +11,13 @@ from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
+from stvit_cli.utils.cpus import threads_note
 
 COLUMNS = ["model", "parameters", "paper", "difference", "FLOPs", "paper", "difference", "by operator"]
-SPEED_COLUMNS = ["model", "images/s", "slowest", "fastest", "ratio", "ms/image", "peak memory", "share of peak", "layout"]
+SPEED_COLUMNS = [
+    *("model", "precision", "images/s", "slowest", "fastest", "ratio", "ms/image", "peak memory", "share of peak", "layout"),
+    "served by",
+]
 
 Names = Annotated[
     list[str] | None,
@@ -51,6 +56,13 @@ def profile(
         typer.Option("--kernels/--no-kernels", help="Built-in models with the custom kernels; by default with AVX-512."),
     ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each model is timed.")] = 7,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Also time the models as ONNX on the CPU in onnxruntime and openvino, by commas. MODEL may be .onnx.",
+        ),
+    ] = "",
     json_file: Json = None,
 ) -> None:
     """Parameters and multiply-adds of the models, beside the paper's figures; and how fast they run.
@@ -61,10 +73,13 @@ def profile(
     stvit profile stvit-s stvit-b --recipe coco-mask-rcnn-1x model.grid_sizes=[8,4,1,1]
     stvit profile stvit-s --throughput --against swin_t,convnext_tiny,resnet50
     stvit profile stvit-s --throughput --against swin_t --train --compile
+    stvit profile stvit-s --throughput --runtime onnxruntime,openvino --precision bf16
+    stvit profile model.onnx int8.onnx --throughput --runtime onnxruntime
     """
     size = None if image_size is None else _parse_size(image_size)
     words = [word for word in models or () if "=" in word]
-    names = [word for word in models or () if "=" not in word]
+    files = [Path(word) for word in models or () if word.endswith(".onnx")]
+    names = [word for word in models or () if "=" not in word and not word.endswith(".onnx")]
     if words and recipe is None:
         raise UserError(f"{words[0]} sets a key of a recipe; of which? Give --recipe NAME")
     if recipe is not None and (throughput or against):
@@ -75,19 +90,29 @@ def profile(
         "--kernels": kernels is True,
         "--no-kernels": kernels is False,
         "--precision bf16": precision == "bf16",
+        f"--runtime {runtime}": bool(runtime),
     }
     if not throughput and any(timed.values()):
         name = next(name for name, given in timed.items() if given)
         raise UserError(f"{name} is about the timed step; add --throughput to time the models.")
+    runtimes = _runtimes(runtime, files, throughput=throughput, train=train)
     with reporting(json_file) as report:
         import torch
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        from stvit_cli.models.stvit import VARIANTS
+
+        device = "cuda" if torch.cuda.is_available() and not runtimes else "cpu"
         if kernels:
             _require_kernels(device)
-        rows = _profile_all(names, size, against) if recipe is None else _profile_in_recipe(recipe, names, words, size)
-        height, width = rows[0]["image_size"]
-        print_table(COLUMNS, [_cells(row) for row in rows], f"One image of {height} x {width}; FLOPs are multiply-adds")
+        shown = names + [name for name in against.split(",") if name]
+        rows: list[dict[str, Any]] = []
+        if recipe is not None:
+            rows = _profile_in_recipe(recipe, names, words, size)
+        elif shown or not files:
+            rows = _profile_all(shown if names or files else [*VARIANTS, *shown], size)
+        height, width = rows[0]["image_size"] if rows else size or (224, 224)
+        if rows:
+            print_table(COLUMNS, [_cells(row) for row in rows], f"One image of {height} x {width}; FLOPs are multiply-adds")
         for row in rows:
             if row["uncounted"]:
                 echo(
@@ -99,20 +124,23 @@ def profile(
         if throughput:
             from stvit_cli.analysis.cost.throughput import Setting, measure
 
-            shown = [row["model"] for row in rows]
+            if files or runtimes:
+                echo("Exporting and compiling the models for other runtimes; this takes up to a few minutes.", err=True)
             wanted: bool | Literal["auto"] = "auto" if kernels is None else kernels
-            figures = measure(shown, Setting((height, width), 3, batch_size, train, precision, compiled, wanted, rounds, device))
+            how = Setting((height, width), 3, batch_size, train, precision, compiled, wanted, rounds, device, runtimes)
+            figures = measure([row["model"] for row in rows], how, files, lambda line: echo(line, err=True))
             for row in rows:
-                row["throughput"] = figures[row["model"]]
+                other = figures[row["model"]].pop("runtimes", None)
+                row |= {"throughput": figures[row["model"]]} | ({} if other is None else {"runtimes": other})
+            rows += [{"model": str(path), "image_size": [height, width], **figures[str(path)]} for path in files]
             _print_speed(rows)
         report(rows)
 
 
-def _profile_all(names: list[str], size: tuple[int, int] | None, against: str) -> list[dict[str, Any]]:
+def _profile_all(names: list[str], size: tuple[int, int] | None) -> list[dict[str, Any]]:
     from stvit_cli.analysis.cost.profile import profile_models
-    from stvit_cli.models.stvit import VARIANTS
 
-    return profile_models((names or list(VARIANTS)) + [name for name in against.split(",") if name], size or (224, 224))
+    return profile_models(names, size or (224, 224))
 
 
 def _profile_in_recipe(recipe: str, names: list[str], words: list[str], size: tuple[int, int] | None) -> list[dict[str, Any]]:
@@ -152,25 +180,50 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [*cells, ", ".join(f"{name} {flops / 1e9:.3f}" for name, flops in shares)]
 
 
+def _runtimes(given: str, files: list[Path], *, throughput: bool, train: bool) -> tuple[str, ...]:
+    """Return the runtimes that are asked for; for files alone it is onnxruntime. Raises UserError where that makes no sense."""
+    runtimes = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if files and not throughput:
+        raise UserError(
+            f"{files[0]} is an ONNX file, which can be timed: add --throughput. Parameters are counted of models by name."
+        )
+    if runtimes and train:
+        raise UserError(f"--runtime {given}: onnxruntime and OpenVINO are for inference; leave --train out.")
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file.")
+    runtimes = runtimes or (("onnxruntime",) if files else ())
+    if runtimes:
+        from stvit_cli.utils.runtimes import require_runtimes
+
+        require_runtimes(runtimes)
+    return runtimes
+
+
 def _print_speed(rows: list[dict[str, Any]]) -> None:
     """The speeds; the ratio is to the last model's, the one compared with."""
-    last = rows[-1]["throughput"]
-    by_kernels = any(row["throughput"]["kernels"] for row in rows)
-    extras = [word for word, used in (("compiled", last["compiled"]), ("built-in models by custom kernels", by_kernels)) if used]
-    how = ", ".join([last["mode"], f"batch {last['batch_size']}", last["precision"], *extras, last["device"]])
+    timed = [(row["model"], row["throughput"]) for row in rows if "throughput" in row]
+    timed += [(f"{row['model']}, {label}", speed) for row in rows for label, speed in row.get("runtimes", {}).items()]
+    in_pytorch = [entry for entry in timed if entry[1]["peak_memory_bytes"] is not None]
+    name, last = (in_pytorch or timed)[-1]
+    extras = ["compiled"] if last["compiled"] else []
+    machine = last["machine"]
+    how = ", ".join([last["mode"], f"batch {last['batch_size']}", *extras, last["device"], *machine["instruction_sets"]])
     lines = []
-    for row in rows:
-        speed = row["throughput"]
-        rate, memory = speed["images_per_second"], speed["peak_memory_bytes"]
+    for shown, speed in timed:
+        rate, memory, share = speed["images_per_second"], speed["peak_memory_bytes"], speed["share_of_peak"]
         ends = [f"{end:.1f}" for end in speed["spread"]]
-        held = f"{memory / 2**20:.0f} MiB"
-        share = f"{speed['share_of_peak']:.0%}"
+        held = "-" if memory is None else f"{memory / 2**20:.0f} MiB"
         ratio = f"{rate / last['images_per_second']:.2f}"
-        cells = [f"{rate:.1f}", *ends, ratio, f"{speed['ms_per_image']:.1f}", held, share, speed["memory_layout"]]
-        lines.append([row["model"], *cells])
-    print_table(SPEED_COLUMNS, lines, f"Timed in turn: {how}; ratio to {rows[-1]['model']}")
+        cells = [speed["precision"], f"{rate:.1f}", *ends, ratio, f"{speed['ms_per_image']:.1f}", held]
+        cells += ["-" if share is None else f"{share:.0%}", speed["memory_layout"] or "-", speed["served_by"]]
+        lines.append([shown, *cells])
+    print_table(SPEED_COLUMNS, lines, f"Timed in turn: {how}; ratio to {name}")
+    note = threads_note()
+    if note is not None:
+        echo(note, err=True)
     if last["compiled"]:
-        seconds = [f"{row['model']} {row['throughput']['compile_seconds']:.0f} s" for row in rows]
+        seconds = [f"{shown} {speed['compile_seconds']:.0f} s" for shown, speed in in_pytorch]
         echo(f"Compiled within the first step: {', '.join(seconds)}", err=True)
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-from stvit_cli.analysis.cost.throughput import machine
+from stvit_cli.analysis.cost.machine import machine
 from stvit_cli.analysis.report.run_files import Run
 from stvit_cli.analysis.report.summary import seconds_spent
 from stvit_cli.engine.progress import duration

@@ -45,6 +45,8 @@ def test_two_models_in_turn(mode: list[str], tmp_path: Path, capsys: pytest.Capt
         assert speed["ms_per_image"] == pytest.approx(1e3 / speed["images_per_second"])
         assert 0 < speed["share_of_peak"] < 1.5
         assert speed["mode"] == ("train" if mode else "inference")
+        assert speed["served_by"].startswith("PyTorch") or speed["kernels"]
+        assert speed["machine"]["threads"] == torch.get_num_threads()
         assert speed["peak_memory_bytes"] > 2 * 3 * 64 * 64 * 4  # more than the images
     out = capsys.readouterr().out
     assert "share of peak" in out
@@ -60,8 +62,28 @@ def test_kernels_are_reported_where_they_ran(
     setting = Setting((8, 8), in_chans=16, batch_size=1, precision=precision, rounds=1, kernels=True)
     speed = time_in_turn([prepare("ffn", ConvFFN(16), setting)], setting)["ffn"]
     assert speed["kernels"] is True
+    assert (speed["served_by"], speed["precision"]) == ("custom kernels", precision)
     _print_speed([{"model": "ffn", "throughput": speed}])
-    assert "by custom kernels" in capsys.readouterr().out
+    assert "custom kernels" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not kernels.is_available("cpu"), reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("model", "enable", "said"),
+    [
+        (ConvFFN(16), False, "PyTorch: custom kernels are turned off"),
+        (ConvFFN(16), "auto", "PyTorch: custom kernels are not faster on this CPU"),
+        (ConvFFN(6, ratio=1), True, "PyTorch: custom kernels do not take these sizes"),
+        (torch.nn.Conv2d(16, 16, 1), "auto", "PyTorch"),
+    ],
+)
+def test_why_the_kernels_did_not_run_is_said(
+    model: torch.nn.Module, enable: bool | Literal["auto"], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "are_faster", lambda *_: False)
+    chans = 6 if "sizes" in said else 16
+    candidate = prepare("", model, Setting((8, 8), in_chans=chans, batch_size=1, kernels=enable))
+    assert (candidate.served_by, candidate.kernels) == (said, False)
 
 
 def test_candidates_take_turns() -> None:
