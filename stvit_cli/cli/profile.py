@@ -124,8 +124,11 @@ def profile(
         if throughput:
             from stvit_cli.analysis.cost.throughput import Setting, measure
 
-            if files or runtimes:
-                echo("Exporting and compiling the models for other runtimes; this takes up to a few minutes.", err=True)
+            if rows and runtimes:
+                echo(
+                    "Exporting the models as ONNX, which takes up to a few minutes; files of `stvit export` can be given.",
+                    err=True,
+                )
             wanted: bool | Literal["auto"] = "auto" if kernels is None else kernels
             how = Setting((height, width), 3, batch_size, train, precision, compiled, wanted, rounds, device, runtimes)
             figures = measure([row["model"] for row in rows], how, files, lambda line: echo(line, err=True))

@@ -64,7 +64,15 @@ def export(name: str, path: Path, batch_size: int, image_size: tuple[int, int]) 
                 export_onnx(Trained(model, WeightsInfo(name, image_size=min(image_size)), Path(name)), path)
             else:
                 images = torch.zeros(batch_size, 3, *image_size)
-                torch.onnx.export(fuse(model), (images,), path, dynamo=True, external_data=False, verbose=False)
+                torch.onnx.export(
+                    fuse(model),
+                    (images,),
+                    path,
+                    dynamo=True,
+                    optimize=False,  # the optimizer takes minutes, and the runtimes have their own
+                    external_data=False,
+                    verbose=False,
+                )
     except Exception as error:  # whatever the exporter does not know of a model
         return shortened(next(iter(str(error).splitlines()), type(error).__name__), 160)
     return None
