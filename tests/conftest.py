@@ -12,9 +12,11 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from stvit_cli.utils.cpus import usable_cpus
+
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    # Side by side (pytest -n), each process computes on its part of the cores: torch takes all of them otherwise.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    # Side by side (pytest -n), each process computes on its part of the CPUs: torch takes all cores otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // int(workers))))
 
 # The same examples every time, and none remembered: a failure here is a failure everywhere.
 settings.register_profile("reproducible", derandomize=True, database=None, deadline=None, max_examples=40)

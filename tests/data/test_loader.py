@@ -29,6 +29,7 @@ DIGITS = DataSection(kind="digits", image_size=32)
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
+    monkeypatch.setattr("stvit_cli.utils.cpus._own_quota", lambda: None)  # that of the container which the tests run in
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
 

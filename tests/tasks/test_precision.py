@@ -74,6 +74,24 @@ def test_boxes_of_a_detector_stay_in_float32(name: str, monkeypatch: pytest.Monk
         assert 1e-5 < relative_difference(maps["bf16"][level], expected) < BF16_ERROR
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "name", ["classifier", "timm/resnet10t", "shapes-upernet", "shapes-mask-rcnn", "shapes-cascade-mask-rcnn"]
+)
+def test_bf16_on_a_gpu(name: str) -> None:
+    trained, cuda = created(name), torch.device("cuda")
+    image = torch.rand(3, 70, 90, device=cuda)
+    with torch.inference_mode():
+        if "rcnn" in name:
+            (found,) = trained.prepared(cuda, precision="bf16")([image])
+            assert {value.dtype for value in found.values()} == {torch.float32, torch.int64}
+            return
+        expected = trained.prepared(cuda)(image[None])
+        logits = trained.prepared(cuda, precision="bf16")(image[None])
+    assert (logits.dtype, logits.device.type) == (torch.float32, "cuda")
+    assert 1e-5 < relative_difference(logits, expected) < BF16_ERROR
+
+
 def _dtypes(args: tuple[Any, ...]) -> list[torch.dtype]:
     return [arg.dtype for arg in args if isinstance(arg, Tensor)]
 
