@@ -177,20 +177,21 @@ def _prepared(
 def _accuracies(
     trained: Trained, recipe: Recipe | None, files: dict[str, Path], say: Callable[[str], None]
 ) -> dict[str, dict[str, float]]:
-    """Return the metrics of each file on the validation images of a run; nothing where these are not there."""
+    """Return the metrics of each file on the validation images of a run; nothing where these cannot be read."""
     if recipe is None:
         return {}
     try:
         whole = tasks.build_evaluation(recipe, trained.info)
+        num_images = len(whole.val_set)  # type: ignore[arg-type]
+        chosen = _evenly_spaced(num_images, NUM_EVALUATED)
+        say(f"Evaluating fp32 and int8 on {len(chosen)} of {num_images} validation images.")
+        models: dict[str, nn.Module] = {name: OnnxModel(path) for name, path in files.items()}
+        found = evaluate_models(
+            _Part(whole, chosen), models, World(torch.device("cpu")), batch_size=32, num_workers=min(recipe.data.num_workers, 2)
+        )
     except UserError as error:
         say(f"The accuracy is not measured: {str(error).splitlines()[0]}")
         return {}
-    chosen = _evenly_spaced(len(whole.val_set), NUM_EVALUATED)  # type: ignore[arg-type]
-    say(f"Evaluating fp32 and int8 on {len(chosen)} of {len(whole.val_set)} validation images.")  # type: ignore[arg-type]
-    models: dict[str, nn.Module] = {name: OnnxModel(path) for name, path in files.items()}
-    found = evaluate_models(
-        _Part(whole, chosen), models, World(torch.device("cpu")), batch_size=32, num_workers=min(recipe.data.num_workers, 2)
-    )
     assert found is not None
     return {name: found[name].metrics for name in files}
 
