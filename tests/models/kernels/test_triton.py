@@ -41,9 +41,9 @@ def test_kernels_compile_for_sm_90_without_spilling_registers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_kernels_compile_for_every_gpu_precision_and_shape_without_spilling_registers(target: str) -> None:
-    run_python(TARGETS, "--targets", target, "--all")
+@pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
+def test_kernels_compile_for_other_gpus_without_spilling_registers(target: str) -> None:
+    run_python(TARGETS, "--targets", target, "--dtypes", "bf16")
 
 
 ON_A_GPU = str(Path(__file__).parents[2] / "gpu" / "test_kernels.py")
