@@ -47,9 +47,14 @@ def profile(
     depth: Annotated[int, typer.Option(metavar="N", min=1, help="How deep the tree goes.")] = 3,
     throughput: Annotated[bool, typer.Option("--throughput", help="Also time the models, in turn.")] = False,
     against: Annotated[str, typer.Option(metavar="NAMES", help="Models of torchvision or timm beside them, by commas.")] = "",
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images in a timed step.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images in a step: 8 by default, 128 for --roofline.")
+    ] = None,
     train: Annotated[bool, typer.Option("--train", help="Time training steps, not inference.")] = False,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(metavar="fp32|bf16", help="Of the timed step.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None,
+        typer.Option(metavar="fp32|bf16", help="Of the step: fp32 by default, bf16 for --roofline."),
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: built-in models block by block.")] = False,
     kernels: Annotated[
         bool | None,
@@ -63,6 +68,10 @@ def profile(
             help="Also time the models as ONNX on the CPU in onnxruntime and openvino, by commas. MODEL may be .onnx.",
         ),
     ] = "",
+    roofline: Annotated[
+        str | None,
+        typer.Option(metavar="GPU", help="What bounds a step on h100, h200 or a100, by operator. Counted; no GPU is needed."),
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Parameters and multiply-adds of the models, beside the paper's figures; and how fast they run.
@@ -75,6 +84,7 @@ def profile(
     stvit profile stvit-s --throughput --against swin_t --train --compile
     stvit profile stvit-s --throughput --runtime onnxruntime,openvino --precision bf16
     stvit profile model.onnx int8.onnx --throughput --runtime onnxruntime
+    stvit profile stvit-s --roofline h100 --train --against swin_t
     """
     size = None if image_size is None else _parse_size(image_size)
     words = [word for word in models or () if "=" in word]
@@ -84,6 +94,17 @@ def profile(
         raise UserError(f"{words[0]} sets a key of a recipe; of which? Give --recipe NAME")
     if recipe is not None and (throughput or against):
         raise UserError("--throughput and --against are for models without heads; leave --recipe out.")
+    if roofline is not None:
+        from stvit_cli.cli.roofline import profile_roofline
+
+        other = {"--recipe": recipe is not None, "--throughput": throughput, "--compile": compiled, "--by-module": by_module}
+        other |= {"--kernels": kernels is True, "--no-kernels": kernels is False, f"--runtime {runtime}": bool(runtime)}
+        other |= {str(path): True for path in files}
+        for name in [name for name, given in other.items() if given]:
+            raise UserError(f"--roofline counts a step of models without heads in every form; leave {name} out.")
+        shown = (names or ["stvit-s"]) + [name for name in against.split(",") if name]
+        return profile_roofline(shown, roofline, size or (224, 224), batch_size or 128, precision or "bf16", train, json_file)
+    batch_size, precision = batch_size or 8, precision or "fp32"
     timed = {
         "--train": train,
         "--compile": compiled,

@@ -12,61 +12,21 @@ Shapes: B batch, C channels, H W tokens.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any
 
 import torch
 from reference import OPERATORS, to_reference
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from stvit_cli.analysis.cost.gpu_functions import GpuKernels
+from stvit_cli.analysis.cost.operator_trace import OperatorTrace
 from stvit_cli.cli.output import print_table
 from stvit_cli.models.accelerated import Accelerated
-from stvit_cli.models.kernels import KERNELS
 from stvit_cli.models.layers import ConvPosEnc, gelu
 from stvit_cli.models.super_token import SuperTokenAttention
-
-MOVES_NOTHING = ("empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "detach")  # beside views
-
-
-class Traffic(TorchDispatchMode):
-    """Adds up the bytes of the inputs and outputs of operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        library, name = function._schema.name.split("::")
-        if library in ("aten", "stvit") and not function.is_view and name not in MOVES_NOTHING:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-            self.bytes += sum(size(tensor) for tensor in tensors)
-            if name in ("associate_and_aggregate", "aggregate"):
-                self.bytes += 2 * 9 * size(result[0] if isinstance(result, tuple) else result)  # the parts, written and read
-            elif name.endswith("pos_enc_backward"):
-                self.bytes += 2 * size_of_sums(args[1])  # written by the programs, and added up
-        return result
-
-
-def size(tensor: Tensor) -> int:
-    """Return the bytes of a tensor's memory; elements of expanded tensors and overlapping windows count once."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
-def size_of_sums(x: Tensor) -> int:
-    """Return the bytes of the sums that the programs of a position encoding's backward pass write for tokens (B, C, H, W)."""
-    if importlib.util.find_spec("triton") is None:
-        return 0
-    from stvit_cli.models.kernels.triton import convolution
-
-    (programs, _), *_ = convolution._plan(x.permute(0, 2, 3, 1))
-    return int(programs * convolution.SUMS.value * x.shape[1] * 4)
 
 
 class ConvFFNMiddle(Accelerated):
@@ -82,16 +42,6 @@ class ConvFFNMiddle(Accelerated):
         return self.conv(gelu(u))  # the bias is added by the linear layer before it
 
 
-class GpuKernels(type(KERNELS)):  # type: ignore[misc]
-    """The custom kernels as on a GPU: for every precision, without self-attention."""
-
-    def supports(self, x: Tensor, channels: int | None = None) -> bool:
-        return True
-
-    def supports_self_attention(self, x: Tensor, head_dim: int) -> bool:
-        return False
-
-
 def count(implementation: str, module: nn.Module, size: tuple[int, int, int, int], train: bool) -> int:
     """Count the bytes of a forward pass on tokens (B, C, H, W), and with ``train`` of the backward pass."""
     layout = torch.contiguous_format if implementation == "reference" else torch.channels_last
@@ -101,11 +51,11 @@ def count(implementation: str, module: nn.Module, size: tuple[int, int, int, int
         if isinstance(layer, Accelerated):
             layer.kernels = GpuKernels() if implementation == "kernels" else None
     x = torch.empty(size).contiguous(memory_format=layout).requires_grad_(train)
-    with Traffic() as traffic, torch.set_grad_enabled(train):
+    with OperatorTrace() as trace, torch.set_grad_enabled(train):
         y = module(x)
         if train:
             y.backward(torch.empty_like(y))
-    return traffic.bytes
+    return sum(operator.bytes for operator in trace.operators)
 
 
 def main() -> None:

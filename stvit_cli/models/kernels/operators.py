@@ -229,7 +229,7 @@ def sample(x: Tensor, grid_size: tuple[int, int], num_iters: int = 1) -> tuple[T
         Super tokens (B, p, q, C) and association Q (B, p, q, 9, n).
     """
     h, w = grid_size
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     with torch.no_grad():
         # The zeros of the padding count in the mean, as in `super_token.sample`.
