@@ -58,7 +58,7 @@ def profile(
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: built-in models block by block.")] = False,
     kernels: Annotated[
         bool | None,
-        typer.Option("--kernels/--no-kernels", help="Built-in models with the custom kernels; by default with AVX-512."),
+        typer.Option("--kernels/--no-kernels", help="Built-in models with the custom kernels; by default with AVX2 or AVX-512."),
     ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each model is timed.")] = 7,
     runtime: Annotated[

@@ -280,8 +280,8 @@ class TrainSection(Section):
     compile: bool = False
     """Compile each block with torch.compile."""
     kernels: bool | Literal["auto"] = "auto"
-    """Use custom fused kernels: C++ on a CPU, Triton on a GPU. auto: on a CPU with AVX-512 that has a compiler; on a GPU where a
-    measurement, made once on each GPU, finds them faster."""
+    """Use custom fused kernels: C++ on a CPU, Triton on a GPU. auto: on a CPU with AVX2 or AVX-512 that has a compiler; on a
+    GPU where a measurement, made once on each GPU, finds them faster."""
     sync_bn: bool = False
     """Synchronize batch norm statistics over all processes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -30,11 +30,12 @@ INLINE Vector powers(float* row, int64_t n, int64_t padded, float scale, float& 
   most = largest(most) * scale;
   largest_logit = most[0];
   Vector sums = {};
-  for (int64_t j = 0; j < padded; j += LANES) {
-    const Vector power = exponential(load(row + j) * scale - most);
-    sums += power;
-    store(row + j, power);
-  }
+  for_vectors(padded, [&](int64_t j, auto vectors) {
+    Vector power[vectors];
+    for (int i = 0; i < vectors; i++) power[i] = load(row + j + i * LANES) * scale - most;
+    exponential<vectors>(power);
+    for (int i = 0; i < vectors; i++) sums += power[i], store(row + j + i * LANES, power[i]);
+  });
   return sum(sums);
 }
 
@@ -133,11 +134,15 @@ void attend_backward(const Head& head, int64_t images, int64_t heads, const T* a
           for (int64_t c = 0; c < d; c += LANES) dot += load(out + i * head.y_stride + c) * load(of_out + i * head.y_stride + c);
           dot = sum(dot);
           const float log = of_logs[head_index * n + first + i];
-          for (int64_t j = 0; j < padded; j += LANES) {
-            const Vector probability = exponential(load(row + j) * head.scale - log);
-            store(row + j, probability);
-            store(of_row + j, probability * (load(of_row + j) - dot));
-          }
+          for_vectors(padded, [&](int64_t j, auto vectors) {
+            Vector probability[vectors];
+            for (int v = 0; v < vectors; v++) probability[v] = load(row + j + v * LANES) * head.scale - log;
+            exponential<vectors>(probability);
+            for (int v = 0; v < vectors; v++) {
+              store(row + j + v * LANES, probability[v]);
+              store(of_row + j + v * LANES, probability[v] * (load(of_row + j + v * LANES) - dot));
+            }
+          });
           std::fill(row + n, row + padded, 0.0f);
           std::fill(of_row + n, of_row + padded, 0.0f);
         }

@@ -68,7 +68,9 @@ INLINE void associate(const float* const* tokens, const float* centres, const fl
   for (int64_t k = 0; k < NEAR; k++) shares[k] = k < NEAR_ROW ? sums[k / LANES][k % LANES] : last;
   Vector most = shares[0], total = {};
   for (int64_t k = 1; k < NEAR; k++) most = larger(shares[k], most);
-  for (int64_t k = 0; k < NEAR; k++) total += shares[k] = exponential(shares[k] - most);
+  for (int64_t k = 0; k < NEAR; k++) shares[k] -= most;
+  for (int64_t k = 0; k < NEAR; k += 3) exponential<3>(&shares[k]);
+  for (int64_t k = 0; k < NEAR; k++) total += shares[k];
   total = 1.0f / total;
   for (int64_t k = 0; k < NEAR; k++) {
     const Vector share = shares[k] * total;

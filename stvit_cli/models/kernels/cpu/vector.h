@@ -19,9 +19,10 @@
 #include <utility>
 #include <vector>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(STVIT_EMULATE_AVX512_BF16)  // by a test: SIMDe computes what the instructions do
+#endif
+#if !defined(__AVX512BF16__) && defined(STVIT_EMULATE_AVX512_BF16)  // by a test: SIMDe computes what the instructions do
 #include <simde/x86/avx512/dpbf16.h>
 #endif
 
@@ -50,7 +51,14 @@ INLINE void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = va
 
 // The bits of bfloat16, each in the lower half of a lane.
 INLINE Words load_bits(const BFloat16* from) {
-  return __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words);
+  const Halves halves = *reinterpret_cast<const Halves*>(from);
+#if defined(__AVX512F__)  // GCC widens the two halves of a vector one by one
+  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(halves)));
+#elif defined(__AVX2__) && !defined(STVIT_EMULATE_AVX512_BF16)
+  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(halves)));
+#else
+  return __builtin_convertvector(halves, Words);
+#endif
 }
 
 INLINE Vector load(const BFloat16* from) { return reinterpret_cast<Vector>(load_bits(from) << 16); }
@@ -87,20 +95,29 @@ INLINE void store(BFloat16* to, Vector value) {
 #endif
 }
 
-INLINE Vector exponential(Vector x) {
-  x = x < -87.0f ? Vector{} - 87.0f : x;        // x <= 0 in all calls
+// exp(x) of COUNT vectors, x <= 0. A vector alone waits for the result of each step; the steps of several are interleaved, as they
+// would otherwise be further apart than a processor looks ahead.
+template <int COUNT>
+INLINE void exponential(Vector* x) {
   const Vector magic = Vector{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Vector shifted = x * 1.44269504f + magic;
-  const Vector whole = shifted - magic;
-  const Vector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // log 2 in two parts
-  Vector y = r * 1.9875691e-4f + 1.3981999e-3f;  // Cephes' polynomial for exp on [-log(2) / 2, log(2) / 2]
-  y = y * r + 8.3334519e-3f;
-  y = y * r + 4.1665796e-2f;
-  y = y * r + 1.6666667e-1f;
-  y = y * r + 5.0000001e-1f;
-  y = y * (r * r) + r + 1.0f;
-  const Integers exponent = reinterpret_cast<Integers>(shifted) - reinterpret_cast<Integers>(magic) + 127;
-  return y * reinterpret_cast<Vector>(exponent << 23);
+  Vector shifted[COUNT], r[COUNT], y[COUNT];
+  for (int i = 0; i < COUNT; i++) x[i] = x[i] < -87.0f ? Vector{} - 87.0f : x[i];
+  for (int i = 0; i < COUNT; i++) shifted[i] = x[i] * 1.44269504f + magic;
+  for (int i = 0; i < COUNT; i++) {
+    const Vector whole = shifted[i] - magic;
+    r[i] = (x[i] - whole * 0.693359375f) + whole * 2.12194440e-4f;  // log 2 in two parts
+  }
+  // Cephes' polynomial for exp on [-log(2) / 2, log(2) / 2]
+  for (int i = 0; i < COUNT; i++) y[i] = r[i] * 1.9875691e-4f + 1.3981999e-3f;
+  for (int i = 0; i < COUNT; i++) y[i] = y[i] * r[i] + 8.3334519e-3f;
+  for (int i = 0; i < COUNT; i++) y[i] = y[i] * r[i] + 4.1665796e-2f;
+  for (int i = 0; i < COUNT; i++) y[i] = y[i] * r[i] + 1.6666667e-1f;
+  for (int i = 0; i < COUNT; i++) y[i] = y[i] * r[i] + 5.0000001e-1f;
+  for (int i = 0; i < COUNT; i++) y[i] = y[i] * (r[i] * r[i]) + r[i] + 1.0f;
+  for (int i = 0; i < COUNT; i++) {
+    const Integers exponent = reinterpret_cast<Integers>(shifted[i]) - reinterpret_cast<Integers>(magic) + 127;
+    x[i] = y[i] * reinterpret_cast<Vector>(exponent << 23);
+  }
 }
 
 template <int64_t STEP, size_t... I>
@@ -148,6 +165,14 @@ INLINE void transpose(Vector* rows) {
       for (int64_t i = 0; i < LANES; i++) rows[i] = other[i];
     }
   }
+}
+
+// Call `body` with the first of two adjacent vectors of channels, or of one.
+template <typename Body>
+INLINE void for_vectors(int64_t channels, const Body& body) {
+  int64_t c = 0;
+  for (; c + 2 * LANES <= channels; c += 2 * LANES) body(c, std::integral_constant<int, 2>{});
+  if (c < channels) body(c, std::integral_constant<int, 1>{});
 }
 
 // Memory for `count` values that are written before they are read.
