@@ -5,18 +5,23 @@ C channels, S side of the square input.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
+from stvit_cli.data.batch_transforms import TrainBatchTransform, normalized
 from stvit_cli.data.images import UnreadableImageError
-from stvit_cli.data.loader import seeded
-from stvit_cli.data.sampling import SampleKey, derive_seed
-from stvit_cli.data.transforms import Transform
+from stvit_cli.data.in_memory import decode_all, image_bytes, stacked, without_colour
+from stvit_cli.data.loader import WorkerUse, generators_kept, seeded
+from stvit_cli.data.sampling import SampleKey, derive_seed, sample_seeds
+from stvit_cli.data.transforms import EvalTransform, Transform
 from stvit_cli.errors import UserError
 
 MAX_REPLACEMENTS = 20
@@ -73,8 +78,12 @@ class EvalSet(Dataset[dict[str, Any]]):
         transform: from an image to a tensor.
     """
 
+    workers: WorkerUse = "never"
+
     def __init__(self, images: Images, transform: Transform) -> None:
         self.images, self.transform = images, transform
+        self._pixels: Tensor | None = None
+        self._missing: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,6 +94,38 @@ class EvalSet(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.transform(self.images.open(index))
         return {"image": image, "target": self.images.target(index), "index": index}
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self._pixels is not None
+
+    def keep_in_memory(self, most: int, stopped: Callable[[], bool], advance: Callable[[int], None]) -> int:
+        """Keep the images as they are before normalization; see `in_memory.decode_all` for arguments, result and errors."""
+        transform = self.transform
+        assert isinstance(transform, EvalTransform)
+
+        def pixels(image: Image.Image) -> NDArray[np.uint8]:
+            grey = image.convert("L") if transform.mode == "L" else without_colour(image)
+            return np.array(transform.cropped(grey))
+
+        found, taken = decode_all(self.images, pixels, lambda array: array.nbytes, most, stopped=stopped, advance=advance)
+        self._pixels = torch.from_numpy(stacked(found, transform.size))
+        self._missing = frozenset(index for index, array in enumerate(found) if array is None)
+        return taken
+
+    def release(self) -> None:
+        """Read the images from their files again."""
+        self._pixels = None
+
+    def batch(self, keys: Sequence[int]) -> dict[str, Any]:
+        """Return a batch of images that are in memory."""
+        assert self._pixels is not None
+        assert isinstance(self.transform, EvalTransform)
+        for index in self._missing.intersection(keys):
+            self[index]  # says why
+        indices = torch.tensor(keys)
+        image = normalized(self._pixels[indices], self.transform.mean.flatten(), self.transform.std.flatten())
+        return {"image": image, "target": _targets(self.images, keys), "index": indices, "skipped": []}
 
 
 class TrainSet(Dataset[dict[str, Any]]):
@@ -101,6 +142,8 @@ class TrainSet(Dataset[dict[str, Any]]):
 
     def __init__(self, images: Images, transform: Transform, seed: int, unreadable: Literal["stop", "skip"]) -> None:
         self.images, self.transform, self.seed, self.unreadable = images, transform, seed, unreadable
+        self._kept: list[Image.Image | None] | None = None
+        self._batch_transform: TrainBatchTransform | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -110,10 +153,51 @@ class TrainSet(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         index, opened, skipped = open_or_replace(self.images, key, self.seed, self.unreadable)
-        with seeded(derive_seed(self.seed, "sample", key.epoch, key.index, key.view)):
+        with seeded(*sample_seeds(self.seed, [key])):
             image = self.transform(opened)
         item = {"image": image, "target": self.images.target(index), "index": index}
         return {**item, "skipped": skipped} if skipped else item
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self._kept is not None
+
+    @property
+    def workers(self) -> WorkerUse:
+        return "spare cores" if self._batch_transform is not None and self._batch_transform.is_light else "always"
+
+    def keep_in_memory(self, most: int, stopped: Callable[[], bool], advance: Callable[[int], None]) -> int:
+        """Keep the decoded images; see `in_memory.decode_all` for arguments, result and errors."""
+        transform = TrainBatchTransform(self.transform)
+        kept, taken = decode_all(self.images, transform.prepared, image_bytes, most, stopped=stopped, advance=advance)
+        self._batch_transform, self._kept = transform, kept
+        return taken
+
+    def release(self) -> None:
+        """Read the images from their files again."""
+        self._kept = None
+
+    def batch(self, keys: Sequence[SampleKey]) -> dict[str, Any]:
+        """Return a batch of images that are in memory; one that is not is opened, or replaced, as an item is."""
+        assert self._kept is not None
+        assert self._batch_transform is not None
+        indices, images, skipped = [], [], []
+        for key in keys:
+            index, image = key.index, self._kept[key.index]
+            if image is None:
+                index, opened, paths = open_or_replace(self.images, key, self.seed, self.unreadable)
+                image = self._batch_transform.prepared(opened)
+                skipped += paths
+            indices.append(index)
+            images.append(image)
+        with generators_kept():
+            batch = self._batch_transform(images, sample_seeds(self.seed, keys))
+        return {"image": batch, "target": _targets(self.images, indices), "index": torch.tensor(indices), "skipped": skipped}
+
+
+def _targets(images: Images, indices: Sequence[int]) -> Tensor:
+    targets: Tensor = default_collate([images.target(index) for index in indices])
+    return targets
 
 
 class Openable(Protocol):

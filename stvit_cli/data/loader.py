@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,10 +39,35 @@ __all__ = [
 ]
 
 Collate = Callable[[list[Any]], Any]
+WorkerUse = Literal["never", "spare cores", "always"]
+
+
+@runtime_checkable
+class MakesBatches(Protocol):
+    """A data set that can make batches itself, of images that it keeps in memory.
+
+    Attributes:
+        is_in_memory: it does; until then it gives items alone.
+        workers: who makes the batches of images in memory: never workers, workers where cores are spare, or always.
+    """
+
+    @property
+    def is_in_memory(self) -> bool: ...
+
+    @property
+    def workers(self) -> WorkerUse: ...
+
+    def batch(self, keys: Sequence[Any]) -> Any:
+        """Return what collating the items of the keys gives."""
+        ...
+
 
 BESIDE_THE_STEP = 19
 """Niceness of workers that share cores with a CPU step. The step's threads wait for one another, so preempting one delays all.
 On two cores of an AMD EPYC stvit-s trains at 0.94 of the speed of the step alone; with nice workers at 0.95 to 0.97."""
+
+FEW_CORES = 4
+"""Up to this number, the training process makes batches of images in memory by itself. Measured on two cores."""
 
 GRACE_S = 60
 """Seconds that a worker keeps running after SIGTERM, in which its parent ends the step and saves."""
@@ -69,10 +94,17 @@ def seeded(seed: int) -> Iterator[None]:
     ...     print(torch.rand(()) == first)
     tensor(True)
     """
+    with generators_kept():
+        random.seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reaches for the GPUs too
+        yield
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Restore the states of random, numpy and torch's CPU generator after a ``with`` block; workers skip it."""
     before = None if get_worker_info() else (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
-    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reaches for the GPUs too
     try:
         yield
     finally:
@@ -140,7 +172,7 @@ class Loader:
         pin_memory: bool,
         niceness: int = 0,
     ) -> None:
-        num_workers = usable_workers(num_workers)
+        num_workers = useful_workers(dataset, num_workers, on_gpu=pin_memory)
         self.loader: DataLoader[Any] = DataLoader(
             _Batches(dataset, collate),
             sampler=batches,  # what it yields is handed to the data set as it is
@@ -183,6 +215,23 @@ def usable_workers(num_workers: int) -> int:
     return min(num_workers, threads_of_process())
 
 
+def useful_workers(dataset: Dataset[Any], num_workers: int, *, on_gpu: bool = False) -> int:
+    """Return the number of workers for a data set: `usable_workers`, or none where they would only disturb the training process.
+
+    The workers of a run on a CPU share its cores with the threads of the step, and get to work when these wait for them. With few
+    cores, a batch of images in memory is made sooner than a worker hands it over.
+
+    Args:
+        dataset: of which batches are made.
+        num_workers: ``data.num_workers``.
+        on_gpu: the step runs on a GPU, so that the cores are free.
+    """
+    num_workers = usable_workers(num_workers)
+    use = dataset.workers if isinstance(dataset, MakesBatches) and dataset.is_in_memory else "always"
+    are_spare = on_gpu or threads_of_process() > FEW_CORES
+    return num_workers if use == "always" or (use == "spare cores" and are_spare) else 0
+
+
 def explain_dead_worker(error: BaseException) -> DeadWorkerError | None:
     """Return the message for the user if torch's error is about a dead worker, otherwise None.
 
@@ -217,6 +266,8 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, keys: Sequence[Any]) -> Any:
         try:
+            if isinstance(self.dataset, MakesBatches) and self.dataset.is_in_memory:
+                return self.dataset.batch(keys)
             return self.collate([self.dataset[key] for key in keys])
         except UserError as error:
             return _Refused(str(error))

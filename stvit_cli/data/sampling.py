@@ -7,7 +7,7 @@ the processes: W processes, and one process that accumulates W micro-batches, se
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,8 +35,26 @@ def derive_seed(*parts: int | str) -> int:
     >>> derive_seed(0, "model") == derive_seed(0, "model"), derive_seed(0, "model") == derive_seed("model", 0)
     (True, False)
     """
-    text = "".join(f"{type(part).__name__} {len(str(part))} {part}" for part in parts)  # the length keeps parts apart
+    return _hashed(_as_text(parts))
+
+
+def _as_text(parts: Iterable[int | str]) -> str:
+    pairs = ((type(part).__name__, str(part)) for part in parts)
+    return "".join(f"{kind} {len(text)} {text}" for kind, text in pairs)  # the length keeps parts apart
+
+
+def _hashed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
+
+
+def sample_seeds(seed: int, keys: Sequence[SampleKey]) -> list[int]:
+    """Return the seeds of the random numbers of some training samples.
+
+    >>> sample_seeds(0, [SampleKey(5, 2, 0)]) == [derive_seed(0, "sample", 2, 5, 0)]
+    True
+    """
+    starts = {epoch: _as_text((seed, "sample", epoch)) for epoch in {key.epoch for key in keys}}
+    return [_hashed(starts[key.epoch] + _as_text((key.index, key.view))) for key in keys]
 
 
 def hold_out(names: Sequence[str], count: int) -> NDArray[np.bool_]:

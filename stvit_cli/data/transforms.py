@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Transform = Callable[[Image.Image], Tensor]
 """From an image in mode RGB to a normalised float tensor (C, S, S)."""
 
-_RESAMPLING = {
+RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
@@ -49,7 +49,7 @@ def eval_transform(
     crop_pct: float | None = None,
     interpolation: str = "bicubic",
     in_chans: int = 3,
-) -> Transform:
+) -> EvalTransform:
     """Return the transform for evaluation: resize the short side, crop the center, normalize.
 
     Args:
@@ -67,10 +67,10 @@ def eval_transform(
     torch.Size([3, 32, 32])
     """
     _check_channels(mean, std, in_chans)
-    return _EvalTransform(image_size, mean, std, crop_pct or default_crop_pct(image_size), _RESAMPLING[interpolation])
+    return EvalTransform(image_size, mean, std, crop_pct or default_crop_pct(image_size), RESAMPLING[interpolation])
 
 
-class _EvalTransform:
+class EvalTransform:
     """timm's evaluation transform, to the last bit, without the import of timm and torchvision, which takes seconds."""
 
     def __init__(
@@ -81,16 +81,20 @@ class _EvalTransform:
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        image = bounded_aspect(image if image.mode == self.mode else image.convert(self.mode))
+        image = self.cropped(image if image.mode == self.mode else image.convert(self.mode))
+        pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, -1)  # H W C, uint8
+        return pixels.permute(2, 0, 1).contiguous().float().div_(255).sub_(self.mean).div_(self.std)
+
+    def cropped(self, image: Image.Image) -> Image.Image:
+        """Return an image of any mode resized and cropped to S x S."""
+        image = bounded_aspect(image)
         short, long = sorted(image.size)
         if short != self.resized:
             other = int(self.resized * long / short)
             size = (self.resized, other) if image.width <= image.height else (other, self.resized)
             image = image.resize(size, self.resampling)
         left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
-        image = image.crop((left, top, left + self.size, top + self.size))
-        pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, -1)  # H W C, uint8
-        return pixels.permute(2, 0, 1).contiguous().float().div_(255).sub_(self.mean).div_(self.std)
+        return image.crop((left, top, left + self.size, top + self.size))
 
 
 def train_transform(

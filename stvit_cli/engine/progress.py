@@ -97,6 +97,14 @@ class Progress:
     def recomputing(self, done: int, total: int) -> None:
         self.bars.update(self.epoch_bar, description="batch norm statistics", completed=done, total=total, text="")
 
+    def decoding(self, done: int, total: int) -> None:
+        self.bars.update(self.epoch_bar, description="decoding images", completed=done, total=total, text="")
+        if done == total:
+            self.bars.update(self.epoch_bar, description="epoch", completed=0, total=self.timeline.steps_per_epoch)
+        elif self.bars.disable and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self.say(f"decoding images: {done} of {total}")
+
     def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float) -> None:
         """Print the row of an evaluation.
 

@@ -31,7 +31,7 @@ from stvit_cli.engine.state import RunState
 from stvit_cli.engine.step import StepResult, TrainStep
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.base import Batch, Task
+from stvit_cli.tasks.base import Batch, KeepsImages, Task
 from stvit_cli.utils.machine_failures import machine_failures_explained
 from stvit_cli.utils.metric_names import MANY_IMAGES, epoch_text, metric_name, metric_with_unit
 from stvit_cli.utils.streams import lasting_output
@@ -141,6 +141,7 @@ class Trainer:
             self.writer.open_loggers(self.state.step, self.progress.say, self.progress.warn)
             for line in summary(self.session, self.run_dir.path, start.notes):
                 self.progress.say(line)
+            self._keep_images()
             if not self.state.step and self.first_images is not None:
                 self.writer.log_images(0, self.first_images)
             is_new = not self._is_over()
@@ -166,6 +167,15 @@ class Trainer:
             epoch = epoch_text(result["best_epoch"])
             self.progress.say(f"Best {metric_name(main).label} {best} (epoch {epoch}) after {spent}: {self.run_dir.best}")
         return result
+
+    def _keep_images(self) -> None:
+        """Let the task decode small images once, each process for itself."""
+        task = self.session.task
+        if isinstance(task, KeepsImages):
+            samples = (self.timeline.num_steps - self.state.step) * self.session.plan.global_batch_size
+            line = task.keep_images(samples, lambda: self.stop.number != 0, self.progress.decoding)
+            if line is not None:
+                self.progress.say(line)
 
     def _loop(self) -> None:
         state = self.state

@@ -105,6 +105,9 @@ class DataSection(Section):
     together, such as ^([^_]+)_ for images named PATIENT_NUMBER. null: each image by itself."""
     num_workers: Annotated[int, Field(ge=0)] = 8
     """Number of data loader workers per training process; limited to the number of cores."""
+    in_memory: bool | Literal["auto"] = "auto"
+    """Decode all images when a run of a classifier starts and keep them in memory. The batches are the same to the last bit.
+    auto: where they have at most 256 x 256 pixels on average, and take at most an eighth of the free memory and 2 GiB."""
     class_weights: Literal["balanced"] | tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Weight of each class in the loss: a list in the order of the classes, or balanced: images / (classes x images of the
     class), as in scikit-learn. For loss.kind bce they are the weights of a class that is present (pos_weight), and balanced is
@@ -401,6 +404,7 @@ FREE_ON_RESUME = frozenset(
         "description",
         "data.dir",
         "data.num_workers",
+        "data.in_memory",
         "train.batch_size_per_device",
         "train.device",
         "train.log_every_steps",

@@ -114,6 +114,8 @@ def _task_contradictions(recipe: Recipe) -> Iterator[str]:
     if recipe.data.kind not in (*kinds, "auto"):
         yield f"data.kind: found {recipe.data.kind}, expected {', '.join(kinds[:-1])} or {kinds[-1]} for task {recipe.task}"
     if recipe.task != "classification":
+        if recipe.data.in_memory is True:
+            yield f"data.in_memory: found true, expected auto or false for task {recipe.task}, which reads its images each time"
         if recipe.model.in_chans != 3:
             yield f"model.in_chans: found {recipe.model.in_chans}, expected 3 for task {recipe.task}"
         if recipe.optim.layer_decay is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -147,6 +147,27 @@ class HasCompilableBlocks(Protocol):
 
     def compile_blocks(self) -> None:
         """Compile every block in place."""
+        ...
+
+
+@runtime_checkable
+class KeepsImages(Protocol):
+    """A task that can keep its decoded images in memory."""
+
+    def keep_images(self, num_samples: int, stopped: Callable[[], bool], advance: Callable[[int, int], None]) -> str | None:
+        """Decode the images and keep them, where the recipe says so or they are small. What comes out stays the same.
+
+        Args:
+            num_samples: number of training samples that the run still takes.
+            stopped: asked now and then; nothing is kept then.
+            advance: called with the number of images done and their total.
+
+        Returns:
+            A line for the user; None where they are not kept.
+
+        Raises:
+            UserError: the recipe asks for it, and there is not enough memory.
+        """
         ...
 
 

@@ -70,11 +70,16 @@ def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
     Returns:
         Such as 2.5; None where there is no limit, as on a system without control groups.
     """
-    return min((quota for folder in _cgroups(proc) if (quota := _quota(folder)) is not None), default=None)
+    return min((quota for folder in control_groups(proc, "cpu") if (quota := _quota(folder)) is not None), default=None)
 
 
-def _cgroups(proc: Path) -> Iterator[Path]:
-    """Yield the folders of the control groups that a process is in and of those above them, as far as they are mounted here."""
+def control_groups(proc: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups that a process is in and of those above them, as far as they are mounted here.
+
+    Args:
+        proc: the folder of the process in procfs, with the files ``cgroup`` and ``mountinfo``.
+        controller: of version 1: cpu, memory, ...
+    """
     try:
         groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
@@ -83,10 +88,10 @@ def _cgroups(proc: Path) -> Iterator[Path]:
     for fields in mounts:  # man 5 proc: id, parent, device, root, mount point, options, ... "-", type, source, super options
         if "-" not in fields or (kind := fields[fields.index("-") + 1]) not in ("cgroup", "cgroup2"):
             continue
-        if kind == "cgroup" and "cpu" not in fields[-1].split(","):
+        if kind == "cgroup" and controller not in fields[-1].split(","):
             continue
         for _, controllers, path in (group for group in groups if len(group) == 3):
-            if controllers == "" if kind == "cgroup2" else "cpu" in controllers.split(","):
+            if controllers == "" if kind == "cgroup2" else controller in controllers.split(","):
                 root, mount_point = PurePosixPath(_unescaped(fields[3])), Path(_unescaped(fields[4]))
                 # In a container the path may be the host's, of which only the own group is mounted.
                 below = PurePosixPath(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.memory import numbers
 from stvit_cli.utils.text import printable
 
 Kind = Literal["memory", "GPU memory", "threads", "shared memory", "open files", "disk"]
@@ -164,16 +165,10 @@ def _shortened(line: str) -> str:
 def _near_memory_limit() -> bool:
     """Whether this process has used most of the address space that it may have, or the machine of its memory."""
     try:
-        status = _numbers(Path("/proc/self/status"))
-        machine = _numbers(Path("/proc/meminfo"))
+        status = numbers(Path("/proc/self/status"))
+        machine = numbers(Path("/proc/meminfo"))
     except OSError:
         return False
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     is_limited = limit != resource.RLIM_INFINITY and status.get("VmSize", 0) * 1024 > NEARLY * limit
     return is_limited or machine.get("MemAvailable", 1) < 0.03 * machine.get("MemTotal", 1)
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """Read lines such as ``VmSize:  1234 kB``."""
-    pairs = (line.partition(":") for line in path.read_text().splitlines())
-    return {name: int(rest.split()[0]) for name, _, rest in pairs if rest.split() and rest.split()[0].isdigit()}

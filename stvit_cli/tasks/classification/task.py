@@ -5,7 +5,7 @@ B batch, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 
 from stvit_cli.data import ClassificationData, EvalSet, derive_seed
 from stvit_cli.data.classification import all_targets, images_of_classes
+from stvit_cli.data.in_memory import keep_in_memory
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.sampling import ClassBalance
@@ -151,6 +152,13 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         train, val = self.train_set.images, self.val_set.images
         require_usable("validation", val.open, len(val))
         return [*dict.fromkeys((*train.notes, *val.notes)), *self._absent_classes()]
+
+    def keep_images(self, num_samples: int, stopped: Callable[[], bool], advance: Callable[[int, int], None]) -> str | None:
+        """See `tasks.base.KeepsImages`. By itself where every image is needed more than once or nearly so."""
+        in_memory = self.recipe.data.in_memory
+        if in_memory == "auto" and num_samples < len(self.train_set):
+            return None
+        return keep_in_memory([self.train_set, self.val_set], in_memory, stopped=stopped, advance=advance)
 
     @cached_property
     def _fingerprint(self) -> str:
