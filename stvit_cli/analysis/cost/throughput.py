@@ -135,7 +135,11 @@ def measure(
                 sources[name] = path
             else:
                 say(f"{name} is not timed in {', '.join(setting.runtimes)}: it cannot be exported as ONNX: {failure}")
-        others = {name: list(_in_runtimes(name, path, flops.get(name), setting, say)) for name, path in sources.items()}
+        others, notes = {}, dict[str, None]()
+        for name, path in sources.items():
+            others[name] = list(_in_runtimes(name, path, flops.get(name), setting, lambda line: notes.update({line: None})))
+        for note in notes:  # once, not for every model
+            say(note)
         timed = time_in_turn([*own, *(candidate for group in others.values() for candidate in group)], setting)
     results = {name: timed[name] for name in names}
     for name, group in others.items():

@@ -77,6 +77,13 @@ def test_a_processor_without_bf16_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert said == ["OpenVINO in bf16 is not timed: this processor has no bf16 instructions."]
 
 
+def test_what_holds_for_all_models_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "_has_bf16", lambda core: False)
+    said: list[str] = []
+    measure([], QUICK, [write_file(tmp_path / "a.onnx"), write_file(tmp_path / "b.onnx")], said.append)
+    assert len(said) == 1
+
+
 def test_an_int8_file_says_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "_has_bf16", lambda core: True)
     path, images = write_file(tmp_path / "int8.onnx", precision="int8"), np.zeros((1, 3, 8, 8), dtype=np.float32)
