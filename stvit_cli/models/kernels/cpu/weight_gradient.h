@@ -25,7 +25,7 @@ constexpr bool PAIRS = HAVE_PAIRS && std::is_same_v<T, BFloat16>;
 template <bool PAIR>
 INLINE Vector add_element(Vector total, Vector x, float g) {
   if constexpr (PAIR)
-    return add_product(total, std::bit_cast<Words>(x), Pair{std::bit_cast<uint32_t>(g)});
+    return add_product(total, reinterpret_cast<Words>(x), Pair{std::bit_cast<uint32_t>(g)});
   else
     return add_product(total, x, g);
 }
@@ -83,13 +83,10 @@ std::vector<Origin> origins_of(const Convolution& conv, int64_t from, int64_t un
 // Elements of as many channels as a vector has lanes.
 template <typename T>
 INLINE Vector elements(const T* first, const T* second) {
-  if constexpr (PAIRS<T>) {
-    const Words low = __builtin_convertvector(*reinterpret_cast<const Halves*>(first), Words);
-    const Words high = __builtin_convertvector(*reinterpret_cast<const Halves*>(second), Words);
-    return reinterpret_cast<Vector>(low | high << 16);
-  } else {
+  if constexpr (PAIRS<T>)
+    return reinterpret_cast<Vector>(load_bits(first) | load_bits(second) << 16);
+  else
     return load(first);
-  }
 }
 
 // Copies x under the taps of a block of output positions into panels of all columns.
