@@ -17,7 +17,6 @@ import stvit_cli
 from stvit_cli import WeightsInfo, create_model, save_weights, tasks
 from stvit_cli.models.weights.info import parse
 from stvit_cli.tasks import spec
-from stvit_cli.tasks.detection import roi
 from stvit_cli.tasks.spec import FEW_IMAGES, Trained
 
 SAVED = Path(__file__).parents[1] / "golden" / "saved_by_0_1"
@@ -56,9 +55,9 @@ def test_bf16_outputs_are_float32_and_within_its_own_error(name: str) -> None:
 def test_boxes_of_a_detector_stay_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, images = created(name), [torch.rand(3, 70, 90)]
     seen: list[torch.dtype] = []
-    nms, roi_align = torch.ops.torchvision.nms, roi.roi_align
+    nms, roi_align = torch.ops.torchvision.nms, torch.ops.torchvision.roi_align
     monkeypatch.setattr(torch.ops.torchvision, "nms", lambda *args: seen.extend(_dtypes(args)) or nms(*args))
-    monkeypatch.setattr(roi, "roi_align", lambda *args, **words: seen.extend(_dtypes(args)) or roi_align(*args, **words))
+    monkeypatch.setattr(torch.ops.torchvision, "roi_align", lambda *args: seen.extend(_dtypes(args)) or roi_align(*args))
     maps: dict[str, dict[str, Tensor]] = {}
     for precision in ("fp32", "bf16"):
         model = trained.prepared(CPU, precision=precision)
