@@ -101,8 +101,6 @@ def layer_scales() -> tuple[type[nn.Module], ...]:
 class ConvGelu(nn.Module):
     """Convolution 3 x 3 -> GELU -> batch norm: a layer of the stem."""
 
-    has_gelu = True  # False in a packed copy, whose convolution includes it
-
     def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
         super().__init__()
         self.conv = Conv2d(in_chans, out_chans, 3, stride, 1)
@@ -110,8 +108,7 @@ class ConvGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # From here on, memory is channels-last.
-        x = self.conv(x.contiguous(memory_format=torch.channels_last))
-        return self.norm(gelu(x) if self.has_gelu else x)
+        return self.norm(gelu(self.conv(x.contiguous(memory_format=torch.channels_last))))
 
 
 class Stem(nn.Sequential):
@@ -166,6 +163,6 @@ class ConvFFN(Accelerated):
         if self.kernels is not None and self.kernels.supports(x, self.conv.conv.in_channels):
             fc1 = self.fc1
             assert fc1.bias is not None  # added by the kernel
-            u = fc1.convolve(x, with_bias=False) if isinstance(fc1, Conv2d) else fc1.multiply(x, None)  # `mkldnn.PackedConv`
+            u = fc1.convolve(x, with_bias=False) if isinstance(fc1, Conv2d) else fc1.multiply(x)  # `mkldnn.PackedConv`
             return self.fc2(self.kernels.gelu_conv_pos_enc(u, fc1.bias, self.conv.conv, self.conv.residual))
         return self.fc2(self.conv(gelu(self.fc1(x))))

@@ -207,25 +207,28 @@ class SuperTokenAttention(Accelerated):
             return self.attend(x)
         if self.kernels is not None and self.kernels.supports(x):
             super_tokens, association = self.kernels.sample(x, self.grid_size, self.num_iters)
-            super_tokens = self._attend_channels_last(super_tokens)
+            super_tokens = self.attend_channels_last(super_tokens)
             return self.kernels.upsample(association, super_tokens, self.grid_size, (x.shape[2], x.shape[3]))
         cells = to_cells(x, self.grid_size)
         super_tokens, association = sample(cells, self.num_iters)
-        super_tokens = self._attend_channels_last(super_tokens)
+        super_tokens = self.attend_channels_last(super_tokens)
         return from_cells(upsample(association, super_tokens), self.grid_size, (x.shape[2], x.shape[3]))
 
-    def _attend_channels_last(self, super_tokens: Tensor) -> Tensor:
+    def attend_channels_last(self, super_tokens: Tensor) -> Tensor:
         """`attend` for (B, p, q, C)."""
         return self.attend(super_tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def attend(self, x: Tensor) -> Tensor:
         """Apply multi-head self-attention among the p * q super tokens of (B, C, p, q)."""
+        return self.proj(self.mix_tokens(x))
+
+    def mix_tokens(self, x: Tensor) -> Tensor:
+        """`attend` without its last projection."""
         if self.kernels is not None and self.kernels.supports_self_attention(x, self.head_dim):
-            return self.proj(self.kernels.self_attention(self.qkv(x), self.num_heads))
+            return self.kernels.self_attention(self.qkv(x), self.num_heads)
         q, k, v = self.split_heads(x)
         y = F.scaled_dot_product_attention(q, k, v)
-        y = rearrange(y, "B heads (p q) d -> B p q (heads d)", p=x.shape[2])
-        return self.proj(y.permute(0, 3, 1, 2))
+        return rearrange(y, "B heads (p q) d -> B p q (heads d)", p=x.shape[2]).permute(0, 3, 1, 2)
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, heads, p * q, d) of (B, C, p, q).

@@ -29,7 +29,7 @@ from stvit_cli.cli.output import print_table
 from stvit_cli.models import create_model
 from stvit_cli.models.kernels import use_kernels
 from stvit_cli.models.optimize.fuse import fuse
-from stvit_cli.models.optimize.mkldnn import pack
+from stvit_cli.models.optimize.pack import pack
 from stvit_cli.models.super_token import SuperTokenAttention
 
 OPERATORS = {"attention, stage 1": (64, 1, 8, 56), "attention, stage 2": (128, 2, 4, 28)}  # C, heads, grid, H = W

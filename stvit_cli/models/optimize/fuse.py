@@ -66,12 +66,13 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
+def is_batch_norm(module: nn.Module) -> bool:
+    """Return whether a module is a batch norm, frozen or not."""
     ops = sys.modules.get("torchvision.ops")  # it takes seconds to import; where it is not imported, no model has its layers
     return isinstance(module, _BatchNorm) or (ops is not None and isinstance(module, ops.FrozenBatchNorm2d))
 
 
-def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """Return the scale and shift, in float64, of a batch norm in eval mode: x * scale + shift."""
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
@@ -80,9 +81,9 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 def _fold_norm_before(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
     """Fold by W (s x + t) + b = (W s) x + (W t + b), where W is 1 x 1 and thus without padding."""
     norm = getattr(parent, name)
-    if not _is_batch_norm(norm):
+    if not is_batch_norm(norm):
         return
-    scale, shift = _scale_and_shift(norm)
+    scale, shift = scale_and_shift(norm)
     weight = conv.weight.double()
     _set(conv, weight * scale[:, None, None], _bias(conv) + weight.flatten(1) @ shift)
     setattr(parent, name, Folded())
@@ -90,9 +91,9 @@ def _fold_norm_before(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
 
 def _fold_norm_after(parent: nn.Module, name: str, conv: nn.Conv2d) -> None:
     norm = getattr(parent, name)
-    if not _is_batch_norm(norm):
+    if not is_batch_norm(norm):
         return
-    scale, shift = _scale_and_shift(norm)
+    scale, shift = scale_and_shift(norm)
     _set(conv, conv.weight.double() * scale[:, None, None, None], _bias(conv) * scale + shift)
     setattr(parent, name, Folded())
 

@@ -10,23 +10,27 @@ from torch import Tensor, nn
 from stvit_cli.models.kernels import use_kernels
 from stvit_cli.models.layers import PatchMerging, Stem
 from stvit_cli.models.optimize.fuse import fuse
-from stvit_cli.models.optimize.mkldnn import can_pack, cpu_has_bf16, pack
+from stvit_cli.models.optimize.mkldnn import can_pack, cpu_has_bf16
+from stvit_cli.models.optimize.pack import pack
 from stvit_cli.models.stvit import Block, STViT
 
 Precision = Literal["fp32", "bf16"]
 
 
-def for_inference(model: nn.Module, device: torch.device, precision: Precision = "fp32") -> nn.Module:
+def for_inference(
+    model: nn.Module, device: torch.device, precision: Precision = "fp32", *, kernels: bool | Literal["auto"] = "auto"
+) -> nn.Module:
     """Return a fused copy (`fuse`) on a device, in channels-last memory.
 
     On a CPU it also has packed weights and, where they are faster, the custom kernels. Such a copy cannot be copied, compiled or
-    exported.
+    exported. On a GPU, the kernels are those that the model has.
 
     Args:
         model: any model with STViT layers, left unchanged.
         device: where the copy runs.
         precision: ``bf16``: STViT's layers have weights and tokens in bfloat16, with sums in float32, and other layers run under
             autocast. Images are taken in float32 or bfloat16; results are float32. See `bf16_is_native`.
+        kernels: on a CPU, whether it has the custom kernels; ``auto``: where they are faster.
 
     Example:
         >>> from stvit_cli import create_model
@@ -38,7 +42,7 @@ def for_inference(model: nn.Module, device: torch.device, precision: Precision =
     fast = fuse(model).to(device).to(memory_format=torch.channels_last)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if device.type == "cpu":
-        use_kernels(fast, device.type, "auto")
+        use_kernels(fast, device.type, kernels, dtype=dtype)
         pack(fast, dtype)
     if precision == "bf16":
         _run_in_bf16(fast, device)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from stvit_cli import create_model
 from stvit_cli.models import kernels
-from stvit_cli.models.optimize import mkldnn
+from stvit_cli.models.layers import Stem
+from stvit_cli.models.optimize import mkldnn, packed_block
 from stvit_cli.models.optimize.inference import Precision, bf16_is_native, for_inference
+from stvit_cli.models.optimize.packed_stem import PackedStem
 from stvit_cli.models.stvit import STViT, Variant
 from stvit_cli.tasks.detection.detector import create_detector
 from stvit_cli.tasks.segmentation.upernet import create_segmenter
@@ -80,7 +82,7 @@ def test_a_packed_product_never_mixes_dtypes(
 
     class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.namespace == "mkldnn":
+            if "pointwise" in str(func):
                 calls.append({arg.dtype for arg in args if isinstance(arg, Tensor)})
                 assert not torch.is_autocast_enabled("cpu")
             return func(*args, **kwargs or {})
@@ -91,6 +93,67 @@ def test_a_packed_product_never_mixes_dtypes(
             y = layer(torch.randn(1, 8, 5, 6).to(input_dtype))
         assert y.dtype == (input_dtype if dtype == torch.float32 else dtype)
     assert calls == [{mkldnn.computed_dtype(dtype)}] * 2
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 46), (63, 35)])
+@pytest.mark.parametrize("unfoldable", [False, True])
+@torch.inference_mode()
+def test_batch_norms_of_the_stem_fold_exactly(size: tuple[int, int], unfoldable: bool) -> None:
+    """Also at the border, where the convolution after a batch norm pads with zeros."""
+    stem = randomised(Stem(3, 16))
+    assert isinstance(stem, Stem)
+    for layer in list(stem)[: -1 if not unfoldable else 0]:
+        layer.norm.weight.abs_().add_(0.2)
+    if unfoldable:
+        stem[1].norm.weight[3] = 0.0  # -shift / scale is infinite
+    packed = PackedStem(stem)
+    assert [type(norm) is nn.Identity for norm in packed.norms] == [True, not unfoldable, True, False]
+    images = torch.randn(2, 3, *size) + 1
+    assert relative_error(packed(images), stem(images)) < 1e-5
+
+
+@torch.inference_mode()
+def test_images_are_taken_apart_where_the_hidden_tokens_are_large(monkeypatch: pytest.MonkeyPatch, with_kernels: bool) -> None:
+    monkeypatch.setattr(packed_block, "CACHE", 3 * 4 * 64 * 16 * 16)
+    monkeypatch.setattr(packed_block, "MIN_TOKENS", 100)
+    model, images = tiny(), torch.randn(3, 3, 64, 64)
+    fast, counts = for_inference(model, CPU), []
+    for stage in fast.stages:
+        fc2 = stage.blocks[0].mlp.fc2
+        monkeypatch.setattr(fc2, "add_to", lambda x, hidden, add_to=fc2.add_to: (counts.append(len(x)), add_to(x, hidden))[1])
+    assert relative_error(fast(images), model(images)) < BOUNDS["fp32"]
+    assert counts == [3, 3, 3, 3]
+    counts.clear()
+    monkeypatch.setattr(packed_block, "CACHE", 0)
+    assert relative_error(fast(images), model(images)) < BOUNDS["fp32"]
+    assert counts == [1, 1, 1, 2, 1, 3, 3]  # 256, 64, 16 and 4 tokens of an image
+
+
+@torch.inference_mode()
+def test_blocks_with_other_norms_are_not_flattened() -> None:
+    model = tiny()
+    model.stages[0].blocks[0].norm2 = nn.GroupNorm(4, 16)
+    fast, images = for_inference(model, CPU), torch.randn(1, 3, 40, 64)
+    kinds = [type(block).__name__ for stage in fast.stages for block in stage.blocks]
+    assert kinds == ["Block", *["PackedBlock"] * 5]
+    assert relative_error(fast(images), model(images)) < BOUNDS["fp32"]
+
+
+@pytest.mark.parametrize("groups", [1, 64])
+@torch.inference_mode()
+def test_weights_have_the_layout_of_the_size_at_hand(groups: int) -> None:
+    """oneDNN converts another layout at every call, which can take ten times as long as the convolution."""
+    conv = nn.Conv2d(64, 64, 3, 1, 1, groups=groups)
+    packed = mkldnn.PackedConv2d(conv).packed
+    sizes, found = [(1, 64, 28, 28), (8, 64, 28, 28), (1, 64, 9, 50), (1, 64, 28, 28)], []
+    for size in sizes:
+        found.append(packed.for_input(torch.empty(size)))
+        expected = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight.contiguous(memory_format=torch.channels_last), [1, 1], [1, 1], [1, 1], groups, list(size)
+        )
+        assert mkldnn._layout(found[-1]) == mkldnn._layout(expected)
+        assert torch.equal(found[-1].to_dense().reshape(conv.weight.shape), conv.weight)
+    assert found[0] is found[-1]
 
 
 @pytest.mark.parametrize("feature_cls", [None, "getter"])
@@ -149,8 +212,8 @@ def test_other_models_run_under_autocast(name: str) -> None:
 @torch.inference_mode()
 def test_without_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, or where PyTorch has no oneDNN."""
-    monkeypatch.setattr(mkldnn, "can_pack", lambda: False)
-    monkeypatch.setattr("stvit_cli.models.optimize.inference.can_pack", lambda: False)
+    for name in ("pack", "inference"):
+        monkeypatch.setattr(f"stvit_cli.models.optimize.{name}.can_pack", lambda: False)
     model, images = tiny(), torch.randn(1, 3, 64, 40)
     fast, expected = for_inference(model, CPU, "bf16"), model(images)
     assert fast.stem[0].conv.weight.dtype == torch.bfloat16
