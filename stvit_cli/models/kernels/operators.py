@@ -129,8 +129,17 @@ def _keep_conv_pos_enc(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(x, weight)
 
 
+def _laid_out_as(weight: Tensor, of_weight: Tensor) -> Tensor:
+    """Return a gradient with the strides of its weight: DDP warns about others, and copies."""
+    if of_weight.stride() == weight.stride():
+        return of_weight
+    return torch.empty_like(weight, dtype=of_weight.dtype).copy_(of_weight)
+
+
 def _conv_pos_enc_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *ops.conv_pos_enc_backward(grad, *ctx.saved_tensors, ctx.residual), None
+    x, weight = ctx.saved_tensors
+    of_x, of_weight, of_bias = ops.conv_pos_enc_backward(grad, x, weight, ctx.residual)
+    return of_x, _laid_out_as(weight, of_weight), of_bias, None
 
 
 def _keep_conv_pos_enc_layer_norm(ctx: Any, inputs: Any, output: Any) -> None:
@@ -147,8 +156,8 @@ def _conv_pos_enc_layer_norm_backward(ctx: Any, grad_y: Tensor, grad_norm: Tenso
         grad_norm, channels_last, [y.shape[1]], mean, rstd, norm_weight.float(), norm_bias.float(), [True, True, True]
     )
     of_norm_weight, of_norm_bias = of_norm_weight.to(norm_weight.dtype), of_norm_bias.to(norm_bias.dtype)
-    grad = grad_y + of_y.permute(0, 3, 1, 2)
-    return *ops.conv_pos_enc_backward(grad, x, weight, ctx.residual), None, of_norm_weight, of_norm_bias, None
+    of_x, of_weight, of_bias = ops.conv_pos_enc_backward(grad_y + of_y.permute(0, 3, 1, 2), x, weight, ctx.residual)
+    return of_x, _laid_out_as(weight, of_weight), of_bias, None, of_norm_weight, of_norm_bias, None
 
 
 def _keep_gelu_conv_pos_enc(ctx: Any, inputs: Any, output: Any) -> None:
@@ -157,7 +166,9 @@ def _keep_gelu_conv_pos_enc(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _gelu_conv_pos_enc_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *ops.gelu_conv_pos_enc_backward(grad, *ctx.saved_tensors, ctx.residual), None
+    u, shift, weight = ctx.saved_tensors
+    of_u, of_shift, of_weight, of_bias = ops.gelu_conv_pos_enc_backward(grad, u, shift, weight, ctx.residual)
+    return of_u, of_shift, _laid_out_as(weight, of_weight), of_bias, None
 
 
 def _keep_associate_and_aggregate(ctx: Any, inputs: Any, output: Any) -> None:

@@ -9,16 +9,22 @@ Shapes: B batch, C channels, H W rows and columns.
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvit_cli.models.accelerated import Conv2d
 from stvit_cli.models.layers import ConvFFN, ConvPosEnc, PatchMerging
 from stvit_cli.models.stvit import STViT
 from stvit_cli.models.super_token import SuperTokenAttention
+from stvit_cli.utils.text import first_line
+
+logger = logging.getLogger(__name__)
 
 Activation = Literal["none", "gelu"]
 CONVOLUTIONS = (nn.Conv2d, Conv2d)
@@ -50,8 +56,50 @@ def computed_dtype(dtype: torch.dtype) -> torch.dtype:
 
     There oneDNN has no packed product of bfloat16, or a slow one. The sums are in float32 in either case.
     """
-    is_native = dtype != torch.bfloat16 or (cpu_has_bf16() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype if is_native else torch.float32
+    return torch.float32 if dtype == torch.bfloat16 and not _multiplies_bf16() else dtype
+
+
+@cache
+def _multiplies_bf16() -> bool:
+    """Return whether oneDNN multiplies packed bfloat16 on this CPU, by a trial: it depends on its version too."""
+    if not (cpu_has_bf16() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    try:
+        with torch.no_grad(), _without_autocast():
+            return packed_products_are_right(torch.bfloat16)
+    except RuntimeError as error:
+        logger.warning("oneDNN has no product of packed bfloat16 here (%s). Products are computed in float32.", first_line(error))
+        return False
+
+
+def packed_products_are_right(dtype: torch.dtype) -> bool:
+    """Run each packed operator of this file on small tensors, and return whether all results are right.
+
+    Raises:
+        RuntimeError: oneDNN lacks one.
+    """
+    channels, ops = 32, torch.ops.mkldnn
+    pad: Geometry = ([1, 1], [1, 1], [1, 1], 1)
+    x = torch.linspace(-1, 1, 2 * channels * 9).view(2, channels, 3, 3).to(dtype, memory_format=torch.channels_last)
+    pointwise = torch.linspace(-0.2, 0.5, channels**2).view(channels, channels, 1, 1).to(dtype)
+    dense = torch.linspace(-0.1, 0.2, channels**2 * 9).view(channels, channels, 3, 3).to(dtype)
+    depthwise = dense[:, :1].contiguous()
+    packed, added = PackedWeight(pointwise, POINTWISE).for_input(x), x.clone()
+    ops._convolution_pointwise_.binary(added, x, packed, None, *POINTWISE, "add", None, None, [], None)
+    product = F.conv2d(x.float(), pointwise.float())
+    pairs = [
+        (ops._convolution_pointwise(x, packed, None, *POINTWISE, "none", [], ""), product),
+        (
+            ops._linear_pointwise(x.permute(0, 2, 3, 1), _packed_linear(pointwise), None, "none", [], ""),
+            product.permute(0, 2, 3, 1),
+        ),
+        (added, x.float() + product),
+    ]
+    for weight, groups in ((dense, 1), (depthwise, channels)):
+        geometry = (*pad[:3], groups)
+        y = ops._convolution_pointwise(x, PackedWeight(weight, geometry).for_input(x), None, *geometry, "gelu", [], "none")
+        pairs.append((y, F.gelu(F.conv2d(x.float(), weight.float(), padding=1, groups=groups))))
+    return all(bool((found.float() - right).abs().max() <= 0.02 * right.abs().max()) for found, right in pairs)
 
 
 class PackedWeight:

@@ -243,3 +243,12 @@ def test_results_have_the_dtype_of_the_eager_form_under_autocast(residual: bool)
                 assert found.dtype == y.dtype
                 assert error(found, y) < 3 * EPS
                 kernels.use_kernels(layer, "cpu", enable=False)
+
+
+def test_gradients_have_the_strides_of_their_weights() -> None:
+    """Otherwise DDP warns, and copies each of them."""
+    model = create_model("stvit-nano", num_classes=2).to(memory_format=torch.channels_last)
+    kernels.use_kernels(model, "cpu")
+    model(torch.rand(2, 3, 64, 64)).sum().backward()
+    found = {name: weight.grad.stride() for name, weight in model.named_parameters() if weight.grad is not None}
+    assert found == {name: weight.stride() for name, weight in model.named_parameters()}

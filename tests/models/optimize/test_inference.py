@@ -226,3 +226,19 @@ def test_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         for capabilities, expected in (({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
             monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
             assert bf16_is_native(CPU) == expected
+
+
+def test_the_trial_of_packed_products_finds_right_and_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it fails in bfloat16, as with a oneDNN that lacks an operator, products are computed in float32."""
+    assert mkldnn.packed_products_are_right(torch.float32)
+    monkeypatch.setattr(mkldnn, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+
+    def lacks(dtype: torch.dtype) -> bool:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    for trial, expected in ((lambda dtype: True, torch.bfloat16), (lambda dtype: False, torch.float32), (lacks, torch.float32)):
+        monkeypatch.setattr(mkldnn, "packed_products_are_right", trial)
+        mkldnn._multiplies_bf16.cache_clear()
+        assert mkldnn.computed_dtype(torch.bfloat16) == expected
+    mkldnn._multiplies_bf16.cache_clear()

@@ -56,6 +56,7 @@ def given(task: SegmentationTask) -> Any:
         evaluation=task,
         predictions=evaluator.predictions([evaluator.state()]),
         trained=SimpleNamespace(prepared=lambda *_: task.model),
+        precision="fp32",
         device=torch.device("cpu"),
         max_images=3,
     )
