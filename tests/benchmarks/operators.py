@@ -24,6 +24,8 @@ from stvit_cli.cli.output import print_table
 def describe(event: Any) -> str:
     """Return the name of an operator; of a convolution also its kernel, or that it is depth-wise."""
     name = event.key.removeprefix("aten::")
+    if name == "mkldnn::_convolution_pointwise_":  # its first tensor is the residual; only packed 1 x 1 products add to one
+        return f"{name} 1 x 1"
     if "convolution" in name:
         weights = [shape for shape in event.input_shapes if len(shape) == 4][1 + ("backward" in name) :]
         if weights:
