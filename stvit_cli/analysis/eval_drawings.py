@@ -9,6 +9,7 @@ from stvit_cli import tasks
 from stvit_cli.data.drawing import drawn_name, save_png
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.spec import ReportInput
+from stvit_cli.utils.text import first_line
 
 
 def write_drawings(given: ReportInput, folder: Path, say: Callable[[str], None]) -> int:
@@ -36,7 +37,7 @@ def write_drawings(given: ReportInput, folder: Path, say: Callable[[str], None])
             image = drawing.draw()
         except (UserError, OSError) as error:
             failures += 1
-            say(f"Not drawn: {drawing.name}: {str(error).splitlines()[0]}")
+            say(f"Not drawn: {drawing.name}: {first_line(error)}")
             continue
         save_png(image, folder / drawn_name(count, Path(drawing.name)))
         count += 1

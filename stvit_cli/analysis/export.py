@@ -21,6 +21,7 @@ from stvit_cli.analysis.export_int8 import Calibration, Int8Report, quantize_and
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.optimize.half_weights import halve_weights
+from stvit_cli.models.precision import DTYPES
 from stvit_cli.models.timm_models import is_timm_name
 from stvit_cli.models.weights.file import WeightsInfo, save_weights
 from stvit_cli.tasks import registry
@@ -33,7 +34,6 @@ from stvit_cli.utils.files import replacing, writing
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 CHECKED_SIZES = ((1, 65, 101), (2, 131, 70), (3, 97, 190))  # B, H, W; not multiples of any grid size
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
@@ -77,7 +77,7 @@ def export_onnx(
     require_exportable(trained)
     sizes = checked_sizes(trained.info)
     _require_finite_outputs(trained, sizes[0][1:])
-    say(f"Writing {trained.info.model} as ONNX; this takes up to a few minutes.")
+    say(f"Writing {trained.info.model} as ONNX; this can take some minutes.")
     model = _traced(trained)
     found: dict[str, Any] = {"format": "onnx", "opset": model.opset_imports[""], "precision": precision}
     with writing(path, advice=""), replacing(path) as temporary, _folder_beside(path) as folder:
@@ -248,7 +248,7 @@ def export_weights(trained: Trained, path: Path, precision: str) -> dict[str, An
     Raises:
         UserError: a weight exceeds the range of the precision, or the file cannot be written.
     """
-    dtype = PRECISIONS[precision]
+    dtype = DTYPES[precision]
     state_dict = {name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in trained.model.state_dict().items()}
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
@@ -264,7 +264,7 @@ def _beyond_range(trained: Trained, name: str, precision: str) -> UserError:
 
 def _wider(trained: Trained, precision: str) -> str:
     """Suggest a precision that holds every weight; if there is none, the weights themselves are not finite."""
-    wider = [name for name in ("bf16", "fp32") if name != precision and _fits(trained, PRECISIONS[name])]
+    wider = [name for name in ("bf16", "fp32") if name != precision and _fits(trained, DTYPES[name])]
     return f" Use precision {wider[0]}." if wider else " They are not finite; use other weights."
 
 

@@ -29,7 +29,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.base import Evaluation
 from stvit_cli.tasks.loading import Trained
-from stvit_cli.utils.text import printable
+from stvit_cli.utils.text import first_line, printable
 
 NUM_CALIBRATED = 256
 """The largest number of images that are calibrated on."""
@@ -190,7 +190,7 @@ def _accuracies(
             _Part(whole, chosen), models, World(torch.device("cpu")), batch_size=32, num_workers=min(recipe.data.num_workers, 2)
         )
     except UserError as error:
-        say(f"The accuracy is not measured: {str(error).splitlines()[0]}")
+        say(f"The accuracy is not measured: {first_line(error)}")
         return {}
     assert found is not None
     return {name: found[name].metrics for name in files}

@@ -17,6 +17,7 @@ from stvit_cli.models.weights.hub import WEIGHTS
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.loading import open_trained
 from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.text import first_line
 
 CONFIG = "config.json"
 
@@ -70,7 +71,7 @@ def _card(run: Path, repo: str, licence: str | None) -> str:
         card = ModelCard(text)
         card.data["license"] = licence
     except (ValueError, TypeError) as error:
-        raise UserError(f"{own}: its head cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{own}: its head cannot be read: {first_line(error)}") from None
     return str(card)
 
 

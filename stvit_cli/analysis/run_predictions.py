@@ -15,6 +15,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.loading import open_trained
 from stvit_cli.tasks.predictions import Predictions
+from stvit_cli.utils.text import first_line
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,5 @@ def predictions_of_run(path: Path, say: Callable[[str], None] = lambda line: Non
         if trained.path == run_dir.best and file_hash(run_dir.best) == before:  # a run that still trains may have replaced it
             write_evaluation(run_dir, recipe.task, None, found, trained.info.class_names)
     except (UserError, OSError) as error:
-        say(f"The predictions are not kept: {str(error).splitlines()[0]}")
+        say(f"The predictions are not kept: {first_line(error)}")
     return RunPredictions(run_dir, recipe, found.metrics, found.predictions, was_kept=False)

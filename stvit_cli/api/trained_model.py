@@ -160,7 +160,7 @@ class TrainedModel:
 
         Args:
             path: a new file: ``.onnx`` (classifiers, for any batch, height and width from 64, compared with the model before it
-                gets its name; takes up to a few minutes) or ``.safetensors``.
+                gets its name; this can take some minutes) or ``.safetensors``.
             precision: fp32; fp16 or bf16: of the weights, an ``.onnx`` file computes in float32; int8 (``.onnx`` only):
                 convolutions and linear layers compute in it, except those that lose too much (`models.optimize.quantize`).
             calibrate: int8: a folder of images like those that the model is for; by default the training images of the run that
@@ -171,13 +171,14 @@ class TrainedModel:
             UserError: the file exists or cannot be written, a package is missing, weights exceed the range of fp16, there are no
                 images to calibrate on, or int8 loses too much.
         """
-        from stvit_cli.analysis.export import PRECISIONS, export_onnx, export_weights, require_exportable
+        from stvit_cli.analysis.export import export_onnx, export_weights, require_exportable
         from stvit_cli.analysis.export_int8 import find_calibration
+        from stvit_cli.models.precision import DTYPES
 
         target = Path(path)
         require_new_file(target, ".onnx", ".safetensors")
-        if precision not in (*PRECISIONS, "int8"):
-            raise UserError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}, int8.")
+        if precision not in (*DTYPES, "int8"):
+            raise UserError(f"precision: found {precision!r}, expected one of {', '.join(DTYPES)}, int8.")
         if precision != "int8" and calibrate is not None:
             raise UserError(f"calibrate: only int8 is calibrated, but the precision is {precision}.")
         if target.suffix != ".onnx":

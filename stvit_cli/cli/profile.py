@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, print_table, reporting
 from stvit_cli.errors import UserError
 from stvit_cli.utils.cpus import threads_note
+
+if TYPE_CHECKING:
+    from stvit_cli.analysis.cost.throughput import Setting
 
 COLUMNS = ["model", "parameters", "paper", "difference", "FLOPs", "paper", "difference", "by operator"]
 SPEED_COLUMNS = [
@@ -90,32 +93,24 @@ def profile(
     words = [word for word in models or () if "=" in word]
     files = [Path(word) for word in models or () if word.endswith(".onnx")]
     names = [word for word in models or () if "=" not in word and not word.endswith(".onnx")]
+    compared = [name for name in against.split(",") if name]
     if words and recipe is None:
         raise UserError(f"{words[0]} sets a key of a recipe; of which? Give --recipe NAME")
     if recipe is not None and (throughput or against):
         raise UserError("--throughput and --against are for models without heads; leave --recipe out.")
+    with_kernels = {"--kernels": kernels is True, "--no-kernels": kernels is False}
+    in_runtime = {f"--runtime {runtime}": bool(runtime)}
     if roofline is not None:
         from stvit_cli.cli.roofline import profile_roofline
 
         other = {"--recipe": recipe is not None, "--throughput": throughput, "--compile": compiled, "--by-module": by_module}
-        other |= {"--kernels": kernels is True, "--no-kernels": kernels is False, f"--runtime {runtime}": bool(runtime)}
-        other |= {str(path): True for path in files}
-        for name in [name for name, given in other.items() if given]:
-            raise UserError(f"--roofline counts a step of models without heads in every form; leave {name} out.")
-        shown = (names or ["stvit-s"]) + [name for name in against.split(",") if name]
+        other |= with_kernels | in_runtime | {str(path): True for path in files}
+        _require_none(other, "--roofline counts a step of models without heads in every form; leave {} out.")
+        shown = [*(names or ["stvit-s"]), *compared]
         return profile_roofline(shown, roofline, size or (224, 224), batch_size or 128, precision or "bf16", train, json_file)
-    batch_size, precision = batch_size or 8, precision or "fp32"
-    timed = {
-        "--train": train,
-        "--compile": compiled,
-        "--kernels": kernels is True,
-        "--no-kernels": kernels is False,
-        "--precision bf16": precision == "bf16",
-        f"--runtime {runtime}": bool(runtime),
-    }
-    if not throughput and any(timed.values()):
-        name = next(name for name, given in timed.items() if given)
-        raise UserError(f"{name} is about the timed step; add --throughput to time the models.")
+    if not throughput:
+        timed = {"--train": train, "--compile": compiled} | with_kernels | {"--precision bf16": precision == "bf16"}
+        _require_none(timed | in_runtime, "{} is about the timed step; add --throughput to time the models.")
     runtimes = _runtimes(runtime, files, throughput=throughput, train=train)
     with reporting(json_file) as report:
         import torch
@@ -125,40 +120,55 @@ def profile(
         device = "cuda" if torch.cuda.is_available() and not runtimes else "cpu"
         if kernels:
             _require_kernels(device)
-        shown = names + [name for name in against.split(",") if name]
         rows: list[dict[str, Any]] = []
         if recipe is not None:
             rows = _profile_in_recipe(recipe, names, words, size)
-        elif shown or not files:
-            rows = _profile_all(shown if names or files else [*VARIANTS, *shown], size)
-        height, width = rows[0]["image_size"] if rows else size or (224, 224)
+        elif names or compared or not files:
+            rows = _profile_all([*(names if names or files else VARIANTS), *compared], size)
         if rows:
-            print_table(COLUMNS, [_cells(row) for row in rows], f"One image of {height} x {width}; FLOPs are multiply-adds")
-        for row in rows:
-            if row["uncounted"]:
-                echo(
-                    f"{row['model']}: not counted: {', '.join(f'{op} ({n} calls)' for op, n in row['uncounted'].items())}",
-                    err=True,
-                )
-            if by_module:
-                _print_tree(row, depth)
+            _print_counts(rows, depth if by_module else None)
         if throughput:
-            from stvit_cli.analysis.cost.throughput import Setting, measure
+            from stvit_cli.analysis.cost.throughput import Setting
 
-            if rows and runtimes:
-                echo(
-                    "Exporting the models as ONNX, which takes up to a few minutes; files of `stvit export` can be given.",
-                    err=True,
-                )
+            shape = rows[0]["image_size"] if rows else size or (224, 224)
             wanted: bool | Literal["auto"] = "auto" if kernels is None else kernels
-            how = Setting((height, width), 3, batch_size, train, precision, compiled, wanted, rounds, device, runtimes)
-            figures = measure([row["model"] for row in rows], how, files, lambda line: echo(line, err=True))
-            for row in rows:
-                other = figures[row["model"]].pop("runtimes", None)
-                row |= {"throughput": figures[row["model"]]} | ({} if other is None else {"runtimes": other})
-            rows += [{"model": str(path), "image_size": [height, width], **figures[str(path)]} for path in files]
+            step = (batch_size or 8, train, precision or "fp32", compiled, wanted, rounds, device, runtimes)
+            rows = _timed(rows, files, Setting((shape[0], shape[1]), 3, *step))
             _print_speed(rows)
         report(rows)
+
+
+def _require_none(options: dict[str, bool], message: str) -> None:
+    """Raise UserError for the first option that is given; ``{}`` in the message is its name."""
+    for name, given in options.items():
+        if given:
+            raise UserError(message.format(name))
+
+
+def _print_counts(rows: list[dict[str, Any]], depth: int | None) -> None:
+    """Print parameters and multiply-adds, what was not counted, and with a depth the tree of modules."""
+    height, width = rows[0]["image_size"]
+    print_table(COLUMNS, [_cells(row) for row in rows], f"One image of {height} x {width}; FLOPs are multiply-adds")
+    for row in rows:
+        if row["uncounted"]:
+            calls = ", ".join(f"{operator} ({count} calls)" for operator, count in row["uncounted"].items())
+            echo(f"{row['model']}: not counted: {calls}", err=True)
+        if depth is not None:
+            _print_tree(row, depth)
+
+
+def _timed(rows: list[dict[str, Any]], files: list[Path], setting: Setting) -> list[dict[str, Any]]:
+    """Return the rows with the speed of their models, and a row for each ONNX file."""
+    from stvit_cli.analysis.cost.throughput import measure
+
+    if rows and setting.runtimes:
+        echo("Exporting the models as ONNX, which can take some minutes; files of `stvit export` can be given.", err=True)
+    figures = measure([row["model"] for row in rows], setting, files, lambda line: echo(line, err=True))
+    for row in rows:
+        other = figures[row["model"]].pop("runtimes", None)
+        row |= {"throughput": figures[row["model"]]} | ({} if other is None else {"runtimes": other})
+    size = list(setting.image_size)
+    return rows + [{"model": str(path), "image_size": size, **figures[str(path)]} for path in files]
 
 
 def _profile_all(names: list[str], size: tuple[int, int] | None) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import local_rank, require_group, restart_count, world_size
+from stvit_cli.utils.text import first_line
 
 # Timeout of collective operations: longer than writing a checkpoint or a slow evaluation takes.
 PATIENCE = timedelta(minutes=30)
@@ -137,7 +138,7 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
         dist.init_process_group(backend, timeout=PATIENCE, device_id=device if device.type == "cuda" else None)
     except (dist.DistError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"The {size} processes cannot meet at {where} (MASTER_ADDR and MASTER_PORT): {reason}\n"
             "Look above for the message of a process that ended first; with torchrun, choose a free --master-port."

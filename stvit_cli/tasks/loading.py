@@ -15,7 +15,7 @@ from stvit_cli.models.weights.info import missing_parts
 from stvit_cli.tasks import registry
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.tasks.weights import weights_file
-from stvit_cli.utils.text import shortened
+from stvit_cli.utils.text import first_line, shortened
 
 __all__ = ["Trained", "open_trained", "weights_file"]
 
@@ -65,7 +65,7 @@ def _require_fit(file: WeightsFile, info: WeightsInfo) -> None:
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from None
     except (RuntimeError, ValueError, OverflowError) as error:
-        reason = shortened(str(error).splitlines()[0], 160)
+        reason = shortened(first_line(error), 160)
         raise UserError(f"{file.path}: its metadata describes a model that cannot be built: {reason}.") from error
     report = match_weights(model, file)
     if report.missing or report.unexpected:

@@ -12,7 +12,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models import create_model, list_models
 from stvit_cli.models.timm_models import built_in_name, is_timm_name, require_known
 from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
-from stvit_cli.utils.text import shortened
+from stvit_cli.utils.text import first_line, shortened
 
 
 def resolve_model(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -112,8 +112,7 @@ def download_pretrained(name: str) -> Path:
                 missing = error
         raise missing
     except Exception as error:  # of the network, of the hub's client and of the disk: there are many kinds
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise UserError(
-            f"model.pretrained: the weights of {name} cannot be downloaded: {shortened(reason, 120)}.\n"
+            f"model.pretrained: the weights of {name} cannot be downloaded: {shortened(first_line(error), 120)}.\n"
             "Without a network, use model.pretrained=false, or start from a file downloaded elsewhere: weights=FILE"
         ) from error

@@ -27,6 +27,12 @@ ON_CPU = pytest.param("cpu", marks=pytest.mark.slow)
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 
 
+def tiny_run(device: str, *words: str) -> list[str]:
+    """Return the overrides of a run of seconds."""
+    settings = [*NANO, "train.report=false"]
+    return [*settings, "schedule.warmup_epochs=0", f"train.device={device}", *words]
+
+
 class LargeBatchesDoNotFit(toy.ToyTask):
     """Runs out of memory with more than two images."""
 
@@ -56,15 +62,7 @@ def test_a_run_resumed_on_another_gpu_keeps_the_kernels_it_began_with(
     measured: list[tuple[str, ...]] = [("ConvPosEnc 32", "ConvFFN 64, 256 hidden"), ()]
     monkeypatch.setattr(choice, "choose", lambda *_: measured.pop(0))
     monkeypatch.setattr(kernels, "is_available", lambda device_type: True)
-    words = [
-        "model.name=stvit-nano",
-        "data.image_size=32",
-        "data.num_workers=0",
-        "train.device=cuda",
-        "train.report=false",
-        "schedule.steps=2",
-    ]
-    words += ["train.global_batch_size=4", "train.eval_every_steps=2", "schedule.warmup_epochs=0"]
+    words = tiny_run("cuda", "schedule.steps=2", "train.global_batch_size=4", "train.eval_every_steps=2")
     run = tmp_path / "run"
     for arguments in (["--recipe", "quickstart", "--data", image_folder, "--output", run, *words], ["--resume", run]):
         ended = stvit("train", *arguments)
@@ -111,16 +109,9 @@ def test_a_compiled_run_with_kernels_resumes_to_the_same_bits(
     if device == "cuda":
         require_gpus()
     torch.compiler.reset()
-    words = [
-        "model.name=stvit-nano",
-        "data.image_size=32",
-        "data.num_workers=0",
-        f"train.device={device}",
-        "train.report=false",
-        "schedule.steps=2",
-    ]
-    words += ["train.global_batch_size=4", "train.eval_every_steps=2", "train.compile=true", "train.kernels=true"]
-    words += ["checkpoint.every_steps=1", "schedule.warmup_epochs=0", "model.drop_path_rate=0.2", "checkpoint.keep=5"]
+    words = tiny_run(device, "schedule.steps=2", "train.global_batch_size=4", "train.eval_every_steps=2")
+    words += ["train.compile=true", "train.kernels=true"]
+    words += ["checkpoint.every_steps=1", "model.drop_path_rate=0.2", "checkpoint.keep=5"]
     run = tmp_path / "run"
     ended = stvit("train", "--recipe", "quickstart", "--data", image_folder, "--output", run, *words)
     assert ended.code == 0, ended.err
@@ -153,15 +144,7 @@ def test_a_copy_for_inference_is_the_same_function(device: torch.device, dtype: 
 def test_a_run_of_a_gpu_is_exported_and_loaded(device: str, tmp_path: Path, image_folder: Path) -> None:
     if device == "cuda":
         require_gpus()
-    words = [
-        "model.name=stvit-nano",
-        "data.image_size=32",
-        "data.num_workers=0",
-        f"train.device={device}",
-        "train.report=false",
-        "schedule.epochs=1",
-    ]
-    words += ["schedule.warmup_epochs=0", "train.global_batch_size=8"]
+    words = tiny_run(device, "schedule.epochs=1", "train.global_batch_size=8")
     stvit_cli.train("quickstart", words, data=image_folder, output=tmp_path / "run")
     trained = stvit_cli.load(tmp_path / "run", device=device)
     image = next(image_folder.glob("val/*/*.png"))

@@ -32,6 +32,7 @@ from stvit_cli.analysis.cost.profile import build, require_image_size
 from stvit_cli.errors import UserError
 from stvit_cli.models.accelerated import Accelerated
 from stvit_cli.models.optimize.fuse import fuse
+from stvit_cli.models.precision import DTYPES
 from stvit_cli.utils.text import did_you_mean
 
 LAUNCH_SECONDS = 5e-6  # for one kernel from eager PyTorch; an assumption, to be replaced by a measurement
@@ -112,7 +113,7 @@ def trace_step(
         >>> product.name, product.flops, product.bytes
         ('convolution', 1536, 1504)
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     autocast = dtype if train and precision == "bf16" else None
     if not train:
         model = model.to(dtype)

@@ -22,7 +22,7 @@ from stvit_cli.models import list_models
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.weights.info import WeightsInfo
 from stvit_cli.tasks.loading import Trained
-from stvit_cli.utils.text import shortened
+from stvit_cli.utils.text import first_line, shortened
 
 Images = NDArray[np.float32]
 
@@ -74,7 +74,7 @@ def export(name: str, path: Path, batch_size: int, image_size: tuple[int, int]) 
                     verbose=False,
                 )
     except Exception as error:  # whatever the exporter does not know of a model
-        return shortened(next(iter(str(error).splitlines()), type(error).__name__), 160)
+        return shortened(first_line(error), 160)
     return None
 
 

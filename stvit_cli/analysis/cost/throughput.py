@@ -28,6 +28,7 @@ from stvit_cli.models.accelerated import Accelerated
 from stvit_cli.models.kernels import is_available, supports_dtype, use_kernels
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.optimize.inference import for_inference
+from stvit_cli.models.precision import DTYPES
 from stvit_cli.tasks.base import HasCompilableBlocks
 from stvit_cli.utils.runtimes import require_runtimes
 
@@ -229,7 +230,7 @@ def prepare(name: str, model: nn.Module, setting: Setting) -> Candidate:
 
 def _forms(model: nn.Module, setting: Setting) -> list[nn.Module]:
     """Return the forms of a model of which the fastest is timed."""
-    device, dtype = torch.device(setting.device), torch.bfloat16 if setting.precision == "bf16" else torch.float32
+    device, dtype = torch.device(setting.device), DTYPES[setting.precision]
     if setting.train or setting.compile:
         model = (model if setting.train else fuse(model)).to(device).train(setting.train)
         use_kernels(model, device.type, setting.kernels, dtype=dtype, compiled=setting.compile)
@@ -264,7 +265,6 @@ def served_by(model: nn.Module, setting: Setting, *, ran: bool) -> str:
         ran: custom kernels ran in the step.
     """
     layers = [module for module in model.modules() if isinstance(module, Accelerated)]
-    dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
     if ran:
         return "custom kernels"
     if not layers:
@@ -275,7 +275,7 @@ def served_by(model: nn.Module, setting: Setting, *, ran: bool) -> str:
         why = "there are no custom kernels here"
     elif all(layer.kernels is None for layer in layers):
         why = f"custom kernels are not faster on this {'CPU' if setting.device == 'cpu' else 'GPU'}"
-    elif not supports_dtype(setting.device, dtype):
+    elif not supports_dtype(setting.device, DTYPES[setting.precision]):
         why = f"custom kernels do not compute in {setting.precision}"
     else:
         why = "custom kernels do not take these sizes"

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from stvit_cli.models.precision import DTYPES
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler's messages on standard error
 
 
@@ -25,7 +27,7 @@ def measure_peak_flops(device: str, precision: str) -> float:
         precision: fp32 or bf16.
     """
     num_tokens, width = (8192, 1024) if device == "cpu" else (65536, 4096)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     tokens = torch.randn(num_tokens, width, device=device, dtype=dtype)
     weight = torch.randn(width, width, device=device, dtype=dtype)
     image = tokens.reshape(8, num_tokens // 256, 32, width).permute(0, 3, 1, 2)  # channels-last

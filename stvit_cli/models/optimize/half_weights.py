@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from stvit_cli.models.precision import DTYPES
+
 if TYPE_CHECKING:
     import onnx
 
 HalfPrecision = Literal["fp16", "bf16"]
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def halve_weights(model: onnx.ModelProto, precision: HalfPrecision) -> None:

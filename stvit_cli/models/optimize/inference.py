@@ -12,6 +12,7 @@ from stvit_cli.models.layers import PatchMerging, Stem
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.optimize.mkldnn import can_pack, cpu_has_bf16
 from stvit_cli.models.optimize.pack import pack
+from stvit_cli.models.precision import DTYPES
 from stvit_cli.models.stvit import Block, STViT
 
 Precision = Literal["fp32", "bf16"]
@@ -40,7 +41,7 @@ def for_inference(
         torch.Size([1, 2])
     """
     fast = fuse(model).to(device).to(memory_format=torch.channels_last)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     if device.type == "cpu":
         use_kernels(fast, device.type, kernels, dtype=dtype)
         pack(fast, dtype)

@@ -22,7 +22,7 @@ from stvit_cli.models import create_model
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.weights import weights_file
-from stvit_cli.utils.text import did_you_mean, printable
+from stvit_cli.utils.text import did_you_mean, first_line, printable
 
 TIMM = "timm/"
 """Start of the name of a pretrained model of timm."""
@@ -157,7 +157,7 @@ def _timm_model(name: str) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(own_name, pretrained=True)
     except (RuntimeError, OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"distill.teacher: the weights of {name} cannot be had: {reason}\n"
             "Download them where there is a network (timm's cache can be copied), or give a run directory or a weights file."
