@@ -9,6 +9,7 @@ from stvit_cli.api.conversion import ConversionResult, ConvertedFile, data_conve
 from stvit_cli.api.data import DataReport, DataSummary, data_check, data_show
 from stvit_cli.api.overrides import Overrides
 from stvit_cli.api.publishing import PushResult, push
+from stvit_cli.api.reproducing import ReproductionResult, experiments, reproduce
 from stvit_cli.api.results import DryRunResult, EvaluationResult, ExportResult, TrainingResult
 from stvit_cli.api.run_report import report
 from stvit_cli.api.trained_model import TrainedModel, evaluate, load, run_predictions
@@ -24,6 +25,7 @@ __all__ = [
     "ExportResult",
     "Overrides",
     "PushResult",
+    "ReproductionResult",
     "TrainedModel",
     "TrainingResult",
     "compare",
@@ -32,9 +34,11 @@ __all__ = [
     "data_show",
     "dry_run",
     "evaluate",
+    "experiments",
     "load",
     "push",
     "report",
+    "reproduce",
     "resume",
     "run_predictions",
     "train",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import typer
 
 import stvit_cli
-from stvit_cli.utils.shipped import recipes_folder
+from stvit_cli.utils.shipped import experiments_folder, recipes_folder
 
 MODELS = ("stvit-s", "stvit-b", "stvit-l", "stvit-nano")
 """The models of `stvit_cli.list_models()` that are for use; the others are rows of Table II."""
@@ -30,6 +30,11 @@ def recipes(incomplete: str) -> list[str]:
     """Return the names of the shipped recipes, and the YAML files here, that begin so; a path is left to the shell."""
     shipped = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
     return _starting([*shipped, *sorted(str(path) for path in Path().glob("*.y*ml"))], incomplete)
+
+
+def experiments(incomplete: str) -> list[str]:
+    """Return the names of the experiments of `stvit reproduce` that begin so."""
+    return _starting(sorted(path.stem for path in experiments_folder().glob("*.yaml")), incomplete)
 
 
 def models(incomplete: str) -> list[str]:

@@ -22,7 +22,7 @@ from stvit_cli.engine.run_lock import LOCK, RunLock
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.utils import strict_json
+from stvit_cli.utils import processor, strict_json
 from stvit_cli.utils.cpus import cpus, num_threads
 from stvit_cli.utils.files import LEFTOVER, remove_leftovers, replace_file, require_writable_folder, writing
 from stvit_cli.utils.text import shell_command
@@ -200,6 +200,7 @@ def environment(device: str, world_size: int, kernels: bool) -> dict[str, object
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor.description(),
         "cores": machine.total,
         "usable_cpus": machine.usable,
         "cpu_quota": machine.quota,

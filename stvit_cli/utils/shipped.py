@@ -10,3 +10,8 @@ def recipes_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def experiments_folder() -> Path:
+    """Return the folder of the experiments that `stvit reproduce` knows: a YAML file each."""
+    return Path(__file__).resolve().parents[1] / "analysis" / "reproduce" / "experiments"

@@ -41,6 +41,7 @@ CASES = {
     "stvit eval ru": ["runs/quickstart-1"],
     "stvit predict x.png --weights ": ["a-run", "runs/quickstart-1", "my.safetensors"],
     "stvit recipes show quick": ["quickstart"],
+    "stvit reproduce fashion-m": ["fashion-mnist"],
     "stvit train optim.l": ["optim.lr=", "optim.layer_decay="],
     "stvit train optim.lr": ["optim.lr=", "optim.lr=0.001"],
     "stvit train loss.kind": [f"loss.kind={kind}" for kind in ("", "cross-entropy", "bce", "focal")],

@@ -5,32 +5,15 @@ from __future__ import annotations
 import platform
 import re
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from stvit_cli import __version__
+from stvit_cli.utils import processor as cpuinfo
 from stvit_cli.utils.cpus import cpus, set_by_user
 
-INSTRUCTION_SETS = {
-    "avx2": "AVX2",
-    "avx512f": "AVX-512",
-    "avx512_vnni": "AVX512-VNNI",
-    "avx512_bf16": "AVX512-BF16",
-    "avx512_fp16": "AVX512-FP16",
-    "avx_vnni": "AVX-VNNI",
-    "amx_int8": "AMX-INT8",
-    "amx_bf16": "AMX-BF16",
-    "asimd": "NEON",
-    "asimddp": "DotProd",
-    "i8mm": "I8MM",
-    "bf16": "BF16",
-    "sve": "SVE",
-}
-"""Those that matter for matrix products, by their flag in /proc/cpuinfo, of x86 and ARM."""
 PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -72,15 +55,12 @@ def machine(device: str) -> str:
 
 def processor() -> str:
     """Return the name of the processor; CPU where the system does not say it."""
-    return _cpuinfo("model name") or "CPU"
+    return cpuinfo.processor() or "CPU"
 
 
 def instruction_sets() -> list[str]:
     """Return the names in `INSTRUCTION_SETS` that the processor has, whatever PyTorch uses of them."""
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
-    if not flags:
-        return [torch.backends.cpu.get_cpu_capability()]
-    return [name for flag, name in INSTRUCTION_SETS.items() if flag in flags]
+    return cpuinfo.instruction_sets() or [torch.backends.cpu.get_cpu_capability()]
 
 
 def versions() -> dict[str, str | None]:
@@ -93,9 +73,3 @@ def versions() -> dict[str, str | None]:
             found[name] = None
     onednn = re.search(r"(?:MKL-DNN|oneDNN) v([\d.]+)", torch.__config__.show())
     return found | {"onednn": onednn[1] if onednn and torch.backends.mkldnn.is_available() else None}
-
-
-def _cpuinfo(field: str) -> str:
-    """Return the first value of a field of /proc/cpuinfo; empty where there is none."""
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")

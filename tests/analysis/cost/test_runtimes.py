@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stvit_cli.analysis.cost import machine, runtimes
 from stvit_cli.analysis.cost.throughput import Setting, measure
 from stvit_cli.cli.profile import _print_speed
+from stvit_cli.utils import processor as cpuinfo
 from stvit_cli.utils import runtimes as known_runtimes
 
 BOTH = ("onnxruntime", "openvino")
@@ -195,8 +196,8 @@ def test_a_runtime_that_is_not_installed_names_the_extra(
 def test_processor_and_instruction_sets(
     text: str, expected: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    machine.CPUINFO.write_text(text)
+    monkeypatch.setattr(cpuinfo, "CPUINFO", tmp_path / "cpuinfo")
+    cpuinfo.CPUINFO.write_text(text)
     assert (machine.processor(), machine.instruction_sets()) == expected
 
 

@@ -1,0 +1,227 @@
+"""The results of an experiment: one line for each run and each setting, from finished runs, as JSON. Imports no torch.
+
+``docs/results/NAME.json`` holds what ``NAME.md`` is rendered from. Its parts ``settings`` and ``runs`` map keys to figures, one
+line of the file each, so that ``NAME.json#settings/LABEL/mean`` names a figure. Runs that are already in the file stay, as long
+as the definition of their setting does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from stvit_cli.analysis.reproduce.experiments import Experiment, Setting
+from stvit_cli.analysis.reproduce.finished_run import FinishedRun
+from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.recipe.yaml import flow
+from stvit_cli.utils import strict_json
+from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.text import shell_command
+
+FORMAT = 1
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Quantiles of Student's distribution at 0.975, for 1 to 9 degrees of freedom."""
+
+
+def same_setting(run: Recipe, setting: Setting) -> list[recipe_io.Change]:
+    """Return the keys in which a run's recipe differs from a setting; seed, device, threads and paths are none of them."""
+    return [change for change in recipe_io.difference(setting.recipe, run) if change.key != "train.seed"]
+
+
+def collect(experiment: Experiment, runs: Iterable[FinishedRun]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Find the runs of an experiment among others, by their recipes.
+
+    Args:
+        experiment: the definition.
+        runs: run directories, of any experiments.
+
+    Returns:
+        The line of each finished run by its key, and sentences on runs that are not finished or that nearly fit.
+    """
+    lines: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    for run in runs:
+        changes = {setting.label: same_setting(run.recipe, setting) for setting in experiment.settings}
+        label = min(changes, key=lambda name: len(changes[name]))
+        if changes[label]:
+            if len(changes[label]) <= 2:
+                differs = ", ".join(f"{change.key} is {flow(change.new)}, not {flow(change.old)}" for change in changes[label])
+                notes.append(f"{run.path} is not a run of {label}: {differs}.")
+            continue
+        if not run.is_finished(experiment.score):
+            notes.append(f"{run.path}, of {label}, is not finished: {run.progress}.")
+            continue
+        seed = run.recipe.train.seed
+        key = f"{label}, seed {seed}"
+        if key in lines:
+            notes.append(f"{run.path} is a second run of {key}; the first one found is kept.")
+            continue
+        lines[key] = run_line(experiment, experiment.setting(label), run)
+    return lines, notes
+
+
+def run_line(experiment: Experiment, setting: Setting, run: FinishedRun) -> dict[str, Any]:
+    """Return the line of a finished run."""
+    scores = run.scores(experiment.score)
+    return {
+        "setting": setting.label,
+        "seed": run.recipe.train.seed,
+        **{name: round(scores[name], 4) for name in experiment.metrics if name in scores},
+        "weights": run.weights(experiment.score),
+        **run.provenance(),
+        "command": shell_command(*setting.command(run.recipe.train.seed)),
+    }
+
+
+def build(
+    experiment: Experiment, runs: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the results of an experiment as the content of its JSON file.
+
+    Args:
+        experiment: the definition.
+        runs: the lines of runs, by key.
+        parts: what is added, such as ``pairs``.
+    """
+    ordered = _ordered(experiment, runs)
+    published = experiment.published
+    values = published.get("values", {})
+    lines = {name: {"value": value} for name, value in values.items()}
+    lines |= {setting.label: {"value": setting.published} for setting in experiment.settings if setting.published is not None}
+    return {
+        "format": FORMAT,
+        "name": experiment.name,
+        "title": experiment.title,
+        "question": experiment.question,
+        "command": f"stvit reproduce {experiment.name}",
+        "score": experiment.score,
+        "metrics": list(experiment.metrics),
+        "notes": list(experiment.notes),
+        "published_what": published.get("what"),
+        "published_source": published.get("source"),
+        "settings": {setting.label: _summary(experiment, setting, ordered) for setting in experiment.settings},
+        "differences": _differences(experiment, ordered),
+        "runs": ordered,
+        "published": lines,
+        **(parts or {}),
+    }
+
+
+def _ordered(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the runs in the order of settings and seeds; what is of no setting of today's definition is left out."""
+    places = {setting.label: place for place, setting in enumerate(experiment.settings)}
+    own = {key: dict(line) for key, line in runs.items() if line["setting"] in places}
+    return dict(sorted(own.items(), key=lambda item: (places[item[1]["setting"]], item[1]["seed"])))
+
+
+def _summary(experiment: Experiment, setting: Setting, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the line of a setting: mean, spread and interval over its seeds."""
+    own = {line["seed"]: line for line in runs.values() if line["setting"] == setting.label}
+    line: dict[str, Any] = {"recipe": setting.recipe_name, "overrides": " ".join(setting.words), "seeds": sorted(own)}
+    line["seeds_missing"] = [seed for seed in range(setting.seeds) if seed not in own]
+    for name in experiment.metrics:
+        values = [own[seed][name] for seed in sorted(own) if name in own[seed]]
+        prefix = "" if name == experiment.metric else f"{name}_"
+        line |= {f"{prefix}{key}": value for key, value in spread(values).items()}
+    for name in ("params", "minutes", "images_per_second"):
+        known = [each[name] for each in own.values() if each.get(name) is not None]
+        line[name] = None if not known else known[0] if name == "params" else round(fmean(known), 1)
+    line["published"] = setting.published
+    return line
+
+
+def _differences(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the line of each comparison of two settings: the difference of the main metric, paired by seed."""
+    scores = _scores(experiment, runs)
+    result = {}
+    for label, other in experiment.comparisons:
+        pairs = [scores[label][seed] - scores[other][seed] for seed in sorted(scores[label].keys() & scores[other].keys())]
+        published = [experiment.setting(name).published for name in (label, other)]
+        known = published[0] is not None and published[1] is not None
+        gap = round(published[0] - published[1], 4) if known else None  # type: ignore[operator]
+        result[f"{label} minus {other}"] = {**spread(pairs), "num_seeds": len(pairs), "published": gap}
+    return result
+
+
+def _scores(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """Return the main metric by label and seed."""
+    scores: dict[str, dict[int, float]] = {setting.label: {} for setting in experiment.settings}
+    for line in runs.values():
+        scores[line["setting"]][line["seed"]] = line[experiment.metric]
+    return scores
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Return mean, standard deviation, and the 95 % interval of the mean by Student's distribution.
+
+    Returns:
+        ``mean``, ``std``, ``low`` and ``high``; None where there are too few values.
+
+    Example:
+        >>> spread([1.0, 2.0, 3.0])
+        {'mean': 2.0, 'std': 1.0, 'low': -0.4843, 'high': 4.4843}
+    """
+    if not values:
+        return {"mean": None, "std": None, "low": None, "high": None}
+    mean = fmean(values)
+    if len(values) == 1:
+        return {"mean": round(mean, 4), "std": None, "low": None, "high": None}
+    deviation = stdev(values)
+    half = T_975[len(values) - 2] * deviation / math.sqrt(len(values)) if len(values) - 2 < len(T_975) else math.nan
+    return {"mean": round(mean, 4), "std": round(deviation, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def needs_extra_seed(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the labels of settings of which one seed more decides: differences of two of them disagree in sign."""
+    if not experiment.extra_seed:
+        return set()
+    scores = _scores(experiment, runs)
+    unclear: set[str] = set()
+    for label, other in experiment.comparisons:
+        seeds = range(min(experiment.setting(label).seeds, experiment.setting(other).seeds))
+        if all(seed in scores[label] and seed in scores[other] for seed in seeds):
+            signs = {scores[label][seed] > scores[other][seed] for seed in seeds}
+            unclear |= {label, other} if len(signs) > 1 else set()
+    return unclear
+
+
+def known_runs(path: Path, experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return the lines of runs in an earlier JSON file whose settings have not changed since; empty where there is none."""
+    content = strict_json.read_object(path)
+    now = {setting.label: setting for setting in experiment.settings}
+    lines = content.get("runs", {})
+    return {
+        key: line
+        for key, line in lines.items()
+        if line["setting"] in now and line["recipe_hash"] == recipe_io.recipe_hash(now[line["setting"]].of_seed(line["seed"]))
+    }
+
+
+def as_text(results: Mapping[str, Any]) -> str:
+    """Return the content of a JSON file, with one line for each run, setting and published value."""
+    parts = []
+    for key, value in results.items():
+        if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
+            lines = ",\n".join(f"    {json.dumps(name)}: {strict_json.dumps(item)}" for name, item in value.items())
+            parts.append(f"  {json.dumps(key)}: {{\n{lines}\n  }}")
+        else:
+            parts.append(f"  {json.dumps(key)}: {strict_json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def write(results: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Write NAME.json and NAME.md. Raises UserError where that is not possible."""
+    from stvit_cli.analysis.reproduce.markdown import as_markdown
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"{results['name']}.json", folder / f"{results['name']}.md"
+    for path, text in zip(paths, (as_text(results), as_markdown(results)), strict=True):
+        with writing(path):
+            replace_file(path, text.encode())
+    return paths

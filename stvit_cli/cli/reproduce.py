@@ -1,0 +1,48 @@
+"""``stvit reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stvit_cli import api
+from stvit_cli.cli import app, completion
+from stvit_cli.cli.options import Json
+from stvit_cli.cli.output import echo, print_table, reporting
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="An experiment; without one, they are listed.", autocompletion=completion.experiments
+        ),
+    ] = None,
+    collect: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Train nothing: write the tables of the finished runs in this folder.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where NAME.json and NAME.md are written.")] = None,
+    json_file: Json = None,
+) -> None:
+    """The published tables again, from nothing: every figure with its recipe, seed, machine and version.
+
+    \b
+    stvit reproduce
+    stvit reproduce fashion-mnist --collect RUNS --output docs/results
+    """
+    with reporting(json_file) as report:
+        if name is None:
+            rows = api.experiments()
+            cells = [[row["name"], f"{row['finished']} of {row['num_runs']}", f"{row['hours']:g}", row["title"]] for row in rows]
+            print_table(["name", "runs here", "hours on two cores", "what"], cells, right={1, 2})
+            report(rows)
+            return
+        result = api.reproduce(name, collect=collect, output=output)
+        echo(*result.to_markdown().splitlines())
+        for note in result.notes:
+            echo(f"Note: {note}", err=True)
+        echo(f"Written: {result.json_file}, {result.markdown_file}", err=True)
+        report(result.to_dict())
