@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def _onnxruntime(path: Path, images: Images, threads: int, say: Callable[[str], 
 def _openvino(path: Path, images: Images, threads: int, say: Callable[[str], None]) -> Iterator[Runnable]:
     import openvino
 
-    core = openvino.Core()
+    core = _openvino_core()
     model = core.read_model(path)
     model.reshape(list(images.shape))
     kept = ["framework", "precision"]  # where OpenVINO keeps the file's metadata
@@ -163,6 +164,19 @@ def _openvino(path: Path, images: Images, threads: int, say: Callable[[str], Non
         request, tensor = compiled.create_infer_request(), openvino.Tensor(images, shared_memory=True)
         label = "openvino" if hint == "f32" else f"openvino {hint}"
         yield Runnable(label, computed, lambda request=request, tensor=tensor: request.infer([tensor]))  # type: ignore[misc]
+
+
+@cache
+def _openvino_core() -> Any:
+    """Return the one core of this process, which is never freed.
+
+    OpenVINO's CPU plugin sets the thread's alternate signal stack, and puts the one before back when its core is freed. Of two
+    cores freed in the order in which they were made, the second puts back the stack of the first, which is unmapped by then: the
+    next signal with a handler (Ctrl-C, SIGCHLD of a data loader) kills the process without a word.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _computed_in(precision: str | None) -> str:

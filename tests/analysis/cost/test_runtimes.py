@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,25 @@ def test_what_holds_for_all_models_is_said_once(tmp_path: Path, monkeypatch: pyt
     said: list[str] = []
     measure([], QUICK, [write_file(tmp_path / "a.onnx"), write_file(tmp_path / "b.onnx")], said.append)
     assert len(said) == 1
+
+
+class SignalStack(ctypes.Structure):
+    """C's stack_t."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's map of the memory")
+def test_signals_have_a_stack_after_several_models_in_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "_has_bf16", lambda core: False)
+    paths = [write_file(tmp_path / f"{name}.onnx") for name in "ab"]
+    measure([], replace(QUICK, runtimes=("openvino",)), paths, lambda line: None)
+    gc.collect()
+    stack = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    bounds = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    # Where it is unmapped, the next signal with a handler is a segmentation fault.
+    assert stack.address is None or any(int(start, 16) <= stack.address < int(end, 16) for start, end in bounds)
 
 
 def test_an_int8_file_says_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
