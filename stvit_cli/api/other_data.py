@@ -42,7 +42,7 @@ def _keys(own: Recipe, data: Path, given: Mapping[str, object]) -> dict[str, str
             return {key: flow(value) for key, value in layout.keys.items() if key != "detection.head"}
     kind = str(given.get("data.kind") or _kind(own, data))
     keys = {"data.kind": kind}
-    about_files = {"table", "val_table", "image_dir"} if kind == "table" else set()
+    about_files = {"test_split", *(("table", "val_table", "image_dir") if kind == "table" else ())}
     for key, kinds in KINDS_OF.items():
         if kind not in kinds or key in about_files:
             default = type(own.data).model_fields[key].default

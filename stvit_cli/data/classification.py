@@ -245,8 +245,9 @@ def open_or_replace(
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """The training and the validation set of a run."""
+    """The training and the validation set of a run, and its test set where the recipe names one."""
 
     train_set: TrainSet
     val_set: EvalSet
     class_names: tuple[str, ...]
+    test_set: EvalSet | None = None

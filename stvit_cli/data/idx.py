@@ -127,6 +127,7 @@ def find_idx_images(
     *,
     train_split: str = "train",
     val_split: str | None = None,
+    test_split: str | None = None,
     class_names_file: str | None = None,
 ) -> tuple[IdxImages, IdxImages]:
     """Return the training and the validation images of a folder with IDX files.
@@ -137,6 +138,7 @@ def find_idx_images(
         train_split: train, t10k (test): the files to train on.
         val_split: the files to evaluate on, such as t10k. None: a part of the training files, so that no choice, such as that of
             the best epoch, is made on the test files.
+        test_split: files of which nothing is read here, see `find_idx_test_images`. None: a note says that there may be some.
         class_names_file: see `read_class_names`; None: the numbers of the labels.
 
     Raises:
@@ -161,10 +163,8 @@ def find_idx_images(
     if val_fraction == 0:
         raise UserError("data.val_fraction is 0, so that no image is left for the validation. Give it, or data.val_split=t10k.")
     chosen = hold_out_of_classes([str(number) for number in everything.tolist()], arrays[1], val_fraction)
-    notes = [
-        f"{int(chosen.sum())} of the {len(everything)} images of {file.name} are held out for validation; "
-        "data.val_split=t10k evaluates on the test files."
-    ]
+    hint = "" if test_split is not None else "; data.test_split=t10k evaluates the best weights on the test files, once"
+    notes = [f"{int(chosen.sum())} of the {len(everything)} images of {file.name} are held out for validation{hint}."]
     return IdxImages(names, arrays, file, everything[~chosen], notes), IdxImages(names, arrays, file, everything[chosen])
 
 
@@ -174,6 +174,7 @@ def find_idx_eval_images(
     *,
     train_split: str = "train",
     val_split: str | None = None,
+    test_split: str | None = None,
     class_names_file: str | None = None,
     class_names: Sequence[str] | None = None,
     all_images: bool = False,
@@ -185,11 +186,12 @@ def find_idx_eval_images(
         val_fraction: see there.
         train_split: see there.
         val_split: see there.
+        test_split: see there.
         class_names_file: see there.
         class_names: the model's classes, which must be those of the files. None: the files' own.
         all_images: return all images of the training files in place of the held-out part.
     """
-    splits = {"train_split": train_split, "val_split": val_split}
+    splits = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
     if all_images and val_split is None:
         splits["val_split"] = train_split
     images = find_idx_images(folder, val_fraction, **splits, class_names_file=class_names_file)[1]  # type: ignore[arg-type]
@@ -198,13 +200,43 @@ def find_idx_eval_images(
     return images
 
 
+def find_idx_test_images(
+    folder: str | Path | None, test_split: str, class_names: Sequence[str], used_splits: Sequence[str]
+) -> IdxImages:
+    """Return the test images of a folder with IDX files.
+
+    Args:
+        folder: ``data.dir``.
+        test_split: t10k (test), or another split.
+        class_names: of the training images.
+        used_splits: those that the run trains on or chooses by.
+
+    Raises:
+        UserError: as `find_idx_images`; also where it is one of the ``used_splits``, or has a class that is not trained on.
+    """
+    if _same(test_split) in map(_same, used_splits):
+        raise UserError(
+            f"data.test_split: {printable(test_split)} is trained on or chosen by, so that it is no test set. "
+            "Give other files, or data.test_split=null."
+        )
+    file, arrays = _pair(require_folder(folder, "IDX files", LAYOUT), test_split)
+    if arrays[1].max() >= len(class_names):
+        raise UserError(f"{printable(str(file))}: its labels go to {arrays[1].max()}, but there are {len(class_names)} classes.")
+    return IdxImages(class_names, arrays, file, np.arange(len(arrays[1])))
+
+
+def _same(split: str) -> str:
+    """Return one name for all names of a split."""
+    return SYNONYMS.get(split.casefold(), split.casefold())
+
+
 def _pair(root: Path, split: str) -> tuple[Path, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Return the file of the images of a split, and its images and labels."""
-    wanted = SYNONYMS.get(split.casefold(), split.casefold())
+    wanted = _same(split)
     found: dict[str, list[Path]] = {"images": [], "labels": []}
     for entry in sorted(entries(root), key=lambda entry: entry.name):
         match = _NAME.fullmatch(entry.name)
-        if match and SYNONYMS.get(match["split"].casefold(), match["split"].casefold()) == wanted:
+        if match and _same(match["split"]) == wanted:
             found[match["what"].casefold()].append(Path(entry.path))
     for what, files in found.items():
         if not files:

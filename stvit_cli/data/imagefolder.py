@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from stvit_cli.data.folder_index import FolderIndex, index_folder
 from stvit_cli.data.held_out import group_images, held_out_note, hold_out_groups
 from stvit_cli.data.images import ENDINGS, open_image
 from stvit_cli.data.sampling import hold_out
-from stvit_cli.data.splits import LAYOUT, find_splits
+from stvit_cli.data.splits import LAYOUT, SPLIT_OF, Splits, find_splits
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import did_you_mean, first_few, printable
 
@@ -88,7 +89,7 @@ class FolderImages:
 
 
 def find_images(
-    folder: str | Path | None, val_fraction: float = 0.2, *, group_by: str | None = None
+    folder: str | Path | None, val_fraction: float = 0.2, *, group_by: str | None = None, test_split: str | None = None
 ) -> tuple[FolderImages, FolderImages]:
     """Return the training and the validation images of a folder.
 
@@ -100,6 +101,7 @@ def find_images(
         folder: ``data.dir``.
         val_fraction: fraction of each class that is held out where the folder is not split.
         group_by: keeps the images of a group together there, see `held_out.group_images`.
+        test_split: a folder whose images are for neither; with it, ``train/`` needs no ``val/``: a part is held out.
 
     Raises:
         UserError: no such folder, no classes, a class without images, classes of val that train does not have, or nothing
@@ -107,6 +109,11 @@ def find_images(
     """
     root = require_folder(folder, "images", LAYOUT)
     splits = find_splits(root)
+    if test_split is not None:
+        test = _test_folder(root, splits, test_split)
+        if splits.train is not None and splits.val in (None, test):
+            return _one_folder(root / splits.train, val_fraction, group_by)
+        splits = replace(splits, left_out=test)
     if splits.train is None and splits.val is None:
         return _one_folder(root, val_fraction, group_by)
     if splits.train is None or splits.val is None:
@@ -119,7 +126,7 @@ def find_images(
     notes = _notes(root / splits.train, train)
     if lacking := _only_in_train(root, (splits.train, train.class_names), (splits.val, val.class_names)):
         notes.append(f"{splits.val}/ has no folder of {first_few(lacking)}: trained on, but the evaluation has none of it.")
-    if splits.left_out is not None:
+    if splits.left_out is not None and test_split is None:
         notes.append(f"{splits.left_out}/ is left out: the evaluation is on {splits.val}/.")
     others = [name for name in folders_in(root) if name not in (splits.train, splits.val, splits.left_out)]
     if others:
@@ -149,6 +156,7 @@ def find_eval_images(
     class_names: Sequence[str] | None = None,
     all_images: bool = False,
     group_by: str | None = None,
+    test_split: str | None = None,
 ) -> FolderImages:
     """Return the images of a folder to evaluate on: those of ``val/`` or, where the folder is not split, the held-out part.
 
@@ -158,20 +166,62 @@ def find_eval_images(
         class_names: the model's classes: the folder may lack some of them, but must have no others. None: the folder's own.
         all_images: of a folder that is not split, return all images in place of the held-out part.
         group_by: as for `find_images`.
+        test_split: as for `find_images`, but the folder need not be there.
 
     Raises:
         UserError: as `find_images`; also a class that the model does not have.
     """
     root = require_folder(folder, "images", LAYOUT)
     splits = find_splits(root, class_names or ())
-    if splits.val is not None:
+    is_tested = test_split is not None and splits.val is not None and same_name(splits.val) == same_name(test_split)
+    if is_tested and splits.train is not None:
+        index = _index(root / splits.train, min_classes=1, empty_too=True)
+        chosen = _held_out(index, val_fraction, group_by)[0]
+    elif splits.val is not None:
         index, chosen = _index(root / splits.val, min_classes=1, empty_too=True), None
     elif splits.train is not None:
         raise UserError(f"{root} has {splits.train}/ but no val/ to evaluate on.\n{LAYOUT}")
     else:
         index = _index(root, min_classes=1, empty_too=True)
         chosen = None if all_images else _held_out(index, val_fraction, group_by)[0]
-    notes = _notes(index.root, index)
+    return _with_classes(index, class_names, chosen, _notes(index.root, index))
+
+
+def find_test_images(folder: str | Path | None, test_split: str, class_names: Sequence[str]) -> FolderImages:
+    """Return the test images beside those of ``train/``.
+
+    Args:
+        folder: ``data.dir``.
+        test_split: the folder there, such as ``test``.
+        class_names: those that are trained on: the folder may lack some of them, but must have no others.
+
+    Raises:
+        UserError: there is no such folder, it is the one to train on or to choose by, or it has another class.
+    """
+    root = require_folder(folder, "images", LAYOUT)
+    index = _index(root / _test_folder(root, find_splits(root), test_split), min_classes=1, empty_too=True)
+    return _with_classes(index, class_names, None, _notes(index.root, index))
+
+
+def _test_folder(root: Path, splits: Splits, test_split: str) -> str:
+    """Return the name of the folder of the test images as it is on the disk."""
+    found = next((name for name in folders_in(root) if same_name(name).casefold() == same_name(test_split).casefold()), None)
+    if splits.train is None or found is None:
+        missing = f"no {test_split}/" if found is None else f"{found}/ but no train/ beside it"
+        guess = did_you_mean(test_split, folders_in(root)) if found is None else ""
+        raise UserError(f"data.test_split: {printable(str(root))} has {printable(missing)}.{guess}")
+    if found == splits.train or (found == splits.val and SPLIT_OF.get(found.casefold()) == "val"):
+        raise UserError(
+            f"data.test_split: {found}/ is trained on or chosen by, so that it is no test set. "
+            "Give another folder, or data.test_split=null."
+        )
+    return found
+
+
+def _with_classes(
+    index: FolderIndex, class_names: Sequence[str] | None, chosen: NDArray[np.bool_] | None, notes: Sequence[str]
+) -> FolderImages:
+    """Return images of a folder with a model's classes, or with its own; refuse classes that the model does not know."""
     if class_names is None:
         return FolderImages(index, index.class_names, chosen, notes)
     known = {same_name(name) for name in class_names}

@@ -26,7 +26,7 @@ from stvit_cli.data.sampling import hold_out_of_classes
 from stvit_cli.data.splits import NAMES, SPLIT_OF
 from stvit_cli.data.table_columns import path_column, split_column
 from stvit_cli.data.table_file import Table, read_tables
-from stvit_cli.data.table_files import TableFiles, find_table_files
+from stvit_cli.data.table_files import TableFiles, find_table_files, named_table
 from stvit_cli.data.table_labels import Labels, present, refuse_rows, refuse_several, several_labels, single_labels, target_of
 from stvit_cli.data.table_paths import resolve_paths, without_repeats
 from stvit_cli.errors import UserError
@@ -51,6 +51,7 @@ class TableOptions:
     class_names_file: str | None = None
     val_fraction: float = 0.2
     group_by: str | None = None
+    test_split: str | None = None
 
 
 class TableImages:
@@ -178,10 +179,53 @@ def find_table_eval_images(
     return images if val is not None or all_images else _held_out(images, options)[1]
 
 
+def find_table_test_images(options: TableOptions, class_names: Sequence[str], used: Sequence[TableImages]) -> TableImages:
+    """Return the test images of a table.
+
+    Args:
+        options: how the table is read; its ``test_split`` is test, for the table or the rows of that name, or a file.
+        class_names: those that are trained on.
+        used: the training and the validation images.
+
+    Raises:
+        UserError: no table and no row is named test, there is no such file, or it has a label that is not trained on.
+    """
+    files = find_table_files(options.dir, options.table, options.val_table)
+    table = _test_table(files, options)
+    numbered = () if options.class_names_file is None else read_class_names(options.class_names_file, options.dir)
+    images = _images(table, _labels(table, options), files.root, options, class_names, "the training table", numbered)
+    images.notes = (*images.notes, *(note for other in used for note in _shared_note(other, images, "test")))
+    return images
+
+
+def _test_table(files: TableFiles, options: TableOptions) -> Table:
+    split = options.test_split or ""
+    if SPLIT_OF.get(split.casefold()) != "test":
+        found = named_table(files.root, split, "data.test_split")
+        if set(found) & {*files.train, *files.val}:
+            raise UserError(f"data.test_split: {printable(split)} is trained on or chosen by, so that it is no test set.")
+        return read_tables(found, "data.test_split")
+    if files.test:
+        return read_tables(files.test, "data.test_split")
+    train = read_tables(files.train)
+    column = split_column(train)
+    cells = [] if column is None else train.columns[column]
+    rows = np.array([row for row, cell in enumerate(cells) if SPLIT_OF.get(cell.casefold()) == "test"], dtype=np.int64)
+    if not len(rows):
+        raise UserError(
+            f"data.test_split: no table is named test, and no row of {printable(str(files.train[0]))} has the split test. "
+            "Name the file: data.test_split=FILE."
+        )
+    return train.take(rows)
+
+
 def _divided(files: TableFiles, options: TableOptions) -> tuple[Table, Table | None, list[str]]:
     """Return the rows to train on, those to evaluate on where the tables say which, and notes."""
     train = read_tables(files.train)
-    notes = [*([files.note] if files.note else []), *train.notes]
+    is_tested = SPLIT_OF.get((options.test_split or "").casefold()) == "test"
+    if is_tested and files.val and files.val == files.test:  # there is none of val: a part of the training table is held out
+        return train, None, list(train.notes)
+    notes = [*([files.note] if files.note and not (is_tested and files.test) else []), *train.notes]
     if files.val:
         val = read_tables(files.val, "data.val_table")
         return train, val, [*notes, *val.notes]
@@ -199,9 +243,11 @@ def _divided(files: TableFiles, options: TableOptions) -> tuple[Table, Table | N
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in rows_of.items() if len(rows))
     if not len(rows_of["train"]):
         raise UserError(f"{printable(str(train.files[0]))}: its column '{column}' has {counts}, but no train.")
-    used = "val" if len(rows_of["val"]) else "test"
+    used = "val" if len(rows_of["val"]) or is_tested else "test"
     if not len(rows_of[used]):
-        return train, None, [*notes, f"column '{column}': all rows are train; a part is held out."]
+        of_train = train.take(rows_of["train"])
+        which = "all rows are train" if len(of_train) == len(train) else counts
+        return of_train, None, [*notes, f"column '{column}': {which}; a part of train is held out."]
     notes.append(f"column '{column}': {counts}; the evaluation is on {used}.")
     return train.take(rows_of["train"]), train.take(rows_of[used]), notes
 
@@ -268,8 +314,8 @@ def _chosen(images: TableImages, names: Sequence[str], chosen: NDArray[np.bool_]
     return TableImages(images.class_names, images.root, kept, images.targets[rows], embedded, images.notes)
 
 
-def _shared_note(train: TableImages, val: TableImages) -> list[str]:
-    """Return a line on images that are in both sets."""
+def _shared_note(train: TableImages, val: TableImages, name: str = "validation") -> list[str]:
+    """Return a line on images that are in both sets, of which the second has a ``name``."""
     if train._embedded is not None:
         return []
     ours = {train.path(index) for index in range(len(train))}
@@ -277,7 +323,7 @@ def _shared_note(train: TableImages, val: TableImages) -> list[str]:
     if not both:
         return []
     named = first_few([os.path.basename(path) for path in both], 3)
-    return [f"Warning: {len(both)} images are in both the training and the validation table ({named}): metrics will be too good."]
+    return [f"Warning: {len(both)} images are in both the training and the {name} table ({named}): metrics will be too good."]
 
 
 def _empty_classes(images: TableImages) -> list[str]:

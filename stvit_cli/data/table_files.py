@@ -26,6 +26,7 @@ class TableFiles:
         root: its folder.
         train: tables to train on; with ``val`` empty, of all images.
         val: tables to evaluate on.
+        test: tables of test images, by their name; ``val`` where there is no other.
         note: what was found, where the user did not say it.
     """
 
@@ -33,6 +34,7 @@ class TableFiles:
     train: tuple[Path, ...]
     val: tuple[Path, ...] = ()
     note: str = ""
+    test: tuple[Path, ...] = ()
 
 
 def find_table_files(data_dir: str | Path | None, table: str | None, val_table: str | None) -> TableFiles:
@@ -52,17 +54,18 @@ def find_table_files(data_dir: str | Path | None, table: str | None, val_table: 
     if root.is_file():
         if table is not None:
             raise UserError(f"data.table: found {table}, but data.dir is a table itself: {printable(str(root))}.")
-        return TableFiles(root.parent, (root,), _named(root.parent, val_table, "data.val_table"))
+        return TableFiles(root.parent, (root,), named_table(root.parent, val_table, "data.val_table"))
     if not root.is_dir():
         raise UserError(f"data.dir: there is no file or folder {printable(str(root))}.{nearest_sibling(root)}")
     if table is not None:
-        return TableFiles(root, _named(root, table, "data.table"), _named(root, val_table, "data.val_table"))
+        return TableFiles(root, named_table(root, table, "data.table"), named_table(root, val_table, "data.val_table"))
     if val_table is not None:
         raise UserError("data.val_table: found it without data.table, the table to train on; set both.")
     return _found(root)
 
 
-def _named(root: Path, name: str | None, key: str) -> tuple[Path, ...]:
+def named_table(root: Path, name: str | None, key: str) -> tuple[Path, ...]:
+    """Return the table of a key's value, none where it is None. Raises UserError where there is no such file."""
     if name is None:
         return ()
     path = root / Path(name).expanduser()
@@ -86,11 +89,10 @@ def _found(root: Path) -> TableFiles:
     train, val, test = (tuple(by_split[split]) for split in ("train", "val", "test"))
     if train:
         if not val and test:
-            return TableFiles(root, train, test, f"there is no table of val: the evaluation is on {_names(root, test)}.")
+            return TableFiles(root, train, test, f"there is no table of val: the evaluation is on {_names(root, test)}.", test)
         left_out = f"; left out: {_names(root, test)}" if test else ""
-        return TableFiles(
-            root, train, val, f"tables: {_names(root, train)}{' and ' + _names(root, val) if val else ''}{left_out}."
-        )
+        shown = f"{_names(root, train)}{' and ' + _names(root, val) if val else ''}"
+        return TableFiles(root, train, val, f"tables: {shown}{left_out}.", test)
     if len(undivided) == 1 and not val and not test:
         return TableFiles(root, tuple(undivided), (), f"table: {_names(root, undivided)}.")
     if undivided and all(_SHARD.search(path.name) for path in undivided) and not val and not test:

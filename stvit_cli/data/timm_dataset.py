@@ -103,6 +103,7 @@ def find_timm_images(
     *,
     train_split: str = "train",
     val_split: str | None = None,
+    test_split: str | None = None,
     class_names_file: str | None = None,
 ) -> tuple[TimmImages, TimmImages]:
     """Return the training and the validation images of one of timm's data sets.
@@ -113,6 +114,7 @@ def find_timm_images(
         val_fraction: part of each class of the training split that is held out, where ``val_split`` is None.
         train_split: the split to train on, by its name there.
         val_split: the split to evaluate on; None: a part of the training split.
+        test_split: of which nothing is read here, see `find_timm_test_images`. None: a note says that there may be one.
         class_names_file: see `read_class_names`; None: the data set's own names.
 
     Raises:
@@ -131,11 +133,36 @@ def find_timm_images(
     if val_fraction == 0:
         raise UserError("data.val_fraction is 0, so that no image is left for the validation. Give it, or data.val_split=SPLIT.")
     chosen = hold_out_of_classes([str(number) for number in everything.tolist()], targets, val_fraction)
-    notes = [
-        f"{int(chosen.sum())} of the {len(targets)} images of {shown} are held out; data.val_split=SPLIT evaluates on another."
-    ]
+    hint = "" if test_split is not None else "; data.val_split=SPLIT evaluates on another"
+    notes = [f"{int(chosen.sum())} of the {len(targets)} images of {shown} are held out{hint}."]
     held_out = TimmImages(dataset, shown, names, targets, everything[chosen])
     return TimmImages(dataset, shown, names, targets, everything[~chosen], notes), held_out
+
+
+def find_timm_test_images(
+    name: str | None, folder: str | Path | None, test_split: str, class_names: Sequence[str], used_splits: Sequence[str]
+) -> TimmImages:
+    """Return the test images of one of timm's data sets.
+
+    Args:
+        name: ``data.name``.
+        folder: ``data.dir``.
+        test_split: the split, by its name there.
+        class_names: of the training images.
+        used_splits: those that the run trains on or chooses by.
+
+    Raises:
+        UserError: as `find_timm_images`; also where it is one of the ``used_splits``.
+    """
+    if test_split in used_splits:
+        raise UserError(
+            f"data.test_split: {printable(test_split)} is trained on or chosen by, so that it is no test set. "
+            "Give another split, or data.test_split=null."
+        )
+    dataset, targets, names = _opened(name, folder, test_split)
+    if len(names) > len(class_names):
+        raise UserError(f"data.name {name}: {len(class_names)} classes are trained on, but {test_split} has {len(names)}.")
+    return TimmImages(dataset, f"{name} {test_split}", class_names, targets, np.arange(len(targets)))
 
 
 def _opened(name: str | None, folder: str | Path | None, split: str) -> tuple[Any, NDArray[np.int64], tuple[str, ...]]:

@@ -92,6 +92,7 @@ def evaluate_models(
     num_workers: int,
     stopped: Callable[[], bool] = lambda: False,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    images: str = "the validation set",
 ) -> dict[str, Evaluated] | None:
     """Evaluate several models in one pass over the data.
 
@@ -103,6 +104,7 @@ def evaluate_models(
         num_workers: loader workers of one process.
         stopped: called after each batch; if it returns True on any process, the evaluation is abandoned.
         advance: called with the number of batches done and their total.
+        images: what they are called in a message.
 
     Returns:
         What was found of each model; None if the evaluation was abandoned.
@@ -136,7 +138,7 @@ def evaluate_models(
     if any(report[0] for report in reports):
         return None
     for name in models:
-        _require_finite(name, [report[1][name] for report in reports], world)
+        _require_finite(name, [report[1][name] for report in reports], world, images)
     return {name: _computed(evaluator, [report[2][name] for report in reports], world) for name, evaluator in evaluators.items()}
 
 
@@ -162,7 +164,7 @@ class Bad:
         self.names += found[: NUM_NAMED - len(self.names)]
 
 
-def _require_finite(model: str, parts: Sequence[Bad], world: World) -> None:
+def _require_finite(model: str, parts: Sequence[Bad], world: World, images: str) -> None:
     count = sum(part.count for part in parts)
     if not count:
         return
@@ -173,7 +175,7 @@ def _require_finite(model: str, parts: Sequence[Bad], world: World) -> None:
     whose = "moving average" if model else "model"
     shown = first_few(names, NUM_NAMED) if count <= NUM_NAMED else f"{', '.join(names[:NUM_NAMED])} and others"
     raise NonFiniteEvaluationError(
-        f"The {whose}'s outputs are {NOT_FINITE} for {at_least}{count} images of the validation set, so there are no metrics.\n"
+        f"The {whose}'s outputs are {NOT_FINITE} for {at_least}{count} images of {images}, so there are no metrics.\n"
         f"Images: {shown}.\n"
         "Finite weights can overflow in the model: train with a lower optim.lr, or evaluate other weights."
     )

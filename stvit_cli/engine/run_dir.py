@@ -2,7 +2,8 @@
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl`` and the same as ``metrics.csv``, ``checkpoints/``,
 ``best.safetensors`` with what it predicts for the validation images (``predictions.parquet`` or ``.csv``, and
-``evaluation.json``), ``last.safetensors`` (with ``last_ema.safetensors`` where there is a moving average), ``curves.png``;
+``evaluation.json``) and, where the recipe names a test set, for its images (the same names with ``-test``),
+``last.safetensors`` (with ``last_ema.safetensors`` where there is a moving average), ``curves.png``;
 on request ``events/`` (TensorBoard) and ``loggers.json`` (the runs of other trackers); and ``.lock`` while the run is active.
 """
 
@@ -16,6 +17,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from stvit_cli import __version__
 from stvit_cli.engine.run_lock import LOCK, RunLock
@@ -35,6 +37,18 @@ BEFORE_RECIPE = frozenset({"checkpoints", ENVIRONMENT, LOCK})
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
 
+Subset = Literal["val", "test"]
+"""The images that the best weights are evaluated on."""
+
+
+class EvaluationFiles(NamedTuple):
+    """The files of an evaluation that a run keeps: what was found, and the table of predictions in either of its formats."""
+
+    evaluation: Path
+    parquet: Path
+    csv: Path
+
+
 class RunDir:
     """The paths in a run directory."""
 
@@ -48,7 +62,7 @@ class RunDir:
         self.last = path / "last.safetensors"
         self.last_ema = path / "last_ema.safetensors"
         self.curves = path / "curves.png"
-        self.evaluation = path / "evaluation.json"
+        self.evaluation = self.evaluation_files("val").evaluation
         self.events = path / "events"
         self.loggers = path / "loggers.json"
 
@@ -60,7 +74,14 @@ class RunDir:
     @property
     def prediction_files(self) -> tuple[Path, Path]:
         """Where that table can be: as Parquet and as CSV."""
-        return self.path / "predictions.parquet", self.path / "predictions.csv"
+        files = self.evaluation_files("val")
+        return files.parquet, files.csv
+
+    def evaluation_files(self, of: Subset) -> EvaluationFiles:
+        """Return the files of the best weights' evaluation on the validation or the test images."""
+        end = "" if of == "val" else f"-{of}"
+        names = (f"evaluation{end}.json", f"predictions{end}.parquet", f"predictions{end}.csv")
+        return EvaluationFiles(*(self.path / name for name in names))
 
     def clear(self) -> RunLock:
         """Create the directory, empty it and lock it. Raises UserError as ``require_free`` does, or if another run is in it."""

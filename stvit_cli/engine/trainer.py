@@ -14,6 +14,7 @@ from stvit_cli.engine.determinism import fixed_order
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
 from stvit_cli.engine.failures import LESS_MEMORY, explained
+from stvit_cli.engine.final_test import FinalTest, read_final_test, run_final_test
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.loggers.base import LoggedImage, Status
@@ -31,7 +32,7 @@ from stvit_cli.engine.state import RunState
 from stvit_cli.engine.step import StepResult, TrainStep
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.base import Batch, KeepsImages, Task
+from stvit_cli.tasks.base import Batch, HasTestSet, KeepsImages, Task
 from stvit_cli.utils.machine_failures import machine_failures_explained
 from stvit_cli.utils.metric_names import MANY_IMAGES, epoch_text, metric_name, metric_with_unit
 from stvit_cli.utils.streams import lasting_output
@@ -66,8 +67,8 @@ def fit(
 
     Returns:
         The metrics of the best weights by name; ``best_epoch``, ``epochs``, ``steps`` and ``seconds``; with
-        ``schedule.patience`` also ``stopped_early``; and the metrics of the last evaluation as ``last_NAME``. Where a callback
-        stopped the run before its first evaluation, there are no metrics.
+        ``schedule.patience`` also ``stopped_early``; the metrics of the last evaluation as ``last_NAME``, and those of the test
+        set as ``test_NAME``. Where a callback stopped the run before its first evaluation, there are no metrics.
 
     Raises:
         UserError: the data, the recipe, the machine or the directory need the user's attention; saved files are intact.
@@ -115,6 +116,7 @@ class Trainer:
         self.callbacks = Callbacks(callbacks, self.world, self._view)
         self.last_step: StepResult | None = None
         self.is_stopped = False
+        self.tested: FinalTest | None = None
         self.window_since = time.monotonic()
         self.waited = 0.0
 
@@ -149,6 +151,8 @@ class Trainer:
                 self._call("on_start")
                 self._loop()
                 self.writer.draw_curves()
+                if self._is_over():
+                    self._test()
                 self._call("on_end")
             except BaseException as error:
                 self.callbacks.report(error)
@@ -166,6 +170,8 @@ class Trainer:
             self.status = "finished"
             epoch = epoch_text(result["best_epoch"])
             self.progress.say(f"Best {metric_name(main).label} {best} (epoch {epoch}) after {spent}: {self.run_dir.best}")
+            if self.tested is not None:
+                self.progress.say(self.tested.line(main, self.timeline.epoch(self.tested.step)))
         return result
 
     def _keep_images(self) -> None:
@@ -297,6 +303,23 @@ class Trainer:
         self._call("on_evaluation")
         self.window_since += time.monotonic() - began
 
+    def _test(self) -> None:
+        """Evaluate the best weights on the test set, once in the life of a run; see `final_test`."""
+        found = self.world.on_main(lambda: read_final_test(self.run_dir, self.recipe.data.test_split))
+        if found is None:
+            test = self.session.task.test if isinstance(self.session.task, HasTestSet) else None
+            if test is None:
+                return
+            found = run_final_test(
+                self.session, test, self.state, self.run_dir, lambda: self.stop.number != 0, self.progress.evaluating
+            )
+            if found is None:
+                self._stop(max(self.world.gather(self.stop.number)))
+                return
+        self.tested = found
+        if not self.world.on_main(lambda: self.writer.metrics_log.rows("test")):
+            self.writer.record("test", self.state.step, found.row())
+
     def _note_gap(self) -> None:
         """Say where the last weights do much better with the statistics of a batch than in evaluation mode."""
         gap = measure_gap(self.session, self.state.step)
@@ -357,4 +380,5 @@ class Trainer:
             "seconds": round(state.seconds, 1),
             **({"stopped_early": self._is_stopped_early()} if self.recipe.schedule.patience is not None else {}),
             **{f"last_{name}": value for name, value in state.metrics.items() if isinstance(value, float)},
+            **({f"test_{name}": value for name, value in self.tested.metrics.items()} if self.tested is not None else {}),
         }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 CLASSIFIER_KEYS = {
     "augment": ("vflip", "color_jitter", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"),
     "data": ("class_weights", "balance"),
+    "eval": ("hflip",),
 }
 """Keys in sections that other tasks have too."""
 
@@ -18,6 +19,7 @@ KINDS_OF = {
     "name": ("timm",),
     "train_split": ("idx", "timm"),
     "val_split": ("idx", "timm"),
+    "test_split": ("idx", "timm", "imagefolder", "table"),
     "table": ("table",),
     "val_table": ("table",),
     "path_column": ("table",),

@@ -70,6 +70,10 @@ class DataSection(Section):
     val_split: str | None = None
     """Kinds idx and timm: the split to evaluate on, such as t10k for MNIST's test files. null: a part of the training split,
     so that nothing is chosen on test data."""
+    test_split: str | None = None
+    """Test images: the best weights are evaluated on them once, when the training is over, and nothing is chosen by them. Kinds
+    idx and timm: a split, such as t10k. imagefolder: a folder beside train/, such as test. table: test, for the table or the
+    rows of that name, or a file. null: none."""
     table: str | None = None
     """Kind table: file of the training images, relative to data.dir. null: found by its name."""
     val_table: str | None = None
@@ -338,6 +342,8 @@ class EvalSection(Section):
     """Number of images in a forward pass of one process."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     """Side of the center crop divided by the resized short side. null: 224/256 up to 224 pixels, 1 above (DeiT)."""
+    hflip: bool = False
+    """Test-time flip of a classifier: average the logits of each image and its horizontal mirror image, at twice the time."""
 
 
 class Recipe(Section):
@@ -405,6 +411,7 @@ FREE_ON_RESUME = frozenset(
         "data.dir",
         "data.num_workers",
         "data.in_memory",
+        "data.test_split",
         "train.batch_size_per_device",
         "train.device",
         "train.log_every_steps",
@@ -415,8 +422,9 @@ FREE_ON_RESUME = frozenset(
         "checkpoint.every_minutes",
         "checkpoint.keep",
         "eval.batch_size",
+        "eval.hflip",
         "detection.results_json",
         "detection.exif_orientation",  # without it, no image that needs it can be opened
     }
 )
-"""Keys that may change when a run is resumed: they decide where and how fast it runs, not what it learns."""
+"""Keys that may change when a run is resumed: they decide where and how fast it runs and what is measured, not what it learns."""

@@ -171,6 +171,16 @@ class KeepsImages(Protocol):
         ...
 
 
+@runtime_checkable
+class HasTestSet(Protocol):
+    """A task whose data may have a test set: the best weights are evaluated on it once, when the training is over."""
+
+    @property
+    def test(self) -> Evaluation | None:
+        """The test images and their metrics, which are those of the validation; None: the recipe names none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How a model runs on a device.

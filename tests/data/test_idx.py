@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, read_idx
+from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, find_idx_test_images, read_idx
 from stvit_cli.errors import UserError
+from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
+from stvit_cli.tasks.classification.data import build_classification
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 5, 4), dtype=np.uint8)
 LABELS = np.arange(20, dtype=np.uint8) % 4
@@ -51,10 +53,37 @@ def test_nothing_is_chosen_on_the_test_files_unless_a_key_says_so(tmp_path: Path
     write(tmp_path, "t10k", count=8)
     train, val = find_idx_images(tmp_path, 0.25)
     assert (len(train) + len(val), val.file.name) == (20, "train-images-idx3-ubyte")
-    assert any("held out for validation; data.val_split=t10k" in note for note in train.notes)
+    assert any("held out for validation; data.test_split=t10k" in note for note in train.notes)
+    assert any(note.endswith("held out for validation.") for note in find_idx_images(tmp_path, 0.25, test_split="t10k")[0].notes)
     train, val = find_idx_images(tmp_path, 0.25, val_split="test")
     assert (len(train), len(val), val.file.name) == (20, 8, "t10k-images-idx3-ubyte")
     assert len(find_idx_eval_images(tmp_path, all_images=True)) == 20
+
+
+def test_the_test_files_are_other_files_with_the_same_classes(tmp_path: Path) -> None:
+    write(tmp_path)
+    write(tmp_path, "t10k", count=8)
+    images = find_idx_test_images(tmp_path, "test", ("a", "b", "c", "d"), ["train"])
+    assert (len(images), images.relative_path(7), images.class_names[3]) == (8, "t10k-images-idx3-ubyte:7", "d")
+    with pytest.raises(UserError, match=r"data\.test_split: t10k is trained on or chosen by, so that it is no test set"):
+        find_idx_test_images(tmp_path, "t10k", ("a", "b", "c", "d"), ["train", "test"])
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte: its labels go to 3, but there are 3 classes"):
+        find_idx_test_images(tmp_path, "t10k", ("a", "b", "c"), ["train"])
+    with pytest.raises(UserError, match="there is no IDX file of the images of val"):
+        find_idx_test_images(tmp_path, "val", ("a", "b", "c", "d"), ["train"])
+
+
+def test_every_seed_holds_out_the_same_images(tmp_path: Path) -> None:
+    write(tmp_path)
+    write(tmp_path, "t10k", count=8)
+    section = DataSection(kind="idx", dir=str(tmp_path), image_size=32, val_fraction=0.25, test_split="t10k")
+    held_out = []
+    for seed in (0, 1):
+        data = build_classification(section, AugmentSection(), EvalSection(), seed)
+        assert data.test_set is not None
+        assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (16, 4, 8)
+        held_out.append([data.val_set.path(index) for index in range(4)])
+    assert held_out[0] == held_out[1]
 
 
 def test_names_of_a_file_and_of_a_model(tmp_path: Path) -> None:

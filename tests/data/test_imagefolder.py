@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from stvit_cli.data import imagefolder
-from stvit_cli.data.imagefolder import FolderImages, find_eval_images, find_images
+from stvit_cli.data.imagefolder import FolderImages, find_eval_images, find_images, find_test_images
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.sampling import SampleKey, derive_seed
 from stvit_cli.errors import UserError
@@ -178,6 +178,31 @@ def test_test_is_not_evaluated_on_where_there_is_val(tmp_path: Path) -> None:
     train, val = find_images(tmp_path)
     assert named(val) == {"a/valid.png", "b/valid.png"}
     assert "test/ is left out: the evaluation is on valid/." in train.notes
+
+
+def test_test_images_are_for_neither_training_nor_validation(tmp_path: Path) -> None:
+    write(tmp_path, *[f"{split}/{name}/{split}.png" for split in ("train", "val", "Test") for name in ("a", "b")])
+    train, val = find_images(tmp_path, test_split="test")
+    assert (named(train), named(val), train.notes) == ({"a/train.png", "b/train.png"}, {"a/val.png", "b/val.png"}, ())
+    assert named(find_test_images(tmp_path, "test", ("a", "b"))) == {"a/Test.png", "b/Test.png"}
+    with pytest.raises(UserError, match="has class folders that the model does not know: b"):
+        find_test_images(tmp_path, "test", ("a", "c"))
+    for used in ("val", "train"):
+        with pytest.raises(UserError, match=rf"data\.test_split: {used}/ is trained on or chosen by, so that it is no test set"):
+            find_images(tmp_path, test_split=used)
+    with pytest.raises(UserError, match=r"data\.test_split: .* has no tests/\. Did you mean 'Test'\?"):
+        find_test_images(tmp_path, "tests", ("a", "b"))
+
+
+def test_without_val_a_part_of_train_is_held_out_where_test_is_the_test_set(tmp_path: Path) -> None:
+    write(
+        tmp_path, *[f"train/{name}" for name in numbered("a", range(5)) + numbered("b", range(5))], "test/a/1.png", "test/b/1.png"
+    )
+    assert len(find_images(tmp_path)[0]) == 10  # without the key the evaluation is on test/
+    train, val = find_images(tmp_path, 0.2, test_split="test")
+    assert (len(train), len(val), len(named(train) | named(val))) == (8, 2, 10)
+    assert named(find_eval_images(tmp_path, 0.2, class_names=("a", "b"), test_split="test")) == named(val)
+    assert named(find_eval_images(tmp_path, 0.2, class_names=("a", "b"))) == {"a/1.png", "b/1.png"}
 
 
 def test_a_folder_beside_the_splits_is_not_ignored_in_silence(tmp_path: Path) -> None:

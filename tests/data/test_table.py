@@ -14,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from stvit_cli.data.layouts import find_layout
-from stvit_cli.data.table import TableImages, TableOptions, find_table_eval_images, find_table_images
+from stvit_cli.data.table import TableImages, TableOptions, find_table_eval_images, find_table_images, find_table_test_images
 from stvit_cli.errors import UserError
 
 
@@ -121,6 +121,36 @@ def test_the_split_is_that_of_a_column(root: Path) -> None:
     assert any("6 train, 3 val, 3 test; the evaluation is on val" in note for note in train.notes)
     with pytest.raises(UserError, match=r"labels\.csv: the split is 'vall', expected train, val or test.\n.*labels\.csv, line 3"):
         read(write(root / "labels.csv", [(*ROWS[0], "train"), (*ROWS[1], "vall")], "path,label,split"))
+
+
+def test_test_rows_are_for_neither_training_nor_validation(root: Path) -> None:
+    splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    for val in ("val", "train"):
+        rows = [(*row, {"val": val}.get(split, split)) for row, split in zip(ROWS, splits, strict=True)]
+        options = TableOptions(dir=write(root / "labels.csv", rows, "path,label,split"), test_split="test")
+        train, held_out = find_table_images(options)
+        tested = find_table_test_images(options, train.class_names, [train, held_out])
+        assert sorted(labels(tested)) == ["10", "11"]
+        assert len(train) + len(held_out) == 10
+        assert not labels(train).keys() & labels(held_out).keys()
+        assert sorted(labels(find_table_eval_images(options, class_names=train.class_names))) == sorted(labels(held_out))
+    with pytest.raises(UserError, match=r"no table is named test, and no row of .*plain\.csv has the split test"):
+        find_table_test_images(TableOptions(dir=write(root / "plain.csv"), test_split="test"), ("cat", "dog", "emu"), [])
+
+
+def test_a_table_of_test_images_is_found_by_its_name_or_given(root: Path) -> None:
+    write(root / "train.csv", ROWS[:9])
+    write(root / "test.csv", ROWS[9:])
+    for name in ("test", "test.csv"):
+        options = TableOptions(dir=root, table="train.csv" if name == "test.csv" else None, test_split=name)
+        train, val = find_table_images(options)
+        assert (len(train), len(val)) == (6, 3)  # the third of each class
+        assert sorted(labels(find_table_test_images(options, train.class_names, [train, val]))) == ["10", "11", "9"]
+    with pytest.raises(UserError, match=r"data\.test_split: train\.csv is trained on"):
+        find_table_test_images(TableOptions(dir=root, test_split="train.csv"), train.class_names, [])
+    write(root / "test.csv", ROWS[7:])
+    notes = find_table_test_images(options, train.class_names, [train, val]).notes
+    assert sum("images are in both the training and the test table" in note for note in notes) >= 1
 
 
 def test_the_split_is_that_of_the_files(root: Path) -> None:

@@ -97,7 +97,43 @@ class ValPoints(Dataset[dict[str, Any]]):
         return {"image": point, "target": target, "index": index}
 
 
-class ToyTask(PreparedModel):
+class HeldOutPoints(ValPoints):
+    """A test set; ``on_item`` is called before each of its points is taken."""
+
+    def __init__(self, on_item: Callable[[int], None] = lambda index: None) -> None:
+        self.on_item = on_item
+
+    def relative_path(self, index: int) -> str:
+        return f"test-{index}"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.on_item(index)
+        point, target = _point("test", index)
+        return {"image": point, "target": target, "index": index}
+
+
+class ToyEvaluation:
+    """The evaluation of a set of points."""
+
+    name = "classification"
+
+    def __init__(self, val_set: ValPoints) -> None:
+        self.val_set = val_set
+
+    def collate_eval(self, samples: list[Any]) -> Any:
+        return default_collate(samples)
+
+    def evaluator(self) -> ClassificationEvaluator:
+        return ClassificationEvaluator(self.val_set)  # type: ignore[arg-type]
+
+    def describe_eval(self, batch: Any) -> list[str]:
+        return [self.val_set.relative_path(index) for index in batch["index"].tolist()]
+
+    def check_data(self) -> list[str]:
+        return []
+
+
+class ToyTask(PreparedModel, ToyEvaluation):
     """``on_loss`` is called with the number of the call before every training loss and may change it."""
 
     name = "classification"
@@ -105,12 +141,19 @@ class ToyTask(PreparedModel):
     batch_multiple = 1
 
     def __init__(
-        self, *, norm: bool = False, dropout: float = 0.2, on_loss: Callable[[int, Tensor], Tensor] | None = None
+        self,
+        *,
+        norm: bool = False,
+        dropout: float = 0.2,
+        on_loss: Callable[[int, Tensor], Tensor] | None = None,
+        test_set: HeldOutPoints | None = None,
     ) -> None:
+        super().__init__(ValPoints())
+        self.test = None if test_set is None else ToyEvaluation(test_set)
         torch.manual_seed(5)
         hidden: list[nn.Module] = [nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout)]
         self.model = nn.Sequential(*hidden, *([nn.BatchNorm1d(16)] if norm else []), nn.Linear(16, NUM_CLASSES))
-        self.train_set, self.val_set = TrainPoints(), ValPoints()
+        self.train_set = TrainPoints()
         self.on_loss = on_loss
         self.data = "points"
         self.calls = 0
@@ -118,19 +161,10 @@ class ToyTask(PreparedModel):
     def collate(self, samples: list[Any]) -> Any:
         return default_collate(samples)
 
-    def collate_eval(self, samples: list[Any]) -> Any:
-        return default_collate(samples)
-
     def training_loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         loss = F.cross_entropy(model(batch["image"]), batch["target"])
         self.calls += 1
         return {"loss": loss if self.on_loss is None else self.on_loss(self.calls, loss)}
-
-    def evaluator(self) -> ClassificationEvaluator:
-        return ClassificationEvaluator(self.val_set)  # type: ignore[arg-type]
-
-    def describe_eval(self, batch: Any) -> list[str]:
-        return [f"val-{index}" for index in batch["index"].tolist()]
 
     def heads(self) -> list[nn.Module]:
         return [self.model[-1]]
@@ -143,9 +177,6 @@ class ToyTask(PreparedModel):
         return WeightsInfo("toy", num_classes=NUM_CLASSES)
 
     def notes(self) -> list[str]:
-        return []
-
-    def check_data(self) -> list[str]:
         return []
 
     def data_fingerprint(self) -> str:
@@ -232,7 +263,9 @@ def outcome(run_dir: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     tensors = {f"{path.stem}/{name}": tensor for path in newest.glob("*.safetensors") for name, tensor in load_file(path).items()}
     history = MetricsLog(run_dir / "metrics.jsonl")
     rows = [
-        {key: value for key, value in row.items() if key not in TIMES} for kind in ("train", "eval") for row in history.rows(kind)
+        {key: value for key, value in row.items() if key not in TIMES}
+        for kind in ("train", "eval", "test")
+        for row in history.rows(kind)
     ]
     return tensors, rows
 

@@ -9,10 +9,10 @@ from typing import Any
 from stvit_cli.data.class_names import require_model_names
 from stvit_cli.data.classification import ClassificationData, EvalSet, Images, TrainSet
 from stvit_cli.data.digits import DigitImages
-from stvit_cli.data.idx import find_idx_eval_images, find_idx_images
-from stvit_cli.data.imagefolder import find_eval_images, find_images
-from stvit_cli.data.table import TableOptions, find_table_eval_images, find_table_images
-from stvit_cli.data.timm_dataset import find_timm_images
+from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, find_idx_test_images
+from stvit_cli.data.imagefolder import find_eval_images, find_images, find_test_images
+from stvit_cli.data.table import TableImages, TableOptions, find_table_eval_images, find_table_images, find_table_test_images
+from stvit_cli.data.timm_dataset import find_timm_images, find_timm_test_images
 from stvit_cli.data.transforms import eval_transform, train_transform
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
 
@@ -20,12 +20,13 @@ from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
 def build_classification(
     data: DataSection, augment: AugmentSection, eval: EvalSection, seed: int, in_chans: int = 3
 ) -> ClassificationData:
-    """Build the training and the validation set.
+    """Build the training, the validation and, where the recipe names one, the test set.
 
     Raises:
         UserError: as `find_images` and `train_transform`.
     """
     train, val = _find(data)
+    test = _find_test(data, train, val)
     transform = train_transform(
         data.image_size,
         data.mean,
@@ -48,6 +49,7 @@ def build_classification(
         train_set=TrainSet(train, transform, seed, data.unreadable),
         val_set=_eval_set(val, data, eval, augment.interpolation, in_chans),
         class_names=train.class_names,
+        test_set=None if test is None else _eval_set(test, data, eval, augment.interpolation, in_chans),
     )
 
 
@@ -80,7 +82,22 @@ def _find(data: DataSection) -> tuple[Images, Images]:
         return find_idx_images(data.dir, data.val_fraction, **_splits(data))
     if data.kind == "timm":
         return find_timm_images(data.name, data.dir, data.val_fraction, **_splits(data))
-    return find_images(data.dir, data.val_fraction, group_by=data.group_by)
+    return find_images(data.dir, data.val_fraction, group_by=data.group_by, test_split=data.test_split)
+
+
+def _find_test(data: DataSection, train: Images, val: Images) -> Images | None:
+    """Return the images of the test set; None where the recipe names none."""
+    if data.test_split is None:
+        return None
+    class_names = train.class_names
+    if data.kind == "imagefolder":
+        return find_test_images(data.dir, data.test_split, class_names)
+    if isinstance(train, TableImages) and isinstance(val, TableImages):
+        return find_table_test_images(_table_options(data), class_names, [train, val])
+    used = [data.train_split, *([data.val_split] if data.val_split is not None else [])]
+    if data.kind == "idx":
+        return find_idx_test_images(data.dir, data.test_split, class_names, used)
+    return find_timm_test_images(data.name, data.dir, data.test_split, class_names, used)
 
 
 def _find_eval(data: DataSection, class_names: Sequence[str] | None, all_images: bool) -> Images:
@@ -97,11 +114,12 @@ def _find_eval(data: DataSection, class_names: Sequence[str] | None, all_images:
         if class_names is not None:
             images.class_names = require_model_names(images.class_names, class_names, f"data.name {data.name}")
         return images
-    return find_eval_images(data.dir, data.val_fraction, **chosen, group_by=data.group_by)
+    return find_eval_images(data.dir, data.val_fraction, **chosen, group_by=data.group_by, test_split=data.test_split)
 
 
 def _splits(data: DataSection) -> dict[str, Any]:
-    return {"train_split": data.train_split, "val_split": data.val_split, "class_names_file": data.class_names_file}
+    names = {"train_split": data.train_split, "val_split": data.val_split, "test_split": data.test_split}
+    return names | {"class_names_file": data.class_names_file}
 
 
 def _table_options(data: DataSection) -> TableOptions:

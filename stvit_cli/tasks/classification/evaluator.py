@@ -26,16 +26,17 @@ class ClassificationEvaluator:
 
     Args:
         val_set: the images that the indices of batches refer to; None where no predictions are needed.
+        hflip: average the logits with those of the mirror images.
     """
 
-    def __init__(self, val_set: EvalSet | None = None) -> None:
-        self.val_set = val_set
+    def __init__(self, val_set: EvalSet | None = None, hflip: bool = False) -> None:
+        self.val_set, self.hflip = val_set, hflip
         self.num_classes = 0
         self.parts: list[tuple[Tensor, ...]] = []
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """See `tasks.base.Evaluator`."""
-        logits, target = model(batch["image"]).float(), batch["target"]  # (B, K), (B,)
+        logits, target = logits_of(model, batch["image"], self.hflip), batch["target"]  # (B, K), (B,)
         require_finite(logits)
         own = logits.gather(1, target[:, None])
         earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
@@ -81,6 +82,23 @@ class ClassificationEvaluator:
             target_rank=found.rank,
             loss=found.losses,
         )
+
+
+def logits_of(model: nn.Module, images: Tensor, hflip: bool = False) -> Tensor:
+    """Return the logits of images (B, C, H, W) in float32, (B, K).
+
+    Args:
+        model: a classifier.
+        images: the batch.
+        hflip: average them with those of the mirror images.
+
+    >>> logits_of(nn.Flatten(), torch.arange(3.0).view(1, 1, 1, 3), hflip=True)
+    tensor([[1., 1., 1.]])
+    """
+    logits: Tensor = model(images).float()
+    if hflip:
+        logits = (logits + model(images.flip(-1)).float()) / 2
+    return logits
 
 
 class ClassificationState(NamedTuple):

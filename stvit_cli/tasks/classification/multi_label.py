@@ -13,6 +13,7 @@ from torch import nn
 
 from stvit_cli.data.classification import EvalSet
 from stvit_cli.tasks.base import in_float64
+from stvit_cli.tasks.classification.evaluator import logits_of
 from stvit_cli.tasks.classification.predictions import MultiLabelPredictions
 from stvit_cli.tasks.classification.statistics import THRESHOLD, Ranking
 from stvit_cli.tasks.finite import require_finite
@@ -30,15 +31,16 @@ class MultiLabelEvaluator:
 
     Args:
         val_set: the images that the indices of batches refer to; None where no predictions are needed.
+        hflip: average the logits with those of the mirror images.
     """
 
-    def __init__(self, val_set: EvalSet | None = None) -> None:
-        self.val_set = val_set
+    def __init__(self, val_set: EvalSet | None = None, hflip: bool = False) -> None:
+        self.val_set, self.hflip = val_set, hflip
         self.parts: list[State] = []
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """See `tasks.base.Evaluator`."""
-        logits, target = model(batch["image"]).float(), batch["target"]  # both (B, K)
+        logits, target = logits_of(model, batch["image"], self.hflip), batch["target"]  # both (B, K)
         require_finite(logits)
         losses = in_float64(F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean(1)
         self.parts.append(

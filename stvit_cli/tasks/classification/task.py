@@ -53,8 +53,8 @@ class ClassificationEvaluation:
 
     name = "classification"
 
-    def __init__(self, val_set: EvalSet, multi_label: bool = False) -> None:
-        self.val_set, self.multi_label = val_set, multi_label
+    def __init__(self, val_set: EvalSet, multi_label: bool = False, hflip: bool = False) -> None:
+        self.val_set, self.multi_label, self.hflip = val_set, multi_label, hflip
 
     def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         skipped = [path for sample in samples for path in sample.get("skipped", [])]
@@ -63,7 +63,8 @@ class ClassificationEvaluation:
         }
 
     def evaluator(self) -> Evaluator:
-        return MultiLabelEvaluator(self.val_set) if self.multi_label else ClassificationEvaluator(self.val_set)
+        kind = MultiLabelEvaluator if self.multi_label else ClassificationEvaluator
+        return kind(self.val_set, self.hflip)
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.path(index) for index in batch["index"].tolist()]
@@ -88,7 +89,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
     evaluates_training_batches = True
 
     def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
-        super().__init__(data.val_set, bool(recipe.data.multi_label))
+        super().__init__(data.val_set, bool(recipe.data.multi_label), recipe.eval.hflip)
         self.main_metric = "map" if self.multi_label else "top1"
         self.recipe, self.data, self.model = recipe, data, model
         self.train_set = data.train_set
@@ -100,6 +101,12 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         self.loss = _build_loss(recipe, data)
         self.teacher = None if recipe.distill.teacher is None else load_teacher(recipe, data.class_names)
         self._notes = notes
+
+    @cached_property
+    def test(self) -> ClassificationEvaluation | None:
+        """See `tasks.base.HasTestSet`."""
+        test_set = self.data.test_set
+        return None if test_set is None else ClassificationEvaluation(test_set, self.multi_label, self.hflip)
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         return self.collate_eval(samples)
@@ -142,16 +149,18 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         return replace(info, crop_pct=self.recipe.eval.crop_pct, multi_label=self.multi_label)
 
     def notes(self) -> list[str]:
-        sizes = (
-            f"{len(self.train_set)} images to train on, {len(self.val_set)} to evaluate, {len(self.data.class_names)} classes."
-        )
-        return [sizes, *self._notes]
+        tested = "" if self.data.test_set is None else f", {len(self.data.test_set)} to test on at the end"
+        used = f"{len(self.train_set)} images to train on, {len(self.val_set)} to evaluate{tested}"
+        return [f"{used}, {len(self.data.class_names)} classes.", *self._notes]
 
     def check_data(self) -> list[str]:
         """Open some images of the validation set: an unreadable one would end the run at its first evaluation."""
         train, val = self.train_set.images, self.val_set.images
         require_usable("validation", val.open, len(val))
-        return [*dict.fromkeys((*train.notes, *val.notes)), *self._absent_classes()]
+        if self.data.test_set is not None:
+            require_usable("test", self.data.test_set.images.open, len(self.data.test_set))
+        tested = () if self.data.test_set is None else self.data.test_set.images.notes
+        return [*dict.fromkeys((*train.notes, *val.notes, *tested)), *self._absent_classes()]
 
     def keep_images(self, num_samples: int, stopped: Callable[[], bool], advance: Callable[[int, int], None]) -> str | None:
         """See `tasks.base.KeepsImages`. By itself where every image is needed more than once or nearly so."""
@@ -270,7 +279,7 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
             f"data.dir is {recipe.data.dir}: {num_classes} classes, but the model has {info.num_classes}.\n"
             "Its weights file does not name them, so that the data must have all its classes, in the order of their names."
         )
-    return ClassificationEvaluation(val_set, info.multi_label)
+    return ClassificationEvaluation(val_set, info.multi_label, recipe.eval.hflip)
 
 
 def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str]) -> list[str]:
