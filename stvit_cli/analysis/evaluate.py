@@ -13,6 +13,7 @@ from stvit_cli.analysis.eval_drawings import write_drawings
 from stvit_cli.engine.distributed import pick_device
 from stvit_cli.engine.evaluation import Evaluated
 from stvit_cli.models.optimize.inference import Precision
+from stvit_cli.models.options import given, options_of
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
@@ -77,7 +78,7 @@ def recipe_for(trained: Trained, overrides: list[str]) -> Recipe:
     known: dict[str, Any] = {
         "name": trained.path.stem,
         "task": info.task,
-        "model": {"name": info.model, "in_chans": info.in_chans, "grid_sizes": info.grid_sizes},
+        "model": {"name": info.model, "in_chans": info.in_chans, **given(options_of(info))},
         "data": {"kind": spec.folder_kind, "image_size": info.image_size, "mean": info.mean, "std": info.std},
         "augment": {"interpolation": info.interpolation},
         "eval": {"crop_pct": info.crop_pct},

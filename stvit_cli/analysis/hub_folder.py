@@ -11,6 +11,7 @@ from stvit_cli.analysis.model_card import CARD, REPO, card_text, is_generated, i
 from stvit_cli.data.transforms import default_crop_pct
 from stvit_cli.engine.run_dir import RECIPE, RunDir
 from stvit_cli.errors import UserError
+from stvit_cli.models.options import given, options_of
 from stvit_cli.models.timm_models import NAMES_IN_TIMM
 from stvit_cli.models.weights.file import WeightsInfo, read_weights, save_weights
 from stvit_cli.models.weights.hub import WEIGHTS
@@ -110,8 +111,9 @@ def _config(info: WeightsInfo, model: Any) -> dict[str, Any]:
         "classifier": "head" if built_in else own.get("classifier"),
     }
     args: dict[str, Any] = {"in_chans": info.in_chans} if info.in_chans != 3 else {}
-    if info.grid_sizes is not None:
-        args["grid_sizes"] = list(info.grid_sizes)
+    options = given(options_of(info))
+    args |= options.pop("kwargs", {})
+    args |= {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
     return {
         "architecture": architecture,
         "num_classes": info.num_classes,

@@ -248,8 +248,12 @@ def _with_model(settings: Recipe, weights: WeightsInfo | None) -> Recipe:
     if settings.model.name != "auto":
         return settings
     if weights is not None:
-        grid_sizes = weights.grid_sizes if weights.task == settings.task else settings.model.grid_sizes
-        return _updated(settings, {"model.name": weights.model, "model.grid_sizes": grid_sizes})
+        from stvit_cli.models.options import given, options_of
+
+        options = given(options_of(weights)) | given(options_of(settings.model))
+        options["grid_sizes"] = weights.grid_sizes if weights.task == settings.task else settings.model.grid_sizes
+        changed = {f"model.{key}": value for key, value in options.items()}
+        return _updated(settings, {"model.name": weights.model, **changed})
     return _updated(settings, {"model.name": "stvit-s" if _on_gpu(settings) else "stvit-nano"})
 
 

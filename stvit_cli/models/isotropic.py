@@ -57,10 +57,20 @@ class TableSuperTokenAttention(SuperTokenAttention):
 
     Args:
         table_size: number of super tokens down and across that the position table is made for; None for no bias.
+        num_iters: see `SuperTokenAttention`.
+        association_grad: see `SuperTokenAttention`.
     """
 
-    def __init__(self, dim: int, num_heads: int, grid_size: int, table_size: int | None) -> None:
-        super().__init__(dim, num_heads, grid_size)
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid_size: int,
+        table_size: int | None,
+        num_iters: int = 1,
+        association_grad: bool = False,
+    ) -> None:
+        super().__init__(dim, num_heads, grid_size, num_iters, association_grad)
         self.relative_position_bias_table: nn.Parameter | None = None
         if table_size is not None:
             self.relative_position_bias_table = nn.Parameter(torch.empty(num_heads, 2 * table_size - 1, 2 * table_size - 1))
@@ -90,7 +100,9 @@ class ConvPatchMerging(nn.Module):
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-def make_attention(variant: Variant, stage: int, grid_sizes: GridSizes) -> Callable[..., nn.Module]:
+def make_attention(
+    variant: Variant, stage: int, grid_sizes: GridSizes, num_iters: int, association_grad: bool
+) -> Callable[..., nn.Module]:
     """Return the constructor of a stage's attention, with the arguments of torchvision's: dim, window, shift, heads, dropouts."""
     if variant.attention == "swin" and stage != variant.global_stage:
         return ShiftedWindowAttention if variant.rpe else WindowAttentionWithoutRPE
@@ -99,8 +111,9 @@ def make_attention(variant: Variant, stage: int, grid_sizes: GridSizes) -> Calla
     table_size = math.ceil(variant.image_size / (4 << stage) / (1 if is_global else variant.grid_sizes[stage]))
 
     def attention(dim: int, window: list[int], shift: list[int], num_heads: int, **dropouts: float) -> nn.Module:
+        grid_size = 1 if is_global else grid_sizes[stage]
         return TableSuperTokenAttention(
-            dim, num_heads, 1 if is_global else grid_sizes[stage], table_size if variant.rpe else None
+            dim, num_heads, grid_size, table_size if variant.rpe else None, num_iters, association_grad
         )
 
     return attention
@@ -119,6 +132,8 @@ class Isotropic(Staged):
         drop_path_rate: stochastic depth rate of the last block; it increases linearly from 0 at the first.
         grid_sizes: grid size of each stage instead of the variant's.
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        num_iters: number of iterations of super token sampling; 0: average pooling alone, see `STViT`.
+        association_grad: the gradient flows through the association too.
     """
 
     def __init__(
@@ -129,6 +144,8 @@ class Isotropic(Staged):
         drop_path_rate: float = 0.0,
         grid_sizes: GridSizes | None = None,
         checkpointing: bool = False,
+        num_iters: int = 1,
+        association_grad: bool = False,
     ) -> None:
         super().__init__()
         dims, depths = variant.embed_dims, variant.depths
@@ -141,7 +158,7 @@ class Isotropic(Staged):
         window, last = variant.window_size, max(sum(depths) - 1, 1)
         stages = []
         for i, dim in enumerate(dims):
-            attention = make_attention(variant, i, grid_sizes or variant.grid_sizes)
+            attention = make_attention(variant, i, grid_sizes or variant.grid_sizes, num_iters, association_grad)
             block = partial(SwinTransformerBlock, dim, variant.num_heads[i], [window] * 2, attn_layer=attention)
             blocks = [
                 block(shift_size=[j % 2 * (window // 2)] * 2, stochastic_depth_prob=drop_path_rate * (sum(depths[:i]) + j) / last)

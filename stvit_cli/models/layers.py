@@ -150,19 +150,27 @@ class ConvPosEnc(Accelerated):
 
 
 class ConvFFN(Accelerated):
-    """Convolutional feed-forward network: 1 x 1 to ``ratio`` * C -> GELU -> h + depth-wise 3 x 3 of h -> 1 x 1 to C."""
+    """Convolutional feed-forward network: 1 x 1 to ``ratio`` * C -> GELU -> h + depth-wise 3 x 3 of h -> 1 x 1 to C.
 
-    def __init__(self, dim: int, ratio: float = 4.0) -> None:
+    Args:
+        dim: number of channels C.
+        ratio: ratio of the hidden width to C.
+        has_conv: False: without the depth-wise convolution, an ordinary feed-forward network.
+    """
+
+    def __init__(self, dim: int, ratio: float = 4.0, has_conv: bool = True) -> None:
         super().__init__()
         hidden = int(dim * ratio)
+        self.ratio = ratio
         self.fc1 = Conv2d(dim, hidden, 1)
-        self.conv = ConvPosEnc(hidden)
+        self.conv = ConvPosEnc(hidden) if has_conv else nn.Identity()
         self.fc2 = Conv2d(hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernels is not None and self.kernels.supports(x, self.conv.conv.in_channels):
+        conv = self.conv
+        if self.kernels is not None and isinstance(conv, ConvPosEnc) and self.kernels.supports(x, conv.conv.in_channels):
             fc1 = self.fc1
             assert fc1.bias is not None  # added by the kernel
             u = fc1.convolve(x, with_bias=False) if isinstance(fc1, Conv2d) else fc1.multiply(x)  # `mkldnn.PackedConv`
-            return self.fc2(self.kernels.gelu_conv_pos_enc(u, fc1.bias, self.conv.conv, self.conv.residual))
-        return self.fc2(self.conv(gelu(self.fc1(x))))
+            return self.fc2(self.kernels.gelu_conv_pos_enc(u, fc1.bias, conv.conv, conv.residual))
+        return self.fc2(conv(gelu(self.fc1(x))))

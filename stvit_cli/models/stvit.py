@@ -65,17 +65,30 @@ VARIANTS = {
 
 
 class Block(nn.Module):
-    """Position encoding, super token attention and ConvFFN, each with a residual connection: (B, C, H, W) -> (B, C, H, W)."""
+    """Position encoding, super token attention and ConvFFN, each with a residual connection: (B, C, H, W) -> (B, C, H, W).
+
+    ``layer_scale`` None: no layer scale. ``num_iters`` and the arguments after it are described at `STViT`.
+    """
 
     def __init__(
-        self, dim: int, num_heads: int, grid_size: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
+        self,
+        dim: int,
+        num_heads: int,
+        grid_size: int,
+        mlp_ratio: float,
+        drop_path: float,
+        layer_scale: float | None,
+        num_iters: int = 1,
+        pos_enc: bool = True,
+        ffn_conv: bool = True,
+        association_grad: bool = False,
     ) -> None:
         super().__init__()
-        self.cpe = ConvPosEnc(dim)
+        self.cpe = ConvPosEnc(dim) if pos_enc else nn.Identity()
         self.norm1 = LayerNorm2d(dim, eps=1e-6)
-        self.attn = SuperTokenAttention(dim, num_heads, grid_size)
+        self.attn = SuperTokenAttention(dim, num_heads, grid_size, num_iters, association_grad)
         self.norm2 = BatchNorm2d(dim)
-        self.mlp = ConvFFN(dim, mlp_ratio)
+        self.mlp = ConvFFN(dim, mlp_ratio, ffn_conv)
         self.ls1 = LayerScale2d(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.ls2 = LayerScale2d(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -88,7 +101,7 @@ class Block(nn.Module):
     def _encode_position(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens with their position encoding, and the layer norm of these."""
         cpe = self.cpe
-        if cpe.kernels is not None and cpe.kernels.supports(x):
+        if isinstance(cpe, ConvPosEnc) and cpe.kernels is not None and cpe.kernels.supports(x):
             return cpe.kernels.conv_pos_enc_layer_norm(x, cpe.conv, cpe.residual, self.norm1)
         x = cpe(x)
         return x, self.norm1(x)
@@ -168,6 +181,12 @@ class STViT(Staged):
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
         drop_rate: dropout rate before the classifier.
         global_pool: ``avg``; or an empty string for the projected tokens without pooling, which needs ``num_classes=0``.
+        num_iters: number of iterations of super token sampling. 0: average pooling alone: a token belongs to its own cell, whose
+            super token it gets back.
+        pos_enc: False: blocks without position encoding.
+        ffn_conv: False: ConvFFN without its depth-wise convolution.
+        association_grad: the gradient flows through the association too, which the paper's does not.
+        layer_scale: initial value of layer scale in stages 3 and 4 instead of the variant's; 0 for no layer scale.
 
     Example:
         >>> model = STViT(VARIANTS["stvit-nano"], num_classes=10).eval()
@@ -191,6 +210,11 @@ class STViT(Staged):
         checkpointing: bool = False,
         drop_rate: float = 0.0,
         global_pool: str = "avg",
+        num_iters: int = 1,
+        pos_enc: bool = True,
+        ffn_conv: bool = True,
+        association_grad: bool = False,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         dims, depths = variant.embed_dims, variant.depths
@@ -203,6 +227,7 @@ class STViT(Staged):
 
         self.stem = Stem(in_chans, dims[0])
         last = max(sum(depths) - 1, 1)
+        scale = variant.layer_scale if layer_scale is None else layer_scale or None
         stages = []
         for i, dim in enumerate(dims):
             blocks = [
@@ -212,7 +237,11 @@ class STViT(Staged):
                     (grid_sizes or variant.grid_sizes)[i],
                     mlp_ratio,
                     drop_path=drop_path_rate * (sum(depths[:i]) + j) / last,
-                    layer_scale=variant.layer_scale if i >= 2 else None,
+                    layer_scale=scale if i >= 2 else None,
+                    num_iters=num_iters,
+                    pos_enc=pos_enc,
+                    ffn_conv=ffn_conv,
+                    association_grad=association_grad,
                 )
                 for j in range(depths[i])
             ]

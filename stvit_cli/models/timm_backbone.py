@@ -5,6 +5,7 @@ B batch, C channels, H W rows and columns of an image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,16 @@ from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.models.layers import LayerNorm2d
-from stvit_cli.models.timm_models import HasNoWeightDecay, create, require_known, set_checkpointing
+from stvit_cli.models.timm_models import (
+    HasNoWeightDecay,
+    as_key,
+    checked_kwargs,
+    create,
+    from_key,
+    require_buildable,
+    require_known,
+    set_checkpointing,
+)
 
 STRIDES = (4, 8, 16, 32)
 """The strides of the features that detectors and segmenters take."""
@@ -40,17 +50,27 @@ class TimmBackbone(nn.Module):
         name: such as ``timm/swin_tiny_patch4_window7_224``.
         drop_path_rate: the largest rate of stochastic depth.
         checkpointing: recompute activations in the backward pass.
+        kwargs: arguments of the model of timm, such as ``{"embed_dim": 24}``.
 
     Raises:
-        UserError: no such model, or it has no features at these strides or for images of any size.
+        UserError: no such model, it cannot be built with ``kwargs``, or it has no features at these strides or for images of any
+            size.
     """
 
     timm_prefix = "model.model."
     """Before timm's names of its tensors."""
 
-    def __init__(self, name: str, *, drop_path_rate: float = 0.0, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        drop_path_rate: float = 0.0,
+        checkpointing: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        options, has_norm = _feature_options(require_known(name))
+        own = require_known(name)
+        options, has_norm = _feature_options(own, as_key(checked_kwargs(own, kwargs or {})))
         self.timm_name = name
         self.model = create(name, options, drop_path_rate)
         self.feature_info = [{"num_chs": n, "reduction": s} for n, s in zip(_channels(self.model), STRIDES, strict=True)]
@@ -81,17 +101,24 @@ class TimmBackbone(nn.Module):
 
 
 @cache
-def _feature_options(own: str) -> tuple[dict[str, Any], bool]:
-    """Return the arguments for features at `STRIDES` of images of any size, and whether the model ends with a layer norm."""
+def _feature_options(own: str, kwargs: str = "") -> tuple[dict[str, Any], bool]:
+    """Return the arguments for features at `STRIDES` of images of any size, and whether the model ends with a layer norm.
+
+    Args:
+        own: timm's name of the model.
+        kwargs: its arguments, as text; they are among those returned.
+    """
     import timm
 
+    arguments = from_key(kwargs)
+    require_buildable(own, arguments, arguments)
     with torch.device("meta"):
-        model = timm.create_model(own)
+        model = timm.create_model(own, **arguments)
         has_norm = any(isinstance(_submodule(model, path), nn.LayerNorm) for path in ("norm", "head.norm"))
-        options: dict[str, Any] = {"features_only": True, "feature_cls": "getter"}
-        for any_size in _ANY_SIZE:
+        options: dict[str, Any] = {**arguments, "features_only": True, "feature_cls": "getter"}
+        for any_size in ({**each, **arguments} for each in _ANY_SIZE):
             try:
-                strides = timm.create_model(own, **options, **any_size).feature_info.reduction()  # type: ignore[union-attr,operator]
+                strides = timm.create_model(own, **(options | any_size)).feature_info.reduction()  # type: ignore[union-attr,operator]
             except TypeError:
                 continue
             except (RuntimeError, AttributeError, AssertionError):

@@ -8,6 +8,8 @@ B batch, C channels, H W rows and columns of an image.
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,13 +20,26 @@ import torch
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.utils.text import did_you_mean, first_few
+from stvit_cli.recipe.yaml import as_tuples, flow
+from stvit_cli.utils.text import did_you_mean, first_few, first_line, shortened
 
 PREFIX = "timm/"
 BUILT_IN = {"stvit_small": "stvit-s", "stvit_base": "stvit-b", "stvit_large": "stvit-l", "stvit_nano": "stvit-nano"}
 """The built-in models by their names in timm's registry."""
 NAMES_IN_TIMM = {model: name for name, model in BUILT_IN.items()}
 """The name in timm's registry of each built-in model."""
+
+SET_ELSEWHERE = {
+    "num_classes": "the classes of the data",
+    "in_chans": "model.in_chans",
+    "img_size": "data.image_size",
+    "drop_path_rate": "model.drop_path_rate",
+    "pretrained": "model.pretrained",
+}
+"""Arguments of timm's models that are no kwargs here, and what decides them."""
+
+_UNBUILDABLE = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, AttributeError)
+"""What timm raises for arguments that do not fit together."""
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 
@@ -84,34 +99,133 @@ def create_classifier(
     *,
     image_size: int | None = None,
     checkpointing: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Create a classifier of timm, randomly initialized. Arguments as in `registry.create_model`.
 
     Raises:
-        UserError: no such model, or it does not take images of that size, stochastic depth or activation checkpointing.
+        UserError: no such model, it cannot be built with ``kwargs``, or it does not take images of that size, stochastic depth or
+            activation checkpointing.
     """
     from timm import get_pretrained_cfg
 
     own = require_known(name)
     config = get_pretrained_cfg(own)
     size = config.input_size[-1] if config is not None else 224
-    options: dict[str, Any] = {}
-    if image_size not in (None, size):
-        assert image_size is not None
-        options = _size_options(own, image_size)
-        if not _takes(own, image_size, in_chans):
-            others = first_few([str(other) for other in _accepted_near(own, image_size, size, in_chans)])
-            raise UserError(f"data.image_size: found {image_size}, which {name} does not take; expected {others}.")
-    model = create(name, {"num_classes": num_classes, "in_chans": in_chans, **options}, drop_path_rate)
+    arguments = checked_kwargs(own, kwargs or {})
+    options: dict[str, Any] = {**arguments, "num_classes": num_classes, "in_chans": in_chans}
+    if image_size is not None and (image_size != size or arguments):
+        options |= _size_options(own, image_size)
+        if not _takes(own, image_size, in_chans, arguments=as_key(arguments)):
+            require_buildable(own, {**options, **_size_options(own, image_size)}, arguments)
+            others = first_few([str(other) for other in _accepted_near(own, image_size, size, in_chans, as_key(arguments))])
+            with_kwargs = f" with model.kwargs={flow(arguments)}" if arguments else ""
+            raise UserError(f"data.image_size: found {image_size}, which {name} does not take{with_kwargs}; expected {others}.")
+    elif arguments:
+        require_buildable(own, options, arguments)
+    model = create(name, options, drop_path_rate)
     set_checkpointing(model, name, checkpointing)
     model.timm_name = name  # type: ignore[assignment]
     return model
 
 
-def require_image_size(name: str, built_for: int, image_size: int, in_chans: int) -> None:
+def require_image_size(name: str, built_for: int, image_size: int, in_chans: int, kwargs: Mapping[str, Any]) -> None:
     """Raise UserError where a classifier of timm that is built for an image size does not take images of another."""
-    if image_size != built_for and not _takes(require_known(name), image_size, in_chans, built_for):
+    if image_size != built_for and not _takes(require_known(name), image_size, in_chans, built_for, as_key(kwargs)):
         raise UserError(f"data.image_size: found {image_size}, but this {name} takes images of {built_for} pixels only.")
+
+
+def checked_kwargs(own: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments for a model's constructor, lists as tuples. Raises UserError where it has no argument of such a name.
+
+    timm's own factory has more, such as a file to load: these are none of the constructor's.
+
+    Args:
+        own: timm's name of the model.
+        kwargs: the arguments.
+    """
+    if not kwargs:
+        return {}
+    known, takes_others = _constructor(own)
+    for key in kwargs:
+        if key in SET_ELSEWHERE:
+            raise UserError(f"model.kwargs: found {key}, which {SET_ELSEWHERE[key]} decides. Leave it out.")
+        if key in _OF_FACTORY or (key not in known and not takes_others):
+            guess = did_you_mean(key, known) or f" It has {first_few(known, 12)}."
+            raise UserError(f"model.kwargs: timm's {own} has no argument {shortened(repr(key))}.{guess}")
+    try:
+        json.dumps(dict(kwargs))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"model.kwargs: found {shortened(repr(dict(kwargs)))}, expected numbers, text, true, false and lists."
+        ) from None
+    return {key: as_tuples(value) for key, value in kwargs.items()}
+
+
+_OF_FACTORY = frozenset(
+    (
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_strict",
+        "pretrained_model_args",
+        "pretrained_custom_load",
+        "checkpoint_path",
+        "cache_dir",
+        "pruned",
+        "scriptable",
+        "exportable",
+        "no_jit",
+        "features_only",
+        "feature_cls",
+        "feature_cfg",
+        "out_indices",
+        "device",
+        "dtype",
+    )
+)
+"""Arguments of timm's factory, which a constructor with ``**kwargs`` may see."""
+
+
+@cache
+def _constructor(own: str) -> tuple[list[str], bool]:
+    """Return the names of the arguments of a model's constructor, and whether it takes others too."""
+    import timm
+
+    with torch.device("meta"):
+        parameters = inspect.signature(type(timm.create_model(own)).__init__).parameters
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [name for name, parameter in parameters.items() if parameter.kind in kinds and name != "self"]
+    takes_others = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [name for name in names if name not in _OF_FACTORY and name not in SET_ELSEWHERE], takes_others
+
+
+def as_key(arguments: Mapping[str, Any]) -> str:
+    """Return arguments as text, for functions that remember their results."""
+    return json.dumps(dict(arguments)) if arguments else ""
+
+
+def from_key(text: str) -> dict[str, Any]:
+    """Return the arguments of `as_key`."""
+    return {key: as_tuples(value) for key, value in json.loads(text).items()} if text else {}
+
+
+def require_buildable(own: str, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Raise UserError where a model cannot be built with its kwargs, on the meta device: they may describe one of any size."""
+    if not arguments:
+        return
+    import timm
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(own, **options)
+    except _UNBUILDABLE as error:
+        raise UserError(cannot_be_built(own, arguments, error)) from None
+
+
+def cannot_be_built(own: str, arguments: Mapping[str, Any], error: Exception) -> str:
+    """Return the message about kwargs that do not fit together."""
+    reason = first_line(error) or type(error).__name__
+    return f"model.kwargs: timm's {own} cannot be built with {shortened(flow(dict(arguments)), 200)}: {shortened(reason, 200)}"
 
 
 def is_timm_model(model: nn.Module) -> bool:
@@ -194,7 +308,7 @@ def _size_options(own: str, image_size: int) -> dict[str, Any]:
 
 
 @cache
-def _takes(own: str, image_size: int, in_chans: int, built_for: int | None = None) -> bool:
+def _takes(own: str, image_size: int, in_chans: int, built_for: int | None = None, arguments: str = "") -> bool:
     """Return whether a model can be built for images of a size, and run on one; tried on the meta device.
 
     Args:
@@ -202,24 +316,26 @@ def _takes(own: str, image_size: int, in_chans: int, built_for: int | None = Non
         image_size: of the images.
         in_chans: their channels.
         built_for: build it for this size; None: for ``image_size``.
+        arguments: its kwargs, as text.
     """
     import timm
 
+    options = {**from_key(arguments), **_size_options(own, built_for or image_size)}
     try:
         with torch.device("meta"), torch.no_grad():
-            model = timm.create_model(own, in_chans=in_chans, **_size_options(own, built_for or image_size)).eval()
+            model = timm.create_model(own, in_chans=in_chans, **options).eval()
             model(torch.empty(1, in_chans, image_size, image_size))
     except NotImplementedError:
         return True  # an operator without shapes: the model itself will tell
-    except (AssertionError, RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError):
+    except _UNBUILDABLE:
         return False
     return True
 
 
-def _accepted_near(own: str, image_size: int, default: int, in_chans: int) -> Iterator[int]:
+def _accepted_near(own: str, image_size: int, default: int, in_chans: int, arguments: str) -> Iterator[int]:
     """Yield sizes that a model takes: the nearest multiples of 32, 16 and 14, and its own."""
     near = {step * (image_size // step + i) for step in (14, 16, 32) for i in (0, 1)} - {0}
     for size in sorted(near, key=lambda size: (abs(size - image_size), size))[:4]:
-        if size != default and size >= 32 and _takes(own, size, in_chans):
+        if size != default and size >= 32 and _takes(own, size, in_chans, arguments=arguments):
             yield size
     yield default

@@ -17,7 +17,7 @@ from stvit_cli.recipe.validation import HALVED
 from stvit_cli.recipe.yaml import flow
 from stvit_cli.utils.text import did_you_mean, nearest, number_meant, suggestion
 
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null", Any: "any value"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}
 _MAX_SHOWN = 5
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,11 +19,14 @@ MIN_STD = 1e-6
 
 # Values beyond these limits are typing errors, or files made to exhaust the memory.
 Side = Annotated[int, Field(ge=32, le=MAX_SIDE)]
+NumIters = Annotated[int, Field(ge=0, le=10)]
+LayerScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Width = Annotated[int, Field(gt=0, le=16384)]
 GridSize = Annotated[int, Field(gt=0, le=MAX_GRID_SIZE)]
 CropPct = Annotated[float, Field(ge=MIN_CROP_PCT, le=1, allow_inf_nan=False)]
 Mean = Annotated[float, Field(allow_inf_nan=False)]
 Std = Annotated[float, Field(ge=MIN_STD, allow_inf_nan=False)]
+Kwargs = dict[str, Any]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
 

@@ -28,7 +28,7 @@ from stvit_cli.recipe.renamed_keys import RENAMED_VALUES as RENAMED_VALUES
 from stvit_cli.recipe.renamed_keys import warn_once as warn_once
 from stvit_cli.recipe.tasks import other_tasks_sections
 from stvit_cli.recipe.validation import byte_scale
-from stvit_cli.recipe.yaml import flow
+from stvit_cli.recipe.yaml import as_tuples, flow
 
 
 class Resolved(NamedTuple):
@@ -85,7 +85,7 @@ def _resolve(layers: list[Layer], overrides: Sequence[str], name: str, *, saved:
         warn_once(sentence)
     _count_shapes_from_1(data)
     try:
-        recipe = Recipe.model_validate(_tuples(data), context={"saved": saved})
+        recipe = Recipe.model_validate(as_tuples(data), context={"saved": saved})
     except ValidationError as error:
         raise UserError(problems(error, data, origin_of, layers[0].source)) from None
     for problem in byte_scale(recipe.data) if saved else ():
@@ -169,13 +169,6 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     """Return every setting by its dotted key."""
     data = recipe.model_dump()
     return {key: data[key] if "." not in key else data[key.split(".")[0]][key.split(".")[1]] for key in dotted_keys()}
-
-
-def _tuples(value: Any) -> Any:
-    """Return the data with tuples in place of lists, as the strict schema requires."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _lines(section: Section, indent: str, only_changes: bool, explain: bool) -> Iterator[str]:

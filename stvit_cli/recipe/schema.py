@@ -12,7 +12,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from stvit_cli.recipe.dense_tasks import DetectionSection, SegmentationSection, ShapesSection
-from stvit_cli.recipe.field_types import Fraction, Interpolation, NonNegative, PositiveInt, Rate, Section
+from stvit_cli.recipe.field_types import (
+    Fraction,
+    Interpolation,
+    Kwargs,
+    LayerScale,
+    NonNegative,
+    NumIters,
+    PositiveInt,
+    Rate,
+    Section,
+)
 from stvit_cli.recipe.validation import contradictions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +43,19 @@ class ModelSection(Section):
     """Stochastic depth rate of the last block; it grows linearly from 0 at the first. One number, or one for each model name."""
     grid_sizes: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = None
     """Side of a super token's grid cell in each of the four stages, in tokens. null: the model's own, [8, 4, 1, 1]."""
+    num_iters: NumIters | None = None
+    """Iterations of super token sampling. 0: average pooling alone, a token belongs to its own cell. null: the model's own, 1."""
+    pos_enc: bool | None = None
+    """Convolutional position encoding in each block. null: the model's own, true."""
+    ffn_conv: bool | None = None
+    """The depth-wise convolution of ConvFFN. null: the model's own, true."""
+    association_grad: bool | None = None
+    """Let the gradient flow through the association of tokens and super tokens. true: slower, as the custom kernels have no such
+    gradient. null: the model's own, false, as in the paper."""
+    layer_scale: LayerScale | None = None
+    """Initial value of layer scale in stages 3 and 4; 0: no layer scale. null: the model's own, 1e-6 in stvit-b and stvit-l."""
+    kwargs: Kwargs = Field({})
+    """Arguments of a model of timm, as timm's --model-kwargs, such as {embed_dim: 48, depths: [2, 2, 2, 2]}."""
     checkpointing: bool = False
     """Activation checkpointing: recompute activations in the backward pass. Saves memory, costs about a third more time."""
 

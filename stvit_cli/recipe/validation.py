@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from stvit_cli.recipe.classifier_checks import classifier_contradictions
 from stvit_cli.recipe.field_types import MAX_GRID_SIZE, MAX_SIDE, MIN_CROP_PCT, MIN_STD
 from stvit_cli.recipe.tasks import TASKS, other_tasks_sections, tasks_with
+from stvit_cli.recipe.yaml import flow
 from stvit_cli.utils.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def contradictions(recipe: Recipe, *, saved: bool = False) -> Iterator[str]:
     yield from _task_contradictions(recipe)
     if model.pretrained and not model.name.startswith("timm/"):
         yield f"model.pretrained: found true, but {model.name} has no weights to download; give a file: weights=FILE"
+    if model.kwargs and not model.name.startswith("timm/"):
+        yield f"model.kwargs: found {flow(model.kwargs)}, but {model.name} is no model of timm, timm/NAME; expected {{}}"
     rates = model.drop_path_rate
     if isinstance(rates, dict) and model.name not in rates and not model.name.startswith("timm/"):
         guess = did_you_mean(model.name, rates)

@@ -109,6 +109,13 @@ def flow(value: Any) -> str:
     return yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31)[1:-2]
 
 
+def as_tuples(value: Any) -> Any:
+    """Return plain data with tuples in place of lists, as a recipe has them: its sections are frozen."""
+    if isinstance(value, dict):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return tuple(as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
 def _plain(node: yaml.Node, path: str, lines: dict[str, int]) -> Any:
     """Turn a node into plain data; note the line of every key in ``lines``."""
     if isinstance(node, yaml.SequenceNode):

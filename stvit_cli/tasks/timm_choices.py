@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model, list_models
+from stvit_cli.models.options import LACKS, given, options_of
 from stvit_cli.models.timm_models import built_in_name, is_timm_name, require_known
 from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from stvit_cli.utils.text import first_line, shortened
@@ -36,12 +38,12 @@ def resolve_model(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if is_timm_name(name):
         require_known(name)
         if isinstance(rates, dict) and name not in rates:
-            nearest = _nearest_in_size(name, rates)
+            nearest = _nearest_in_size(name, rates, model.kwargs)
             changed["drop_path_rate"] = rates[nearest]
             notes.append(f"model.drop_path_rate: {rates[nearest]:g} for {name}, as for {nearest}, the nearest in size.")
-        if model.grid_sizes is not None:
-            changed["grid_sizes"] = None
-            notes.append(f"model.grid_sizes: not used, as {name} has no super tokens.")
+        for key in given(options_of(model)).keys() & LACKS.keys():
+            changed[key] = None
+            notes.append(f"model.{key}: not used, as {name} has no {LACKS[key]}.")
     resolved = recipe.model_copy(update={"model": model.model_copy(update=changed)}) if changed else recipe
     return _with_pretrained_normalization(resolved, notes), notes
 
@@ -63,16 +65,16 @@ def _with_pretrained_normalization(recipe: Recipe, notes: list[str]) -> Recipe:
     return recipe.model_copy(update={"data": data.model_copy(update=own)})
 
 
-def _nearest_in_size(name: str, choices: dict[str, float]) -> str:
+def _nearest_in_size(name: str, choices: dict[str, float], kwargs: Mapping[str, Any]) -> str:
     """Return the built-in model among ``choices`` whose number of parameters is nearest to that of a model."""
     known = [choice for choice in choices if choice in list_models()]
     with torch.device("meta"):
-        count = _num_params(name)
+        count = _num_params(name, kwargs)
         return min(known or list(choices), key=lambda choice: abs(math.log(_num_params(choice) / count)))
 
 
-def _num_params(name: str) -> int:
-    return sum(parameter.numel() for parameter in create_model(name, 0).parameters())
+def _num_params(name: str, kwargs: Mapping[str, Any] | None = None) -> int:
+    return sum(parameter.numel() for parameter in create_model(name, 0, kwargs=kwargs).parameters())
 
 
 def _pretrained_config(name: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from stvit_cli.errors import UserError
+from stvit_cli.models.options import options_of
 from stvit_cli.models.weights.file import (
     LoadReport,
     WeightsFile,
@@ -60,7 +61,7 @@ def recipe_weights_info(recipe: Recipe, class_names: Sequence[str]) -> WeightsIn
         std=recipe.data.std,
         interpolation=recipe.augment.interpolation,
         recipe_hash=recipe_hash(recipe),
-        grid_sizes=recipe.model.grid_sizes,
+        **options_of(recipe.model),
     )
 
 

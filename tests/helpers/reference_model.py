@@ -5,6 +5,8 @@ It is an oracle for the tests and the baseline of the benchmarks.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,16 +26,28 @@ def reference_self_attention(attention: SuperTokenAttention, x: Tensor) -> Tenso
 
 
 def reference_super_token_attention(attention: SuperTokenAttention, x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, H, W) for one iteration and sizes that the grid divides, by `F.unfold` and `F.fold`."""
+    """(B, C, H, W) -> (B, C, H, W) for sizes that the grid divides, by `F.unfold` and `F.fold`."""
     (h, w), (b, c, height, width) = attention.grid_size, x.shape
     p, q = height // h, width // w
+    super_tokens = F.avg_pool2d(x, (h, w))
+    if attention.num_iters == 0:
+        return F.interpolate(reference_self_attention(attention, super_tokens), (height, width), mode="nearest")
     tokens = rearrange(x, "b c (y h) (x w) -> b (y x) (h w) c", y=p, x=q)
-    with torch.no_grad():
-        surrounding = F.unfold(F.adaptive_avg_pool2d(x, (p, q)), 3, padding=1).transpose(1, 2).reshape(b, p * q, c, 9)
+
+    def associate(super_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        surrounding = F.unfold(super_tokens, 3, padding=1).transpose(1, 2).reshape(b, p * q, c, 9)
         association = (tokens @ surrounding * c**-0.5).softmax(-1)
-        association_sum = F.fold(association.sum(2).transpose(1, 2), (p, q), 3, padding=1)
-    super_tokens = (tokens.transpose(-1, -2) @ association).permute(0, 2, 3, 1).reshape(b, c * 9, p * q)
-    super_tokens = reference_self_attention(attention, F.fold(super_tokens, (p, q), 3, padding=1) / (association_sum + 1e-12))
+        return association, F.fold(association.sum(2).transpose(1, 2), (p, q), 3, padding=1)
+
+    def aggregate(association: Tensor, association_sum: Tensor) -> Tensor:
+        total = (tokens.transpose(-1, -2) @ association).permute(0, 2, 3, 1).reshape(b, c * 9, p * q)
+        return F.fold(total, (p, q), 3, padding=1) / (association_sum + 1e-12)
+
+    with nullcontext() if attention.association_grad else torch.no_grad():
+        association, association_sum = associate(super_tokens)
+        for _ in range(attention.num_iters - 1):
+            association, association_sum = associate(aggregate(association, association_sum))
+    super_tokens = reference_self_attention(attention, aggregate(association, association_sum))
     surrounding = F.unfold(super_tokens, 3, padding=1).transpose(1, 2).reshape(b, p * q, c, 9)
     return rearrange(surrounding @ association.transpose(-1, -2), "b (y x) c (h w) -> b c (y h) (x w)", y=p, x=q, h=h)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stvit_cli.models.accelerated import Accelerated, Kernels
-from stvit_cli.models.layers import ConvFFN
+from stvit_cli.models.layers import ConvFFN, ConvPosEnc
 from stvit_cli.models.super_token import SuperTokenAttention
 from stvit_cli.utils.files import cache_dir, replace_file
 from stvit_cli.utils.strict_json import dumps, read_object
@@ -82,13 +82,15 @@ def served(model: nn.Module) -> list[Accelerated]:
 
     Attention among all tokens has none there, as PyTorch's is fused already.
     """
+
+    def has_kernel(layer: Accelerated) -> bool:
+        if isinstance(layer, SuperTokenAttention):
+            return layer.grid_size != (1, 1) and layer.num_iters > 0 and not layer.association_grad
+        return not isinstance(layer, ConvFFN) or isinstance(layer.conv, ConvPosEnc)
+
     layers = [module for module in model.modules() if isinstance(module, Accelerated)]
     inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
-    return [
-        layer
-        for layer in layers
-        if id(layer) not in inner and not (isinstance(layer, SuperTokenAttention) and layer.grid_size == (1, 1))
-    ]
+    return [layer for layer in layers if id(layer) not in inner and has_kernel(layer)]
 
 
 def attach(model: nn.Module, kinds: Iterable[str], kernels: Kernels) -> tuple[str, ...]:

@@ -234,7 +234,7 @@ def sample(x: Tensor, grid_size: tuple[int, int], num_iters: int = 1) -> tuple[T
     Args:
         x: tokens (B, C, H, W).
         grid_size: tokens of a cell, (h, w).
-        num_iters: number of iterations.
+        num_iters: number of iterations, at least 1.
 
     Returns:
         Super tokens (B, p, q, C) and association Q (B, p, q, 9, n).

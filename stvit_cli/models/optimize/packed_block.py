@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stvit_cli.models.layers import gelu
+from stvit_cli.models.layers import ConvPosEnc, gelu
 from stvit_cli.models.optimize.mkldnn import PackedConv, PackedConv2d
 from stvit_cli.models.stvit import Block
 from stvit_cli.models.super_token import SuperTokenAttention
@@ -28,7 +28,7 @@ class PackedBlock(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.cpe, self.norm1, self.attn, self.mlp = block.cpe, block.norm1, block.attn, block.mlp
-        self.ratio = block.mlp.conv.conv.in_channels // block.cpe.conv.in_channels
+        self.ratio = block.mlp.ratio
 
     def forward(self, x: Tensor) -> Tensor:
         x, normalized = self._encode(x)  # new tensors: what follows adds to x in place
@@ -48,10 +48,12 @@ class PackedBlock(nn.Module):
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens with their position encoding, and the layer norm of them."""
-        kernels = self.cpe.kernels
-        if kernels is not None and kernels.supports(x):
-            return kernels.conv_pos_enc_layer_norm(x, self.cpe.conv, self.cpe.residual, self.norm1)
-        x = self.cpe(x)
+        cpe = self.cpe
+        if not isinstance(cpe, ConvPosEnc):
+            return x.clone(), self.norm1(x)
+        if cpe.kernels is not None and cpe.kernels.supports(x):
+            return cpe.kernels.conv_pos_enc_layer_norm(x, cpe.conv, cpe.residual, self.norm1)
+        x = cpe(x)
         return x, self.norm1(x)
 
     def _attend(self, x: Tensor, normalized: Tensor) -> Tensor:
@@ -60,17 +62,17 @@ class PackedBlock(nn.Module):
         if attn.grid_size == (1, 1):
             assert isinstance(attn.proj, PackedConv)
             return attn.proj.add_to(x, attn.mix_tokens(normalized))
-        if attn.kernels is not None and attn.kernels.supports(x):
-            super_tokens, association = attn.kernels.sample(normalized, attn.grid_size, attn.num_iters)
+        if (kernels := attn.sampling_kernels(x)) is not None:
+            super_tokens, association = kernels.sample(normalized, attn.grid_size, attn.num_iters)
             super_tokens = attn.attend_channels_last(super_tokens)
-            return attn.kernels.upsample_add(association, super_tokens, x, attn.grid_size)
+            return kernels.upsample_add(association, super_tokens, x, attn.grid_size)
         return x + attn(normalized)
 
     def _hidden(self, x: Tensor) -> Tensor:
         """Return the hidden tokens of ConvFFN (B, ratio * C, H, W)."""
         fc1, conv, kernels = self.mlp.fc1, self.mlp.conv, self.mlp.kernels
         assert isinstance(fc1, PackedConv)
-        if kernels is not None and kernels.supports(x, conv.conv.in_channels):
+        if kernels is not None and isinstance(conv, ConvPosEnc) and kernels.supports(x, conv.conv.in_channels):
             assert fc1.bias is not None
             return kernels.gelu_conv_pos_enc(fc1.multiply(x), fc1.bias, conv.conv, conv.residual)
         return conv(gelu(fc1(x)))
@@ -82,7 +84,7 @@ def can_pack_block(block: nn.Module) -> bool:
         return False
     is_folded = all(isinstance(part, nn.Identity) for part in (block.norm2, block.ls1, block.ls2, block.drop_path))
     products = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
-    depthwise = (block.cpe.conv, block.mlp.conv.conv)
+    depthwise = [part.conv for part in (block.cpe, block.mlp.conv) if isinstance(part, ConvPosEnc)]
     are_packed = all(isinstance(part, PackedConv) for part in products)
     return is_folded and are_packed and all(isinstance(part, PackedConv2d) for part in depthwise)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, DetectionSection, SegmentationSection
-from stvit_cli.recipe.field_types import CropPct, GridSize, Interpolation, Mean, Section, Side, Std
+from stvit_cli.recipe.field_types import CropPct, GridSize, Interpolation, Kwargs, LayerScale, Mean, NumIters, Section, Side, Std
+from stvit_cli.recipe.yaml import as_tuples
 from stvit_cli.utils.text import first_few, shortened
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,12 @@ class WeightsInfo:
             grid are another function.
         multi_label: an image has any number of the classes, each by the sigmoid of its logit; otherwise it has one, by softmax.
         settings: what else the model of the task is built from, as JSON; empty for a classifier.
+        num_iters: this and what follows are arguments of `create_model` (see there), if not the model's own.
+        pos_enc: see `create_model`.
+        ffn_conv: see `create_model`.
+        association_grad: see `create_model`.
+        layer_scale: see `create_model`.
+        kwargs: see `create_model`.
     """
 
     model: Annotated[str, Field(min_length=1, max_length=100)]
@@ -77,10 +84,17 @@ class WeightsInfo:
     grid_sizes: tuple[GridSize, GridSize, GridSize, GridSize] | None = None
     settings: str = ""
     multi_label: bool = False
+    num_iters: NumIters | None = None
+    pos_enc: bool | None = None
+    ffn_conv: bool | None = None
+    association_grad: bool | None = None
+    layer_scale: LayerScale | None = None
+    kwargs: Kwargs = field(default_factory=dict, hash=False)
 
     def to_json(self) -> str:
-        # Earlier versions do not have multi_label, and warn of what they do not know.
-        return _ADAPTER.dump_json(self, exclude=None if self.multi_label else {"multi_label"}).decode()
+        # Earlier versions do not have these, and warn of what they do not know.
+        unused = {key for key in _SINCE_0_2 if getattr(self, key) == getattr(_DEFAULTS, key)}
+        return _ADAPTER.dump_json(self, exclude=unused).decode()
 
 
 @dataclass(frozen=True)
@@ -91,9 +105,11 @@ class _Read(WeightsInfo):
     interpolation: Interpolation = "bicubic"
 
 
+_SINCE_0_2 = ("multi_label", "num_iters", "pos_enc", "ffn_conv", "association_grad", "layer_scale", "kwargs")
+_DEFAULTS = WeightsInfo("")
 _ADAPTER = TypeAdapter(WeightsInfo)
 _READ = TypeAdapter(_Read)
-_KNOWN = {field.name for field in fields(WeightsInfo)} | {"crc32"}  # the checksum of the file, see `file`
+_KNOWN = {each.name for each in fields(WeightsInfo)} | {"crc32"}  # the checksum of the file, see `file`
 
 
 def parse(text: str, source: str = "weights") -> WeightsInfo:
@@ -110,7 +126,8 @@ def parse(text: str, source: str = "weights") -> WeightsInfo:
         read = _READ.validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(_problem(error)) from None
-    info = WeightsInfo(**{field.name: getattr(read, field.name) for field in fields(WeightsInfo)})
+    info = WeightsInfo(**{each.name: getattr(read, each.name) for each in fields(WeightsInfo)})
+    info = replace(info, kwargs=as_tuples(info.kwargs))
     for problem in _contradictions(info):
         raise ValueError(problem)
     unknown = [key for key in json.loads(text) if key not in _KNOWN]

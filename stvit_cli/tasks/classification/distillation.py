@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
+from stvit_cli.models.options import options_of
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.weights import weights_file
@@ -170,7 +171,7 @@ def _saved_model(name: str) -> tuple[nn.Module, WeightsInfo]:
     info = describe(file)
     if info.task != "classification" or not info.num_classes:
         raise UserError(f"distill.teacher: {file.path} is no classifier; expected a run or a weights file of one.")
-    model = create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes)
+    model = create_model(info.model, info.num_classes, info.in_chans, image_size=info.image_size, **options_of(info))
     load_weights(model, file)
     return model, info
 

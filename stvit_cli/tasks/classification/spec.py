@@ -11,6 +11,7 @@ from torch import nn
 from stvit_cli.data.classification import Images
 from stvit_cli.data.images import ImageSource
 from stvit_cli.models import create_model
+from stvit_cli.models.options import options_of
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
@@ -42,12 +43,12 @@ def _build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool) -> Eval
 
 
 def _create_model(info: WeightsInfo) -> nn.Module:
-    return create_model(info.model, info.num_classes, info.in_chans, grid_sizes=info.grid_sizes, image_size=info.image_size)
+    return create_model(info.model, info.num_classes, info.in_chans, image_size=info.image_size, **options_of(info))
 
 
 def _create_cost_model(recipe: Recipe) -> nn.Module:
     model = recipe.model
-    return create_model(model.name, in_chans=model.in_chans, grid_sizes=model.grid_sizes, image_size=recipe.data.image_size)
+    return create_model(model.name, in_chans=model.in_chans, image_size=recipe.data.image_size, **options_of(model))
 
 
 def _predict(

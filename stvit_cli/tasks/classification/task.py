@@ -25,6 +25,7 @@ from stvit_cli.data.loader import seeded
 from stvit_cli.data.sampling import ClassBalance
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
+from stvit_cli.models.options import options_of
 from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require_image_size
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
@@ -248,9 +249,9 @@ def build_classification_task(recipe: Recipe, weights: Path | None) -> Classific
             num_classes=len(data.class_names),
             in_chans=recipe.model.in_chans,
             drop_path_rate=recipe.drop_path_rate,
-            grid_sizes=recipe.model.grid_sizes,
             checkpointing=recipe.model.checkpointing,
             image_size=recipe.data.image_size,
+            **options_of(recipe.model),
         )
         notes = [] if weights is None else load_initial_weights(model, weights, data.class_names)
     return ClassificationTask(recipe, data, model, notes)
@@ -272,7 +273,7 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
         in_chans=info.in_chans,
     )
     if is_timm_name(info.model):
-        require_image_size(info.model, info.image_size, recipe.data.image_size, info.in_chans)
+        require_image_size(info.model, info.image_size, recipe.data.image_size, info.in_chans, info.kwargs)
     num_classes = len(val_set.images.class_names)
     if num_classes != info.num_classes:
         raise UserError(

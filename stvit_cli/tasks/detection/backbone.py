@@ -5,6 +5,8 @@ B batch, C channels. An image batch (B, 3, H, W) gives maps "0" to "3" and "pool
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -12,7 +14,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
-from stvit_cli.models.stvit import GridSizes, STViT
+from stvit_cli.models.options import ModelOptions, given
+from stvit_cli.models.registry import refuse_options
+from stvit_cli.models.stvit import STViT
 from stvit_cli.models.timm_backbone import TimmBackbone
 from stvit_cli.models.timm_models import is_timm_name
 from stvit_cli.tasks.base import freeze_batch_norms
@@ -59,27 +63,26 @@ class BackboneWithFPN(nn.Module):
 
 
 def create_backbone(
-    name: str, *, drop_path_rate: float = 0.0, grid_sizes: GridSizes | None = None, checkpointing: bool = False
+    name: str, *, drop_path_rate: float = 0.0, checkpointing: bool = False, **options: Unpack[ModelOptions]
 ) -> STViT | TimmBackbone:
     """Create the four stages of a model, without projection and classifier.
 
     Args:
         name: the name of a model, see `list_models`, or ``timm/NAME``.
         drop_path_rate: the largest rate of stochastic depth.
-        grid_sizes: tokens on a side of a super token's cell, for each stage; None: the model's own.
         checkpointing: compute activations again in the backward pass instead of keeping them.
+        **options: ``grid_sizes``, ``num_iters`` and the other options of `create_model`.
 
     Returns:
         A model whose ``forward_intermediates`` gives feature maps at 1/4, 1/8, 1/16 and 1/32 of the image's size.
 
     Raises:
-        UserError: no such model, or one without four stages.
+        UserError: no such model, one without four stages, or one without the part that an option is of.
     """
     if is_timm_name(name):
-        if grid_sizes is not None:
-            raise UserError(f"model.grid_sizes: found {list(grid_sizes)} for {name}, which has no super tokens; expected null.")
-        return TimmBackbone(name, drop_path_rate=drop_path_rate, checkpointing=checkpointing)
-    model = create_model(name, 0, drop_path_rate=drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
+        refuse_options(name, given(options), {"kwargs"})
+        return TimmBackbone(name, drop_path_rate=drop_path_rate, checkpointing=checkpointing, kwargs=options.get("kwargs"))
+    model = create_model(name, 0, drop_path_rate=drop_path_rate, checkpointing=checkpointing, **options)
     if not isinstance(model, STViT):
         raise UserError(f"model.name: {name} has no four stages for an FPN; expected a model such as stvit-s.")
     model.prune_intermediate_layers(list(range(4)))

@@ -6,7 +6,7 @@ N objects or detections of an image, H W its rows and columns, M side of a mask.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 from stvit_cli.data.coco import encode_mask
 from stvit_cli.errors import UserError
-from stvit_cli.models.stvit import GridSizes
+from stvit_cli.models.options import ModelOptions
 from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD
 from stvit_cli.tasks.detection.backbone import BackboneWithFPN, create_backbone
 from stvit_cli.tasks.detection.cascade_rcnn import CascadeHeads
@@ -187,8 +187,8 @@ def create_detector(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     drop_path_rate: float = 0.0,
-    grid_sizes: GridSizes | None = None,
     checkpointing: bool = False,
+    **options: Unpack[ModelOptions],
 ) -> Detector:
     """Create a detector on a model of `list_models`, freshly initialised. The defaults are Mask R-CNN's on COCO.
 
@@ -212,8 +212,8 @@ def create_detector(
         mean: of the channels, for images in 0..1.
         std: of the channels, for images in 0..1.
         drop_path_rate: largest rate of stochastic depth.
-        grid_sizes: super-token cell of each stage, in tokens; None: the model's own.
         checkpointing: recompute activations in the backward pass, to save memory.
+        **options: ``grid_sizes``, ``num_iters`` and the other options of the backbone, see `create_model`.
 
     Raises:
         UserError: no such model or head, a model without four stages, or ``masks`` of a head that has none.
@@ -226,7 +226,7 @@ def create_detector(
         ['boxes', 'labels', 'masks', 'scores']
     """
     head = _chosen(head, masks)
-    body = create_backbone(name, drop_path_rate=drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
+    body = create_backbone(name, drop_path_rate=drop_path_rate, checkpointing=checkpointing, **options)
     return Detector(
         BackboneWithFPN(body, channels, freeze_batch_norm),
         num_classes,

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stvit_cli.data.coco import CocoImages, DetectionData, DetectionEvalSet
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import derive_seed, seeded
+from stvit_cli.models.options import options_of
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.models.weights.info import DETECTOR_KEYS
 from stvit_cli.recipe import DetectionSection, Recipe
@@ -231,9 +232,7 @@ def _try_results(section: DetectionSection) -> None:
 def create_from(info: WeightsInfo) -> Detector:
     """Create the detector that a weights file describes, freshly initialised."""
     section = DetectionSection.model_validate_json(info.settings)
-    return create_detector(
-        info.model, info.num_classes, **_arguments(section), grid_sizes=info.grid_sizes, mean=info.mean, std=info.std
-    )
+    return create_detector(info.model, info.num_classes, **_arguments(section), mean=info.mean, std=info.std, **options_of(info))
 
 
 def create_from_recipe(recipe: Recipe, num_classes: int) -> Detector:
@@ -243,10 +242,10 @@ def create_from_recipe(recipe: Recipe, num_classes: int) -> Detector:
         num_classes,
         **_arguments(recipe.detection),
         drop_path_rate=recipe.drop_path_rate,
-        grid_sizes=recipe.model.grid_sizes,
         checkpointing=recipe.model.checkpointing,
         mean=recipe.data.mean,
         std=recipe.data.std,
+        **options_of(recipe.model),
     )
 
 

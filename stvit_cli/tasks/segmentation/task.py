@@ -25,6 +25,7 @@ from stvit_cli.data.loader import derive_seed, seeded
 from stvit_cli.data.segmentation import SegmentationData, SegmentationEvalSet
 from stvit_cli.data.segmentation_transforms import IGNORED
 from stvit_cli.errors import UserError
+from stvit_cli.models.options import options_of
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe, SegmentationSection
 from stvit_cli.tasks.base import NonFiniteOutputsError
@@ -247,7 +248,7 @@ def create_from(info: WeightsInfo) -> Segmenter:
         channels=section.channels,
         aux_channels=section.aux_channels,
         dropout=section.dropout,
-        grid_sizes=info.grid_sizes,
+        **options_of(info),
     )
 
 
@@ -262,8 +263,8 @@ def create_from_recipe(recipe: Recipe) -> Segmenter:
         aux_channels=section.aux_channels,
         dropout=section.dropout,
         drop_path_rate=recipe.drop_path_rate,
-        grid_sizes=recipe.model.grid_sizes,
         checkpointing=recipe.model.checkpointing,
+        **options_of(recipe.model),
     )
 
 

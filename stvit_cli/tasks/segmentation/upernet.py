@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
 
 from stvit_cli.models.layers import BatchNorm2d
-from stvit_cli.models.stvit import GridSizes, STViT
+from stvit_cli.models.options import ModelOptions
+from stvit_cli.models.stvit import STViT
 from stvit_cli.models.timm_backbone import TimmBackbone
 from stvit_cli.tasks.detection.backbone import create_backbone
 from stvit_cli.tasks.segmentation.decoders import DecoderName, OtherDecoder, UPerNet, padded
@@ -119,8 +120,8 @@ def create_segmenter(
     aux_channels: int = 256,
     dropout: float = 0.1,
     drop_path_rate: float = 0.0,
-    grid_sizes: GridSizes | None = None,
     checkpointing: bool = False,
+    **options: Unpack[ModelOptions],
 ) -> Segmenter:
     """Create UPerNet, or another segmenter, freshly initialised. The defaults are those published for UPerNet on ADE20K.
 
@@ -132,8 +133,8 @@ def create_segmenter(
         aux_channels: channels of the auxiliary head, which is used in training only.
         dropout: rate at which channels are dropped before both classifiers.
         drop_path_rate: largest rate of stochastic depth.
-        grid_sizes: super-token cell of each stage, in tokens; None: the model's own.
         checkpointing: recompute activations in the backward pass, to save memory.
+        **options: ``grid_sizes``, ``num_iters`` and the other options of the backbone, see `create_model`.
 
     Raises:
         UserError: no such model, or one without four stages.
@@ -143,5 +144,5 @@ def create_segmenter(
         >>> segmenter(torch.rand(1, 3, 64, 48)).shape
         torch.Size([1, 3, 64, 48])
     """
-    backbone = create_backbone(name, drop_path_rate=drop_path_rate, grid_sizes=grid_sizes, checkpointing=checkpointing)
+    backbone = create_backbone(name, drop_path_rate=drop_path_rate, checkpointing=checkpointing, **options)
     return Segmenter(backbone, num_classes, decoder=decoder, channels=channels, aux_channels=aux_channels, dropout=dropout)
