@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.idx_files import write
 
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
@@ -34,7 +35,7 @@ SHRUNK = {
 
 
 def test_the_recipes_are_there() -> None:
-    assert len(NAMES) == 17
+    assert len(NAMES) == 18
     folder = Path(__file__).parents[1] / "recipes"
     assert sorted(path.stem for path in folder.iterdir()) == NAMES
 
@@ -53,8 +54,11 @@ def test_a_recipe_runs(
     monkeypatch.chdir(tmp_path)
     recipe = recipe_io.load(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    idx = tmp_path_factory.mktemp("idx")
+    for split in ("train", "t10k"):
+        write(idx, split)
     of_task = {"classification": image_folder, "detection": coco_tree, "segmentation": ade20k_tree}
-    kinds = {"imagefolder": image_folder, "coco": coco_tree, "ade20k": ade20k_tree, "auto": of_task[recipe.task]}
+    kinds = {"imagefolder": image_folder, "coco": coco_tree, "ade20k": ade20k_tree, "auto": of_task[recipe.task], "idx": idx}
     data = kinds.get(recipe.data.kind)
     small = "isotropic-mini-stvit-20" if recipe.model.name.startswith("isotropic-") else "stvit-nano"
     words = ["--model", small, *SHRUNK[recipe.task], *(["--data", str(data)] if data is not None else [])]

@@ -34,6 +34,9 @@ _TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype("u1"), 0x09: np.dtype("i1"), 
 
 SYNONYMS = {"test": "t10k", "validation": "val"}
 MAX_BYTES = 1 << 34
+FASHION_MNIST = (
+    "Its four files: Debian's package dataset-fashion-mnist, or github.com/zalandoresearch/fashion-mnist; then data.dir=DIR."
+)
 LAYOUT = "Expected train-images-idx3-ubyte and train-labels-idx1-ubyte, plain or with .gz, and the same with t10k."
 
 
@@ -129,6 +132,7 @@ def find_idx_images(
     val_split: str | None = None,
     test_split: str | None = None,
     class_names_file: str | None = None,
+    names: Sequence[str] = (),
 ) -> tuple[IdxImages, IdxImages]:
     """Return the training and the validation images of a folder with IDX files.
 
@@ -139,33 +143,34 @@ def find_idx_images(
         val_split: the files to evaluate on, such as t10k. None: a part of the training files, so that no choice, such as that of
             the best epoch, is made on the test files.
         test_split: files of which nothing is read here, see `find_idx_test_images`. None: a note says that there may be some.
-        class_names_file: see `read_class_names`; None: the numbers of the labels.
+        class_names_file: see `read_class_names`; None: ``names``, or the numbers of the labels.
+        names: of the classes.
 
     Raises:
         UserError: the files are missing or damaged, or do not belong together.
     """
-    root = require_folder(folder, "IDX files", LAYOUT)
+    root = _root(folder)
     file, arrays = _pair(root, train_split)
-    names = _names(class_names_file, folder, arrays[1])
+    class_names = _names(class_names_file, folder, arrays[1], names)
     everything = np.arange(len(arrays[1]))
     if val_split is not None:
         val_file, val_arrays = _pair(root, val_split)
-        names = names if class_names_file else _names(None, folder, np.concatenate([arrays[1], val_arrays[1]]))
-        if val_arrays[1].max() >= len(names):
-            raise UserError(
-                f"{printable(str(val_file))}: its labels go to {val_arrays[1].max()}, but there are {len(names)} classes."
-            )
+        if not (class_names_file or names):
+            class_names = _names(None, folder, np.concatenate([arrays[1], val_arrays[1]]))
+        _require_known(val_file, val_arrays[1], class_names)
         notes = [f"the evaluation is on {val_file.name} (data.val_split={val_split})."]
         return (
-            IdxImages(names, arrays, file, everything, notes),
-            IdxImages(names, val_arrays, val_file, np.arange(len(val_arrays[1]))),
+            IdxImages(class_names, arrays, file, everything, notes),
+            IdxImages(class_names, val_arrays, val_file, np.arange(len(val_arrays[1]))),
         )
     if val_fraction == 0:
         raise UserError("data.val_fraction is 0, so that no image is left for the validation. Give it, or data.val_split=t10k.")
     chosen = hold_out_of_classes([str(number) for number in everything.tolist()], arrays[1], val_fraction)
     hint = "" if test_split is not None else "; data.test_split=t10k evaluates the best weights on the test files, once"
     notes = [f"{int(chosen.sum())} of the {len(everything)} images of {file.name} are held out for validation{hint}."]
-    return IdxImages(names, arrays, file, everything[~chosen], notes), IdxImages(names, arrays, file, everything[chosen])
+    return IdxImages(class_names, arrays, file, everything[~chosen], notes), IdxImages(
+        class_names, arrays, file, everything[chosen]
+    )
 
 
 def find_idx_eval_images(
@@ -176,6 +181,7 @@ def find_idx_eval_images(
     val_split: str | None = None,
     test_split: str | None = None,
     class_names_file: str | None = None,
+    names: Sequence[str] = (),
     class_names: Sequence[str] | None = None,
     all_images: bool = False,
 ) -> IdxImages:
@@ -188,13 +194,15 @@ def find_idx_eval_images(
         val_split: see there.
         test_split: see there.
         class_names_file: see there.
+        names: see there.
         class_names: the model's classes, which must be those of the files. None: the files' own.
         all_images: return all images of the training files in place of the held-out part.
     """
-    splits = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
+    splits: dict[str, Any] = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
     if all_images and val_split is None:
         splits["val_split"] = train_split
-    images = find_idx_images(folder, val_fraction, **splits, class_names_file=class_names_file)[1]  # type: ignore[arg-type]
+    named: dict[str, Any] = {"class_names_file": class_names_file, "names": names}
+    images = find_idx_images(folder, val_fraction, **splits, **named)[1]
     if class_names is not None:
         images.class_names = require_model_names(images.class_names, class_names, printable(str(images.file)))
     return images
@@ -219,10 +227,24 @@ def find_idx_test_images(
             f"data.test_split: {printable(test_split)} is trained on or chosen by, so that it is no test set. "
             "Give other files, or data.test_split=null."
         )
-    file, arrays = _pair(require_folder(folder, "IDX files", LAYOUT), test_split)
-    if arrays[1].max() >= len(class_names):
-        raise UserError(f"{printable(str(file))}: its labels go to {arrays[1].max()}, but there are {len(class_names)} classes.")
+    file, arrays = _pair(_root(folder), test_split)
+    _require_known(file, arrays[1], class_names)
     return IdxImages(class_names, arrays, file, np.arange(len(arrays[1])))
+
+
+def _require_known(file: Path, labels: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    if labels.max() >= len(class_names):
+        raise UserError(f"{printable(str(file))}: its labels go to {labels.max()}, but there are {len(class_names)} classes.")
+
+
+def _root(folder: str | Path | None) -> Path:
+    """Return ``data.dir``. Raises UserError where there is no such folder; of Fashion-MNIST it says where the files come from."""
+    try:
+        return require_folder(folder, "IDX files", LAYOUT)
+    except UserError as error:
+        if folder is not None and "fashion" in Path(folder).name.casefold() and not Path(folder).expanduser().exists():
+            raise UserError(f"{error}\n{FASHION_MNIST}") from None
+        raise
 
 
 def _same(split: str) -> str:
@@ -258,8 +280,14 @@ def _pair(root: Path, split: str) -> tuple[Path, tuple[NDArray[np.uint8], NDArra
     return images_file, (images, numbers)
 
 
-def _names(class_names_file: str | None, folder: str | Path | None, labels: NDArray[np.int64]) -> tuple[str, ...]:
+def _names(
+    class_names_file: str | None, folder: str | Path | None, labels: NDArray[np.int64], names: Sequence[str] = ()
+) -> tuple[str, ...]:
     num_classes = int(labels.max()) + 1
+    if names and len(names) < num_classes:
+        raise UserError(f"data.class_names: found {len(names)} names, but the labels go to {num_classes - 1}.")
+    if names:
+        return tuple(names)
     if class_names_file is None:
         return tuple(str(number) for number in range(num_classes))
     return check_names(read_class_names(class_names_file, folder), num_classes, class_names_file)

@@ -27,6 +27,7 @@ KINDS_OF = {
     "label_separator": ("table",),
     "image_dir": ("table",),
     "multi_label": ("table",),
+    "class_names": ("idx",),
 }
 """Keys of ``data`` that only some kinds have."""
 
@@ -79,6 +80,11 @@ def _of_another_kind(data: DataSection) -> Iterator[str]:
             yield f"data.{key}: found {value}, but data.kind is {data.kind}; it belongs to {' and '.join(kinds)}"
     if data.kind == "timm" and data.name is None:
         yield "data.name: found null, expected the name of a data set, such as torch/cifar10, for data.kind timm"
+    twice = [name for name in data.class_names if data.class_names.count(name) > 1]
+    if twice:
+        yield f"data.class_names: found {twice[0]!r} twice, expected a name for each class"
+    if data.class_names and data.class_names_file is not None:
+        yield f"data.class_names_file: found {data.class_names_file} beside data.class_names, expected one"
     if data.class_names_file is not None and data.kind in WITHOUT_NAMES_FILE:
         yield f"data.class_names_file: found {data.class_names_file}, but the classes of data.kind {data.kind} have names"
 

@@ -115,6 +115,8 @@ class DataSection(Section):
     multi_label: bool | None = None
     """Kind table: an image has any number of labels. Trained with binary cross-entropy, evaluated by mAP and F1. null: false,
     but labels that look like several in a cell are refused."""
+    class_names: tuple[str, ...] = ()
+    """Kind idx: names of the classes, in the order of their numbers. []: those of class_names_file, else the numbers."""
     class_names_file: str | None = None
     """Text file with a class name on each line, relative to data.dir: names for labels that are numbers, and the classes in
     order of label maps and of kinds yolo, voc, labelme, cvat and createml. null: none."""

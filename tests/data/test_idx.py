@@ -7,27 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.idx_files import LABELS, PIXELS, content, write
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, find_idx_test_images, read_idx
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
 from stvit_cli.tasks.classification.data import build_classification
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (20, 5, 4), dtype=np.uint8)
-LABELS = np.arange(20, dtype=np.uint8) % 4
-
-
-def content(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
-    return header + array.tobytes()
-
-
-def write(folder: Path, split: str = "train", dash: str = "-", compress: bool = False, count: int = 20) -> None:
-    for what, array in (("images", PIXELS), ("labels", LABELS)):
-        name = f"{split}-{what}{dash}idx{array.ndim}-ubyte"
-        data = content(array[:count])
-        (folder / (name + ".gz" * compress)).write_bytes(gzip.compress(data) if compress else data)
 
 
 @pytest.mark.parametrize(("dash", "compress"), [("-", False), (".", False), ("-", True)])
@@ -95,6 +81,10 @@ def test_names_of_a_file_and_of_a_model(tmp_path: Path) -> None:
         find_idx_eval_images(tmp_path, class_names=["w", "x", "y"])
     with pytest.raises(UserError, match="but the model has other ones, 4"):
         find_idx_eval_images(tmp_path, class_names_file="names.txt", class_names=["a", "b", "d", "c"])
+    assert find_idx_images(tmp_path, names=("a", "b", "c", "d", "e"))[0].class_names == ("a", "b", "c", "d", "e")
+    assert find_idx_eval_images(tmp_path, names=("a", "b", "c", "d")).class_names == ("a", "b", "c", "d")
+    with pytest.raises(UserError, match=r"data\.class_names: found 3 names, but the labels go to 3"):
+        find_idx_images(tmp_path, names=("a", "b", "c"))
     (tmp_path / "names.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"data\.class_names_file: names\.txt has 2 names, but there are 4 classes"):
         find_idx_images(tmp_path, class_names_file="names.txt")
@@ -131,6 +121,11 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str, data: byte
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=said):
         find_idx_images(tmp_path)
+
+
+def test_a_missing_folder_of_fashion_mnist_says_where_the_files_come_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no folder .*fashion-mnist\..*\n.*Debian's package dataset-fashion-mnist, or"):
+        find_idx_images(tmp_path / "fashion-mnist")
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:

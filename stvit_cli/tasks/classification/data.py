@@ -79,7 +79,7 @@ def _find(data: DataSection) -> tuple[Images, Images]:
     if data.kind == "table":
         return find_table_images(_table_options(data))
     if data.kind == "idx":
-        return find_idx_images(data.dir, data.val_fraction, **_splits(data))
+        return find_idx_images(data.dir, data.val_fraction, **_splits(data), names=data.class_names)
     if data.kind == "timm":
         return find_timm_images(data.name, data.dir, data.val_fraction, **_splits(data))
     return find_images(data.dir, data.val_fraction, group_by=data.group_by, test_split=data.test_split)
@@ -108,7 +108,7 @@ def _find_eval(data: DataSection, class_names: Sequence[str] | None, all_images:
     if data.kind == "table":
         return find_table_eval_images(_table_options(data), **chosen)
     if data.kind == "idx":
-        return find_idx_eval_images(data.dir, data.val_fraction, **_splits(data), **chosen)
+        return find_idx_eval_images(data.dir, data.val_fraction, **_splits(data), names=data.class_names, **chosen)
     if data.kind == "timm":
         images = find_timm_images(data.name, data.dir, data.val_fraction, **_splits(data))[1]
         if class_names is not None:
