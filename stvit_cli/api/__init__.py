@@ -4,6 +4,7 @@
 logger ``stvit_cli``.
 """
 
+from stvit_cli.api.ablation import ablate
 from stvit_cli.api.comparison import compare
 from stvit_cli.api.conversion import ConversionResult, ConvertedFile, data_convert
 from stvit_cli.api.data import DataReport, DataSummary, data_check, data_show
@@ -28,6 +29,7 @@ __all__ = [
     "ReproductionResult",
     "TrainedModel",
     "TrainingResult",
+    "ablate",
     "compare",
     "data_check",
     "data_convert",

@@ -58,7 +58,7 @@ def train(
     require_group()
     limit_threads()
     words = as_words(overrides, model, data)
-    settings = _recipe(recipe, words, weights)
+    settings = new_recipe(recipe, words, weights)
     with new_run_dir(output, settings.name) as run_dir:
         return _fit(settings, run_dir, weights=weights, given=own_data.keys_of(words), callbacks=callbacks)
 
@@ -123,7 +123,7 @@ def dry_run(
     limit_threads()
     words = as_words(overrides, model, data)
     if resume is None:
-        settings = _recipe(recipe, words, weights)
+        settings = new_recipe(recipe, words, weights)
     elif from_step is None:
         settings = _saved_recipe(Path(resume), recipe, words, locks=False)
     else:
@@ -167,7 +167,8 @@ def new_run_dir(output: AnyPath | None, name: str) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _recipe(recipe: AnyPath | None, words: list[str], weights: AnyPath | None = None) -> Recipe:
+def new_recipe(recipe: AnyPath | None, words: list[str], weights: AnyPath | None = None) -> Recipe:
+    """Return the recipe of a new run; see `train`. Raises UserError where it is invalid or does not fit the data."""
     given = own_data.keys_of(words)
     if "schedule.min_steps" not in given and given.keys() & {"schedule.epochs", "schedule.steps"}:
         words = [*words, "schedule.min_steps=null"]  # the user has chosen the length

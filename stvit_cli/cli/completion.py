@@ -52,6 +52,17 @@ def run_dirs(incomplete: str) -> list[str]:
     return _starting(found, incomplete)
 
 
+def ablations(incomplete: str) -> list[str]:
+    """Return the directories of ablations that begin so."""
+    return [path for path in run_dirs(incomplete) if Path(path, "plan.json").is_file()]
+
+
+def recipes_and_overrides(context: typer.Context, incomplete: str) -> list[str]:
+    """Return recipes, and once there is one keys of recipes, that begin so."""
+    is_first = not context.params.get("arguments") and context.params.get("resume") is None
+    return recipes(incomplete) if is_first else overrides(context, incomplete)
+
+
 def weights(incomplete: str) -> list[str]:
     """Return run directories and weights files that begin so."""
     files = sorted(str(path) for pattern in ("*.safetensors", "*.pth") for path in Path().glob(pattern))

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from stvit_cli.api.ablation import isotropic_ablation as isotropic_ablation_of
 from stvit_cli.api.overrides import as_words
-from stvit_cli.api.training import new_run_dir
 from stvit_cli.cli import app
 from stvit_cli.cli.options import Data, Json, Output, Overrides, RecipeName
-from stvit_cli.cli.output import command, echo, print_table, reporting
-from stvit_cli.errors import Interrupted, UserError
-from stvit_cli.utils.environment import is_main_process, require_group
+from stvit_cli.cli.output import echo, print_table, reporting
+from stvit_cli.errors import UserError
+from stvit_cli.utils.environment import is_main_process
 from stvit_cli.utils.files import require_writable_folder
-
-if TYPE_CHECKING:
-    from stvit_cli.analysis.ablation.report import Report
-    from stvit_cli.analysis.ablation.runs import Ablation
-    from stvit_cli.recipe import Recipe
 
 ALL_ROWS = tuple(range(1, 8))
 
@@ -32,7 +27,9 @@ def isotropic_ablation(
         str | None, typer.Option(metavar="4,5", help="Rows to train, such as 4,5 or 1-3; all where none is given.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of seeds to train each row with.")] = None,
-    parallel: Annotated[int, typer.Option(metavar="N", min=1, help="So many runs at once, each on a GPU of its own.")] = 1,
+    parallel: Annotated[
+        int, typer.Option(metavar="N", min=1, help="So many runs at once, each on its GPU or its part of the CPU.")
+    ] = 1,
     data: Data = None,
     output: Output = None,
     resume: Annotated[
@@ -52,26 +49,20 @@ def isotropic_ablation(
     """
     numbers = None if rows is None else parse_rows(rows)
     given = as_words(overrides or (), data=data)
+    failed = None
     with reporting(json_file) as report:
-        if resume is not None:
-            if recipe is not None or output is not None:
-                raise UserError(
-                    "--resume continues in the folder of the ablation, with its recipe; leave --recipe and --output out."
-                )
-            from stvit_cli.analysis.ablation.runs import reopen
-
-            output = resume
-            result = _train(reopen(resume, given, numbers, seeds), parallel)
-        elif recipe is not None:
-            from stvit_cli.recipe import io as recipe_io
-
-            result, output = _train_anew(recipe_io.load(recipe, given), output, numbers, seeds, parallel)
+        if resume is not None and (recipe is not None or output is not None):
+            raise UserError("--resume continues in the folder of the ablation, with its recipe; leave --recipe and --output out.")
+        if resume is not None or recipe is not None:
+            result, output, failed = isotropic_ablation_of(
+                recipe, given, rows=numbers, seeds=seeds, parallel=parallel, output=output, resume=resume
+            )
         elif given or rows or seeds:
             raise UserError(
                 "Nothing is trained without a recipe. Give --recipe isotropic-mini or isotropic300, or leave the rest out."
             )
         else:
-            from stvit_cli.analysis.ablation.report import report_counts
+            from stvit_cli.analysis.ablation.isotropic.report import report_counts
 
             if output is not None:
                 require_writable_folder(output)
@@ -84,6 +75,8 @@ def isotropic_ablation(
             if output is not None:
                 echo(f"Written to {output}: table.md, table.csv, table.json, table.png", err=True)
             report(result.as_json())
+    if failed is not None:
+        raise UserError(failed)
 
 
 def parse_rows(text: str) -> tuple[int, ...]:
@@ -96,27 +89,3 @@ def parse_rows(text: str) -> tuple[int, ...]:
             raise UserError(f"--rows {text}: expected rows from {ALL_ROWS[0]} to {ALL_ROWS[-1]}, such as 4,5 or 1-3.")
         numbers |= set(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(numbers))
-
-
-def _train_anew(
-    settings: Recipe, output: Path | None, numbers: tuple[int, ...] | None, seeds: int | None, parallel: int
-) -> tuple[Report, Path]:
-    from stvit_cli.analysis.ablation.runs import Ablation
-
-    require_group()
-    with new_run_dir(output, settings.name) as folder:
-        ablation = Ablation(folder, settings, numbers or ALL_ROWS, seeds or 1)
-        ablation.require_free()
-        return _train(ablation, parallel), folder
-
-
-def _train(ablation: Ablation, parallel: int) -> Report:
-    from stvit_cli.analysis.ablation.runs import train
-
-    try:
-        return train(ablation, parallel)
-    except Interrupted:
-        if is_main_process():
-            echo("Resume the ablation with:", err=True)
-            echo(command("stvit", "isotropic-ablation", "--resume", ablation.path), err=True)
-        raise

@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -103,23 +104,20 @@ class RunDir:
             raise
         return lock
 
-    def write_environment(
-        self, device: str, world_size: int, kernels: bool, started_from: dict[str, object] | None = None
-    ) -> None:
+    def write_environment(self, device: str, world_size: int, kernels: bool, details: Mapping[str, object]) -> None:
         """Write ``environment.json``, before the recipe.
 
         Args:
             device: where the run trains.
             world_size: number of processes.
             kernels: whether custom kernels run parts of the model.
-            started_from: ``run`` and ``step`` of the checkpoint that the run starts from, if any.
+            details: ``parameters`` (their number), ``gpu`` (its name, or None), and where the run starts from a checkpoint of
+                another one ``started_from``, with ``run`` and ``step``.
 
         Raises:
             WriteError: it cannot be written.
         """
-        content = environment(device, world_size, kernels)
-        if started_from is not None:
-            content["started_from"] = started_from
+        content = environment(device, world_size, kernels) | dict(details)
         with writing(self.environment):
             replace_file(self.environment, json.dumps(content, indent=2).encode() + b"\n")
 

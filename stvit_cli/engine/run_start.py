@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from stvit_cli.engine import checkpoint
 from stvit_cli.engine.branch import Branch, adapted, optimizer_name
 from stvit_cli.engine.damage import check_content
@@ -46,7 +48,10 @@ class RunStart:
 
     def _write_environment(self, started_from: dict[str, object] | None = None) -> None:
         device, size, kernels = str(self.world.device), self.world.size, self.session.preparation.kernels
-        self.world.on_main(lambda: self.run_dir.write_environment(device, size, kernels, started_from))
+        gpu = torch.cuda.get_device_name(self.world.device) if self.world.device.type == "cuda" else None
+        parameters = sum(parameter.numel() for parameter in self.session.model.parameters())
+        details = {"parameters": parameters, "gpu": gpu} | ({} if started_from is None else {"started_from": started_from})
+        self.world.on_main(lambda: self.run_dir.write_environment(device, size, kernels, details))
 
     def branch(self, branch: Branch) -> RunState:
         """Start a run from a checkpoint of another one. With the same recipe it is bit-identical to that run's continuation."""

@@ -1,1 +1,1 @@
-"""Table II of the supplement: count its rows, train them, and report the results."""
+"""Ablations: directories of ordinary runs, one for each setting and seed, and the table of their scores with intervals."""

@@ -1,254 +1,166 @@
-"""Table II: the paper's numbers, the counted parameters and multiply-adds, trained accuracies, and the comparison of rows."""
+"""The table of an ablation: scores of each setting over the seeds, and the differences from the first setting."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from statistics import fmean, stdev
+from pathlib import Path
 from typing import Any
 
-from stvit_cli.analysis.cost.flops import count_flops
-from stvit_cli.analysis.cost.profile import Paper
-from stvit_cli.errors import UserError
-from stvit_cli.models import create_model
-from stvit_cli.models.isotropic_rows import FULL, MINI, ROWS, VARIANTS
-from stvit_cli.models.stvit import GridSizes
-from stvit_cli.utils.text import did_you_mean
-
-# In the order of the table; accuracies in percent, on ImageNet.
-PAPER = {
-    "swin-12": Paper(28e6, 4.5e9, 81.3),
-    "stvit-12": Paper(30e6, 4.3e9, 82.3),
-    "swin-20": Paper(23e6, 4.2e9, 81.4),
-    "swin-20-global": Paper(23e6, 4.3e9, 81.7),
-    "stvit-20": Paper(24e6, 4.0e9, 82.6),
-    "swin-20-norpe": Paper(23e6, 4.2e9, 80.2),
-    "stvit-20-norpe": Paper(24e6, 4.0e9, 82.3),
-}
-LABELS = {
-    name: "Swin†" if row.global_stage is not None else "Swin" if row.attention == "swin" else "STViT"
-    for name, row in ROWS.items()
-}
-NUMBERS = dict(enumerate(ROWS, start=1))
-PAIRS = ((1, 2), (3, 5), (4, 5), (6, 7))  # a Swin row and the STViT row with the same widths, depths and position encoding
-
-# Largest expected difference of the counts from the paper's rounded numbers.
-PARAMS_TOLERANCE, FLOPS_TOLERANCE = 0.6e6, 0.1e9
+from stvit_cli import __version__
+from stvit_cli.analysis.ablation.notes import notes_on
+from stvit_cli.analysis.ablation.plot import draw
+from stvit_cli.analysis.ablation.rows import Row, TableRun
+from stvit_cli.analysis.ablation.runs import Run
+from stvit_cli.analysis.ablation.settings import Setting
+from stvit_cli.analysis.ablation.statistics import CONFIDENCE, Estimate, paired_difference
+from stvit_cli.analysis.ablation.training import what_failed
+from stvit_cli.recipe import Recipe
+from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.utils import strict_json
+from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.metric_names import metric_name
+from stvit_cli.utils.text import shell_command
 
 
 @dataclass(frozen=True)
-class Setting:
-    """The setting in which parameters and multiply-adds are counted; the defaults are the paper's.
+class AblationTable:
+    """The table of an ablation.
 
     Attributes:
-        family: prefix of the model names, `FULL` or `MINI`.
-        image_size: side in pixels.
-        num_classes: outputs of the classifier.
-        in_chans: channels of the images.
-        grid_sizes: of the STViT rows; their own if None.
+        path: directory of the runs.
+        recipe: shared by the runs.
+        rows: one for each setting; the first is the one that the others are compared with.
+        failed: which runs failed and how to try them again; None where none did, or by divergence.
     """
 
-    family: str = FULL
-    image_size: int = 224
-    num_classes: int = 1000
-    in_chans: int = 3
-    grid_sizes: GridSizes | None = None
+    path: Path
+    recipe: Recipe
+    rows: tuple[Row, ...]
+    failed: str | None = None
 
     @property
-    def is_papers(self) -> bool:
-        """Whether this is the paper's setting."""
-        return self == Setting()
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table.
-
-    Attributes:
-        number: 1 to 7.
-        name: without the family, such as ``stvit-20``.
-        model: full model name.
-        label: as printed in the paper.
-        setting: in which the row was counted.
-        params: number of parameters.
-        flops: multiply-adds of one image, without normalization layers.
-        uncounted: operators missing from ``flops``, with their number of calls.
-        scores: top-1 of each seed in percent.
-    """
-
-    number: int
-    name: str
-    model: str
-    label: str
-    setting: Setting
-    params: int
-    flops: int
-    uncounted: dict[str, int]
-    scores: tuple[float, ...] = ()
+    def metric(self) -> str | None:
+        """Name of the score, such as top1; None before a run has finished."""
+        return next((result.metric for row in self.rows for result in row.results), None)
 
     @property
-    def paper(self) -> Paper:
-        """The paper's numbers for this row."""
-        return PAPER[self.name]
+    def title(self) -> str:
+        """One line."""
+        return f"Ablation of {self.recipe.name}"
 
-    @property
-    def mean(self) -> float | None:
-        """Mean top-1 over the seeds in percent; None before training."""
-        return fmean(self.scores) if self.scores else None
+    def notes(self) -> list[str]:
+        """Return the sentences below the table: what a score is, how sure it is, what failed and what is missing."""
+        return notes_on(self.rows)
 
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation of top-1 over the seeds; None for fewer than two."""
-        return stdev(self.scores) if len(self.scores) > 1 else None
+    def columns(self) -> tuple[str, ...]:
+        """Return the column headings."""
+        label = "score" if self.metric is None else f"{metric_name(self.metric).label} %"
+        baseline = self.rows[0].setting.name
+        return ("setting", label, "95 % interval", "seeds", f"vs. {baseline}", "parameters", "min", "images/s")
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the entry of this row in table.json."""
-        variant = VARIANTS[self.model]
+    def cells(self) -> list[list[str]]:
+        """Return the cells as text, row by row."""
+        return [_cells(row, number == 0) for number, row in enumerate(self.rows)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of table.json."""
         return {
-            "row": self.number,
-            "model": self.model,
-            "dims": list(variant.embed_dims),
-            "depths": list(variant.depths),
-            "rpe": variant.rpe,
-            "params": self.params,
-            "flops": self.flops,
-            "uncounted": self.uncounted,
-            "image_size": self.setting.image_size,
-            "num_classes": self.setting.num_classes,
-            "paper": self.paper._asdict(),
-            "top1": self.mean,
-            "top1_std": self.deviation,
-            "top1_by_seed": list(self.scores),
+            "title": self.title,
+            "recipe": self.recipe.name,
+            "recipe_hash": recipe_hash(self.recipe),
+            "version": __version__,
+            "metric": self.metric,
+            "confidence": CONFIDENCE,
+            "baseline": self.rows[0].setting.name,
+            "rows": [row.to_dict() for row in self.rows],
+            "notes": self.notes(),
         }
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each run, for ``pandas.DataFrame``: the setting's keys, seed, status, score and the others."""
+        left_out = ("metrics", "error")
+        return [
+            {"setting": row.setting.name, **row.setting.values}
+            | {key: value for key, value in run.to_dict().items() if key not in left_out}
+            for row in self.rows
+            for run in row.runs
+        ]
 
-def family_of(model: str) -> str:
-    """Return the family of a row's model: `FULL`, or `MINI` for a quarter of the width.
+    def markdown(self) -> str:
+        """Return title, table and notes as Markdown."""
+        head = [_line(self.columns()), _line(["---"] * 2 + ["---:"] * (len(self.columns()) - 2))]
+        lines = [f"# {self.title}", "", *head, *map(_line, self.cells()), ""]
+        return "\n".join([*lines, *(f"- {note}" for note in self.notes())]) + "\n"
 
-    Raises:
-        UserError: the model is not a row of Table II.
-    """
-    if model not in VARIANTS:
-        raise UserError(
-            f"model.name: found {model}, expected a row of Table II, such as isotropic-stvit-20 "
-            f"(or isotropic-mini-stvit-20).{did_you_mean(model, VARIANTS)}\n"
-            "Shipped recipes for them: isotropic300, isotropic-mini."
-        )
-    return MINI if model.startswith(MINI) else FULL
+    def write(self, directory: Path | None = None) -> None:
+        """Write table.json, table.md and table.svg.
+
+        Args:
+            directory: where; by default that of the runs.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        directory = directory or self.path
+        contents = {
+            "table.json": strict_json.dumps(self.to_dict(), indent=2).encode() + b"\n",
+            "table.md": self.markdown().encode(),
+            "table.svg": draw(self.rows, self.title, self.columns()[1]),
+        }
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            with writing(directory / name):
+                replace_file(directory / name, content)
 
 
-def build_table(setting: Setting, scores: Mapping[int, Sequence[float]]) -> list[Row]:
-    """Count the seven rows and add their accuracies.
+def make_table(path: Path, recipe: Recipe, settings: Sequence[Setting], runs: Mapping[str, Sequence[Run]]) -> AblationTable:
+    """Read the runs of an ablation and compare the settings with the first one.
 
     Args:
-        setting: in which they are counted.
-        scores: top-1 of each seed in percent, by row number.
+        path: directory of the runs.
+        recipe: shared by the runs.
+        settings: in the order of the table.
+        runs: of each setting, by its name.
     """
-    rows = []
-    for number, name in NUMBERS.items():
-        model = setting.family + name
-        params, flops, uncounted = _count(model, setting)
-        rows.append(Row(number, name, model, LABELS[name], setting, params, flops, uncounted, tuple(scores.get(number, ()))))
-    return rows
+    rows: list[Row] = []
+    for setting in settings:
+        read = tuple(TableRun(run.path.name, run.seed, run.result, run.failure) for run in runs[setting.name])
+        row = Row(setting, read, None, recipe_hash(runs[setting.name][0].recipe))
+        difference = paired_difference(rows[0].scores, row.scores) if rows else None
+        rows.append(Row(setting, read, difference, row.recipe_hash))
+    failed = what_failed([run for of_setting in runs.values() for run in of_setting], resume_command(path))
+    return AblationTable(path, recipe, tuple(rows), failed)
 
 
-@cache
-def _count(name: str, setting: Setting) -> tuple[int, int, dict[str, int]]:
-    """Return parameters, multiply-adds without norms, and uncounted operators."""
-    grid_sizes = setting.grid_sizes if VARIANTS[name].attention == "stvit" else None
-    model = create_model(name, setting.num_classes, setting.in_chans, grid_sizes=grid_sizes)
-    count = count_flops(model, (setting.image_size, setting.image_size), setting.in_chans)
-    norms = sum(flops for operator, flops in count.by_operator.items() if operator.endswith("_norm"))
-    return sum(p.numel() for p in model.parameters()), count.total - norms, count.uncounted
+def resume_command(path: Path) -> str:
+    """Return the command that resumes the ablation in a directory."""
+    return shell_command("stvit", "ablate", "--resume", path)
 
 
-def notes_on_counts(rows: Sequence[Row]) -> list[str]:
-    """Return sentences on how the rows were counted, and how far the counts are from the paper's."""
-    size = rows[0].setting.image_size
-    classes = rows[0].setting.num_classes
-    notes = [
-        f"FLOPs are multiply-adds of one {size} x {size} image without norms; parameters are counted with {classes} classes."
+def _cells(row: Row, is_baseline: bool) -> list[str]:
+    score, difference = row.score, row.difference
+    counted = str(len(row.scores)) if len(row.scores) == len(row.runs) else f"{len(row.scores)} of {len(row.runs)}"
+    others = [run.status for run in row.runs if run.status in ("failed", "diverged")]
+    states = [f"{others.count(status)} {status}" for status in dict.fromkeys(others)]
+    return [
+        row.setting.name,
+        "-" if score is None else f"{score.mean:.2f}",
+        _interval(score, "{:.2f}"),
+        ", ".join([counted, *states]),
+        "-" if difference is None or is_baseline else f"{difference.mean:+.2f} {_interval(difference, '{:+.2f}', '')}".rstrip(),
+        "-" if row.params is None else f"{row.params / 1e6:.2f} M" if row.params >= 1e5 else str(row.params),
+        "-" if row.minutes is None else f"{row.minutes:.1f}",
+        "-" if row.images_per_second is None else f"{row.images_per_second:.0f}",
     ]
-    notes += [f"Row {row.number}: not counted: {', '.join(row.uncounted)}." for row in rows if row.uncounted]
-    if not rows[0].setting.is_papers:
-        return [
-            *notes,
-            "The paper's numbers are for the full models at 224 on ImageNet: not to be compared with those trained here.",
-        ]
-    params_gap = max(rows, key=lambda row: abs(row.params - row.paper.params))
-    flops_gap = max(rows, key=lambda row: abs(row.flops - row.paper.flops))
-    notes.append(
-        "Largest difference from the paper's rounded numbers: parameters "
-        f"{(params_gap.params - params_gap.paper.params) / 1e6:+.2f} M (row {params_gap.number}), FLOPs "
-        f"{(flops_gap.flops - flops_gap.paper.flops) / 1e9:+.2f} G (row {flops_gap.number})."
-    )
-    far = [
-        row.number
-        for row in rows
-        if abs(row.params - row.paper.params) > PARAMS_TOLERANCE or abs(row.flops - row.paper.flops) > FLOPS_TOLERANCE
-    ]
-    if far:
-        notes.append(
-            f"Rows {far} differ by more than {PARAMS_TOLERANCE / 1e6:g} M parameters or {FLOPS_TOLERANCE / 1e9:g} G FLOPs."
-        )
-    notes.append(
-        "The supplement does not state the number of heads: Swin has 32 channels per head, STViT 64 (32 in rows 1 and 2). "
-        "STViT merges patches by a 3 x 3 convolution of stride 2, Swin by a linear layer. This reproduces the paper's numbers."
-    )
-    return notes
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A Swin row and the STViT row of the same setting; differences are in percentage points of top-1."""
-
-    swin: Row
-    stvit: Row
-
-    @property
-    def gain(self) -> float:
-        """Mean top-1 of STViT minus that of Swin."""
-        return fmean(self.stvit.scores) - fmean(self.swin.scores)
-
-    @property
-    def error(self) -> float | None:
-        """Standard error of the gain over the seeds; None if a row has a single seed."""
-        if self.swin.deviation is None or self.stvit.deviation is None:
-            return None
-        return math.sqrt(self.swin.deviation**2 / len(self.swin.scores) + self.stvit.deviation**2 / len(self.stvit.scores))
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the gain exceeds twice its standard error."""
-        return self.error is not None and abs(self.gain) > 2 * self.error
-
-    def sentence(self) -> str:
-        """Return one sentence on the gain and whether it exceeds the variation between seeds."""
-        paper = self.stvit.paper.top1 - self.swin.paper.top1
-        pair = f"Rows {self.swin.number} and {self.stvit.number}"
-        text = f"{pair}: STViT {self.gain:+.2f} points vs. {self.swin.label} (paper {paper:+.1f})"
-        if self.error is None:
-            return f"{text}; one seed, so the variation between seeds is unknown."
-        verdict = "more" if self.is_significant else "less"
-        return f"{text}, {verdict} than twice the standard error over the seeds ({2 * self.error:.2f})."
+def _interval(value: Estimate | None, style: str, none: str = "-") -> str:
+    if value is None or value.low is None or value.high is None:
+        return none
+    return f"[{style.format(value.low)}, {style.format(value.high)}]"
 
 
-def compare(rows: Iterable[Row]) -> list[Comparison]:
-    """Compare the pairs of `PAIRS` whose rows are both trained."""
-    trained = {row.number: row for row in rows if row.scores}
-    return [Comparison(trained[swin], trained[stvit]) for swin, stvit in PAIRS if swin in trained and stvit in trained]
-
-
-def summarize(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return sentences that answer whether STViT outperforms Swin at equal settings, as in the paper, and by how much."""
-    if not comparisons:
-        return []
-    ahead = sum(c.gain > 0 for c in comparisons)
-    clear = sum(c.gain > 0 and c.is_significant for c in comparisons)
-    behind = sum(c.gain < 0 and c.is_significant for c in comparisons)
-    verdict = f"ahead in {ahead} of {len(comparisons)} pairs"
-    if any(c.error is not None for c in comparisons):
-        verdict += f" (significantly in {clear}), and significantly behind in {behind}"
-    return [f"Does STViT outperform Swin at equal settings? It is {verdict}.", *(c.sentence() for c in comparisons)]
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"

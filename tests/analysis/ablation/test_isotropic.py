@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from stvit_cli import engine
-from stvit_cli.analysis.ablation import runs as ablation_runs
-from stvit_cli.analysis.ablation.report import Report, report_training
-from stvit_cli.analysis.ablation.table import NUMBERS, Row, Setting, build_table, compare, notes_on_counts, summarize
+from stvit_cli.analysis.ablation.isotropic.ablation import IsotropicAblation
+from stvit_cli.analysis.ablation.isotropic.report import Report, report_training
+from stvit_cli.analysis.ablation.isotropic.table import NUMBERS, Row, Setting, build_table, compare, notes_on_counts, summarize
+from stvit_cli.analysis.ablation.processes import slots
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic_rows import MINI
 from stvit_cli.recipe import io as recipe_io
@@ -131,11 +132,11 @@ def test_stopped_ablation_resumes_with_the_remaining_row(stvit: Any, tmp_path: P
     trained: list[str] = []
     fit = engine.fit
 
-    def fit_one(task: Any, recipe: Any, run_dir: Path, *, resume: bool) -> Any:
+    def fit_one(task: Any, recipe: Any, run_dir: Path, **others: Any) -> Any:
         trained.append(recipe.model.name)
         if trained == ["isotropic-mini-swin-20-global", "isotropic-mini-stvit-20"]:
             raise Interrupted(signal.SIGINT)
-        return fit(task, recipe, run_dir, resume=resume)
+        return fit(task, recipe, run_dir, **others)
 
     monkeypatch.setattr(engine, "fit", fit_one)
     runs = tmp_path / "runs"
@@ -165,12 +166,12 @@ def test_stopped_ablation_resumes_with_the_remaining_row(stvit: Any, tmp_path: P
 
 def test_runs_share_budget_and_seeds(tmp_path: Path) -> None:
     recipe = recipe_io.load("isotropic-mini", ["train.seed=3", "model.grid_sizes=[4, 2, 1, 1]"])
-    runs = ablation_runs.Ablation(tmp_path, recipe, (4, 5), 2).runs()
-    assert [(run.number, run.seed, run.path.name) for run in runs] == [
-        (4, 3, "row4-seed3"),
-        (5, 3, "row5-seed3"),
-        (4, 4, "row4-seed4"),
-        (5, 4, "row5-seed4"),
+    runs = IsotropicAblation(tmp_path, recipe, (4, 5), 2).runs
+    assert [(run.seed, run.path.name) for run in runs] == [
+        (3, "row4-seed3"),
+        (3, "row5-seed3"),
+        (4, "row4-seed4"),
+        (4, "row5-seed4"),
     ]
     changed = {change.key for run in runs for change in recipe_io.difference(recipe, run.recipe)}
     assert changed == {"model.name", "model.grid_sizes", "train.seed"}
@@ -212,11 +213,11 @@ def test_wrong_input_is_refused(
 def test_each_process_gets_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    assert [slot.environment for slot in ablation_runs._slots(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("4", "5")]
+    assert [slot.environment for slot in slots(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("4", "5")]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [slot.environment for slot in ablation_runs._slots(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("0", "1")]
+    assert [slot.environment for slot in slots(2)] == [{"CUDA_VISIBLE_DEVICES": n} for n in ("0", "1")]
     with pytest.raises(UserError, match="found 3 GPUs"):
-        ablation_runs._slots(4)
+        slots(4)
 
 
 @pytest.mark.slow

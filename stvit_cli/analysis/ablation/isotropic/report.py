@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stvit_cli.analysis.ablation.table import PAIRS, Row, Setting, build_table, compare, notes_on_counts, summarize
+from stvit_cli.analysis.ablation.isotropic.table import PAIRS, Row, Setting, build_table, compare, notes_on_counts, summarize
 from stvit_cli.models.isotropic_rows import MINI, VARIANTS
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import replace_file, writing
@@ -75,18 +75,19 @@ def report_counts() -> Report:
     return Report("Table II: Swin and STViT without stem, projection, CPE and ConvFFN", rows, notes_on_counts(rows))
 
 
-def report_training(rows: list[Row], recipe_name: str) -> Report:
+def report_training(rows: list[Row], recipe_name: str, failures: Sequence[str] = ()) -> Report:
     """Return the table with the accuracies of trained rows, and a comparison of STViT with Swin.
 
     Args:
         rows: from `build_table`, with scores.
         recipe_name: for the title.
+        failures: a line on each run that ended without a score.
     """
     title = f"Table II, trained by the recipe {recipe_name}"
     if rows[0].setting.family == MINI:
         title = f"Table II at a quarter of the width, trained by the recipe {recipe_name}, not on the paper's data"
     epoch = "Top-1 is that of the last epoch; the best epoch would favour models whose accuracy fluctuates more."
-    return Report(title, rows, [*summarize(compare(rows)), epoch, *notes_on_counts(rows)])
+    return Report(title, rows, [*summarize(compare(rows)), *failures, epoch, *notes_on_counts(rows)])
 
 
 def _cells(row: Row) -> list[str]:
