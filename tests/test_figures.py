@@ -113,7 +113,8 @@ def test_a_new_figure_is_noticed(text: str, figure: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Python 3.11, `lr=5e-4 ms`, [a](b/1.5 s)", "step 7 of 224 x 224", "```python\nx = 1.5  # 3 ms\n```"]
+    "text",
+    ["Python 3.11, `lr=5e-4 ms`, [a](b/1.5 s)", "step 7 of 224 x 224", "```python\nx = 1.5  # 3 ms\n```", "with 95 % intervals"],
 )
 def test_numbers_that_are_no_figures_need_no_line(text: str) -> None:
     assert uncovered("README.md", text, {}) == []

@@ -41,8 +41,13 @@ SHELL_BLOCK, COMMENT = (
     re.compile(r"(?:^|\s)(#\s.*)$", re.MULTILINE),
 )
 CODE_BLOCK = re.compile(r"^```.*?^```\s*$", re.DOTALL | re.MULTILINE)
-HIDDEN = (re.compile(r"`[^`]*`"), re.compile(r"\]\([^)]*\)"), re.compile(r"(?:arXiv|Python|CC BY|version) [\d.]+"))
-"""What holds no figures: code, targets of links, names with numbers."""
+HIDDEN = (
+    re.compile(r"`[^`]*`"),
+    re.compile(r"\]\([^)]*\)"),
+    re.compile(r"(?:arXiv|Python|CC BY|version) [\d.]+"),
+    re.compile("95 % interval"),
+)
+"""What holds no figures: code, targets of links, names with numbers, the level of an interval."""
 
 
 @dataclass(frozen=True)
