@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         reproduce,
         resume,
         run_predictions,
+        superpixels,
         train,
     )
     from stvit_cli.engine.callbacks import Callback, TrainingView
@@ -86,6 +87,7 @@ __all__ = [
     "resume",
     "run_predictions",
     "save_weights",
+    "superpixels",
     "train",
     "use_kernels",
 ]
@@ -129,6 +131,7 @@ _MODULES = {
     "resume": "api",
     "run_predictions": "api",
     "save_weights": "models.weights",
+    "superpixels": "api",
     "train": "api",
     "use_kernels": "models.kernels",
 }

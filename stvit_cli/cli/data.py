@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +11,8 @@ from stvit_cli import api
 from stvit_cli.cli import app, completion
 from stvit_cli.cli.help import App
 from stvit_cli.cli.options import Json, Overrides
-from stvit_cli.cli.output import command, echo, print_table, reporting
-from stvit_cli.utils.console import open_console
+from stvit_cli.cli.output import command, echo, print_table, reporting, showing_progress
 from stvit_cli.utils.text import first_few
-
-LINE_SECONDS = 10.0
-"""Between two lines of progress where there is no terminal."""
 
 NUM_CLASSES = 40
 """Rows of the table of classes."""
@@ -85,7 +77,7 @@ def check(source: DataSource, overrides: Overrides = None, json_file: Json = Non
     stvit data check FOLDER data.num_workers=16 --json findings.json
     """
     with reporting(json_file) as report:
-        with _progress() as advance:
+        with showing_progress() as advance:
             found = api.data_check(source, overrides or (), advance=advance)
         for (level, kind), count in found.counts.items():
             echo(f"{level}: {kind}: {count}")
@@ -197,28 +189,3 @@ def _print_classes(summary: api.DataSummary) -> None:
 
 def _share(count: int, total: int, unit: str) -> tuple[str, str]:
     return f"{count / 1e6:.2f} M" if unit == "pixels" and count >= 1e6 else str(count), f"{100 * count / total:.1f} %"
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield the function that shows how far the work is, with the time left: a bar on a terminal, otherwise lines."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from stvit_cli.engine.progress import duration
-
-    console = open_console(stderr=True)
-    columns = (TextColumn("images"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-    started = last = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("images", total=None)
-
-        def advance(done: int, total: int) -> None:
-            nonlocal last
-            bars.update(bar, completed=done, total=total)
-            now = time.monotonic()
-            if bars.disable and now - last >= LINE_SECONDS:
-                last = now
-                left = duration((now - started) / done * (total - done))
-                print(f"{done} of {total} images, {left} left", file=sys.stderr)
-
-        yield advance

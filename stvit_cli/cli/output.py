@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ GAP = "  "
 """Between two columns of a table."""
 LEAST_WRAPPED = 24
 """The least width to which the last column of a table is wrapped."""
+LINE_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal."""
 
 
 @contextlib.contextmanager
@@ -52,6 +55,31 @@ def reporting(json_file: str | None) -> Iterator[Callable[[Any], None]]:
             expected = "expected a file in a folder that exists, or -"
             raise UserError(f"--json {json_file}: cannot be written: {reason_of(error)}; {expected}") from None
         yield lambda figures: _write(path, _to_json(figures) + "\n")
+
+
+@contextlib.contextmanager
+def showing_progress() -> Iterator[Callable[[int, int], None]]:
+    """Yield the function that shows how far the work is, with the time left: a bar on a terminal, otherwise lines."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from stvit_cli.engine.progress import duration
+
+    console = open_console(stderr=True)
+    columns = (TextColumn("images"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+    started = last = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("images", total=None)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal last
+            bars.update(bar, completed=done, total=total)
+            now = time.monotonic()
+            if bars.disable and now - last >= LINE_SECONDS:
+                last = now
+                left = duration((now - started) / done * (total - done))
+                print(f"{done} of {total} images, {left} left", file=sys.stderr)
+
+        yield advance
 
 
 def echo(*lines: str, err: bool = False) -> None:

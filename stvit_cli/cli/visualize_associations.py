@@ -121,8 +121,10 @@ def _print_segmentations(segmentations: tuple[Segmentation, ...]) -> None:
                 str(item.num_segments),
                 f"{item.boundary_share:.3f}",
                 f"{item.boundary_recall:.3f}",
+                f"{item.undersegmentation_error:.3f}",
                 f"{item.accuracy:.3f}",
             ]
             for item in segmentations
         ]
-        print_table(["segmentation", "segments", "boundary pixels", "boundary recall", "achievable accuracy"], rows)
+        columns = ["segmentation", "segments", "boundary pixels", "boundary recall", "undersegmentation error"]
+        print_table([*columns, "achievable accuracy"], rows)

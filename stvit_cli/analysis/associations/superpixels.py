@@ -1,10 +1,14 @@
 """Superpixel metrics: how well a segmentation follows a label map, and two baselines (regular grid, SLIC) to compare with.
 
-Segmentations and label maps are integer arrays (height, width). Their labels need not be consecutive, nor segments connected.
+The metrics are those of Neubert and Protzel, Superpixel Benchmark and Comparison, 2012, and Liu et al., Entropy Rate Superpixel
+Segmentation, CVPR 2011 (achievable accuracy). Segmentations and label maps are integer arrays (height, width). Their labels need
+not be consecutive, nor segments connected.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,7 @@ class Segmentation:
         boundary_share: fraction of pixels on a segment boundary; a ragged segmentation has more, and so a higher recall.
         boundary_recall: see `boundary_recall`; 0 to 1, higher is better.
         accuracy: see `achievable_accuracy`; 0 to 1, higher is better.
+        undersegmentation_error: see `undersegmentation_error`; lower is better.
     """
 
     name: str
@@ -41,13 +46,21 @@ class Segmentation:
     boundary_share: float
     boundary_recall: float
     accuracy: float
+    undersegmentation_error: float
 
 
 def measure(name: str, labels: Labels, truth: Labels) -> Segmentation:
     """Compute the metrics of the segmentation ``labels`` against the label map ``truth``, both (height, width)."""
-    share = float(boundaries(labels).mean())
-    recall, accuracy = boundary_recall(labels, truth), achievable_accuracy(labels, truth)
-    return Segmentation(name, labels, len(np.unique(labels)), share, recall, accuracy)
+    counts = overlaps(labels, truth)
+    return Segmentation(
+        name,
+        labels,
+        num_segments=len(counts),
+        boundary_share=float(boundaries(labels).mean()),
+        boundary_recall=boundary_recall(labels, truth),
+        accuracy=_accuracy(counts),
+        undersegmentation_error=_undersegmentation_error(counts),
+    )
 
 
 def boundaries(labels: Labels) -> NDArray[np.bool_]:
@@ -71,14 +84,52 @@ def boundary_recall(labels: Labels, truth: Labels, tolerance: int = TOLERANCE) -
     return float((near & expected).sum() / expected.sum())
 
 
+def overlaps(labels: Labels, truth: Labels) -> NDArray[np.int64]:
+    """Return the number of pixels that each segment shares with each class, (segments, classes), in the order of their labels."""
+    segments, segment_of = np.unique(labels, return_inverse=True)
+    classes, class_of = np.unique(truth, return_inverse=True)
+    pairs = segment_of.ravel() * len(classes) + class_of.ravel()
+    return np.bincount(pairs, minlength=len(segments) * len(classes)).reshape(len(segments), len(classes))
+
+
 def achievable_accuracy(labels: Labels, truth: Labels) -> float:
     """Return the achievable segmentation accuracy: pixel accuracy when each segment gets the majority class of its pixels."""
-    segments = np.unique(labels, return_inverse=True)[1].ravel()
-    kinds, classes = np.unique(truth, return_inverse=True)
-    pairs, counts = np.unique(segments * len(kinds) + classes.ravel(), return_counts=True)
-    best = np.zeros(segments.max() + 1, dtype=np.int64)
-    np.maximum.at(best, pairs // len(kinds), counts)
-    return float(best.sum() / truth.size)
+    return _accuracy(overlaps(labels, truth))
+
+
+def _accuracy(counts: NDArray[np.int64]) -> float:
+    return float(counts.max(1).sum() / counts.sum())
+
+
+def undersegmentation_error(labels: Labels, truth: Labels) -> float:
+    """Return the undersegmentation error: how far segments reach over the borders of the classes, as a fraction of the pixels.
+
+    Neubert and Protzel's definition: each class adds, for each segment that it meets, the smaller one of the segment's parts
+    inside and outside of it. It is 0 where every segment lies in one class. A segment of two classes counts for both, so that the
+    error is about twice ``1 - achievable_accuracy``, and more where a segment has more classes.
+
+    Example:
+        >>> truth = np.array([[0, 0, 0, 1]])
+        >>> undersegmentation_error(np.array([[0, 0, 5, 5]]), truth), undersegmentation_error(np.array([[0, 0, 1, 2]]), truth)
+        (0.5, 0.0)
+    """
+    return _undersegmentation_error(overlaps(labels, truth))
+
+
+def _undersegmentation_error(counts: NDArray[np.int64]) -> float:
+    sizes = counts.sum(1, keepdims=True)
+    return float(np.minimum(counts, sizes - counts).sum() / sizes.sum())
+
+
+def num_components(labels: Labels) -> int:
+    """Return the number of parts, connected by edges, of all segments together: the number of segments, if all are connected.
+
+    Raises:
+        UserError: scikit-image is not installed.
+    """
+    with _scikit_image("Counting connected parts"):
+        from skimage.measure import label
+    return int(label(labels, background=-1, connectivity=1).max())
 
 
 def paint(image: NDArray[np.uint8], labels: Labels) -> NDArray[np.uint8]:
@@ -96,18 +147,95 @@ def regular_grid(size: tuple[int, int], grid: tuple[int, int]) -> Labels:
     return rows[:, None] * grid[1] + columns
 
 
-def slic(image: NDArray[np.uint8], num_segments: int) -> Labels:
-    """Segment an image (height, width, 3) into about ``num_segments`` superpixels by scikit-image's SLIC, compactness 10.
+def nearest_grid(num_segments: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of the regular grid whose number of rectangles is nearest to ``num_segments``.
+
+    Only grids of rectangles of at most 3 to 2 are considered; of equally near ones that with the squarest.
+
+    Args:
+        num_segments: wanted number of rectangles.
+        size: height and width in pixels.
+
+    Example:
+        >>> nearest_grid(80, (128, 160)), nearest_grid(77, (128, 160))
+        ((8, 10), (7, 11))
+    """
+    height, width = size
+    found = []
+    for rows in range(1, min(num_segments, height) + 1):
+        for columns in {max(1, num_segments // rows), -(-num_segments // rows)}:
+            stretched = max(height * columns / (width * rows), width * rows / (height * columns))
+            found.append((stretched > 1.5, abs(rows * columns - num_segments), stretched, (rows, columns)))
+    return min(found)[-1]
+
+
+def slic(image: NDArray[np.uint8], num_segments: int, compactness: float = 10) -> Labels:
+    """Segment an image into about ``num_segments`` superpixels by scikit-image's SLIC.
+
+    Args:
+        image: (height, width, 3).
+        num_segments: what SLIC is told.
+        compactness: weight of the distance in the image against that in color; 10 is scikit-image's default.
 
     Raises:
         UserError: scikit-image is not installed.
     """
-    try:
+    with _scikit_image("SLIC"):
         from skimage import segmentation
-    except ImportError:
-        raise UserError("SLIC needs scikit-image, which is not installed: pip install 'stvit[superpixels]'") from None
-    labels: Labels = segmentation.slic(image, n_segments=num_segments, compactness=10, start_label=0)
+    labels: Labels = segmentation.slic(image, n_segments=num_segments, compactness=compactness, start_label=0)
     return labels
+
+
+class SlicSearch:
+    """SLIC segmentations of one image with a wanted number of segments.
+
+    SLIC gives more or fewer segments than it is told, so it is told another number until the result fits. All results are kept:
+    the next search starts from them.
+
+    Args:
+        image: (height, width, 3).
+        compactness: see `slic`.
+        tries: the largest number of runs of SLIC in one search.
+    """
+
+    def __init__(self, image: NDArray[np.uint8], compactness: float = 10, tries: int = 5) -> None:
+        self.image, self.compactness, self.tries = image, compactness, tries
+        self._found: dict[int, tuple[int, Labels]] = {}  # by the number that SLIC was told: that of the result, and its labels
+
+    def nearest(self, num_segments: int) -> Labels:
+        """Return a segmentation with ``num_segments`` segments, or 2 % or one more or fewer; the nearest found, if there is none.
+
+        Raises:
+            UserError: scikit-image is not installed.
+        """
+        for _ in range(self.tries):
+            told = self._next(num_segments)
+            if told in self._found:
+                break
+            labels = slic(self.image, told, self.compactness)
+            self._found[told] = len(np.unique(labels)), labels
+        return self._found[self._nearest_told(num_segments)][1]
+
+    def _nearest_told(self, num_segments: int) -> int:
+        return min(self._found, key=lambda told: (abs(self._found[told][0] - num_segments), told))
+
+    def _next(self, num_segments: int) -> int:
+        """Return what SLIC is told next: one of the numbers before, if its result fits or was the same in proportion."""
+        if not self._found:
+            return num_segments
+        told = self._nearest_told(num_segments)
+        count = self._found[told][0]
+        if abs(count - num_segments) <= max(1, round(0.02 * num_segments)):
+            return told
+        return max(1, min(round(told * num_segments / count), 4 * num_segments))
+
+
+@contextmanager
+def _scikit_image(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        raise UserError(f"{what} needs scikit-image, which is not installed: pip install 'stvit[superpixels]'") from None
 
 
 def read_labels(path: Path, size: tuple[int, int]) -> Labels:

@@ -10,13 +10,19 @@ import pytest
 from PIL import Image
 
 from stvit_cli.analysis.associations.superpixels import (
+    SlicSearch,
     achievable_accuracy,
+    boundaries,
     boundary_recall,
     measure,
+    nearest_grid,
+    num_components,
+    overlaps,
     paint,
     read_labels,
     regular_grid,
     slic,
+    undersegmentation_error,
 )
 from stvit_cli.errors import UserError
 
@@ -40,6 +46,62 @@ def test_achievable_accuracy() -> None:
     assert achievable_accuracy(np.zeros_like(truth), halves(30)) == 0.75
     assert achievable_accuracy(regular_grid((20, 40), (1, 4)), halves(23)) == pytest.approx(37 / 40)
     assert achievable_accuracy(1000 * truth - 3, 7 * truth) == 1  # labels need not be counted
+
+
+def test_undersegmentation_error_by_hand() -> None:
+    truth = halves(20)
+    assert undersegmentation_error(truth, truth) == undersegmentation_error(np.arange(800).reshape(20, 40), truth) == 0
+    # Three of ten columns of one segment are on the other side, once seen from each class.
+    assert undersegmentation_error(regular_grid((20, 40), (1, 4)), halves(23)) == pytest.approx(2 * 3 / 40)
+    thirds = np.array([[0, 0, 0, 1, 1, 2]])
+    assert undersegmentation_error(np.zeros((1, 6), dtype=int), thirds) == pytest.approx((3 + 2 + 1) / 6)
+    assert undersegmentation_error(1000 * truth - 3, 7 * truth) == 0  # labels need not be counted
+
+
+def test_metrics_equal_those_computed_by_scikit_image_and_scipy() -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    from scipy.ndimage import distance_transform_cdt
+
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 4, (4, 6)).repeat(7, 0).repeat(6, 1)
+    labels = np.roll(generator.integers(0, 9, (7, 9)).repeat(4, 0).repeat(4, 1), 1, 1)
+    table = metrics.contingency_table(truth, labels).toarray().T.astype(int)
+    np.testing.assert_array_equal(overlaps(labels, truth), table)
+    assert achievable_accuracy(labels, truth) == table.max(1).sum() / truth.size
+    error = 0
+    for segment in np.unique(labels):
+        for kind in np.unique(truth[labels == segment]):
+            inside = ((labels == segment) & (truth == kind)).sum()
+            error += min(inside, (labels == segment).sum() - inside)
+    assert undersegmentation_error(labels, truth) == error / truth.size
+    distances = distance_transform_cdt(~boundaries(labels), "chessboard")
+    assert boundary_recall(labels, truth, 1) == (distances[boundaries(truth)] <= 1).mean() < 1
+
+
+def test_connected_parts_are_counted_by_edges() -> None:
+    pytest.importorskip("skimage")
+    assert num_components(np.array([[0, 1], [1, 0]])) == 4
+    assert num_components(np.array([[5, 5, 7], [0, 5, 7]])) == 3
+
+
+def test_nearest_grid_has_nearly_square_rectangles() -> None:
+    assert nearest_grid(1, (50, 90)) == (1, 1)
+    assert nearest_grid(30, (96, 80)) == (6, 5)
+    assert nearest_grid(31, (96, 96)) == (5, 6)  # not 1 by 31
+    assert all(abs(np.prod(nearest_grid(n, (96, 80))) - n) <= 0.1 * n + 1 for n in range(1, 120))
+
+
+def test_slic_is_told_another_number_until_the_result_fits() -> None:
+    pytest.importorskip("skimage")
+    pixels = np.random.default_rng(0).normal(120, 2, (48, 64, 3))
+    pixels[10:30, 20:50] += 60
+    pixels = pixels.astype(np.uint8)
+    search = SlicSearch(pixels)
+    wanted = (9, 14, 20, 27, 33)
+    missed = [abs(len(np.unique(search.nearest(n))) - n) for n in wanted]
+    missed_at_once = [abs(len(np.unique(slic(pixels, n))) - n) for n in wanted]
+    assert all(ours <= theirs for ours, theirs in zip(missed, missed_at_once, strict=True)), (missed, missed_at_once)
+    assert sum(missed) < sum(missed_at_once)
 
 
 def test_regular_grid_has_its_rows_and_columns() -> None:
