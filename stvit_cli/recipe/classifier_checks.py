@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from stvit_cli.recipe.tasks import TASKS
+
 if TYPE_CHECKING:
     from stvit_cli.recipe import DataSection, Recipe
 
@@ -35,6 +37,18 @@ WITHOUT_NAMES_FILE = ("digits", "imagefolder", "coco", "shapes")
 """Kinds whose classes have names already."""
 
 _LOSS_KEYS = {"bce_sum": "bce", "bce_target_thresh": "bce", "focal_gamma": "focal", "focal_alpha": "focal"}
+
+
+def keys_of_other_tasks(task: object) -> set[str]:
+    """Return the keys that a task does not have, of sections that it has.
+
+    >>> sorted(keys_of_other_tasks("classification")), "data.table" in keys_of_other_tasks("detection")
+    ([], True)
+    """
+    found = {f"data.{key}" for key, kinds in KINDS_OF.items() if not set(kinds) & set(TASKS[str(task)].data_kinds)}
+    if task == "classification":
+        return found
+    return found | {f"{section}.{key}" for section, keys in CLASSIFIER_KEYS.items() for key in keys}
 
 
 def classifier_contradictions(recipe: Recipe) -> Iterator[str]:

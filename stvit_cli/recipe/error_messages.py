@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from stvit_cli.recipe import Recipe, Section
+from stvit_cli.recipe.classifier_checks import keys_of_other_tasks
 from stvit_cli.recipe.tasks import TASKS, other_tasks_sections
 from stvit_cli.recipe.validation import HALVED
 from stvit_cli.recipe.yaml import flow
@@ -69,8 +70,10 @@ def nearest_key(wrong: str, task: object = None) -> str:
 def _keys_of(task: object) -> list[str]:
     """Return the keys that recipes of a task have; all, where it is none."""
     is_task = isinstance(task, str) and task in TASKS
-    others = other_tasks_sections(task) if is_task else []
-    return [key for key in dotted_keys() if key.partition(".")[0] not in others]
+    if not is_task:
+        return list(dotted_keys())
+    others = {*other_tasks_sections(task), *keys_of_other_tasks(task)}
+    return [key for key in dotted_keys() if key.partition(".")[0] not in others and key not in others]
 
 
 def _same_name(names: Sequence[str], keys: Sequence[str]) -> str:
