@@ -220,14 +220,19 @@ class SlicSearch:
         return min(self._found, key=lambda told: (abs(self._found[told][0] - num_segments), told))
 
     def _next(self, num_segments: int) -> int:
-        """Return what SLIC is told next: one of the numbers before, if its result fits or was the same in proportion."""
+        """Return what SLIC is told next: one of the numbers before, if its result fits or nothing nearer is left to try."""
         if not self._found:
             return num_segments
         told = self._nearest_told(num_segments)
-        count = self._found[told][0]
-        if abs(count - num_segments) <= max(1, round(0.02 * num_segments)):
+        missing = num_segments - self._found[told][0]
+        if abs(missing) <= max(1, round(0.02 * num_segments)):
             return told
-        return max(1, min(round(told * num_segments / count), 4 * num_segments))
+        step = 1 if missing > 0 else -1
+        by_proportion = min(round(told * num_segments / self._found[told][0]), 4 * num_segments)
+        following = by_proportion if by_proportion not in self._found else told + step
+        while following in self._found:
+            following += step
+        return following if following > 0 else told
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import stvit_cli
@@ -46,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         recipe = recipe_io.load("quickstart", ["data.image_size=64", *words] if name != "c" else list(words))
         (folder / "recipe.yaml").write_text(recipe_io.dump(recipe))
         info = replace(INFO, image_size=recipe.data.image_size, recipe_hash=recipe_io.recipe_hash(recipe))
-        save_weights(folder / "best.safetensors", stvit_cli.create_model("stvit-nano", 2), info)
+        save_weights(folder / "best.safetensors", untrained_nano(2), info)
         folders.append(folder)
     return folders
 
@@ -55,6 +56,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def measured(runs: list[Path]) -> SuperpixelResult:
     pytest.importorskip("skimage")
     return stvit_cli.superpixels(runs, **QUICK)
+
+
+def untrained_nano(num_classes: int = 1000) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return stvit_cli.create_model("stvit-nano", num_classes).eval()
 
 
 def test_scenes_have_a_label_for_each_object_and_are_of_no_split() -> None:
@@ -80,7 +86,7 @@ def test_baselines_have_as_many_segments_and_the_tokens_of_the_layer() -> None:
     pytest.importorskip("skimage")
     (scene,) = synthetic_scenes(1, 96)
     measures = SceneMeasures(scene)
-    layers, pixels = layers_of(stvit_cli.create_model("stvit-nano").eval(), scene.image, INFO, (96, 80))
+    layers, pixels = layers_of(untrained_nano(), scene.image, INFO, (96, 80))
     assert [layer.name for layer in layers] == ["stage1.block1", "stage2.block1", "stage2.block2"]
     for layer in layers:
         count = len(np.unique(layer.token_labels()))
@@ -89,7 +95,7 @@ def test_baselines_have_as_many_segments_and_the_tokens_of_the_layer() -> None:
         assert len(np.unique(labels[CELLS])) == num_components(labels[CELLS]) == 6 * 5
         for kind in (GRID, SLIC, SLIC_ON_TOKENS):
             found = len(np.unique(labels[kind]))
-            assert abs(found - count) <= 2, kind
+            assert abs(found - count) <= (3 if kind == SLIC_ON_TOKENS else 2), (kind, found, count)  # 4 tokens a segment
             assert num_components(labels[kind]) == found
         # Borders of what is made of tokens lie between tokens, and nowhere else.
         columns = np.flatnonzero(np.diff(layer.grid.nearest(1, scene.truth.shape[1])))
@@ -100,7 +106,7 @@ def test_baselines_have_as_many_segments_and_the_tokens_of_the_layer() -> None:
 
 
 def test_token_colors_are_means_of_the_nearest_pixels() -> None:
-    layers, pixels = layers_of(stvit_cli.create_model("stvit-nano").eval(), Image.new("RGB", (64, 64), "teal"), INFO, (64, 64))
+    layers, pixels = layers_of(untrained_nano(), Image.new("RGB", (64, 64), "teal"), INFO, (64, 64))
     pixels = pixels.copy()
     pixels[:2, :2] = 9  # the first token lies on the first pixel, so it has two of four rows and columns
     colors = token_colors(layers[0].grid, pixels)
