@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from stvit_cli.tasks.detection.detector import create_detector
     from stvit_cli.tasks.loading import open_trained
     from stvit_cli.tasks.segmentation.upernet import create_segmenter
+    from stvit_cli.utils.packaged_weights import PackagedWeights, list_weights
 
 __version__ = "0.2.0"
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "ExportResult",
     "Interrupted",
     "LoadReport",
+    "PackagedWeights",
     "PushResult",
     "ReproductionResult",
     "TrainedModel",
@@ -78,6 +80,7 @@ __all__ = [
     "experiments",
     "for_inference",
     "list_models",
+    "list_weights",
     "load",
     "load_weights",
     "open_trained",
@@ -102,6 +105,7 @@ _MODULES = {
     "ExportResult": "api",
     "Interrupted": "errors",
     "LoadReport": "models.weights",
+    "PackagedWeights": "utils.packaged_weights",
     "PushResult": "api",
     "ReproductionResult": "api",
     "TrainedModel": "api",
@@ -122,6 +126,7 @@ _MODULES = {
     "experiments": "api",
     "for_inference": "models.optimize.inference",
     "list_models": "models.registry",
+    "list_weights": "utils.packaged_weights",
     "load": "api",
     "load_weights": "models.weights",
     "open_trained": "tasks.loading",

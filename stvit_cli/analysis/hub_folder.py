@@ -43,7 +43,7 @@ def write_hub_folder(run: Path, folder: Path, *, repo: str = REPO, licence: str 
     if not saved.best.is_file():
         raise UserError(f"{run} has no {saved.best.name} yet: the run was not evaluated. Resume it, and push it then.")
     trained = open_trained(saved.best)
-    info = _public_info(trained.info)
+    info = public_info(trained.info)
     recipe = public_recipe(recipe_io.load(saved.recipe))
     texts = {
         CONFIG: json.dumps(_config(info, trained.model), indent=2) + "\n",
@@ -76,7 +76,7 @@ def _card(run: Path, repo: str, licence: str | None) -> str:
     return str(card)
 
 
-def _public_info(info: WeightsInfo) -> WeightsInfo:
+def public_info(info: WeightsInfo) -> WeightsInfo:
     """Return the metadata without folders of this machine, which a segmenter's settings may name."""
     if not info.settings:
         return info

@@ -11,13 +11,14 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
 from stvit_cli import __version__
+from stvit_cli.analysis.packaged_card import PackagedAs, licence_lines, listed, loading_lines
 from stvit_cli.engine.kept_evaluation import read_evaluation
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.models.timm_models import NAMES_IN_TIMM
@@ -51,6 +52,8 @@ _TYPES = {
 }
 """The Hub's names of metrics; others keep their own."""
 _SYNTHETIC = {"digits": "scikit-learn's handwritten digits", "shapes": "synthetic shapes"}
+_NO_METRICS = ("num_images", "seconds", "step", "epoch", "weights_step")
+"""What else a row of metrics holds."""
 _LOCAL_PATHS = ("data.dir", "data.table", "data.val_table", "data.image_dir", "distill.teacher", "detection.results_json")
 
 
@@ -65,6 +68,12 @@ class _Run:
     num_images: Mapping[str, int]
     steps: int | None
     num_params: int
+    test: Mapping[str, Any]
+    packaged: PackagedAs | None = None
+
+    @property
+    def data_name(self) -> str:
+        return _data_name(self.recipe) if self.packaged is None else self.packaged.data
 
 
 def write_card(path: Path) -> bool:
@@ -94,18 +103,19 @@ def is_generated(text: str) -> bool:
     return mark is not None and mark[1] == _digest(text[: mark.start()])
 
 
-def card_text(path: Path, *, licence: str | None = None, repo: str = REPO) -> str:
+def card_text(path: Path, *, licence: str | None = None, repo: str = REPO, packaged: PackagedAs | None = None) -> str:
     """Return the card of a run as Markdown with YAML at its head.
 
     Args:
         path: the run directory, with its best weights.
         licence: the Hub's identifier of the weights' licence; None: not stated, and the card says so.
         repo: the repository, for the lines that load it.
+        packaged: of weights that come with the package, which are in no repository.
 
     Raises:
         UserError: no run is there, or its weights cannot be read.
     """
-    run = _read(RunDir(path))
+    run = replace(_read(RunDir(path)), packaged=packaged)
     text = "\n".join([*_head(run, licence), *_body(run, licence, repo)])
     return f"{text}\n<!-- stvit {_digest(text)} -->\n"
 
@@ -149,7 +159,17 @@ def _read(run: RunDir) -> _Run:
         num_images={name: int(count) for name, count in counts.items() if count},
         steps=state.get("run", {}).get("step"),
         num_params=_num_params(run.best),
+        test=_test_row(run),
     )
+
+
+def _test_row(run: RunDir) -> dict[str, Any]:
+    """Return the row of the evaluation on the test set, empty where there was none."""
+    try:
+        rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return {}
+    return next((row for row in reversed(rows) if isinstance(row, dict) and row.get("kind") == "test"), {})
 
 
 def _is_shown(name: str, value: object) -> bool:
@@ -192,7 +212,11 @@ def _head(run: _Run, licence: str | None) -> Iterator[str]:
     if run.recipe.data.kind == "timm" and (run.recipe.data.name or "").startswith("hfds/"):
         data["datasets"] = [str(run.recipe.data.name).removeprefix("hfds/")]
     if run.metrics:
-        data["model-index"] = [{"name": _title(run), "results": [_result(run)]}]
+        results = [_result(run, run.metrics, "validation")]
+        results += [_result(run, _shown(run.test), "test")] if run.test else []
+        data["model-index"] = [{"name": _title(run), "results": results}]
+    if run.packaged is not None:
+        data["stvit"] = listed(run.packaged, run.recipe.name, run.metrics, run.num_images.get("validation", 0), run.test)
     yield "---"
     if not licence:
         yield "# license: state the licence of these weights here, such as apache-2.0 or cc-by-4.0"
@@ -200,14 +224,18 @@ def _head(run: _Run, licence: str | None) -> Iterator[str]:
     yield "---"
 
 
-def _result(run: _Run) -> dict[str, Any]:
+def _shown(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if _is_shown(name, value) and name not in _NO_METRICS}
+
+
+def _result(run: _Run, values: Mapping[str, float], split: str) -> dict[str, Any]:
     metrics = [
         {"type": _TYPES.get(name, name), "value": round(value, 4), "name": metric_name(name).label + _unit(name)}
-        for name, value in run.metrics.items()
+        for name, value in values.items()
         if metric_name(name).unit == "%"
     ]
     task = _PIPELINES[run.info.task]
-    dataset = {"type": run.recipe.data.kind, "name": f"{_data_name(run.recipe)}, validation"}
+    dataset = {"type": run.recipe.data.kind, "name": f"{run.data_name}, {split}"}
     return {"task": {"type": task, "name": task.replace("-", " ").capitalize()}, "dataset": dataset, "metrics": metrics}
 
 
@@ -226,19 +254,24 @@ def _body(run: _Run, licence: str | None, repo: str) -> Iterator[str]:
     )
     if not info.model.startswith("timm/"):
         yield f"STViT: *Vision Transformer with Super Token Sampling*, CVPR 2023, [arXiv 2211.11167]({_PAPER})."
-    yield from _loading(info, repo)
+    yield from _loading(info, repo) if run.packaged is None else loading_lines(info, run.packaged.name)
     yield from _metrics(run)
     yield from _data(run)
     yield "\n## Intended use and limits\n"
     yield (
         "For images like those that it was trained on. The metrics were measured on held-out images of the same data, which\n"
         "also chose the best weights of the run: on other images, cameras or places expect less, and measure it (`stvit eval`).\n"
-        "An image that shows none of the classes gets an answer too. Nothing was tested for fairness or safety.\n"
-        "Add here what the model is meant for, and what not."
+        "An image that shows none of the classes gets an answer too. Nothing was tested for fairness or safety."
     )
+    if run.packaged is None:
+        yield "Add here what the model is meant for, and what not."
+    else:
+        yield "It is there to try the tools on and to start from, not to be used as it is."
     yield from _training(run)
     yield "\n## Licence\n"
-    if licence:
+    if run.packaged is not None:
+        yield from licence_lines(run.packaged, str(licence))
+    elif licence:
         yield f"{_escaped(licence)}, as stated by whoever published these weights."
     else:
         yield (
@@ -275,16 +308,25 @@ def _metrics(run: _Run) -> Iterator[str]:
         return
     num_images = run.num_images.get("validation")
     images = f"{num_images} validation images" if num_images else "the validation images"
-    yield f"\n## Metrics\n\nOf the best weights of the run, on {images} of {_escaped(_data_name(run.recipe))}:\n"
+    yield f"\n## Metrics\n\nOf the best weights of the run, on {images} of {_escaped(run.data_name)}:\n"
+    yield from _table(run.metrics, num_images or MANY_IMAGES)
+    if run.test:
+        flip = ", with the mirror images" if run.test.get("hflip") else ""
+        count = int(run.test["num_images"])
+        yield f"\nOn the {count} test images, evaluated once after the training, on which nothing was chosen{flip}:\n"
+        yield from _table(_shown(run.test), count)
+
+
+def _table(metrics: Mapping[str, float], num_images: float) -> Iterator[str]:
     yield "| metric | value |\n|---|---|"
-    for name, value in run.metrics.items():
-        yield f"| {_escaped(metric_name(name).label)}{_unit(name)} | {metric_value(name, value, num_images or MANY_IMAGES)} |"
+    for name, value in metrics.items():
+        yield f"| {_escaped(metric_name(name).label)}{_unit(name)} | {metric_value(name, value, num_images)} |"
 
 
 def _data(run: _Run) -> Iterator[str]:
     info = run.info
     counts = "".join(f", {count} {kind} images" for kind, count in run.num_images.items())
-    yield f"\n## Data\n\n{_escaped(_data_name(run.recipe))} (`data.kind={run.recipe.data.kind}`){counts}."
+    yield f"\n## Data\n\n{_escaped(run.data_name)} (`data.kind={run.recipe.data.kind}`){counts}."
     names = info.class_names
     if names:
         yield f"\nClasses: {_escaped(first_few(names, 50))}."
@@ -299,7 +341,7 @@ def _training(run: _Run) -> Iterator[str]:
     device, processes = run.environment.get("device", "?"), run.environment.get("processes", 1)
     yield "\n## Training\n"
     steps = [f"{run.steps} steps on {device}, {processes} process{'es' * (processes != 1)}."] if run.steps else []
-    yield "\n".join([*steps, *([f"{_escaped(packages)}."] if packages else [])])
+    yield "\n".join([*steps, *([f"{_escaped(packages)}."] if packages else []), f"Recipe hash: {run.info.recipe_hash}."])
     text = recipe_io.dump(run.recipe, only_changes=True).rstrip()
     fence = "`" * max(3, 1 + max((len(found) for found in re.findall("`+", text)), default=0))
     yield "\nThe recipe, where it differs from the defaults (`stvit train --recipe FILE --data FOLDER` trains by it):"

@@ -14,6 +14,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.cpus import limit_threads
 from stvit_cli.utils.environment import is_main_process
 from stvit_cli.utils.files import require_new_file, require_writable_folder
+from stvit_cli.utils.packaged_weights import packaged_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,7 +239,8 @@ def load(path: AnyPath, model: str | None = None, *, device: str = "auto") -> Tr
     """Load a trained model.
 
     Args:
-        path: a weights file, a checkpoint of the authors, or a run directory, whose best weights are taken.
+        path: a weights file, a checkpoint of the authors, a run directory, whose best weights are taken, or the name of weights
+            that come with the package (`list_weights`), such as ``stvit-nano.fashion-mnist``.
         model: the architecture that is expected, such as ``stvit-s``; any by default.
         device: where it runs: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
 
@@ -281,6 +283,7 @@ def evaluate(
     limit_threads()
     _require_precision(precision)
     path = Path(run_or_weights)
+    path = packaged_file(path) or path
     if not path.is_dir() and data is not None:
         return load(path, model).evaluate(data, overrides, output=output, max_images=max_images, precision=precision)
     if path.is_file():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import typer
 
 import stvit_cli
-from stvit_cli.utils.shipped import experiments_folder, recipes_folder
+from stvit_cli.utils.shipped import experiments_folder, recipes_folder, weights_folder
 
 MODELS = ("stvit-s", "stvit-b", "stvit-l", "stvit-nano")
 """The models of `stvit_cli.list_models()` that are for use; the others are rows of Table II."""
@@ -64,9 +64,16 @@ def recipes_and_overrides(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def weights(incomplete: str) -> list[str]:
-    """Return run directories and weights files that begin so."""
+    """Return run directories, weights files and names of packaged weights that begin so."""
     files = sorted(str(path) for pattern in ("*.safetensors", "*.pth") for path in Path().glob(pattern))
-    return run_dirs(incomplete) + _starting(files, incomplete)
+    return run_dirs(incomplete) + _starting(files, incomplete) + packaged_weights(incomplete)
+
+
+def packaged_weights(incomplete: str) -> list[str]:
+    """Return the names of the packaged weights that begin so."""
+    return _starting(
+        sorted(path.name.removesuffix(".safetensors") for path in weights_folder().glob("*.safetensors")), incomplete
+    )
 
 
 def overrides(context: typer.Context, incomplete: str) -> list[str]:

@@ -27,7 +27,12 @@ def eval_(
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A weights file, in place of a run.", autocompletion=completion.weights)
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A weights file or a name of `stvit weights list`, in place of a run.",
+            autocompletion=completion.weights,
+        ),
     ] = None,
     model: Annotated[
         str | None,

@@ -31,7 +31,9 @@ def export(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_OR_WEIGHTS", help="The directory of a run, or a weights file.", autocompletion=completion.weights
+            metavar="RUN_OR_WEIGHTS",
+            help="The directory of a run, a weights file, or a name of `stvit weights list`.",
+            autocompletion=completion.weights,
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The new file: .onnx, or .safetensors.")],

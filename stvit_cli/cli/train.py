@@ -26,7 +26,9 @@ def train(
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Start from these weights: a file, or the directory of a run.", autocompletion=completion.weights
+            metavar="FILE",
+            help="Start from these weights: a file, a run's directory, a name of `stvit weights list`.",
+            autocompletion=completion.weights,
         ),
     ] = None,
     resume: Annotated[

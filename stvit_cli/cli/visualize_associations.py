@@ -23,7 +23,9 @@ def visualize_associations(
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A weights file or a run's directory; else random weights.", autocompletion=completion.weights
+            metavar="FILE",
+            help="A weights file, a run's directory or a name of `stvit weights list`; else random weights.",
+            autocompletion=completion.weights,
         ),
     ] = None,
     model: Annotated[

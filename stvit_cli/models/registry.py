@@ -10,8 +10,9 @@ from torch import nn
 from stvit_cli.errors import UserError
 from stvit_cli.models import timm_models
 from stvit_cli.models.isotropic_rows import VARIANTS as ISOTROPIC
-from stvit_cli.models.options import LACKS, OPTIONS, ModelOptions, given
+from stvit_cli.models.options import LACKS, OPTIONS, ModelOptions, given, options_of
 from stvit_cli.models.stvit import VARIANTS, GridSizes, STViT
+from stvit_cli.utils.packaged_weights import pretrained_name, weights_files
 from stvit_cli.utils.text import did_you_mean
 
 
@@ -27,10 +28,11 @@ def list_models() -> list[str]:
 
 def create_model(
     name: str,
-    num_classes: int = 1000,
-    in_chans: int = 3,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
     drop_path_rate: float = 0.0,
     *,
+    pretrained: str | bool = False,
     grid_sizes: GridSizes | None = None,
     checkpointing: bool = False,
     image_size: int | None = None,
@@ -41,13 +43,16 @@ def create_model(
     layer_scale: float | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Create a randomly initialized model by name.
+    """Create a model by name, randomly initialized or with weights that come with the package.
 
     Args:
         name: one of `list_models`, or ``timm/NAME`` for a model of timm, such as ``timm/resnet50``.
-        num_classes: number of classes; 0 for no classifier.
-        in_chans: number of channels of an image.
+        num_classes: number of classes; 0 for no classifier; None: those of the weights, 1000 without. With another number
+            than the weights', the classifier is new.
+        in_chans: number of channels of an image; None: those of the weights, 3 without. To another number the stem is adapted.
         drop_path_rate: stochastic depth rate of the last block; it increases linearly from 0 at the first.
+        pretrained: weights of this model in `list_weights`, by what follows its name, such as ``fashion-mnist``; True: the
+            default ones, ``fashion-mnist`` for stvit-nano. False: random ones.
         grid_sizes: grid size of each stage instead of the model's own; the weights do not depend on it.
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
         image_size: side of the images in pixels, for models of timm that are built for one size; None: their own.
@@ -63,13 +68,15 @@ def create_model(
         A module from images (B, in_chans, H, W), of any size from 32 x 32, to logits (B, num_classes).
 
     Raises:
-        UserError: no such model, an option for a model without that part, such as ``grid_sizes`` for one without super tokens,
-            or a model of timm that does not take images of ``image_size``, or cannot be built with ``kwargs``.
+        UserError: no such model or weights, an option for a model without that part, such as ``grid_sizes`` for one without super
+            tokens, or a model of timm that does not take images of ``image_size``, or cannot be built with ``kwargs``.
 
     Example:
         >>> model = create_model("stvit-nano", num_classes=10).eval()
         >>> sum(parameter.numel() for parameter in model.parameters())
         913402
+        >>> create_model("stvit-nano", pretrained="digits").num_classes
+        10
     """
     name = timm_models.built_in_name(name)
     options = given(
@@ -83,6 +90,10 @@ def create_model(
             kwargs=kwargs,
         )
     )
+    if pretrained:
+        return _create_pretrained(name, pretrained, num_classes, in_chans, drop_path_rate, checkpointing, options)
+    num_classes = 1000 if num_classes is None else num_classes
+    in_chans = 3 if in_chans is None else in_chans
     if timm_models.is_timm_name(name):
         refuse_options(name, options, {"kwargs"})
         return timm_models.create_classifier(
@@ -117,3 +128,37 @@ def refuse_options(name: str, options: Mapping[str, Any], known: Collection[str]
             raise UserError(f"model.kwargs: found {dict(value)} for {name}; they are for models of timm (timm/NAME).")
         found = list(value) if isinstance(value, tuple) else value
         raise UserError(f"model.{key}: found {found} for {name}, which has no {LACKS[key]}. Leave it out.")
+
+
+def _create_pretrained(
+    name: str,
+    pretrained: str | bool,
+    num_classes: int | None,
+    in_chans: int | None,
+    drop_path_rate: float,
+    checkpointing: bool,
+    options: Mapping[str, Any],
+) -> nn.Module:
+    """Create a model with packaged weights; see `create_model`. Options that are not given are those of the weights."""
+    from stvit_cli.models.weights.file import load_weights, read_info
+
+    if timm_models.is_timm_name(name):
+        own = name.removeprefix(timm_models.PREFIX)
+        raise UserError(
+            f"pretrained: no weights of {name} come with the package; timm downloads its own: "
+            f'timm.create_model("{own}", pretrained=True), or model.pretrained=true in a recipe.'
+        )
+    path = weights_files()[pretrained_name(name, pretrained)]
+    info = read_info(path)
+    if info.task != "classification":
+        raise UserError(f"pretrained: {path.stem} is for {info.task}; load it by stvit_cli.load({path.stem!r}).model.")
+    model = create_model(
+        name,
+        info.num_classes if num_classes is None else num_classes,
+        info.in_chans if in_chans is None else in_chans,
+        drop_path_rate,
+        checkpointing=checkpointing,
+        **{**given(options_of(info)), **options},
+    )
+    load_weights(model, path, new_head=True)
+    return model

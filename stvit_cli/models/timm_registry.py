@@ -1,10 +1,11 @@
 """STViT in timm's registry: ``timm.create_model("stvit_small")`` after ``import stvit_cli``.
 
 The names follow timm (`stvit_small`, `stvit_base`, `stvit_large`, `stvit_nano`); the arguments are those of `STViT`, and all that
-timm itself takes: ``features_only``, ``out_indices``, ``pretrained_cfg``, ``checkpoint_path``. There are no weights to download.
+timm itself takes: ``features_only``, ``out_indices``, ``pretrained_cfg``, ``checkpoint_path``. The classifiers that come with the
+package are there as weights: ``timm.create_model("stvit_nano.digits", pretrained=True)``. None is downloaded.
 
 `stvit_cli` imports this module together with timm, whichever of the two is imported first. At module level it imports nothing of
-the package, so that it can be imported while any other module of the package is.
+the package but its ground floor, so that it can be imported while any other module of the package is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.packaged_weights import default_tag, read_header, weights_files
 
 __all__ = ["stvit_base", "stvit_large", "stvit_nano", "stvit_small"]
 
@@ -38,6 +40,37 @@ def _cfg(size: int = 224, crop_pct: float = 224 / 256) -> dict[str, Any]:
     }
 
 
+def _packaged() -> dict[str, dict[str, Any]]:
+    """Return the descriptions of the packaged classifiers by their names in timm, such as ``stvit_nano.fashion_mnist``."""
+    names = {"stvit-s": "stvit_small", "stvit-b": "stvit_base", "stvit-l": "stvit_large", "stvit-nano": "stvit_nano"}
+    described = {name: {**read_header(path), "file": str(path)} for name, path in weights_files().items()}
+    return {
+        f"{names[info['model']]}.{_tag(name.partition('.')[2])}": info
+        for name, info in described.items()
+        if info["task"] == "classification"
+    }
+
+
+def _tag(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _packaged_cfg(info: dict[str, Any]) -> dict[str, Any]:
+    size = info["image_size"]
+    return _cfg(size, info["crop_pct"] or (224 / 256 if size <= 224 else 1.0)) | {  # as in `data.transforms.default_crop_pct`
+        "file": info["file"],
+        "input_size": (info["in_chans"], size, size),
+        "interpolation": info["interpolation"],
+        "mean": tuple(info["mean"]),
+        "std": tuple(info["std"]),
+        "num_classes": info["num_classes"],
+        "label_names": tuple(info["class_names"]),
+        "license": info["licence"],
+    }
+
+
+PACKAGED = _packaged()
+
 default_cfgs = generate_default_cfgs(
     {
         "stvit_small.in1k": _cfg(),
@@ -46,7 +79,8 @@ default_cfgs = generate_default_cfgs(
         "stvit_base.in1k_384": _cfg(384, 1.0),
         "stvit_large.in1k": _cfg(),
         "stvit_large.in1k_384": _cfg(384, 1.0),
-        "stvit_nano.untrained": _cfg(64, 1.0),
+        **{name: _packaged_cfg(info) for name, info in PACKAGED.items()},
+        "stvit_nano.untrained*": _cfg(64, 1.0),  # what the name alone means: the star, after those with weights
     }
 )
 
@@ -68,10 +102,21 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 def _create(name: str, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    from stvit_cli.models.registry import OF_STVIT
     from stvit_cli.models.stvit import VARIANTS, STViT
 
-    has_source = kwargs.get("pretrained_cfg_overlay") or not isinstance(kwargs.get("pretrained_cfg"), str | None)
-    if pretrained and not has_source:
+    cfg = kwargs.get("pretrained_cfg")
+    has_source = kwargs.get("pretrained_cfg_overlay") or not isinstance(cfg, str | None)
+    if pretrained and not has_source and not cfg and default_tag(name):
+        cfg = kwargs["pretrained_cfg"] = _tag(default_tag(name))
+    packaged = PACKAGED.get(f"{variant}.{cfg}", {}) if isinstance(cfg, str) else {}
+    for option in OF_STVIT:
+        if packaged.get(option) is not None:
+            kwargs.setdefault(option, packaged[option])
+    if pretrained and not has_source and not packaged:
+        known = [own.partition(".")[2] for own in PACKAGED if own.startswith(f"{variant}.")]
+        if known:
+            raise UserError(f"{variant}: there are no weights {cfg!r}. Known: {', '.join(known)}.")
         raise UserError(
             f"{variant}: there are no pretrained weights to download. The authors publish theirs at https://github.com/hhb072/STViT\n"
             f"Download a file and load it: stvit_cli.load_weights(model, FILE), or "

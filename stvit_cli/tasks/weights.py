@@ -22,6 +22,7 @@ from stvit_cli.models.weights.file import (
 from stvit_cli.models.weights.hub import WEIGHTS, download_weights, hub_name, local_dir
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe.io import recipe_hash
+from stvit_cli.utils.packaged_weights import packaged_file
 
 CLASSIFIER_ONLY = ("proj.", "norm.", "head.")
 """The layers of a classifier after its stages, which a backbone does not have."""
@@ -34,9 +35,11 @@ def weights_file(path: Path) -> Path:
     """Return the weights file that is meant. Raises UserError where there is none.
 
     Args:
-        path: a file, a run directory, whose best weights are taken, a folder that `stvit push` wrote, or ``hf-hub:OWNER/NAME``
-            with ``@REVISION``, which is downloaded.
+        path: a file, a run directory, whose best weights are taken, a name of `list_weights`, a folder that `stvit push` wrote,
+            or ``hf-hub:OWNER/NAME`` with ``@REVISION``, which is downloaded.
     """
+    if (packaged := packaged_file(path)) is not None:
+        return packaged
     if (repo := hub_name(path)) is not None:
         return download_weights(repo)
     path = local_dir(path) or path
@@ -116,7 +119,7 @@ def load_initial_weights(
     if info.task != "classification":
         raise UserError(f"{weights} holds a model for {info.task}; expected one for {task} or classification.")
     stages = {name: value for name, value in file.state_dict.items() if not name.startswith(CLASSIFIER_ONLY)}
-    report = load_weights(backbone, replace(file, state_dict=stages))
+    report = load_weights(backbone, replace(file, state_dict=stages), new_head=True)  # of another number of channels too
     return [f"{len(report.loaded)} tensors of the backbone from {weights}; the other layers are new.", *report_notes(report)]
 
 

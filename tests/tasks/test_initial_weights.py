@@ -26,7 +26,7 @@ def weights(tmp_path: Path) -> Path:
         (("ant", "bee", "cat"), 3, False, []),
         (("ant", "bee"), 3, True, ["another number of classes than 2"]),
         (("ant", "bee", "cow"), 3, True, ["3 classes have other names"]),
-        (("ant", "bee", "cat"), 1, False, ["made for three channels and is adapted"]),
+        (("ant", "bee", "cat"), 1, False, ["made for another number of channels and is adapted"]),
     ],
 )
 def test_what_stays_and_what_is_new(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from stvit_cli.errors import UserError
+from stvit_cli.models.isotropic import Isotropic
 from stvit_cli.models.isotropic_rows import VARIANTS as ISOTROPIC
-from stvit_cli.models.registry import create_model
 from stvit_cli.models.stvit import VARIANTS as STVIT
+from stvit_cli.models.stvit import STViT
 from stvit_cli.models.weights import imagenet
 from stvit_cli.models.weights.info import WeightsInfo
 from stvit_cli.utils.text import shortened
@@ -195,7 +196,8 @@ def _backbone(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
 @cache
 def _shapes_of(name: str) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        return _shapes(create_model(name).state_dict())
+        model = STViT(STVIT[name]) if name in STVIT else Isotropic(ISOTROPIC[name])
+        return _shapes(model.state_dict())
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -22,6 +22,7 @@ from stvit_cli.models.weights.info import WeightsInfo, parse
 from stvit_cli.models.weights.torch_checkpoint import DTYPES, read_checkpoint
 from stvit_cli.utils.files import replacing
 from stvit_cli.utils.machine_failures import machine_failure
+from stvit_cli.utils.packaged_weights import names_hint, packaged_file
 from stvit_cli.utils.text import did_you_mean, shortened
 
 __all__ = [
@@ -130,7 +131,7 @@ def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
     """Read a weights file of `save_weights`, or a published checkpoint (``.pth`` or ``.safetensors``). No code in it is executed.
 
     Args:
-        path: the file.
+        path: the file, or a name of `list_weights`.
         container: the key of the weights to read from a checkpoint with several; default ``model``, then ``model_ema``.
 
     Returns:
@@ -139,7 +140,7 @@ def read_weights(path: str | Path, container: str | None = None) -> WeightsFile:
     Raises:
         UserError: the file is missing or damaged, has no weights, or has values that are not finite.
     """
-    path = Path(path)
+    path = packaged_file(path) or Path(path)
     _require_file(path)
     if _is_safetensors(path):
         if container is not None:
@@ -165,12 +166,12 @@ def read_info(path: str | Path) -> WeightsInfo:
     """Return the description of a weights file; of a published one, what its shapes tell.
 
     Args:
-        path: the file. Only its header is read if it has a description.
+        path: the file, or a name of `list_weights`. Only its header is read if it has a description.
 
     Raises:
         UserError: the file is missing or damaged, or its architecture is unknown.
     """
-    path = Path(path)
+    path = packaged_file(path) or Path(path)
     _require_file(path)
     if _is_safetensors(path):
         with _opened(path) as file:
@@ -210,9 +211,9 @@ def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: 
     Args:
         model: the model to load into; also a model with an STViT inside, such as one of timm's with ``features_only``, or a
             network of segmentation-models-pytorch, whose other weights stay as they are.
-        path: a weights file, or what `read_weights` returned.
+        path: a weights file, a name of `list_weights`, or what `read_weights` returned.
         new_head: keep the classifier of ``model`` if it has another size, and adapt the stem to another number of channels (the
-            kernels are repeated and scaled, as in timm).
+            kernels are summed, or repeated and scaled, as in timm).
 
     Returns:
         What was done with every key.
@@ -312,14 +313,15 @@ def _names_in_model(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor])
 
 
 def _fit_stem(state_dict: dict[str, Tensor], own: Mapping[str, Tensor], name: str) -> list[str]:
-    """Adapt the first kernel of the stem from three channels to those of the model; return its key if that was needed."""
+    """Adapt the first kernel of the stem to the channels of the model; return its key if that was needed."""
     if name not in state_dict or name not in own or state_dict[name].ndim != own[name].ndim:
         return []
-    if state_dict[name].shape[1] != 3 or own[name].shape[1] == 3:
+    channels, expected = state_dict[name].shape[1], own[name].shape[1]
+    if channels == expected:
         return []
     from timm.models import adapt_input_conv
 
-    state_dict[name] = adapt_input_conv(own[name].shape[1], state_dict[name])
+    state_dict[name] = adapt_input_conv(expected, state_dict[name], base_chans=channels)
     return [name]
 
 
@@ -339,7 +341,8 @@ def _require_file(path: Path) -> None:
         near = (
             did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() and not path.is_dir() else ""
         )
-        raise UserError(f"{path}: {found}.{near}")
+        hint = "" if near or path.is_dir() else names_hint(path)
+        raise UserError(f"{path}: {found}.{near}{hint}")
 
 
 def _is_safetensors(path: Path) -> bool:

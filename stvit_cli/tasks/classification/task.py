@@ -300,5 +300,5 @@ def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[
         model.reset_classifier(len(class_names))  # type: ignore[operator]
         notes.append(f"The classifier is new: the file's {len(before)} classes have other names.")
     if report.adapted:
-        notes.append("The stem's first kernel was made for three channels and is adapted to the model's.")
+        notes.append("The stem's first kernel was made for another number of channels and is adapted to the model's.")
     return [*notes, *report_notes(report)]
