@@ -32,7 +32,7 @@ def test_the_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_commands_and_options_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command, comments=True)[1:]
     names = [word for word in words[:2] if word.islower() and word.replace("-", "").isalpha()]
-    names = names if names[0] in ("recipes", "data") else names[:1]
+    names = names if names[0] in ("recipes", "data", "weights") else names[:1]
     assert main([*names, "--help"]) == 0
     page = capsys.readouterr().out
     for option in (word for word in words if word.startswith("--")):

@@ -46,6 +46,15 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in ours} | {f"stvit_cli/{path.relative_to(ROOT)}" for path in recipes()}
     assert {name for name in names if name.startswith("stvit_cli/")} == expected
     assert {"stvit_cli/py.typed", "stvit_cli/data/digits.npz", "stvit_cli/recipes/quickstart.yaml"} <= names
+    assert {f"stvit_cli/weights/stvit-nano.digits.{ending}" for ending in ("safetensors", "md")} <= names
+
+
+def test_the_source_distribution_has_the_weights_too() -> None:
+    from hatchling.builders.sdist import SdistBuilder
+
+    names = {included.relative_path for included in SdistBuilder(str(ROOT)).recurse_included_files()}
+    weights = {str(path.relative_to(ROOT)) for path in (ROOT / "stvit_cli" / "weights").iterdir()}
+    assert {"tools/package_weights.py", "stvit_cli/weights/stvit-nano.digits.safetensors"} | weights <= names
 
 
 def recipes() -> list[Path]:
@@ -65,3 +74,8 @@ def test_it_brings_its_recipes_and_its_digits(installed: Path, tmp_path: Path) -
     assert {recipe["name"] for recipe in listed} == {path.stem for path in recipes()}
     code = "from stvit_cli.data.digits import DigitImages; print(len(DigitImages(held_out=True)))"
     assert run("-c", code, cwd=tmp_path, path=installed).strip() == "360"
+
+
+def test_it_brings_its_weights(installed: Path, tmp_path: Path) -> None:
+    words = ["predict", ROOT / "tests" / "images" / "digit-3.png", "--weights", "stvit-nano.digits"]
+    assert "  3 " in run("-m", "stvit_cli", *words, cwd=tmp_path, path=installed)

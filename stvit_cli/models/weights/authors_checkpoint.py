@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.models.isotropic import Isotropic
@@ -196,8 +196,12 @@ def _backbone(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
 @cache
 def _shapes_of(name: str) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        model = STViT(STVIT[name]) if name in STVIT else Isotropic(ISOTROPIC[name])
-        return _shapes(model.state_dict())
+        return _shapes(_create(name).state_dict())
+
+
+def _create(name: str) -> nn.Module:
+    # Not by `create_model`, which reads weights files, and so imports this module.
+    return STViT(STVIT[name]) if name in STVIT else Isotropic(ISOTROPIC[name])
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -134,7 +134,7 @@ def test_a_file_is_described_without_building_every_model(name: str, monkeypatch
     with torch.device("meta"):
         state_dict = create_model(name).state_dict()
     built: list[str] = []
-    monkeypatch.setattr(authors_checkpoint, "create_model", lambda name: [built.append(name), create_model(name)][1])
+    monkeypatch.setattr(authors_checkpoint, "_create", lambda name: [built.append(name), create_model(name)][1])
     authors_checkpoint._shapes_of.cache_clear()
     identify(state_dict)
     assert built == [name]
