@@ -1,15 +1,22 @@
-"""The experiments behind the published tables: `experiments` lists them, `reproduce` writes the tables of one."""
+"""The experiments behind the published tables: `experiments` lists them, `reproduce` runs one or collects its runs."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stvit_cli.errors import UserError
+from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.utils.cpus import limit_threads
+from stvit_cli.utils.environment import require_group
+from stvit_cli.utils.text import shell_command
+
+if TYPE_CHECKING:
+    from stvit_cli.analysis.reproduce.experiments import Experiment
+    from stvit_cli.analysis.reproduce.results import Collected
 
 AnyPath = str | os.PathLike[str]
 
@@ -24,7 +31,7 @@ class ReproductionResult:
         results: the content of the JSON file: ``settings``, ``differences`` and ``runs`` hold the figures by key.
         json_file: where it was written.
         markdown_file: the same as tables.
-        notes: on runs that are not finished, or that nearly fit a setting.
+        notes: on runs that failed, are not finished, or nearly fit a setting.
     """
 
     results: Mapping[str, Any]
@@ -60,46 +67,122 @@ def experiments() -> list[dict[str, Any]]:
     for name in definitions.names():
         own = definitions.load(name)
         found = strict_json.read_object(output_folder(name) / f"{name}.json").get("runs", {})
-        rows.append(
-            {
-                "name": name,
-                "title": own.title,
-                "question": own.question,
-                "num_runs": own.num_runs,
-                "hours": round(own.hours, 1),
-                "finished": len(found),
-            }
-        )
+        row = {"name": name, "title": own.title, "question": own.question, "num_runs": own.num_runs}
+        rows.append({**row, "hours": round(own.hours, 1), "finished": len(found)})
     return rows
 
 
-def reproduce(name: str, *, collect: AnyPath | None = None, output: AnyPath | None = None) -> ReproductionResult:
-    """Write the results of an experiment, from runs that are there.
+def reproduce(
+    name: str,
+    *,
+    seeds: int | None = None,
+    parallel: int = 1,
+    data: AnyPath | None = None,
+    output: AnyPath | None = None,
+    collect: AnyPath | None = None,
+) -> ReproductionResult:
+    """Train every run of an experiment from nothing, and write its tables; or write them from runs that are there.
+
+    A stopped experiment is resumed by the same call: finished runs are kept, begun ones are resumed. The tables are written again
+    after each run.
 
     Args:
         name: of the experiment, see `experiments`.
-        collect: a folder with run directories, at any depth. They are recognized by their recipes.
-        output: where NAME.json and NAME.md are written, by default into ``collect``. Runs that the file has already are kept.
+        seeds: number of seeds in place of the experiment's.
+        parallel: number of runs at a time, each in a process of its own, on a GPU of its own or on an equal part of the CPU.
+        data: sets ``data.dir``.
+        output: folder of the runs, of NAME.json and NAME.md; by default ``runs/reproduce-NAME``, or ``collect``.
+        collect: train nothing: a folder with run directories, at any depth. They are recognized by their recipes; runs that
+            NAME.json has already are kept.
 
     Raises:
-        UserError: there is no such experiment or folder, no run of it is there, or a file cannot be written.
+        UserError: there is no such experiment or folder, the data cannot be used, or there is no finished run.
+        Interrupted: a signal asked to stop; the state of every run is saved.
+
+    Example:
+        >>> reproduce("fashion-mnist", collect="runs").results["settings"]["stvit-nano"]["mean"]  # doctest: +SKIP
+        95.4
     """
     from stvit_cli.analysis.reproduce import experiments as definitions
     from stvit_cli.analysis.reproduce import results
-    from stvit_cli.analysis.reproduce.finished_run import find_runs
+    from stvit_cli.analysis.reproduce.found_run import find_runs
 
     experiment = definitions.load(name)
-    if collect is None:
-        raise UserError("Give the folder of finished runs: collect=DIR")
-    folder = Path(collect)
-    if not folder.is_dir():
-        raise UserError(f"--collect {folder}: there is no such folder.")
-    target = folder if output is None else Path(output)
-    found, notes = results.collect(experiment, find_runs(folder))
-    lines = results.known_runs(target / f"{name}.json", experiment) | found
+    require_group()
+    limit_threads()
+    if collect is not None:
+        folder = Path(collect)
+        if not folder.is_dir():
+            raise UserError(f"--collect {folder}: there is no such folder.")
+        target = folder if output is None else Path(output)
+        return _written(experiment, results.collect(experiment, find_runs(folder)), target, folder)
+    folder = output_folder(name) if output is None else Path(output)
+    failures = _train(experiment, folder, seeds, parallel, [] if data is None else [f"data.dir={data}"])
+    return _written(experiment, results.collect(experiment, find_runs(folder)), folder, folder, failures)
+
+
+def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: int, overrides: Sequence[str]) -> list[str]:
+    """Train what is missing in a folder, and return sentences on runs that failed."""
+    from stvit_cli import tasks
+    from stvit_cli.analysis.ablation.training import locked, train_runs
+    from stvit_cli.analysis.reproduce import results
+    from stvit_cli.analysis.reproduce.found_run import find_runs
+    from stvit_cli.analysis.reproduce.plan import planned_runs
+    from stvit_cli.api.ablation import train_run
+    from stvit_cli.utils.files import require_writable_folder
+
+    def found() -> Collected:
+        return results.collect(experiment, find_runs(folder) if folder.is_dir() else ())
+
+    def save() -> None:
+        if (now := found()).lines:
+            results.write(results.build(experiment, now.lines), folder)
+
+    require_writable_folder(folder)
+    failures: dict[str, str] = {}
+    tried: set[Path] = set()
+    extra: set[str] = set()
+    while True:
+        planned = planned_runs(experiment, folder, found().lines, seeds=seeds, overrides=overrides, extra=extra)
+        runs = [run for run in planned if run.path not in tried]
+        if not runs:
+            return list(failures.values())
+        if not tried:
+            tasks.build(tasks.resolve(runs[0].recipe)[0])  # what is wrong with the data is found before anything is written
+        tried |= {run.path for run in runs}
+        try:
+            with locked(folder):
+                train_runs(runs, train_run, parallel, save)
+        except (Interrupted, KeyboardInterrupt):
+            again = [] if folder == output_folder(experiment.name) else ["--output", folder]
+            logger.info("Resume with the same command: %s", shell_command("stvit", "reproduce", experiment.name, *again))
+            raise
+        failures |= {str(run.path): f"{run.path} failed: {run.failure.message}" for run in runs if run.failure is not None}
+        extra = results.needs_extra_seed(experiment, found().lines)
+
+
+def _written(
+    experiment: Experiment, found: Collected, target: Path, folder: Path, failures: Iterable[str] = ()
+) -> ReproductionResult:
+    """Measure what is measured on runs, write the results, and return them."""
+    from stvit_cli.analysis.reproduce import results
+
+    earlier = target / f"{experiment.name}.json"
+    lines = results.known_runs(earlier, experiment) | found.lines
+    notes = [*failures, *found.notes]
     if not lines:
         hints = notes[:4] or ["It holds no run directory."]
-        raise UserError("\n".join([f"{folder} holds no finished run of {name}.", *hints]))
-    content = results.build(experiment, lines)
-    paths = results.write(content, target)
-    return ReproductionResult(content, *paths, tuple(notes))
+        raise UserError("\n".join([f"{folder} holds no finished run of {experiment.name}.", *hints]))
+    parts = results.known_parts(earlier, lines)
+    if experiment.paired or experiment.speed is not None:
+        from stvit_cli.analysis.reproduce.measurements import paired_tests, speeds
+
+        pairs = parts.get("pairs", {}) | paired_tests(experiment, found.paths)
+        speed = parts.get("speed", {}) or speeds(experiment, found.paths)
+        parts |= {name: part for name, part in (("pairs", pairs), ("speed", speed)) if part}
+    if experiment.superpixels:
+        from stvit_cli.analysis.reproduce.superpixel_lines import superpixel_parts
+
+        parts |= superpixel_parts(experiment, found.paths, target)
+    content = results.build(experiment, lines, parts)
+    return ReproductionResult(content, *results.write(content, target), tuple(notes))

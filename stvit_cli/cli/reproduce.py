@@ -9,7 +9,7 @@ import typer
 
 from stvit_cli import api
 from stvit_cli.cli import app, completion
-from stvit_cli.cli.options import Json
+from stvit_cli.cli.options import Data, Json
 from stvit_cli.cli.output import echo, print_table, reporting
 
 
@@ -24,13 +24,21 @@ def reproduce(
     collect: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Train nothing: write the tables of the finished runs in this folder.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where NAME.json and NAME.md are written.")] = None,
+    seeds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of seeds, in place of the experiment's.")] = None,
+    parallel: Annotated[int, typer.Option(metavar="N", min=1, help="Number of runs at a time, each in a process.")] = 1,
+    data: Data = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of runs, NAME.json and NAME.md; by default runs/reproduce-NAME.")
+    ] = None,
     json_file: Json = None,
 ) -> None:
-    """The published tables again, from nothing: every figure with its recipe, seed, machine and version.
+    """Train an experiment from nothing and write its tables: every figure with recipe, seed, machine and version.
+
+    After Ctrl-C the same command resumes it.
 
     \b
     stvit reproduce
+    stvit reproduce fashion-mnist --parallel 2
     stvit reproduce fashion-mnist --collect RUNS --output docs/results
     """
     with reporting(json_file) as report:
@@ -40,7 +48,7 @@ def reproduce(
             print_table(["name", "runs here", "hours on two cores", "what"], cells, right={1, 2})
             report(rows)
             return
-        result = api.reproduce(name, collect=collect, output=output)
+        result = api.reproduce(name, seeds=seeds, parallel=parallel, data=data, output=output, collect=collect)
         echo(*result.to_markdown().splitlines())
         for note in result.notes:
             echo(f"Note: {note}", err=True)

@@ -11,6 +11,8 @@ Each is a YAML file in the folder ``experiments`` beside this file:
 ``minutes``: of a run, about, on two cores.
 ``against``: by label, the settings that it is compared with; where it is not given, every setting with the first.
 ``paired``: compare test predictions of such pairs image by image (McNemar), seed by seed.
+``speed``: a batch size: measure images per second of the settings' models in inference, in turn.
+``superpixels``: measure the runs' super tokens as superpixels, beside the grid and SLIC; see `analysis.superpixels`.
 ``settings``: by label. Each may hold ``recipe``, ``overrides``, ``seeds``,
     ``minutes`` and ``published``: its value in the published table.
 ``published``: ``what`` was measured, its ``source``, and ``values`` by name, of models that are not trained here.
@@ -31,6 +33,9 @@ from stvit_cli.utils.shipped import experiments_folder
 from stvit_cli.utils.text import did_you_mean
 
 SCORES = ("test", "last")
+REQUIRED = {"title", "question", "score", "metrics", "settings"}
+OF_A_SETTING = ("recipe", "overrides", "seeds", "minutes", "published")
+MEASURED = ("extra_seed", "paired", "speed", "superpixels")
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class Experiment:
     against: Mapping[str, Sequence[str]] | None = None
     extra_seed: bool = False
     paired: bool = False
+    speed: int | None = None
+    superpixels: bool = False
 
     @property
     def metric(self) -> str:
@@ -152,41 +159,36 @@ def read(name: str, text: str) -> Experiment:
         UserError: the text is no definition.
     """
     data, lines = parse(text, f"{name}.yaml")
-    _require_keys(
-        f"{name}.yaml",
-        data,
-        {"title", "question", "score", "metrics", "settings"},
-        {"recipe", "overrides", "seeds", "minutes", "published", "notes", "extra_seed", "paired", "against"},
-    )
+    _require_keys(f"{name}.yaml", data, REQUIRED, {*OF_A_SETTING, "notes", "against", *MEASURED})
     if data["score"] not in SCORES:
         raise UserError(f"{name}.yaml, line {lines['score']}: score: found {data['score']}, expected one of {', '.join(SCORES)}.")
-    settings = []
-    for label, own in data["settings"].items():
-        own = own or {}
-        _require_keys(f"{name}.yaml, settings.{label}", own, set(), {"recipe", "overrides", "seeds", "minutes", "published"})
-        merged = {key: own.get(key, data.get(key)) for key in ("recipe", "seeds", "minutes")}
-        if None in merged.values():
-            missing = next(key for key, value in merged.items() if value is None)
-            raise UserError(f"{name}.yaml, line {lines[f'settings.{label}']}: {label} has no {missing}, nor has the experiment.")
-        overrides = {**(data.get("overrides") or {}), **(own.get("overrides") or {})}
-        published = own.get("published")
-        settings.append(Setting(label, merged["recipe"], overrides, merged["seeds"], merged["minutes"], published))
-    for label in [name for pair in (data.get("against") or {}).items() for name in (pair[0], *pair[1])]:
+    against: Mapping[str, Sequence[str]] | None = data.get("against")
+    for label in [label for pair in (against or {}).items() for label in (pair[0], *pair[1])]:
         if label not in data["settings"]:
             raise UserError(f"{name}.yaml: against: there is no setting {label}.{did_you_mean(label, data['settings'])}")
     return Experiment(
-        name,
-        data["title"],
-        data["question"],
-        data["score"],
-        tuple(data["metrics"]),
-        tuple(settings),
-        data.get("published") or {},
-        tuple(data.get("notes") or ()),
-        data.get("against"),
-        bool(data.get("extra_seed")),
-        bool(data.get("paired")),
+        name=name,
+        title=data["title"],
+        question=data["question"],
+        score=data["score"],
+        metrics=tuple(data["metrics"]),
+        settings=tuple(_setting(name, label, own or {}, data) for label, own in data["settings"].items()),
+        published=data.get("published") or {},
+        notes=tuple(data.get("notes") or ()),
+        against=against,
+        **{key: data[key] for key in MEASURED if key in data},
     )
+
+
+def _setting(name: str, label: str, own: Mapping[str, Any], shared: Mapping[str, Any]) -> Setting:
+    """Return a setting: what it does not say itself, the experiment says for all."""
+    _require_keys(f"{name}.yaml, settings.{label}", own, set(), set(OF_A_SETTING))
+    merged = {key: own.get(key, shared.get(key)) for key in ("recipe", "seeds", "minutes")}
+    for key, value in merged.items():
+        if value is None:
+            raise UserError(f"{name}.yaml, settings.{label}: it has no {key}, nor has the experiment.")
+    overrides = {**(shared.get("overrides") or {}), **(own.get("overrides") or {})}
+    return Setting(label, merged["recipe"], overrides, merged["seeds"], merged["minutes"], own.get("published"))
 
 
 def _require_keys(where: str, data: Mapping[str, Any], required: set[str], optional: set[str]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from stvit_cli.utils.metric_names import metric_name
 
 SCORES = {
-    "test": "The score of a run is its only evaluation on the test set, after training; nothing was chosen on it.",
+    "test": "The score of a run is the only evaluation on the test set, after training, of the weights that were best on the "
+    "validation images; nothing was chosen on the test set.",
     "last": "The score of a run is its evaluation after the last step, on the validation images; no best epoch was chosen.",
 }
 UNIT_LABELS = {"%": ", %", "": ""}
@@ -27,7 +28,8 @@ def as_markdown(results: Mapping[str, Any]) -> str:
         "",
     ]
     if results["runs"]:
-        lines += [*_settings(results), "", *_sentences(results), *_differences(results), *_pairs(results), *_runs(results)]
+        lines += [*_settings(results), "", *_sentences(results), *_differences(results), *_pairs(results), *_superpixels(results)]
+        lines += _runs(results)
     else:
         lines += ["No run has finished yet.", ""]
     lines += _published(results)
@@ -44,16 +46,20 @@ def _settings(results: Mapping[str, Any]) -> list[str]:
     main, *others = results["metrics"]
     settings = results["settings"]
     has_published = any(line["published"] is not None for line in settings.values())
-    columns = ["setting", f"{heading(main)}, mean ± deviation", "95 % interval", "seeds"]
+    columns = ["setting", f"{heading(main)}: mean ± deviation", "95 % interval", "seeds"]
     columns += [heading(name) for name in others]
-    columns += ["parameters", "images/s in training", "minutes"] + ["published"] * has_published
+    speed = results.get("speed", {})
+    columns += ["parameters", "images/s in training", *["images/s in inference"] * bool(speed), "epochs", "minutes"]
+    columns += ["published"] * has_published
     rows = []
     for label, line in settings.items():
         if not line["seeds"]:
             continue
         row = [label, _mean(line), _interval(line), _seeds(line)]
         row += [_number(line[f"{name}_mean"]) for name in others]
-        row += [_count(line["params"]), _plain(line["images_per_second"]), _plain(line["minutes"])]
+        row += [_count(line["params"]), _plain(line["images_per_second"])]
+        row += [_plain(speed[label]["images_per_second"] if label in speed else None)] * bool(speed)
+        row += [_plain(line["epochs"]), _plain(line["minutes"])]
         row += [_plain(line["published"])] * has_published
         rows.append(row)
     return table(columns, rows)
@@ -68,6 +74,7 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
         lines.append("Intervals are of the mean over the seeds, by Student's distribution; differences are paired by seed.")
     machines = sorted({f"{line['machine']}, {line['threads']} thread{'s' * (line['threads'] != 1)}" for line in runs.values()})
     lines.append(f"Measured on: {'; '.join(machines)}. Minutes are those of training and evaluations, of one run.")
+    lines += [_of_speed(line) for line in list(results.get("speed", {}).values())[:1]]
     lines += results["notes"]
     if missing:
         lines.append(f"Not finished yet: {'; '.join(missing)}.")
@@ -89,6 +96,13 @@ def _differences(results: Mapping[str, Any]) -> list[str]:
     return ["## Differences", "", *table(columns, rows), ""]
 
 
+def _of_speed(line: Mapping[str, Any]) -> str:
+    return (
+        f"Images/s in inference: medians of interleaved rounds, batch {line['batch_size']}, {line['precision']}, on "
+        f"{line['machine']}, {line['threads']} thread{'s' * (line['threads'] != 1)}."
+    )
+
+
 def _pairs(results: Mapping[str, Any]) -> list[str]:
     pairs = results.get("pairs")
     if not pairs:
@@ -102,6 +116,29 @@ def _pairs(results: Mapping[str, Any]) -> list[str]:
         "McNemar's exact test on the images of the test set, seed by seed: does one model get more of them right than the other?"
     )
     return ["## Paired tests", "", text, "", *table(columns, rows), ""]
+
+
+def _superpixels(results: Mapping[str, Any]) -> list[str]:
+    rows = results.get("superpixels")
+    if not rows:
+        return []
+    metrics = ("boundary_recall", "undersegmentation_error", "accuracy")
+    columns = ["weights", "layer", "stride", "segmentation", "segments", *(name.replace("_", " ") for name in metrics)]
+    cells = [
+        [
+            f"{line['setting']}, {'trained' if line['trained'] else 'untrained'}",
+            line["layer"],
+            str(line["stride"]),
+            line["segmentation"],
+            _plain(line["segments"]),
+            *(f"{line[name]:.3f} ({line[f'{name}_low']:.3f} to {line[f'{name}_high']:.3f})" for name in metrics),
+        ]
+        for line in rows.values()
+        if line["trained"] or line["segmentation"] == "super tokens"
+    ]
+    pictures = ["![Metrics by layer](superpixels/plot.svg)", "", "![The first scenes](superpixels/scenes.png)"]
+    notes = [f"- {note}" for note in results["superpixel_notes"]]
+    return ["## Super tokens as superpixels", "", *table(columns, cells), "", *notes, "", *pictures, ""]
 
 
 def _runs(results: Mapping[str, Any]) -> list[str]:
@@ -166,6 +203,8 @@ def heading(metric: str) -> str:
 
 
 def _mean(line: Mapping[str, Any]) -> str:
+    if line["mean"] is None:
+        return "-"
     return f"{line['mean']:.2f}" + ("" if line["std"] is None else f" ± {line['std']:.2f}")
 
 

@@ -1,4 +1,4 @@
-"""The results of an experiment: one line for each run and each setting, from finished runs, as JSON. Imports no torch.
+"""The results of an experiment: one line for each run and each setting, from finished runs, as JSON.
 
 ``docs/results/NAME.json`` holds what ``NAME.md`` is rendered from. Its parts ``settings`` and ``runs`` map keys to figures, one
 line of the file each, so that ``NAME.json#settings/LABEL/mean`` names a figure. Runs that are already in the file stay, as long
@@ -8,14 +8,15 @@ as the definition of their setting does.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
+from stvit_cli.analysis.ablation.results import RunResult
+from stvit_cli.analysis.ablation.statistics import estimate
 from stvit_cli.analysis.reproduce.experiments import Experiment, Setting
-from stvit_cli.analysis.reproduce.finished_run import FinishedRun
+from stvit_cli.analysis.reproduce.found_run import FoundRun
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
@@ -24,8 +25,6 @@ from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.text import shell_command
 
 FORMAT = 1
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Quantiles of Student's distribution at 0.975, for 1 to 9 degrees of freedom."""
 
 
 def same_setting(run: Recipe, setting: Setting) -> list[recipe_io.Change]:
@@ -33,18 +32,25 @@ def same_setting(run: Recipe, setting: Setting) -> list[recipe_io.Change]:
     return [change for change in recipe_io.difference(setting.recipe, run) if change.key != "train.seed"]
 
 
-def collect(experiment: Experiment, runs: Iterable[FinishedRun]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+class Collected(NamedTuple):
+    """The runs of an experiment that were found."""
+
+    lines: dict[str, dict[str, Any]]
+    """The line of each finished run, by its key."""
+    paths: dict[str, Path]
+    """Their directories, by the same keys."""
+    notes: list[str]
+    """Sentences on runs that are not finished, or that nearly fit."""
+
+
+def collect(experiment: Experiment, runs: Iterable[FoundRun]) -> Collected:
     """Find the runs of an experiment among others, by their recipes.
 
     Args:
         experiment: the definition.
         runs: run directories, of any experiments.
-
-    Returns:
-        The line of each finished run by its key, and sentences on runs that are not finished or that nearly fit.
     """
-    lines: dict[str, dict[str, Any]] = {}
-    notes: list[str] = []
+    lines, paths, notes = found = Collected({}, {}, [])
     for run in runs:
         changes = {setting.label: same_setting(run.recipe, setting) for setting in experiment.settings}
         label = min(changes, key=lambda name: len(changes[name]))
@@ -53,7 +59,8 @@ def collect(experiment: Experiment, runs: Iterable[FinishedRun]) -> tuple[dict[s
                 differs = ", ".join(f"{change.key} is {flow(change.new)}, not {flow(change.old)}" for change in changes[label])
                 notes.append(f"{run.path} is not a run of {label}: {differs}.")
             continue
-        if not run.is_finished(experiment.score):
+        result = run.result(experiment.score)
+        if result is None:
             notes.append(f"{run.path}, of {label}, is not finished: {run.progress}.")
             continue
         seed = run.recipe.train.seed
@@ -61,20 +68,19 @@ def collect(experiment: Experiment, runs: Iterable[FinishedRun]) -> tuple[dict[s
         if key in lines:
             notes.append(f"{run.path} is a second run of {key}; the first one found is kept.")
             continue
-        lines[key] = run_line(experiment, experiment.setting(label), run)
-    return lines, notes
+        lines[key], paths[key] = run_line(experiment, experiment.setting(label), run, result), run.path
+    return found
 
 
-def run_line(experiment: Experiment, setting: Setting, run: FinishedRun) -> dict[str, Any]:
+def run_line(experiment: Experiment, setting: Setting, run: FoundRun, result: RunResult) -> dict[str, Any]:
     """Return the line of a finished run."""
-    scores = run.scores(experiment.score)
     return {
         "setting": setting.label,
-        "seed": run.recipe.train.seed,
-        **{name: round(scores[name], 4) for name in experiment.metrics if name in scores},
-        "weights": run.weights(experiment.score),
-        **run.provenance(),
-        "command": shell_command(*setting.command(run.recipe.train.seed)),
+        "seed": result.seed,
+        **{name: round(result.metrics[name], 4) for name in experiment.metrics if name in result.metrics},
+        "weights": result.weights,
+        **run.provenance(result),
+        "command": shell_command(*setting.command(result.seed)),
     }
 
 
@@ -86,7 +92,7 @@ def build(
     Args:
         experiment: the definition.
         runs: the lines of runs, by key.
-        parts: what is added, such as ``pairs``.
+        parts: what else was measured, by name and key: ``pairs``, ``speed``.
     """
     ordered = _ordered(experiment, runs)
     published = experiment.published
@@ -128,7 +134,7 @@ def _summary(experiment: Experiment, setting: Setting, runs: Mapping[str, Mappin
         values = [own[seed][name] for seed in sorted(own) if name in own[seed]]
         prefix = "" if name == experiment.metric else f"{name}_"
         line |= {f"{prefix}{key}": value for key, value in spread(values).items()}
-    for name in ("params", "minutes", "images_per_second"):
+    for name in ("params", "epochs", "minutes", "images_per_second"):
         known = [each[name] for each in own.values() if each.get(name) is not None]
         line[name] = None if not known else known[0] if name == "params" else round(fmean(known), 1)
     line["published"] = setting.published
@@ -152,28 +158,23 @@ def _scores(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> di
     """Return the main metric by label and seed."""
     scores: dict[str, dict[int, float]] = {setting.label: {} for setting in experiment.settings}
     for line in runs.values():
-        scores[line["setting"]][line["seed"]] = line[experiment.metric]
+        if experiment.metric in line:
+            scores[line["setting"]][line["seed"]] = line[experiment.metric]
     return scores
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Return mean, standard deviation, and the 95 % interval of the mean by Student's distribution.
-
-    Returns:
-        ``mean``, ``std``, ``low`` and ``high``; None where there are too few values.
+    """Return ``mean``, ``std``, and the ends ``low`` and ``high`` of the 95 % interval of the mean over seeds; see `estimate`.
 
     Example:
         >>> spread([1.0, 2.0, 3.0])
-        {'mean': 2.0, 'std': 1.0, 'low': -0.4843, 'high': 4.4843}
+        {'mean': 2.0, 'std': 1.0, 'low': -0.4841, 'high': 4.4841}
     """
-    if not values:
+    found = estimate(values)
+    if found is None:
         return {"mean": None, "std": None, "low": None, "high": None}
-    mean = fmean(values)
-    if len(values) == 1:
-        return {"mean": round(mean, 4), "std": None, "low": None, "high": None}
-    deviation = stdev(values)
-    half = T_975[len(values) - 2] * deviation / math.sqrt(len(values)) if len(values) - 2 < len(T_975) else math.nan
-    return {"mean": round(mean, 4), "std": round(deviation, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+    ends = {"mean": found.mean, "std": found.std, "low": found.low, "high": found.high}
+    return {name: None if value is None else round(value, 4) for name, value in ends.items()}
 
 
 def needs_extra_seed(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -188,6 +189,17 @@ def needs_extra_seed(experiment: Experiment, runs: Mapping[str, Mapping[str, Any
             signs = {scores[label][seed] > scores[other][seed] for seed in seeds}
             unclear |= {label, other} if len(signs) > 1 else set()
     return unclear
+
+
+def known_parts(path: Path, runs: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+    """Return what else was measured in an earlier JSON file, as long as its runs are known."""
+    content = strict_json.read_object(path)
+    labels = {key.rpartition(", seed ")[0] for key in runs}
+    pairs = {key: line for key, line in content.get("pairs", {}).items() if {line["first"], line["second"]} <= runs.keys()}
+    speed = {label: line for label, line in content.get("speed", {}).items() if label in labels}
+    parts = {"pairs": pairs, "speed": speed}
+    parts |= {name: content.get(name, {}) for name in ("superpixels", "superpixel_differences", "superpixel_notes")}
+    return {name: part for name, part in parts.items() if part}
 
 
 def known_runs(path: Path, experiment: Experiment) -> dict[str, dict[str, Any]]:

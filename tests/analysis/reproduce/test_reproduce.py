@@ -6,17 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from stvit_cli.analysis.ablation.table import LABELS, PAIRS, PAPER
-from stvit_cli.analysis.reproduce import experiments, results
+import stvit_cli
+from stvit_cli.analysis.ablation.isotropic.table import LABELS, PAIRS, PAPER
+from stvit_cli.analysis.ablation.runs import Run
+from stvit_cli.analysis.reproduce import experiments, measurements, results
 from stvit_cli.analysis.reproduce.experiments import Experiment
-from stvit_cli.analysis.reproduce.finished_run import FinishedRun, find_runs
+from stvit_cli.analysis.reproduce.found_run import FoundRun, find_runs
 from stvit_cli.analysis.reproduce.markdown import as_markdown
-from stvit_cli.errors import UserError
+from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic_rows import MINI, ROWS
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks.bootstrap import mcnemar
+from stvit_cli.tasks.image_scores import ImageScores
 
 SMALL = """
 title: Small
@@ -39,7 +44,7 @@ def small() -> Experiment:
     return experiments.read("small", SMALL)
 
 
-def write_run(path: Path, setting: experiments.Setting, seed: int, top1: float, *, epoch: float = 2.0, **row: Any) -> FinishedRun:
+def write_run(path: Path, setting: experiments.Setting, seed: int, top1: float, *, epoch: float = 2.0, **row: Any) -> FoundRun:
     """Write what a run leaves: ten steps of 64 images at 32 a second, and an evaluation of four seconds."""
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text(recipe_io.dump(setting.of_seed(seed)))
@@ -51,7 +56,7 @@ def write_run(path: Path, setting: experiments.Setting, seed: int, top1: float, 
         {"kind": "eval", "step": 10, "epoch": epoch, "num_images": 360, "top1": top1, "seconds": 4.0, **row},
     ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return FinishedRun(path, recipe_io.load(path / "recipe.yaml"))
+    return FoundRun(path, recipe_io.load(path / "recipe.yaml"))
 
 
 def test_every_experiment_is_defined_and_its_recipes_are_valid() -> None:
@@ -82,7 +87,7 @@ def test_runs_are_recognized_by_their_recipes_wherever_they_are(small: Experimen
     write_run(tmp_path / "c", wide, 0, 80.0, epoch=1.0)
     other = experiments.read("other", SMALL.replace("hflip: 0.5", "hflip: 0.25"))
     write_run(tmp_path / "d", other.settings[1], 0, 70.0)
-    lines, notes = results.collect(small, find_runs(tmp_path))
+    lines, _, notes = results.collect(small, find_runs(tmp_path))
     assert {key: line["top1"] for key, line in lines.items()} == {"base, seed 0": 90.0, "wide, seed 1": 91.0}
     assert any("c, of wide, is not finished: epoch 1 of 2." in note for note in notes)
     assert any("d is not a run of" in note and "augment.hflip is 0.25" in note for note in notes)
@@ -90,18 +95,19 @@ def test_runs_are_recognized_by_their_recipes_wherever_they_are(small: Experimen
 
 def test_a_line_has_everything_that_belongs_to_a_figure(small: Experiment, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", small.settings[1], 1, 91.0)
-    line = results.run_line(small, small.settings[1], run)
+    line = results.collect(small, [run]).lines["wide, seed 1"]
     assert line == {
         "setting": "wide",
         "seed": 1,
         "top1": 91.0,
-        "weights": "last",
+        "weights": "model",
         "recipe_hash": recipe_io.recipe_hash(run.recipe),
         "version": "0.2.0",
         "torch": None,
         "machine": "EPYC with AVX2, 2 cores",
         "threads": 1,
         "date": "2026-01-02",
+        "epochs": 2.0,
         "minutes": 0.4,  # 20 seconds of steps and 4 of evaluation
         "images_per_second": 0.5 * run.recipe.train.global_batch_size,
         "params": None,
@@ -109,29 +115,21 @@ def test_a_line_has_everything_that_belongs_to_a_figure(small: Experiment, tmp_p
     }
 
 
-def test_the_moving_average_counts_where_the_recipe_keeps_one(tmp_path: Path) -> None:
-    own = experiments.read("ema", SMALL.replace("schedule.epochs: 2", "schedule.epochs: 2, train.ema_decay: 0.9"))
-    run = write_run(tmp_path / "run", own.settings[0], 0, 91.0, ema_top1=92.0)
-    assert run.scores("last") == {"top1": 92.0}
-    assert run.weights("last") == "last, moving average"
-
-
 def test_a_test_row_is_the_score_and_nothing_else_is(tmp_path: Path) -> None:
     own = experiments.read("test", SMALL.replace("score: last", "score: test"))
     run = write_run(tmp_path / "run", own.settings[0], 0, 99.0)
-    assert not run.is_finished("test")
+    assert run.result("test") is None
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "test", "step": 10, "top1": 95.0, "weights": "ema", "num_images": 10000}) + "\n")
-    run = FinishedRun(run.path, run.recipe)
-    assert run.is_finished("test")
-    assert run.scores("test") == {"top1": 95.0}
+    lines = results.collect(own, [FoundRun(run.path, run.recipe)]).lines
+    assert (lines["base, seed 0"]["top1"], lines["base, seed 0"]["weights"]) == (95.0, "ema")
 
 
 @pytest.mark.parametrize("values", [[95.1, 95.4], [95.1, 95.4, 95.3], [1.0, 2.0, 3.0, 4.5]])
 def test_intervals_are_students(values: list[float]) -> None:
     low, high = stats.t.interval(0.95, len(values) - 1, loc=stats.tmean(values), scale=stats.sem(values))
     found = results.spread(values)
-    assert (found["low"], found["high"]) == (pytest.approx(low, abs=2e-3), pytest.approx(high, abs=2e-3))
+    assert (found["low"], found["high"]) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
     assert found["std"] == pytest.approx(stats.tstd(values), abs=1e-4)
 
 
@@ -140,7 +138,7 @@ def test_differences_are_paired_by_seed_and_missing_runs_are_named(small: Experi
     for seed, (first, second) in enumerate([(90.0, 90.5), (92.0, 92.7)]):
         write_run(tmp_path / f"base{seed}", base, seed, first)
         write_run(tmp_path / f"wide{seed}", wide, seed, second)
-    lines, _ = results.collect(small, find_runs(tmp_path))
+    lines = results.collect(small, find_runs(tmp_path)).lines
     content = results.build(small, lines)
     assert content["differences"]["wide minus base"] | {"low": 0, "high": 0, "std": 0} == {
         **{"mean": 0.6, "std": 0, "low": 0, "high": 0},
@@ -165,10 +163,85 @@ def test_one_seed_more_decides_where_signs_disagree(small: Experiment) -> None:
     assert results.needs_extra_seed(small, lines(0.5)) == set()
 
 
+def train_as(top1: dict[tuple[str, int], float], small: Experiment, trained: list[str]) -> Any:
+    """Return what takes the place of a training: a run directory with this score; KeyError stands for an interruption."""
+
+    def train(run: Run) -> None:
+        trained.append(run.path.name)
+        score = top1[run.setting, run.seed]
+        write_run(run.path, small.setting(run.setting), run.seed, score)
+
+    return train
+
+
+def test_an_experiment_is_trained_from_nothing_and_resumed(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top1 = {("base", 0): 90.0, ("wide", 0): 91.0, ("base", 1): 90.0, ("wide", 1): 89.0, ("base", 2): 90.0, ("wide", 2): 92.0}
+    trained: list[str] = []
+    train = train_as(top1, small, trained)
+
+    def stopped(run: Run) -> None:
+        if len(trained) == 3:
+            raise Interrupted(2)
+        train(run)
+
+    monkeypatch.setattr(experiments, "load", lambda name: small)
+    monkeypatch.setattr("stvit_cli.api.ablation.train_run", stopped)
+    with pytest.raises(Interrupted):
+        stvit_cli.reproduce("small", output=tmp_path / "out")
+    assert trained == ["base-seed0", "wide-seed0", "base-seed1"]
+    assert json.loads((tmp_path / "out" / "small.json").read_text())["settings"]["wide"]["seeds_missing"] == [1]
+    monkeypatch.setattr("stvit_cli.api.ablation.train_run", train)
+    found = stvit_cli.reproduce("small", output=tmp_path / "out")
+    assert trained[3:] == ["wide-seed1", "base-seed2", "wide-seed2"]  # the signs of two seeds disagree: a third decides
+    assert found.results["differences"]["wide minus base"]["num_seeds"] == 3
+    stvit_cli.reproduce("small", output=tmp_path / "out")
+    assert len(trained) == 6
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_trained(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top1 = {("base", 0): 90.0, ("base", 1): 90.0, ("wide", 1): 90.0}
+    train = train_as(top1, small, [])
+
+    def failing(run: Run) -> None:
+        if (run.setting, run.seed) not in top1:
+            raise UserError("the disk is full")
+        train(run)
+
+    monkeypatch.setattr(experiments, "load", lambda name: small)
+    monkeypatch.setattr("stvit_cli.api.ablation.train_run", failing)
+    found = stvit_cli.reproduce("small", output=tmp_path / "out")
+    assert "wide-seed0 failed: the disk is full" in found.notes[0]
+    assert found.results["settings"]["wide"]["seeds"] == [1]
+
+
+def test_pairs_of_runs_are_tested_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = experiments.read("pairs", SMALL.replace("score: last", "score: test").replace("minutes: 1", "minutes: 1\npaired: true"))
+    right = {"base": [1, 1, 0, 0, 0, 0, 0, 1], "wide": [1, 1, 1, 1, 1, 1, 0, 0]}
+
+    def scores(path: Path) -> ImageScores:
+        score = np.array(right[path.name], dtype=np.float64)
+        return ImageScores(score, "", score, "truth", str, str)
+
+    monkeypatch.setattr(measurements, "_test_scores", scores)
+    pairs = measurements.paired_tests(
+        own, {"base, seed 0": Path("base"), "wide, seed 0": Path("wide"), "wide, seed 1": Path("wide")}
+    )
+    assert pairs == {
+        "wide and base, seed 0": {
+            **{"first": "wide, seed 0", "second": "base, seed 0"},
+            **{"num_images": 8, "only_first": 4, "only_second": 1, "p_value": mcnemar(4, 1)},
+        }
+    }
+
+
 def test_the_json_has_a_line_for_every_figure_and_keeps_runs_of_the_same_recipe(small: Experiment, tmp_path: Path) -> None:
     base, wide = small.settings
     write_run(tmp_path / "runs" / "a", base, 0, 90.0)
-    lines, _ = results.collect(small, find_runs(tmp_path))
+    lines = results.collect(small, find_runs(tmp_path)).lines
     path, _ = results.write(results.build(small, lines), tmp_path)
     assert sum('"base, seed 0": {' in line and '"top1": 90.0' in line for line in path.read_text().splitlines()) == 1
     assert results.known_runs(path, small) == lines
