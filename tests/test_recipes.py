@@ -35,7 +35,7 @@ SHRUNK = {
 
 
 def test_the_recipes_are_there() -> None:
-    assert len(NAMES) == 19
+    assert len(NAMES) == 20
     folder = Path(__file__).parents[1] / "recipes"
     assert sorted(path.stem for path in folder.iterdir()) == NAMES
 

@@ -119,6 +119,21 @@ OF_SUPER_TOKENS = frozenset(key for key, part in LACKS.items() if part == "super
 """The options of Table II's rows with super tokens."""
 
 
+def own_options(name: str) -> dict[str, Any]:
+    """Return what a built-in model is built with where an option is None; empty for other models.
+
+    Example:
+        >>> own_options("stvit-nano")["num_iters"], own_options("stvit-b")["layer_scale"], own_options("timm/resnet50")
+        (1, 1e-06, {})
+    """
+    own: dict[str, Any] = {"num_iters": 1, "pos_enc": True, "ffn_conv": True, "association_grad": False}
+    if name in VARIANTS:
+        return own | {"grid_sizes": VARIANTS[name].grid_sizes, "layer_scale": VARIANTS[name].layer_scale or 0.0}
+    if name in ISOTROPIC and ISOTROPIC[name].attention == "stvit":
+        return {key: own[key] for key in ("num_iters", "association_grad")} | {"grid_sizes": ISOTROPIC[name].grid_sizes}
+    return {}
+
+
 def refuse_options(name: str, options: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise UserError where a model is given an option that it does not have."""
     for key, value in options.items():

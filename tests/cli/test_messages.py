@@ -242,6 +242,12 @@ COMMANDS: dict[str, list[str]] = {
         "visualize-associations good.png --weights missing.pth --output new",
     ],
     "Ablation": [
+        "ablate",
+        "ablate quickstart",
+        "ablate quickstart optim.lrs=1,2",
+        "ablate quickstart train.seed=1,2",
+        "ablate quickstart model.num_iters=null,1",
+        "ablate --resume empty",
         "isotropic-ablation --rows 99 --recipe isotropic-mini",
         "isotropic-ablation --rows x --recipe isotropic-mini",
         "isotropic-ablation --rows 4",

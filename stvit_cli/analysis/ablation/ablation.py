@@ -17,6 +17,7 @@ from stvit_cli.analysis.ablation.training import locked, train_runs
 from stvit_cli.engine.distributed import was_restarted
 from stvit_cli.engine.run_dir import require_free
 from stvit_cli.errors import UserError
+from stvit_cli.models.registry import own_options
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils import strict_json
@@ -60,10 +61,22 @@ class Ablation:
         recipe = recipe_io.from_text(recipe_io.dump(self.recipe), words, source=self.recipe.name)
         return Run(setting.name, seed, recipe, self.path / name, self.overrides)
 
-    def checked(self) -> Ablation:
-        """Return the ablation. Raises UserError where a setting is no valid recipe."""
-        assert self.runs
-        return self
+    def distinct(self) -> Ablation:
+        """Return the ablation without settings that are the same training as an earlier one, and say which.
+
+        Raises:
+            UserError: a setting is no valid recipe.
+        """
+        first = self.recipe.train.seed
+        kept: list[tuple[Setting, dict[str, Any]]] = []
+        for setting in self.settings:
+            learned = _learned(self._run(setting, first).recipe)
+            same_as = next((other.name for other, others in kept if others == learned), None)
+            if same_as is None:
+                kept.append((setting, learned))
+            else:
+                logger.info("%s is the same training as %s, so it is trained once.", setting.name, same_as)
+        return replace(self, settings=tuple(setting for setting, _ in kept))
 
     def require_free(self) -> None:
         """Check that a new ablation can start in the directory. Raises UserError where it holds something."""
@@ -114,9 +127,10 @@ def new_ablation(
         raise UserError("Vary what? Give a key with several values: key=a,b,c, such as optim.lr=1e-3,2e-3.")
     for key, values in varied.items():
         check_values(key, values)
-    settings = make_settings(varied, product)
-    ablation = Ablation(path, recipe, tuple(settings), num_seeds, dict(varied), product)
-    return ablation.checked()
+    ablation = Ablation(path, recipe, tuple(make_settings(varied, product)), num_seeds, dict(varied), product).distinct()
+    if len(ablation.settings) < 2:
+        raise UserError(f"{', '.join(varied)}: every value is what the recipe has already; give another one.")
+    return ablation
 
 
 def reopen(
@@ -159,9 +173,18 @@ def _extended(ablation: Ablation, varied: Mapping[str, Sequence[Any]]) -> Ablati
         known += [value for value in values if not any(same(value, other) for other in known)]
         check_values(key, known)
     settings = make_settings(merged, ablation.product, ablation.settings, with_base=len(merged) > 1)
-    for setting in settings[len(ablation.settings) :]:
+    known_settings = ablation.settings
+    ablation = replace(ablation, settings=tuple(settings), varied=merged).distinct()
+    for setting in ablation.settings[len(known_settings) :]:
         logger.info("Added: %s", setting.name)
-    return replace(ablation, settings=tuple(settings), varied=merged).checked()
+    return ablation
+
+
+def _learned(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of a run but its name, with those of the model filled in where they are its own."""
+    own = {f"model.{key}": value for key, value in own_options(recipe.model.name).items()}
+    settings = {key: own.get(key) if value is None else value for key, value in recipe_io.flatten(recipe).items()}
+    return {key: value for key, value in settings.items() if key not in ("name", "description")}
 
 
 def run_ablation(ablation: Ablation, train: Callable[[Run], object], num_parallel: int = 1) -> AblationTable:

@@ -17,7 +17,7 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
         rows: the settings; the first is the one that the others are compared with.
     """
     results = [result for row in rows for result in row.results]
-    notes = _what_a_score_is(results)
+    notes = what_scores_are(results)
     if results:
         notes += _how_sure(rows)
         notes += _other_seeds(rows)
@@ -26,12 +26,15 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
     return notes + _without_score(rows)
 
 
-def _what_a_score_is(results: Sequence[RunResult]) -> list[str]:
+def what_scores_are(results: Sequence[RunResult]) -> list[str]:
+    """Return sentences on the metric, the images and the weights that scores are of."""
     notes = []
     for metric, split, weights in dict.fromkeys((each.metric, each.split, each.weights) for each in results):
         of = "of the moving average of the weights" if weights == "ema" else "of the weights"
         when = "of the best epoch on the validation images" if split == "test" else "after the last epoch"
         notes.append(f"Scores are {metric_name(metric).label} in percent on the {split} images, {of} {when}.")
+    if any(result.split == "validation" for result in results):
+        notes.append("Of the best epoch they would favour what fluctuates more.")
     return notes
 
 

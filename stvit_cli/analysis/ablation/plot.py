@@ -32,7 +32,7 @@ def draw(rows: Sequence[Row], title: str, label: str) -> bytes:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.set_title(title, fontsize=11, loc="left")
-        low, high = _limits(rows)
+        low, high = limits([list(row.scores.values()) for row in rows], [_interval(row) for row in rows])
         cut = False
         for height, row in enumerate(rows):
             score = row.score
@@ -60,15 +60,28 @@ def draw(rows: Sequence[Row], title: str, label: str) -> bytes:
     return buffer.getvalue()
 
 
-def _limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Return the ends of the axis: of the intervals, but not far beyond the scores themselves."""
-    scores = [score for row in rows for score in row.scores.values()]
-    if not scores:
+def _interval(row: Row) -> tuple[float, float] | None:
+    score = row.score
+    return None if score is None or score.low is None or score.high is None else (score.low, score.high)
+
+
+def limits(scores: Sequence[Sequence[float]], intervals: Sequence[tuple[float, float] | None]) -> tuple[float, float]:
+    """Return the ends of an axis of scores: with the intervals, but not far beyond the scores themselves.
+
+    Args:
+        scores: of each setting, by seed.
+        intervals: of each setting that has one.
+
+    Example:
+        >>> low, high = limits([[90.0, 91.0], [92.0]], [(84.0, 97.0), None])
+        >>> round(low, 2), round(high, 2)
+        (86.6, 95.4)
+    """
+    values = [value for of_setting in scores for value in of_setting]
+    if not values:
         return 0.0, 1.0
-    estimates = [row.score for row in rows if row.score is not None and row.score.low is not None]
-    lows = [each.low for each in estimates if each.low is not None]
-    highs = [each.high for each in estimates if each.high is not None]
-    reach = MAX_REACH * max(max(scores) - min(scores), 0.1)
-    low, high = max(min([*scores, *lows]), min(scores) - reach), min(max([*scores, *highs]), max(scores) + reach)
+    ends = [end for interval in intervals if interval is not None for end in interval]
+    reach = MAX_REACH * max(max(values) - min(values), 0.1)
+    low, high = max(min([*values, *ends]), min(values) - reach), min(max([*values, *ends]), max(values) + reach)
     margin = 0.05 * max(high - low, 0.1)
     return low - margin, high + margin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +55,7 @@ class Run:
     recipe: Recipe
     path: Path
     overrides: tuple[str, ...] = ()
+    _finished: list[RunResult] = field(default_factory=list, compare=False, repr=False)  # read once: a finished run stays so
 
     @property
     def has_started(self) -> bool:
@@ -74,7 +75,9 @@ class Run:
     @property
     def result(self) -> RunResult | None:
         """What the run achieved; None until it has finished."""
-        return read_result(self.path)
+        if not self._finished and (found := read_result(self.path)) is not None:
+            self._finished.append(found)
+        return self._finished[0] if self._finished else None
 
     @property
     def score(self) -> float | None:

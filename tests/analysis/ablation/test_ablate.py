@@ -20,6 +20,7 @@ from stvit_cli.analysis.ablation.settings import make_settings, split_words
 from stvit_cli.analysis.ablation.statistics import estimate, paired_difference
 from stvit_cli.api import training
 from stvit_cli.errors import Interrupted
+from stvit_cli.models.registry import create_model, own_options
 from stvit_cli.recipe import io as recipe_io
 
 RECIPE = "name: small\nmodel: {name: stvit-nano}\ndata: {kind: digits, image_size: 32}\nschedule: {epochs: 2}\n"
@@ -202,7 +203,7 @@ def test_failed_and_diverged_runs_do_not_end_the_others(stvit, small: Path, trai
 
 
 def test_stopped_ablation_resumes_with_more_values_and_seeds(stvit, small: Path, trained: list[str], tmp_path: Path) -> None:
-    stopped = stvit("ablate", small, "optim.lr=1e-3,0.01", "--output", "out")
+    stopped = stvit("ablate", small, "optim.lr=3e-3,0.01", "--output", "out")
     assert stopped.code == 130
     assert "stvit ablate --resume out" in stopped.err
     plan = json.loads(Path("out/plan.json").read_text())
@@ -213,11 +214,31 @@ def test_stopped_ablation_resumes_with_more_values_and_seeds(stvit, small: Path,
     assert more.code == 0, more.err
     assert trained == [
         *("base-seed0", "lr-0.002-seed0", "ema_decay-0.9-seed0"),
-        *("lr-0.001-seed1", "base-seed1", "lr-0.002-seed1", "ema_decay-0.9-seed1"),
+        *("lr-0.003-seed1", "base-seed1", "lr-0.002-seed1", "ema_decay-0.9-seed1"),
     ]
     trained.clear()
     assert stvit("ablate", "--resume", "out").code == 0  # all is there
     assert trained == []
+
+
+def test_settings_that_are_the_same_training_are_trained_once(stvit, small: Path, trained: list[str]) -> None:
+    keys = ["model.num_iters=null,1,2", "optim.lr=0.001,2e-3", "model.pos_enc=true,false"]  # 0.001 is the schema's
+    ended = stvit("ablate", small, *keys, "--output", "out")
+    assert ended.code == 0, ended.err
+    assert trained == ["base-seed0", "num_iters-2-seed0", "lr-0.002-seed0", "pos_enc-false-seed0"]
+    assert "model.pos_enc=true is the same training as base" in ended.err
+    trained.clear()
+    assert stvit("ablate", "--resume", "out", "model.pos_enc=true").code == 0
+    assert trained == []
+    same = stvit("ablate", small, "model.num_iters=null,1", "--output", "same")
+    assert "every value is what the recipe has already" in same.err
+
+
+@pytest.mark.parametrize("name", ["stvit-nano", "isotropic-mini-stvit-20"])
+def test_options_of_a_model_that_are_its_own_change_nothing(name: str) -> None:
+    model, same = create_model(name, 2), create_model(name, 2, **own_options(name))
+    assert str(model) == str(same)
+    assert own_options(name).keys() >= {"num_iters", "grid_sizes", "association_grad"}
 
 
 def test_product_trains_all_combinations(stvit, small: Path, trained: list[str]) -> None:
@@ -273,10 +294,10 @@ def test_wrong_input_is_refused_before_anything_is_written(
 
 
 def test_python_takes_mappings_and_returns_the_table(small: Path, trained: list[str], tmp_path: Path) -> None:
-    table = ablate(small, {"model.grid_sizes": [[4, 2, 1, 1], None]}, overrides={"schedule.epochs": 1}, output=tmp_path / "out")
+    table = ablate(small, {"model.grid_sizes": [[8, 4, 1, 1], None]}, overrides={"schedule.epochs": 1}, output=tmp_path / "out")
     assert table.path == tmp_path / "out"
     rows = table.to_rows()
-    assert [row["model.grid_sizes"] for row in rows] == [[4, 2, 1, 1], None]
+    assert [row["model.grid_sizes"] for row in rows] == [[8, 4, 1, 1], None]
     assert [row["score"] for row in rows] == [90.1, 90.1]
     assert table.failed is None
     with pytest.raises(UserError, match="expected the list of its values"):

@@ -34,7 +34,8 @@ def counts() -> list[Row]:
 
 
 def mini_rows(scores: dict[int, list[float]]) -> list[Row]:
-    return build_table(Setting(MINI, image_size=64, num_classes=10), scores)
+    by_seed = {number: dict(enumerate(values)) for number, values in scores.items()}
+    return build_table(Setting(MINI, image_size=64, num_classes=10), by_seed)
 
 
 def test_counts_of_every_row_match_the_paper(counts: list[Row]) -> None:
@@ -66,6 +67,7 @@ def test_table_is_printed_and_written(stvit: Any, tmp_path: Path) -> None:
         "paper": {"params": 24e6, "flops": 4.0e9, "top1": 82.6},
         "top1": None,
         "top1_std": None,
+        "top1_interval": None,
         "top1_by_seed": [],
     }
     assert "24.17 M" in ended.err
@@ -81,9 +83,9 @@ def test_table_is_printed_and_written(stvit: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("swin", "stvit_", "verdict"),
     [
-        ([90.0, 90.4], [92.0, 92.4], "(significantly in 1), and significantly behind in 0"),
-        ([90.0, 92.0], [90.5, 92.5], "(significantly in 0), and significantly behind in 0"),
-        ([92.0, 92.4], [90.0, 90.4], "ahead in 0 of 1 pairs (significantly in 0), and significantly behind in 1"),
+        ([90.0, 90.4], [92.0, 92.5], "(significantly in 1), and significantly behind in 0"),
+        ([90.0, 92.0], [90.5, 92.7], "(significantly in 0), and significantly behind in 0"),
+        ([92.0, 92.4], [90.0, 90.3], "ahead in 0 of 1 pairs (significantly in 0), and significantly behind in 1"),
         ([90.0], [92.0], "ahead in 1 of 1 pairs."),
     ],
 )
@@ -95,16 +97,12 @@ def test_gain_is_compared_with_the_variation_between_seeds(swin: list[float], st
     assert ("one seed" in text) == (len(swin) == 1)
 
 
-def test_standard_error_is_that_of_the_difference() -> None:
-    """Deviations of 3 and 4 over four seeds each: the error is 5 / 2."""
-
-    def spread(mean: float, deviation: float) -> list[float]:
-        offset = deviation * 3**0.5 / 2  # the sample deviation of +-offset, twice each
-        return [mean - offset, mean + offset, mean - offset, mean + offset]
-
-    (comparison,) = compare(mini_rows({1: spread(50, 3), 2: spread(60, 4)}))
-    assert comparison.gain == pytest.approx(10)
-    assert comparison.error == pytest.approx(2.5)
+def test_gain_is_paired_by_seed() -> None:
+    """Differences of 10, 11 and 12 of seeds whose accuracies differ by far more: t with two degrees of freedom is 4.303."""
+    (comparison,) = compare(mini_rows({1: [50.0, 60.0, 70.0], 2: [60.0, 71.0, 82.0]}))
+    assert comparison.gain.mean == pytest.approx(11)
+    assert comparison.gain.low == pytest.approx(11 - 4.3027 / 3**0.5, abs=1e-3)
+    assert "95 % interval [+8.52, +13.48] over 3 seeds" in comparison.sentence()
 
 
 def test_all_pairs_of_the_paper_are_compared() -> None:
@@ -113,7 +111,7 @@ def test_all_pairs_of_the_paper_are_compared() -> None:
     report = report_training(rows, "mine")
     assert "not to be compared" in " ".join(report.notes)
     assert "quarter" in report.title
-    assert "91.50% ± 0.71 (2 seeds)" in report.cells()[0]
+    assert "91.50% [85.15, 97.85] (2 seeds)" in report.cells()[0]
     assert not any("Largest difference" in note for note in report.notes)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from stvit_cli import tasks
 from stvit_cli.analysis.ablation.isotropic.report import Report, report_training
 from stvit_cli.analysis.ablation.isotropic.table import NUMBERS, Setting, build_table, family_of
+from stvit_cli.analysis.ablation.notes import what_scores_are
 from stvit_cli.analysis.ablation.runs import Run
 from stvit_cli.analysis.ablation.training import locked, train_runs
 from stvit_cli.engine.distributed import was_restarted
@@ -138,9 +139,10 @@ def run_ablation(ablation: IsotropicAblation, train: Callable[[Run], object], nu
     setting = Setting(ablation.family, ablation.recipe.data.image_size, num_classes, model.in_chans, model.grid_sizes)
 
     def report() -> Report:
-        scores = {number: list(by_seed.values()) for number, by_seed in ablation.scores().items()}
-        failures = [f"{run.path.name} {run.failure.kind}: {run.failure.message}" for run in runs if run.failure is not None]
-        result = report_training(build_table(setting, scores), ablation.recipe.name, [each.splitlines()[0] for each in failures])
+        failed = [(run.path.name, failure) for run in runs if (failure := run.failure) is not None]
+        failures = [f"{name} {failure.kind}: {failure.message.splitlines()[0]}" for name, failure in failed]
+        more = [*what_scores_are([result for run in runs if (result := run.result) is not None]), *failures]
+        result = report_training(build_table(setting, ablation.scores()), ablation.recipe.name, more)
         if is_main_process():
             result.write(ablation.path)
         return result

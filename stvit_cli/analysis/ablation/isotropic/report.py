@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stvit_cli.analysis.ablation.isotropic.table import PAIRS, Row, Setting, build_table, compare, notes_on_counts, summarize
+from stvit_cli.analysis.ablation.plot import limits
 from stvit_cli.models.isotropic_rows import MINI, VARIANTS
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import replace_file, writing
@@ -75,26 +76,27 @@ def report_counts() -> Report:
     return Report("Table II: Swin and STViT without stem, projection, CPE and ConvFFN", rows, notes_on_counts(rows))
 
 
-def report_training(rows: list[Row], recipe_name: str, failures: Sequence[str] = ()) -> Report:
+def report_training(rows: list[Row], recipe_name: str, more: Sequence[str] = ()) -> Report:
     """Return the table with the accuracies of trained rows, and a comparison of STViT with Swin.
 
     Args:
         rows: from `build_table`, with scores.
         recipe_name: for the title.
-        failures: a line on each run that ended without a score.
+        more: sentences on what a score is, and on runs that ended without one.
     """
     title = f"Table II, trained by the recipe {recipe_name}"
     if rows[0].setting.family == MINI:
         title = f"Table II at a quarter of the width, trained by the recipe {recipe_name}, not on the paper's data"
-    epoch = "Top-1 is that of the last epoch; the best epoch would favour models whose accuracy fluctuates more."
-    return Report(title, rows, [*summarize(compare(rows)), *failures, epoch, *notes_on_counts(rows)])
+    has_intervals = any(row.interval is not None for row in rows)
+    intervals = ["Intervals are 95 % of Student's t over the seeds; gains are paired by seed."] if has_intervals else []
+    return Report(title, rows, [*summarize(compare(rows)), *intervals, *more, *notes_on_counts(rows)])
 
 
 def _cells(row: Row) -> list[str]:
     variant = VARIANTS[row.model]
     here = "-" if row.mean is None else f"{row.mean:.2f}%"
-    if row.deviation is not None:
-        here += f" ± {row.deviation:.2f} ({len(row.scores)} seeds)"
+    if row.interval is not None:
+        here += f" [{row.interval[0]:.2f}, {row.interval[1]:.2f}] ({len(row.scores)} seeds)"
     return [
         str(row.number),
         f"{row.label} ({row.model})",
@@ -150,16 +152,15 @@ def draw(rows: Sequence[Row], title: str) -> bytes:
     panels[0].set_xlabel("FLOPs, G")
     if trained:
         scale, unit = (1e9, "G") if max(row.flops for row in trained) >= 1e9 else (1e6, "M")
-        _scatter(panels[1], trained, lambda row: row.flops / scale, lambda row: fmean(row.scores))
+        _scatter(panels[1], trained, lambda row: row.flops / scale, lambda row: fmean(row.scores.values()))
         for row in trained:
-            if row.deviation is not None:
+            if row.interval is not None:
                 # Rows with and without RPE cost the same, so their bars overlap: one kind is wide and pale.
                 width, alpha = (7, 0.25) if VARIANTS[row.model].rpe else (1.2, 0.9)
-                ends = [fmean(row.scores) - row.deviation, fmean(row.scores) + row.deviation]
-                panels[1].plot([row.flops / scale] * 2, ends, color=_colour(row), linewidth=width, alpha=alpha, zorder=1)
-        panels[1].set_title(
-            "here" + (", bars: standard deviation of the seeds" if len(trained[0].scores) > 1 else ""), fontsize=10
-        )
+                panels[1].plot([row.flops / scale] * 2, row.interval, color=_colour(row), linewidth=width, alpha=alpha, zorder=1)
+        has_intervals = any(row.interval is not None for row in trained)
+        panels[1].set_title("here" + (", bars: 95 % intervals over the seeds" if has_intervals else ""), fontsize=10)
+        panels[1].set_ylim(limits([list(row.scores.values()) for row in trained], [row.interval for row in trained]))
         panels[1].set_xlabel(f"FLOPs, {unit}")
     return _png(figure)
 

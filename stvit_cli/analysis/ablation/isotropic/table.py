@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
+from stvit_cli.analysis.ablation.statistics import Estimate, estimate, paired_difference
 from stvit_cli.analysis.cost.flops import count_flops
 from stvit_cli.analysis.cost.profile import Paper
 from stvit_cli.errors import UserError
@@ -75,7 +75,7 @@ class Row:
         params: number of parameters.
         flops: multiply-adds of one image, without normalization layers.
         uncounted: operators missing from ``flops``, with their number of calls.
-        scores: top-1 of each seed in percent.
+        scores: top-1 in percent, by seed.
     """
 
     number: int
@@ -86,7 +86,7 @@ class Row:
     params: int
     flops: int
     uncounted: dict[str, int]
-    scores: tuple[float, ...] = ()
+    scores: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def paper(self) -> Paper:
@@ -96,12 +96,18 @@ class Row:
     @property
     def mean(self) -> float | None:
         """Mean top-1 over the seeds in percent; None before training."""
-        return fmean(self.scores) if self.scores else None
+        return fmean(self.scores.values()) if self.scores else None
 
     @property
     def deviation(self) -> float | None:
         """Standard deviation of top-1 over the seeds; None for fewer than two."""
-        return stdev(self.scores) if len(self.scores) > 1 else None
+        return stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean top-1 over the seeds; None for fewer than two."""
+        found = estimate(list(self.scores.values()))
+        return None if found is None or found.low is None or found.high is None else (found.low, found.high)
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry of this row in table.json."""
@@ -120,7 +126,8 @@ class Row:
             "paper": self.paper._asdict(),
             "top1": self.mean,
             "top1_std": self.deviation,
-            "top1_by_seed": list(self.scores),
+            "top1_interval": None if self.interval is None else list(self.interval),
+            "top1_by_seed": list(self.scores.values()),
         }
 
 
@@ -139,18 +146,18 @@ def family_of(model: str) -> str:
     return MINI if model.startswith(MINI) else FULL
 
 
-def build_table(setting: Setting, scores: Mapping[int, Sequence[float]]) -> list[Row]:
+def build_table(setting: Setting, scores: Mapping[int, Mapping[int, float]]) -> list[Row]:
     """Count the seven rows and add their accuracies.
 
     Args:
         setting: in which they are counted.
-        scores: top-1 of each seed in percent, by row number.
+        scores: top-1 in percent, by row number and seed.
     """
     rows = []
     for number, name in NUMBERS.items():
         model = setting.family + name
         params, flops, uncounted = _count(model, setting)
-        rows.append(Row(number, name, model, LABELS[name], setting, params, flops, uncounted, tuple(scores.get(number, ()))))
+        rows.append(Row(number, name, model, LABELS[name], setting, params, flops, uncounted, dict(scores.get(number, {}))))
     return rows
 
 
@@ -202,53 +209,53 @@ def notes_on_counts(rows: Sequence[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A Swin row and the STViT row of the same setting; differences are in percentage points of top-1."""
+    """A Swin row and the STViT row of the same setting.
+
+    Attributes:
+        swin: its row.
+        stvit: its row.
+        gain: top-1 of STViT minus that of Swin in percentage points, paired by seed.
+    """
 
     swin: Row
     stvit: Row
-
-    @property
-    def gain(self) -> float:
-        """Mean top-1 of STViT minus that of Swin."""
-        return fmean(self.stvit.scores) - fmean(self.swin.scores)
-
-    @property
-    def error(self) -> float | None:
-        """Standard error of the gain over the seeds; None if a row has a single seed."""
-        if self.swin.deviation is None or self.stvit.deviation is None:
-            return None
-        return math.sqrt(self.swin.deviation**2 / len(self.swin.scores) + self.stvit.deviation**2 / len(self.stvit.scores))
+    gain: Estimate
 
     @property
     def is_significant(self) -> bool:
-        """Whether the gain exceeds twice its standard error."""
-        return self.error is not None and abs(self.gain) > 2 * self.error
+        """Whether the 95 % interval of the gain is without 0."""
+        return self.gain.excludes_zero
 
     def sentence(self) -> str:
-        """Return one sentence on the gain and whether it exceeds the variation between seeds."""
+        """Return one sentence on the gain and its interval over the seeds."""
         paper = self.stvit.paper.top1 - self.swin.paper.top1
         pair = f"Rows {self.swin.number} and {self.stvit.number}"
-        text = f"{pair}: STViT {self.gain:+.2f} points vs. {self.swin.label} (paper {paper:+.1f})"
-        if self.error is None:
+        text = f"{pair}: STViT {self.gain.mean:+.2f} points vs. {self.swin.label} (paper {paper:+.1f})"
+        if self.gain.low is None or self.gain.high is None:
             return f"{text}; one seed, so the variation between seeds is unknown."
-        verdict = "more" if self.is_significant else "less"
-        return f"{text}, {verdict} than twice the standard error over the seeds ({2 * self.error:.2f})."
+        wide = ", wide with two seeds" if self.gain.n == 2 else ""
+        return f"{text}, 95 % interval [{self.gain.low:+.2f}, {self.gain.high:+.2f}] over {self.gain.n} seeds{wide}."
 
 
 def compare(rows: Iterable[Row]) -> list[Comparison]:
-    """Compare the pairs of `PAIRS` whose rows are both trained."""
+    """Compare the pairs of `PAIRS` whose rows are both trained with a seed."""
     trained = {row.number: row for row in rows if row.scores}
-    return [Comparison(trained[swin], trained[stvit]) for swin, stvit in PAIRS if swin in trained and stvit in trained]
+    found = []
+    for swin, stvit in PAIRS:
+        if swin in trained and stvit in trained:
+            gain = paired_difference(trained[swin].scores, trained[stvit].scores)
+            found += [] if gain is None else [Comparison(trained[swin], trained[stvit], gain)]
+    return found
 
 
 def summarize(comparisons: Sequence[Comparison]) -> list[str]:
     """Return sentences that answer whether STViT outperforms Swin at equal settings, as in the paper, and by how much."""
     if not comparisons:
         return []
-    ahead = sum(c.gain > 0 for c in comparisons)
-    clear = sum(c.gain > 0 and c.is_significant for c in comparisons)
-    behind = sum(c.gain < 0 and c.is_significant for c in comparisons)
+    ahead = sum(c.gain.mean > 0 for c in comparisons)
+    clear = sum(c.gain.mean > 0 and c.is_significant for c in comparisons)
+    behind = sum(c.gain.mean < 0 and c.is_significant for c in comparisons)
     verdict = f"ahead in {ahead} of {len(comparisons)} pairs"
-    if any(c.error is not None for c in comparisons):
+    if any(c.gain.low is not None for c in comparisons):
         verdict += f" (significantly in {clear}), and significantly behind in {behind}"
     return [f"Does STViT outperform Swin at equal settings? It is {verdict}.", *(c.sentence() for c in comparisons)]
