@@ -54,7 +54,10 @@ _TYPES = {
 _SYNTHETIC = {"digits": "scikit-learn's handwritten digits", "shapes": "synthetic shapes"}
 _NO_METRICS = ("num_images", "seconds", "step", "epoch", "weights_step")
 """What else a row of metrics holds."""
-_LOCAL_PATHS = ("data.dir", "data.table", "data.val_table", "data.image_dir", "distill.teacher", "detection.results_json")
+_LOCAL_PATHS = (
+    *("data.dir", "data.table", "data.val_table", "data.test_split", "data.image_dir"),
+    *("distill.teacher", "detection.results_json"),
+)
 
 
 @dataclass(frozen=True)
@@ -258,9 +261,11 @@ def _body(run: _Run, licence: str | None, repo: str) -> Iterator[str]:
     yield from _metrics(run)
     yield from _data(run)
     yield "\n## Intended use and limits\n"
+    chose = "chose the best weights of the run, and on test images, which chose nothing"
+    chose = chose if run.test else "also chose the best weights of the run"
     yield (
         "For images like those that it was trained on. The metrics were measured on held-out images of the same data, which\n"
-        "also chose the best weights of the run: on other images, cameras or places expect less, and measure it (`stvit eval`).\n"
+        f"{chose}: on other images, cameras or places expect less, and measure it (`stvit eval`).\n"
         "An image that shows none of the classes gets an answer too. Nothing was tested for fairness or safety."
     )
     if run.packaged is None:

@@ -18,7 +18,8 @@ class TrainingResult:
     Attributes:
         run_dir: the run directory, for `resume`, `evaluate` and `load`.
         metrics: the metrics of the best weights by name, those of the last evaluation as ``last_NAME``, and ``best_epoch``,
-            ``epochs``, ``steps`` and ``seconds``; with ``schedule.patience`` also ``stopped_early``.
+            ``epochs``, ``steps`` and ``seconds``; with ``schedule.patience`` also ``stopped_early``, with ``data.test_split``
+            those of the test set as ``test_NAME``.
     """
 
     run_dir: Path

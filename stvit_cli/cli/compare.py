@@ -65,7 +65,8 @@ def _print(found: Comparison) -> None:
     heads, rows = metric_table(names, found.metrics, images)
     echo("")
     is_paired = len(heads) > 1 + len(names)
-    what = f", {images} images; differences from {names[0]} with 95 % intervals" if is_paired else ""
+    what = f", {images} {found.runs[0]['images']} images" if is_paired else ""
+    what += f"; differences from {names[0]} with 95 % intervals" if is_paired else ""
     print_table(heads, rows, f"Metrics{what}")
     for name in names[1:]:
         own = [row for row in found.images if row["run"] == name]

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: a line for every logged step and every evaluation; truncated to the checkpoint when a run is resumed.
+"""``metrics.jsonl``: a line for every logged step, every evaluation, and the test set; truncated to the checkpoint when resumed.
 
 ``metrics.csv`` holds the same rows, its columns are all of their names.
 
@@ -21,7 +21,7 @@ from stvit_cli.utils.files import replace_file, writing
 
 
 class MetricsLog:
-    """Rows are dicts with ``kind`` (train or eval), ``step`` and metrics."""
+    """Rows are dicts with ``kind`` (train, eval or test), ``step`` and metrics."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.csv_path = path, path.with_suffix(".csv")

@@ -101,7 +101,7 @@ class RunWriter:
         """Add a row to the metrics.
 
         Args:
-            kind: ``train`` or ``eval``.
+            kind: ``train``, ``eval`` or ``test``.
             step: steps taken.
             values: what was measured, by name.
         """

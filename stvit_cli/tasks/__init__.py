@@ -27,6 +27,7 @@ __all__ = [
     "Trained",
     "build",
     "build_evaluation",
+    "build_test",
     "create_from",
     "predict",
     "registry",
@@ -80,6 +81,22 @@ def build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool = False) 
         UserError: the data are not there, or have classes that the model does not know.
     """
     return registry.get(recipe.task).build_evaluation(recipe, info, whole=whole)
+
+
+def build_test(recipe: Recipe, info: WeightsInfo) -> Evaluation:
+    """Build what evaluates a trained model on the test images of its recipe (``data.test_split``).
+
+    Args:
+        recipe: of the run.
+        info: the metadata of its weights file.
+
+    Raises:
+        UserError: the recipe names no test images, or they are not there.
+    """
+    build = registry.get(recipe.task).build_test
+    if build is None:
+        raise UserError(f"Task {recipe.task} has no test images.")
+    return build(recipe, info)
 
 
 def create_from(info: WeightsInfo) -> nn.Module:

@@ -162,6 +162,7 @@ class TaskSpec:
         name: the recipe's ``task``.
         build: builds the task of a recipe; the second argument is a weights file to start from.
         build_evaluation: builds what evaluates a trained model.
+        build_test: builds the same of a recipe's test images; None: the task has none.
         create_model: creates the model that a weights file describes, freshly initialised.
         predict: predicts images with a trained model.
         create_cost_model: creates the model of a recipe in a form that takes (1, C, H, W) and can be traced, to count its cost.
@@ -176,6 +177,7 @@ class TaskSpec:
             are not kept.
         image_scores: returns how right the predictions are about each image; None: runs are compared without it.
         report: yields the task's sections of a report; None: it has none.
+        metrics_section: returns the one of the metrics alone, of any predictions; None: with ``build_test`` None.
         draw_evaluation: yields the validation images with truth and prediction, the worst first; None: it draws none.
         compared_image: returns what draws a validation image, by its index, for comparing runs: thumbnails labelled ``truth`` and
             ``prediction``, None where it cannot be opened. None: what is said of an image is a line of text.
@@ -198,7 +200,9 @@ class TaskSpec:
     training_images: Callable[[Recipe], Images] | None = None
     read_predictions: Callable[[Path, Sequence[str]], Predictions] | None = None
     image_scores: Callable[[Predictions], ImageScores] | None = None
+    build_test: Callable[[Recipe, WeightsInfo], Evaluation] | None = None
     report: Callable[[ReportInput], Iterator[ReportSection]] | None = None
+    metrics_section: Callable[[Predictions], ReportSection] | None = None
     sample_sheet: Callable[[Task, int], Sequence[ShownImage]] | None = None
     samples_note: str = "As the model sees them, after augmentation, with the truth that it learns."
     draw_evaluation: Callable[[ReportInput], Iterator[EvalDrawing]] | None = None

@@ -108,7 +108,7 @@ def test_the_page_holds_hostile_names_as_text_and_is_the_same_again(pair: tuple[
 def test_the_page_speaks_of_mcnemar_where_there_is_a_p_value(pair: tuple[Path, Path]) -> None:
     found = stvit_cli.compare(pair)
     names = [row["run"] for row in found.runs]
-    runs = [SimpleNamespace(name=name, found=None) for name in names]
+    runs = [SimpleNamespace(name=name, found=None, images="val") for name in names]
     without = [row | {"p_value": None} for row in found.metrics]
     notes = [_metrics(cast(Any, runs), cast(Any, runs[1:]), rows).parts[0] for rows in (found.metrics, without)]
     assert ["McNemar" in cast(TablePart, part).note for part in notes] == [True, False]

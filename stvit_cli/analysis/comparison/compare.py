@@ -12,11 +12,13 @@ import numpy as np
 from stvit_cli.analysis.comparison.result import Comparison
 from stvit_cli.analysis.comparison.runs import ComparedRun, differing, open_runs, why_unpaired
 from stvit_cli.analysis.comparison.sections import page_sections
+from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
 from stvit_cli.tasks.bootstrap import mcnemar, paired_intervals
 from stvit_cli.utils.metric_names import metric_name
+from stvit_cli.utils.text import first_few
 
 NOT_COMPARED = {"name", "description"}
 """Keys of a recipe that say nothing of the run."""
@@ -39,6 +41,7 @@ def compare_runs(paths: Sequence[Path], say: Callable[[str], None] = lambda line
     unpaired = {run.name: why_unpaired(baseline, run) for run in others}
     notes = [f"{run.name} cannot be evaluated: {run.problem.splitlines()[0]}" for run in runs if run.problem]
     notes += [reason for reason in unpaired.values() if reason]
+    notes += _test_notes(runs)
     notes += [
         f"{run.name} is the same run as {baseline.name}." for run in others if run.path.resolve() == baseline.path.resolve()
     ]
@@ -47,6 +50,17 @@ def compare_runs(paths: Sequence[Path], say: Callable[[str], None] = lambda line
     images = [row for run in paired for row in _images(baseline, run)]
     summary = [_summary(run) for run in runs]
     return Comparison(summary, notes, recipes, metrics, images, page_sections(runs, paired, notes, summary, recipes, metrics))
+
+
+def _test_notes(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return a line where only some runs can be compared on a test set."""
+    tested = [run.name for run in runs if RunDir(run.path).evaluation_files("test").evaluation.is_file()]
+    if not tested or runs[0].images == "test":
+        return []
+    return [
+        f"The runs are compared on the validation images, which chose their weights: not all have predictions of the same test "
+        f"images, as {first_few(tested)} has."
+    ]
 
 
 def _summary(run: ComparedRun) -> dict[str, Any]:
@@ -59,6 +73,7 @@ def _summary(run: ComparedRun) -> dict[str, Any]:
         "model": run.recipe.model.name,
         "steps": steps,
         "epochs": max((float(row["epoch"]) for row in (*run.train, *run.evals)), default=0.0),
+        "images": {"val": "validation", "test": "test"}[run.images],
         "num_images": None if found is None else len(found.predictions.images),
         "evaluated": found is not None,
     }

@@ -117,7 +117,8 @@ def _opener(run: ComparedRun) -> Thumbnails:
     assert run.found is not None
     try:
         info = read_info(run.found.run_dir.best)
-        val_set = tasks.build_evaluation(run.recipe, info).val_set
+        build = tasks.build_test if run.images == "test" else tasks.build_evaluation
+        val_set = build(run.recipe, info).val_set
     except (UserError, OSError):
         return lambda index: ()
     if not isinstance(val_set, HasImages) or len(val_set.images) != len(run.found.predictions.images):

@@ -16,8 +16,8 @@ class Comparison:
     """Runs beside each other; the first one is the baseline. Rows are ready for ``pandas.DataFrame``.
 
     Attributes:
-        runs: a row for each run: ``run``, ``path``, ``task``, ``model``, ``steps``, ``epochs``, ``num_images``,
-            ``evaluated``.
+        runs: a row for each run: ``run``, ``path``, ``task``, ``model``, ``steps``, ``epochs``, ``images`` (test, where all runs
+            have kept predictions of the same test set, otherwise validation), ``num_images``, ``evaluated``.
         notes: what cannot be compared, and why.
         recipes: a row for each run and key that differs: ``key``, ``run`` and ``value``, as YAML has it.
         metrics: a row for each run and metric: ``metric``, ``run``, ``value``, ``unit``, and of its difference from the

@@ -13,8 +13,9 @@ import numpy as np
 
 from stvit_cli import tasks
 from stvit_cli.analysis.run_predictions import RunPredictions, predictions_of_run
+from stvit_cli.engine.kept_evaluation import read_kept
 from stvit_cli.engine.metrics_log import MetricsLog
-from stvit_cli.engine.run_dir import RunDir
+from stvit_cli.engine.run_dir import RunDir, Subset
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
@@ -35,6 +36,7 @@ class ComparedRun:
         found: what its best weights predict; None where they cannot be evaluated.
         scores: how right these are about each image.
         problem: why it is not evaluated.
+        images: the images that ``found`` is about: those of the validation, or of the test set.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ComparedRun:
     found: RunPredictions | None
     scores: ImageScores | None
     problem: str = ""
+    images: Subset = "val"
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -68,7 +71,9 @@ class ComparedRun:
 
 
 def open_runs(paths: Sequence[Path], say: Callable[[str], None]) -> list[ComparedRun]:
-    """Read the runs; those without kept predictions are evaluated.
+    """Read the runs, each on the same images: those of the test set where all have kept predictions of the same one.
+
+    Otherwise on the validation images; runs without kept predictions of these are evaluated.
 
     Args:
         paths: run directories.
@@ -79,27 +84,48 @@ def open_runs(paths: Sequence[Path], say: Callable[[str], None]) -> list[Compare
     """
     for path in paths:
         RunDir(path).require_run()
+    tested = {path.resolve(): tested_predictions(path) for path in paths}
+    is_test = _are_same(list(tested.values()))
     opened: dict[Path, ComparedRun] = {}
     runs = []
     for name, path in zip(short_names(paths), paths, strict=True):
         resolved = path.resolve()
         if resolved not in opened:
-            opened[resolved] = _open(name, path, say)
+            opened[resolved] = _open(name, path, say, tested[resolved] if is_test else None)
         runs.append(replace(opened[resolved], name=name))
     return runs
 
 
-def _open(name: str, path: Path, say: Callable[[str], None]) -> ComparedRun:
+def tested_predictions(path: Path) -> RunPredictions | None:
+    """Return what a run has kept of its best weights' evaluation on the test set; None where there is nothing."""
+    run_dir = RunDir(path)
+    recipe = recipe_io.load(run_dir.recipe)
+    read = tasks.registry.get(recipe.task).read_predictions
+    kept = None if read is None else read_kept(run_dir, read, of="test")
+    return None if kept is None else RunPredictions(run_dir, recipe, kept[0].metrics, kept[1], was_kept=True)
+
+
+def _are_same(tested: Sequence[RunPredictions | None]) -> bool:
+    """Whether all are predictions of the same images, for the same task and classes."""
+    about = {
+        (found.recipe.task, tuple(found.predictions.images), tuple(found.predictions.class_names)) if found is not None else None
+        for found in tested
+    }
+    return len(about) == 1 and None not in about
+
+
+def _open(name: str, path: Path, say: Callable[[str], None], tested: RunPredictions | None) -> ComparedRun:
     run_dir = RunDir(path)
     recipe, log = recipe_io.load(run_dir.recipe), MetricsLog(run_dir.metrics)
     found, scores, problem = None, None, ""
     try:
-        found = predictions_of_run(path, say)
+        found = tested if tested is not None else predictions_of_run(path, say)
         score = tasks.registry.get(recipe.task).image_scores
         scores = None if score is None else score(found.predictions)
     except UserError as error:
         problem = str(error)
-    return ComparedRun(name, path, recipe, log.rows("train"), log.rows("eval"), found, scores, problem)
+    images: Subset = "val" if tested is None else "test"
+    return ComparedRun(name, path, recipe, log.rows("train"), log.rows("eval"), found, scores, problem, images)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

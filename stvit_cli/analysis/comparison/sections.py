@@ -43,7 +43,7 @@ def page_sections(
 def _runs(summary: Rows, notes: Sequence[str]) -> ReportSection:
     columns = [
         *(Column(name) for name in ("run", "task", "model")),
-        *(Column(name, "number") for name in ("epochs", "steps", "validation images")),
+        *(Column(name, "number") for name in ("epochs", "steps", f"{summary[0]['images']} images")),
         Column("directory"),
     ]
     keys = ("run", "task", "model", "epochs", "steps", "num_images", "path")
@@ -123,6 +123,8 @@ def _metrics(runs: Sequence[ComparedRun], paired: Sequence[ComparedRun], metrics
     )
     if any(row["p_value"] is not None for row in metrics):
         note += "p: McNemar's exact test of top-1. "
+    if runs[0].images == "test":
+        note += "The images are those of the test set, on which nothing was chosen. "
     note += "That says nothing of what another training would change."
     return ReportSection("metrics", "Metrics", [TablePart([Column(head) for head in heads], cells, note=note if paired else "")])
 

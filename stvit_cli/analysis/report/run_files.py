@@ -51,6 +51,7 @@ class Run:
         train: rows of training steps.
         evals: rows of evaluations.
         problems: a line on each file that is missing or damaged.
+        test: the row of the test set; None where the best weights were not evaluated on one.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Run:
     train: list[dict[str, Any]]
     evals: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
+    test: dict[str, Any] | None = None
 
     @cached_property
     def best(self) -> Best | None:
@@ -130,7 +132,8 @@ def read_run(path: Path) -> Run:
     rows = _rows(files.metrics, problems)
     environment = _environment(files.environment, problems)
     train = [row for row in rows if row["kind"] == "train"]
-    return Run(path, recipe, environment, train, [row for row in rows if row["kind"] == "eval"], problems)
+    evals, tests = ([row for row in rows if row["kind"] == kind] for kind in ("eval", "test"))
+    return Run(path, recipe, environment, train, evals, problems, tests[-1] if tests else None)
 
 
 def _environment(path: Path, problems: list[str]) -> dict[str, Any]:

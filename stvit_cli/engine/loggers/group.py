@@ -96,7 +96,7 @@ class Loggers:
         """Log a row of the metrics, unless an earlier process has logged that step.
 
         Args:
-            kind: ``train`` or ``eval``.
+            kind: ``train``, ``eval`` or ``test``.
             step: steps taken.
             row: values by name; those that are no numbers are left out.
         """

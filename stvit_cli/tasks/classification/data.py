@@ -14,6 +14,7 @@ from stvit_cli.data.imagefolder import find_eval_images, find_images, find_test_
 from stvit_cli.data.table import TableImages, TableOptions, find_table_eval_images, find_table_images, find_table_test_images
 from stvit_cli.data.timm_dataset import find_timm_images, find_timm_test_images
 from stvit_cli.data.transforms import eval_transform, train_transform
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
 
 
@@ -26,7 +27,7 @@ def build_classification(
         UserError: as `find_images` and `train_transform`.
     """
     train, val = _find(data)
-    test = _find_test(data, train, val)
+    test = None if data.test_split is None else _find_test(data, train.class_names, [train, val])
     transform = train_transform(
         data.image_size,
         data.mean,
@@ -72,6 +73,13 @@ def build_eval_set(
     return _eval_set(images, data, eval, interpolation, in_chans)
 
 
+def build_test_set(
+    data: DataSection, eval: EvalSection, class_names: Sequence[str], *, interpolation: str = "bicubic", in_chans: int = 3
+) -> EvalSet:
+    """Build the test set alone. Raises UserError where the recipe names none, and as the functions that find its images."""
+    return _eval_set(_find_test(data, class_names), data, eval, interpolation, in_chans)
+
+
 def _find(data: DataSection) -> tuple[Images, Images]:
     """Return the training and the validation images."""
     if data.kind == "digits":
@@ -85,19 +93,20 @@ def _find(data: DataSection) -> tuple[Images, Images]:
     return find_images(data.dir, data.val_fraction, group_by=data.group_by, test_split=data.test_split)
 
 
-def _find_test(data: DataSection, train: Images, val: Images) -> Images | None:
-    """Return the images of the test set; None where the recipe names none."""
-    if data.test_split is None:
-        return None
-    class_names = train.class_names
+def _find_test(data: DataSection, class_names: Sequence[str], used: Sequence[Images] = ()) -> Images:
+    """Return the images of the test set, with the classes of the model and beside the images that it uses."""
+    split = data.test_split
+    if split is None:
+        raise UserError("data.test_split is null: the recipe names no test images.")
     if data.kind == "imagefolder":
-        return find_test_images(data.dir, data.test_split, class_names)
-    if isinstance(train, TableImages) and isinstance(val, TableImages):
-        return find_table_test_images(_table_options(data), class_names, [train, val])
-    used = [data.train_split, *([data.val_split] if data.val_split is not None else [])]
+        return find_test_images(data.dir, split, class_names)
+    if data.kind == "table":
+        tables = [images for images in used if isinstance(images, TableImages)]
+        return find_table_test_images(_table_options(data), class_names, tables)
+    used_splits = [data.train_split, *([data.val_split] if data.val_split is not None else [])]
     if data.kind == "idx":
-        return find_idx_test_images(data.dir, data.test_split, class_names, used)
-    return find_timm_test_images(data.name, data.dir, data.test_split, class_names, used)
+        return find_idx_test_images(data.dir, split, class_names, used_splits)
+    return find_timm_test_images(data.name, data.dir, split, class_names, used_splits)
 
 
 def _find_eval(data: DataSection, class_names: Sequence[str] | None, all_images: bool) -> Images:

@@ -47,8 +47,12 @@ def view_classification(recipe: Recipe) -> DataView:
     """Return what the recipe's folders hold. Raises UserError as `build_classification` does."""
     data = build_classification(recipe.data, recipe.augment, recipe.eval, recipe.train.seed, recipe.model.in_chans)
     train, val = data.train_set.images, data.val_set.images
-    views = (
+    views: tuple[ClassificationView, ...] = (
         ClassificationView("train", train, stops_at_unreadable=recipe.data.unreadable == "stop"),
         ClassificationView("val", val, stops_at_unreadable=True),
     )
-    return DataView(data.class_names, "images", views, (*train.notes, *val.notes))
+    if data.test_set is None:
+        return DataView(data.class_names, "images", views, (*train.notes, *val.notes))
+    test = data.test_set.images
+    views = (*views, ClassificationView("test", test, stops_at_unreadable=True))
+    return DataView(data.class_names, "images", views, (*train.notes, *val.notes, *test.notes))

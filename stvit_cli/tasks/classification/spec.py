@@ -42,6 +42,20 @@ def _build_evaluation(recipe: Recipe, info: WeightsInfo, *, whole: bool) -> Eval
     return build_classification_evaluation(recipe, info, whole=whole)
 
 
+def _build_test(recipe: Recipe, info: WeightsInfo) -> Evaluation:
+    from stvit_cli.tasks.classification.task import build_classification_test
+
+    return build_classification_test(recipe, info)
+
+
+def _metrics_section(predictions: Predictions) -> ReportSection:
+    from stvit_cli.tasks.classification.predictions import ClassificationPredictions, MultiLabelPredictions
+    from stvit_cli.tasks.classification.report import metrics_section
+
+    assert isinstance(predictions, ClassificationPredictions | MultiLabelPredictions)
+    return metrics_section(predictions)
+
+
 def _create_model(info: WeightsInfo) -> nn.Module:
     return create_model(info.model, info.num_classes, info.in_chans, image_size=info.image_size, **options_of(info))
 
@@ -114,6 +128,7 @@ SPEC = TaskSpec(
     name="classification",
     build=_build,
     build_evaluation=_build_evaluation,
+    build_test=_build_test,
     create_model=_create_model,
     predict=_predict,
     create_cost_model=_create_cost_model,
@@ -125,6 +140,7 @@ SPEC = TaskSpec(
     exports_onnx=True,
     training_images=_training_images,
     report=_report,
+    metrics_section=_metrics_section,
     sample_sheet=_sample_sheet,
     draw_evaluation=_draw_evaluation,
 )

@@ -30,7 +30,7 @@ from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.tasks.base import Evaluator
-from stvit_cli.tasks.classification.data import build_classification, build_eval_set
+from stvit_cli.tasks.classification.data import build_classification, build_eval_set, build_test_set
 from stvit_cli.tasks.classification.distillation import distillation_loss, load_teacher
 from stvit_cli.tasks.classification.evaluator import ClassificationEvaluator
 from stvit_cli.tasks.classification.losses import Loss, build_loss, class_weights, dense_targets
@@ -281,6 +281,13 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
             "Its weights file does not name them, so that the data must have all its classes, in the order of their names."
         )
     return ClassificationEvaluation(val_set, info.multi_label, recipe.eval.hflip)
+
+
+def build_classification_test(recipe: Recipe, info: WeightsInfo) -> ClassificationEvaluation:
+    """Build the test images of a recipe for a model of a run by it. Raises UserError as `tasks.build_test` does."""
+    images = {"interpolation": recipe.augment.interpolation, "in_chans": info.in_chans}
+    test_set = build_test_set(recipe.data, recipe.eval, info.class_names, **images)  # type: ignore[arg-type]
+    return ClassificationEvaluation(test_set, info.multi_label, recipe.eval.hflip)
 
 
 def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str]) -> list[str]:
