@@ -111,14 +111,43 @@ def reproduce(
     require_group()
     limit_threads()
     if collect is not None:
-        folder = Path(collect)
-        if not folder.is_dir():
-            raise UserError(f"--collect {folder}: there is no such folder.")
-        target = folder if output is None else Path(output)
-        return _written(experiment, results.collect(experiment, find_runs(folder)), target, folder)
+        if seeds is not None or parallel > 1 or data is not None:
+            raise UserError("collect trains nothing: leave seeds, parallel and data out.")
+        folder = _existing(collect)
+        return _written(experiment, results.collect(experiment, find_runs(folder)), Path(output or folder), folder)
     folder = output_folder(name) if output is None else Path(output)
     failures = _train(experiment, folder, seeds, parallel, [] if data is None else [f"data.dir={data}"])
     return _written(experiment, results.collect(experiment, find_runs(folder)), folder, folder, failures)
+
+
+def collect_all(collect: AnyPath, output: AnyPath | None = None) -> list[ReproductionResult]:
+    """Write the results of every experiment that has a finished run in a folder; see `reproduce`.
+
+    Raises:
+        UserError: there is no such folder, or no finished run of any experiment in it.
+    """
+    from stvit_cli.analysis.reproduce import experiments as definitions
+    from stvit_cli.analysis.reproduce import results
+    from stvit_cli.analysis.reproduce.found_run import find_runs
+
+    limit_threads()
+    folder = _existing(collect)
+    runs = list(find_runs(folder))
+    written = []
+    for experiment in map(definitions.load, definitions.names()):
+        found = results.collect(experiment, runs)
+        if found.lines:
+            written.append(_written(experiment, found, Path(output or folder), folder))
+    if not written:
+        raise UserError(f"{folder} holds no finished run of any experiment, of {len(runs)} runs. Name one to see what differs.")
+    return written
+
+
+def _existing(folder: AnyPath) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; expected one with the directories of runs.")
+    return path
 
 
 def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: int, overrides: Sequence[str]) -> list[str]:
@@ -157,7 +186,9 @@ def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: in
             again = [] if folder == output_folder(experiment.name) else ["--output", folder]
             logger.info("Resume with the same command: %s", shell_command("stvit", "reproduce", experiment.name, *again))
             raise
-        failures |= {str(run.path): f"{run.path} failed: {run.failure.message}" for run in runs if run.failure is not None}
+        for run in runs:
+            if (failure := run.failure) is not None:
+                failures[str(run.path)] = f"{run.path} {failure.kind}: {failure.message.splitlines()[0]}"
         extra = results.needs_extra_seed(experiment, found().lines)
 
 
@@ -180,7 +211,7 @@ def _written(
         pairs = parts.get("pairs", {}) | paired_tests(experiment, found.paths)
         speed = parts.get("speed", {}) or speeds(experiment, found.paths)
         parts |= {name: part for name, part in (("pairs", pairs), ("speed", speed)) if part}
-    if experiment.superpixels:
+    if experiment.superpixels and parts.get("superpixel_runs") != list(found.paths):
         from stvit_cli.analysis.reproduce.superpixel_lines import superpixel_parts
 
         parts |= superpixel_parts(experiment, found.paths, target)

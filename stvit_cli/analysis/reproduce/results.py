@@ -25,6 +25,8 @@ from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.text import shell_command
 
 FORMAT = 1
+NEAR = 2
+"""A run that differs from a setting in at most so many keys is named, as it was perhaps meant to be of it."""
 
 
 def same_setting(run: Recipe, setting: Setting) -> list[recipe_io.Change]:
@@ -51,13 +53,17 @@ def collect(experiment: Experiment, runs: Iterable[FoundRun]) -> Collected:
         runs: run directories, of any experiments.
     """
     lines, paths, notes = found = Collected({}, {}, [])
+    nearest: tuple[int, str] | None = None
     for run in runs:
         changes = {setting.label: same_setting(run.recipe, setting) for setting in experiment.settings}
         label = min(changes, key=lambda name: len(changes[name]))
-        if changes[label]:
-            if len(changes[label]) <= 2:
-                differs = ", ".join(f"{change.key} is {flow(change.new)}, not {flow(change.old)}" for change in changes[label])
-                notes.append(f"{run.path} is not a run of {label}: {differs}.")
+        if differing := changes[label]:
+            shown = ", ".join(f"{change.key} is {flow(change.new)}, not {flow(change.old)}" for change in differing[:NEAR])
+            more = f", and {len(differing) - NEAR} more" if len(differing) > NEAR else ""
+            sentence = f"{run.path} is not a run of {label}: {shown}{more}."
+            if len(differing) <= NEAR:
+                notes.append(sentence)
+            nearest = min(nearest or (len(differing), sentence), (len(differing), sentence))
             continue
         result = run.result(experiment.score)
         if result is None:
@@ -69,6 +75,8 @@ def collect(experiment: Experiment, runs: Iterable[FoundRun]) -> Collected:
             notes.append(f"{run.path} is a second run of {key}; the first one found is kept.")
             continue
         lines[key], paths[key] = run_line(experiment, experiment.setting(label), run, result), run.path
+    if nearest is not None and not lines and not notes:
+        notes.append(nearest[1])
     return found
 
 
@@ -198,7 +206,8 @@ def known_parts(path: Path, runs: Mapping[str, object]) -> dict[str, dict[str, A
     pairs = {key: line for key, line in content.get("pairs", {}).items() if {line["first"], line["second"]} <= runs.keys()}
     speed = {label: line for label, line in content.get("speed", {}).items() if label in labels}
     parts = {"pairs": pairs, "speed": speed}
-    parts |= {name: content.get(name, {}) for name in ("superpixels", "superpixel_differences", "superpixel_notes")}
+    names = ("superpixels", "superpixel_differences", "superpixel_notes", "superpixel_runs")
+    parts |= {name: content.get(name, {}) for name in names}
     return {name: part for name, part in parts.items() if part}
 
 

@@ -30,7 +30,7 @@ def superpixel_parts(
 
     Returns:
         The parts ``superpixels`` and ``superpixel_differences``, with a line for each segmentation and each difference, and
-        ``superpixel_notes``.
+        ``superpixel_notes``, and ``superpixel_runs``, the keys of the runs.
     """
     if not experiment.superpixels or not paths:
         return {}
@@ -46,6 +46,7 @@ def superpixel_parts(
             for each in result.differences()
         },
         "superpixel_notes": result.notes(),
+        "superpixel_runs": list(paths),
     }
 
 

@@ -6,57 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from helpers.reproduction import SMALL, write_run
 from scipy import stats
 
-import stvit_cli
 from stvit_cli.analysis.ablation.isotropic.table import LABELS, PAIRS, PAPER
-from stvit_cli.analysis.ablation.runs import Run
-from stvit_cli.analysis.reproduce import experiments, measurements, results
+from stvit_cli.analysis.reproduce import experiments, results, superpixel_lines
 from stvit_cli.analysis.reproduce.experiments import Experiment
 from stvit_cli.analysis.reproduce.found_run import FoundRun, find_runs
 from stvit_cli.analysis.reproduce.markdown import as_markdown
-from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.errors import UserError
 from stvit_cli.models.isotropic_rows import MINI, ROWS
 from stvit_cli.recipe import io as recipe_io
-from stvit_cli.tasks.bootstrap import mcnemar
-from stvit_cli.tasks.image_scores import ImageScores
-
-SMALL = """
-title: Small
-question: Which is better?
-recipe: quickstart
-overrides: {schedule.epochs: 2}
-score: last
-metrics: [top1]
-seeds: 2
-extra_seed: true
-minutes: 1
-settings:
-  base: {}
-  wide: {overrides: {augment.hflip: 0.5}, published: 90.5}
-"""
 
 
 @pytest.fixture
 def small() -> Experiment:
     return experiments.read("small", SMALL)
-
-
-def write_run(path: Path, setting: experiments.Setting, seed: int, top1: float, *, epoch: float = 2.0, **row: Any) -> FoundRun:
-    """Write what a run leaves: ten steps of 64 images at 32 a second, and an evaluation of four seconds."""
-    path.mkdir(parents=True)
-    (path / "recipe.yaml").write_text(recipe_io.dump(setting.of_seed(seed)))
-    environment = {"started": "2026-01-02T03:04:05+0000", "cores": 2, "threads": 1, "versions": {"stvit": "0.2.0"}}
-    (path / "environment.json").write_text(json.dumps(environment | {"device": "cpu", "processor": "EPYC with AVX2"}))
-    batch = setting.recipe.train.global_batch_size
-    rows = [
-        {"kind": "train", "step": 10, "epoch": epoch, "images_per_second": 0.5 * batch},
-        {"kind": "eval", "step": 10, "epoch": epoch, "num_images": 360, "top1": top1, "seconds": 4.0, **row},
-    ]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return FoundRun(path, recipe_io.load(path / "recipe.yaml"))
 
 
 def test_every_experiment_is_defined_and_its_recipes_are_valid() -> None:
@@ -91,6 +57,16 @@ def test_runs_are_recognized_by_their_recipes_wherever_they_are(small: Experimen
     assert {key: line["top1"] for key, line in lines.items()} == {"base, seed 0": 90.0, "wide, seed 1": 91.0}
     assert any("c, of wide, is not finished: epoch 1 of 2." in note for note in notes)
     assert any("d is not a run of" in note and "augment.hflip is 0.25" in note for note in notes)
+
+
+def test_where_no_run_fits_the_nearest_is_named(small: Experiment, tmp_path: Path) -> None:
+    text = "schedule.epochs: 2, optim.lr: 0.1, augment.vflip: 0.5, augment.repeats: 2"
+    far = experiments.read("far", SMALL.replace("schedule.epochs: 2", text))
+    write_run(tmp_path / "a", far.settings[0], 0, 90.0)
+    lines, _, notes = results.collect(small, find_runs(tmp_path))
+    assert lines == {}
+    assert notes == [f"{tmp_path / 'a'} is not a run of base: {notes[0].partition('base: ')[2]}"]
+    assert "and 1 more." in notes[0]
 
 
 def test_a_line_has_everything_that_belongs_to_a_figure(small: Experiment, tmp_path: Path) -> None:
@@ -163,81 +139,6 @@ def test_one_seed_more_decides_where_signs_disagree(small: Experiment) -> None:
     assert results.needs_extra_seed(small, lines(0.5)) == set()
 
 
-def train_as(top1: dict[tuple[str, int], float], small: Experiment, trained: list[str]) -> Any:
-    """Return what takes the place of a training: a run directory with this score; KeyError stands for an interruption."""
-
-    def train(run: Run) -> None:
-        trained.append(run.path.name)
-        score = top1[run.setting, run.seed]
-        write_run(run.path, small.setting(run.setting), run.seed, score)
-
-    return train
-
-
-def test_an_experiment_is_trained_from_nothing_and_resumed(
-    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    top1 = {("base", 0): 90.0, ("wide", 0): 91.0, ("base", 1): 90.0, ("wide", 1): 89.0, ("base", 2): 90.0, ("wide", 2): 92.0}
-    trained: list[str] = []
-    train = train_as(top1, small, trained)
-
-    def stopped(run: Run) -> None:
-        if len(trained) == 3:
-            raise Interrupted(2)
-        train(run)
-
-    monkeypatch.setattr(experiments, "load", lambda name: small)
-    monkeypatch.setattr("stvit_cli.api.ablation.train_run", stopped)
-    with pytest.raises(Interrupted):
-        stvit_cli.reproduce("small", output=tmp_path / "out")
-    assert trained == ["base-seed0", "wide-seed0", "base-seed1"]
-    assert json.loads((tmp_path / "out" / "small.json").read_text())["settings"]["wide"]["seeds_missing"] == [1]
-    monkeypatch.setattr("stvit_cli.api.ablation.train_run", train)
-    found = stvit_cli.reproduce("small", output=tmp_path / "out")
-    assert trained[3:] == ["wide-seed1", "base-seed2", "wide-seed2"]  # the signs of two seeds disagree: a third decides
-    assert found.results["differences"]["wide minus base"]["num_seeds"] == 3
-    stvit_cli.reproduce("small", output=tmp_path / "out")
-    assert len(trained) == 6
-
-
-def test_a_run_that_fails_is_named_and_the_others_are_trained(
-    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    top1 = {("base", 0): 90.0, ("base", 1): 90.0, ("wide", 1): 90.0}
-    train = train_as(top1, small, [])
-
-    def failing(run: Run) -> None:
-        if (run.setting, run.seed) not in top1:
-            raise UserError("the disk is full")
-        train(run)
-
-    monkeypatch.setattr(experiments, "load", lambda name: small)
-    monkeypatch.setattr("stvit_cli.api.ablation.train_run", failing)
-    found = stvit_cli.reproduce("small", output=tmp_path / "out")
-    assert "wide-seed0 failed: the disk is full" in found.notes[0]
-    assert found.results["settings"]["wide"]["seeds"] == [1]
-
-
-def test_pairs_of_runs_are_tested_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = experiments.read("pairs", SMALL.replace("score: last", "score: test").replace("minutes: 1", "minutes: 1\npaired: true"))
-    right = {"base": [1, 1, 0, 0, 0, 0, 0, 1], "wide": [1, 1, 1, 1, 1, 1, 0, 0]}
-
-    def scores(path: Path) -> ImageScores:
-        score = np.array(right[path.name], dtype=np.float64)
-        return ImageScores(score, "", score, "truth", str, str)
-
-    monkeypatch.setattr(measurements, "_test_scores", scores)
-    pairs = measurements.paired_tests(
-        own, {"base, seed 0": Path("base"), "wide, seed 0": Path("wide"), "wide, seed 1": Path("wide")}
-    )
-    assert pairs == {
-        "wide and base, seed 0": {
-            **{"first": "wide, seed 0", "second": "base, seed 0"},
-            **{"num_images": 8, "only_first": 4, "only_second": 1, "p_value": mcnemar(4, 1)},
-        }
-    }
-
-
 def test_the_json_has_a_line_for_every_figure_and_keeps_runs_of_the_same_recipe(small: Experiment, tmp_path: Path) -> None:
     base, wide = small.settings
     write_run(tmp_path / "runs" / "a", base, 0, 90.0)
@@ -250,7 +151,8 @@ def test_the_json_has_a_line_for_every_figure_and_keeps_runs_of_the_same_recipe(
     assert wide.label not in str(lines)
 
 
-def test_the_command_collects_and_writes(stvit: Any, tmp_path: Path) -> None:
+def test_the_command_collects_and_writes(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(superpixel_lines, "superpixel_parts", lambda *_: {})  # needs weights
     setting = experiments.load("shapes-segmentation").settings[0]
     rows = {"miou": 85.5, "epoch": 4.0}
     run = write_run(tmp_path / "runs" / "x", setting, 0, 0.0, **rows)
@@ -260,6 +162,8 @@ def test_the_command_collects_and_writes(stvit: Any, tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["settings"]["stvit-nano"]["mean"] == 85.5
     assert "| 85.50 | - | 1 of 3 |" in (tmp_path / "out" / "shapes-segmentation.md").read_text()
+    ended = stvit("reproduce", "--collect", tmp_path / "runs", "--json", "-")  # of every experiment
+    assert [each["name"] for each in json.loads(ended.out)] == ["shapes-segmentation", "superpixels"]
 
 
 def test_the_experiments_are_listed(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +180,9 @@ def test_the_experiments_are_listed(stvit: Any, tmp_path: Path, monkeypatch: pyt
         (["fashion-minst"], "Did you mean 'fashion-mnist'?"),
         (["fashion-mnist", "--collect", "nowhere"], "nowhere: there is no such folder"),
         (["shapes-segmentation", "--collect", "."], "holds no finished run of shapes-segmentation"),
+        (["--collect", "."], "holds no finished run of any experiment"),
+        (["--seeds", "2"], "Which experiment? Name one of ablations"),
+        (["fashion-mnist", "--collect", ".", "--seeds", "2"], "leave seeds, parallel and data out"),
     ],
 )
 def test_what_is_refused(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
