@@ -162,3 +162,19 @@ def test_models_are_timed_in_turn_once_every_setting_has_a_run(small: Experiment
     assert timed == [([("base", "b1"), ("wide", "w0")], (32, 32), 1, 16)]
     assert lines["wide"]["machine"] == "EPYC (AVX2), 2 cores"
     assert (lines["wide"]["images_per_second"], lines["wide"]["command"]) == (10.0, "stvit reproduce speed")
+
+
+@pytest.mark.slow
+def test_real_runs_end_in_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = "data.image_size: 32, data.num_workers: 0, schedule.steps: 2, train.eval_every_steps: 2, train.global_batch_size: 8"
+    own = experiments.read("tiny", SMALL.replace("schedule.epochs: 2", tiny).replace("seeds: 2", "seeds: 1\nspeed: 2"))
+    monkeypatch.setattr(experiments, "load", lambda name: own)
+    found = stvit_cli.reproduce("tiny", output=tmp_path / "out").results
+    assert found["settings"]["wide"]["seeds"] == [0]
+    for line in found["runs"].values():
+        assert line["params"] > 900_000
+        assert all(
+            line[name] for name in ("recipe_hash", "version", "machine", "threads", "minutes", "date", "images_per_second")
+        )
+    assert found["speed"]["base"]["images_per_second"] > 0
+    assert stvit_cli.reproduce("tiny", output=tmp_path / "out").results == found  # nothing is trained or timed again
