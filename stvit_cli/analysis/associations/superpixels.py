@@ -129,7 +129,7 @@ def num_components(labels: Labels) -> int:
     """
     with _scikit_image("Counting connected parts"):
         from skimage.measure import label
-    return int(label(labels, background=-1, connectivity=1).max())
+    return int(label(labels, background=-1, connectivity=1).max())  # type: ignore[no-untyped-call]
 
 
 def paint(image: NDArray[np.uint8], labels: Labels) -> NDArray[np.uint8]:
