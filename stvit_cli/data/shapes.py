@@ -8,6 +8,7 @@ H W rows and columns of an image.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 import os
@@ -195,6 +196,24 @@ def write_ade20k_tree(root: Path, counts: Sequence[int], image_size: int, seed: 
             drawn = draw_image(seed, split, index, image_size)
             Image.fromarray(drawn.image).save(images / f"{index:06d}.png", compress_level=1)
             Image.fromarray(drawn.label_map()).save(maps / f"{index:06d}.png")
+
+
+def write_table_tree(root: Path, counts: Sequence[int], image_size: int, seed: int) -> None:
+    """Write ``images.csv``, a table for a classifier of several labels (``data.multi_label=true``), with the images beside it.
+
+    A label is a kind of shape that is in the image. Arguments and images are those of `write_coco_tree`.
+    """
+    root.mkdir(parents=True)
+    with (root / "images.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("path", "label", "split"))
+        for split, count in zip(SPLITS, counts, strict=True):
+            (root / split).mkdir()
+            for index in range(count):
+                drawn = draw_image(seed, split, index, image_size)
+                name = f"{split}/{index:06d}.png"
+                Image.fromarray(drawn.image).save(root / name, compress_level=1)
+                rows.writerow((name, ";".join(SHAPE_NAMES[label] for label in sorted(set(drawn.labels))), split))
 
 
 _WRITERS = {"coco": write_coco_tree, "ade20k": write_ade20k_tree}

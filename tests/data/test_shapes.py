@@ -21,7 +21,9 @@ from stvit_cli.data.shapes import (
     shapes_tree,
     write_ade20k_tree,
     write_coco_tree,
+    write_table_tree,
 )
+from stvit_cli.data.table import TableOptions, find_table_images
 from stvit_cli.errors import UserError
 
 
@@ -137,3 +139,15 @@ def test_a_tree_that_lost_an_image_is_made_whole_again(tmp_path: Path, layout: s
             (tree / name).write_bytes(b"")  # as a power cut leaves it
     assert contents(shapes_tree(layout, (3, 2), 64, 0, str(tmp_path))) == whole
     assert [path.name for path in tmp_path.iterdir()] == [tree.name]
+
+
+def test_a_classifier_reads_the_table_of_what_is_in_each_image(tmp_path: Path) -> None:
+    write_table_tree(tmp_path / "tree", (5, 3), 48, seed=2)
+    train, val = find_table_images(TableOptions(dir=str(tmp_path / "tree"), multi_label=True))
+    assert (len(train), len(val)) == (5, 3)
+    assert set(train.class_names) <= set(SHAPE_NAMES)
+    for index in range(3):
+        drawn = draw_image(2, "val", index, 48)
+        target = val.target(index)
+        assert {val.class_names[label] for label in np.flatnonzero(target)} == {SHAPE_NAMES[label] for label in drawn.labels}
+        assert np.array_equal(np.asarray(val.open(index)), drawn.image)

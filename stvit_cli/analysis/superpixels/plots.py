@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from stvit_cli.analysis.associations.panels import FAINT, INK, Sheet, draw_lines, segment_borders
 from stvit_cli.analysis.associations.superpixels import Labels
@@ -123,8 +124,10 @@ def scenes(result: SuperpixelResult) -> bytes:
             width = PANEL * example.scene.image.width / result.options.scene_size
             _draw_scene(sheet.axes((x, y, width, height)), example.scene, _labels(example, key))
             y += height + gap
-    buffer = io.BytesIO()
-    sheet.figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 9})
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    sheet.figure.savefig(drawn, format="png")
+    with Image.open(drawn) as image:  # the noise of the scenes takes three times the space in full color
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
