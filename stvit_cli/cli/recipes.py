@@ -134,10 +134,12 @@ def check(name: NameOrPath, overrides: Overrides = None) -> None:
     from stvit_cli.recipe import OptimSection
 
     if recipe.model.name.startswith("timm/"):
-        from stvit_cli.models.timm_models import built_in_name, require_known
+        from stvit_cli.models.timm_models import built_in_name, checked_kwargs, require_buildable, require_known
 
         if built_in_name(recipe.model.name) == recipe.model.name:
-            require_known(recipe.model.name)
+            own = require_known(recipe.model.name)
+            arguments = checked_kwargs(own, recipe.model.kwargs)
+            require_buildable(own, arguments, arguments)
     elif recipe.model.name not in (*list_models(), "auto"):
         guess = did_you_mean(recipe.model.name, list_models())
         raise UserError(f"{name}: model.name: there is no model {recipe.model.name!r}.{guess} Known: {', '.join(list_models())}")

@@ -30,7 +30,7 @@ NAMES_IN_TIMM = {model: name for name, model in BUILT_IN.items()}
 """The name in timm's registry of each built-in model."""
 
 SET_ELSEWHERE = {
-    "num_classes": "the classes of the data",
+    "num_classes": "the data set",
     "in_chans": "model.in_chans",
     "img_size": "data.image_size",
     "drop_path_rate": "model.drop_path_rate",
@@ -150,6 +150,10 @@ def checked_kwargs(own: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for key in kwargs:
         if key in SET_ELSEWHERE:
             raise UserError(f"model.kwargs: found {key}, which {SET_ELSEWHERE[key]} decides. Leave it out.")
+        if ":" in key:  # YAML takes {depth:2} for a key without a value
+            raise UserError(
+                f"model.kwargs: found {shortened(repr(key))}; write a blank after the colon, and '' around all of it."
+            )
         if key in _OF_FACTORY or (key not in known and not takes_others):
             guess = did_you_mean(key, known) or f" It has {first_few(known, 12)}."
             raise UserError(f"model.kwargs: timm's {own} has no argument {shortened(repr(key))}.{guess}")

@@ -54,7 +54,7 @@ class ModelSection(Section):
     gradient. null: the model's own, false, as in the paper."""
     layer_scale: LayerScale | None = None
     """Initial value of layer scale in stages 3 and 4; 0: no layer scale. null: the model's own, 1e-6 in stvit-b and stvit-l."""
-    kwargs: Kwargs = Field({})
+    kwargs: Kwargs = Field(default={})
     """Arguments of a model of timm, as timm's --model-kwargs, such as {embed_dim: 48, depths: [2, 2, 2, 2]}."""
     checkpointing: bool = False
     """Activation checkpointing: recompute activations in the backward pass. Saves memory, costs about a third more time."""

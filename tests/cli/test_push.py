@@ -193,8 +193,11 @@ def test_a_card_that_a_person_changed_stays_and_is_the_one_that_is_pushed(short_
 def test_names_in_a_card_show_as_they_are(tmp_path: Path) -> None:
     name = "</script><img src=x onerror=alert(1)>|`*_[x](y)"
     (tmp_path / "recipe.yaml").write_text("name: 'a ``` b'\ndescription: <b>\n")
-    info = WeightsInfo("stvit-nano", num_classes=2, class_names=(name, "b"), in_chans=4, mean=(0.5,) * 4, std=(0.2,) * 4)
-    save_weights(tmp_path / "best.safetensors", create_model("stvit-nano", 2, in_chans=4), info)
+    options = {"num_iters": 0, "pos_enc": False, "layer_scale": 0.5}
+    info = WeightsInfo(
+        "stvit-nano", num_classes=2, class_names=(name, "b"), in_chans=4, mean=(0.5,) * 4, std=(0.2,) * 4, **options
+    )
+    save_weights(tmp_path / "best.safetensors", create_model("stvit-nano", 2, in_chans=4, **options), info)
     text = card_text(tmp_path)
     head, body = text.split("---\n", 2)[1:]
     assert "<img" not in body
@@ -219,7 +222,8 @@ def test_names_of_repositories() -> None:
 
 def test_models_of_timm_are_read_by_timm_alone(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: x\nmodel:\n  name: timm/vit_tiny_patch16_224\n")
-    info = WeightsInfo("timm/vit_tiny_patch16_224", num_classes=2, class_names=("a", "b"), image_size=32)  # of 224 at timm
+    kwargs = {"depth": 2, "embed_dim": 48}
+    info = WeightsInfo("timm/vit_tiny_patch16_224", num_classes=2, class_names=("a", "b"), image_size=32, kwargs=kwargs)
     save_weights(tmp_path / "best.safetensors", create_from(info), info)
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -127,6 +127,62 @@ def test_a_classifier_is_saved_and_opened(tmp_path: Path) -> None:
     assert report.missing == []
 
 
+SMALL_SWIN = {"patch_size": 2, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4}
+SWIN = "timm/swin_tiny_patch4_window7_224"
+
+
+def test_kwargs_are_those_of_timms_constructor(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model(SWIN, 3, 1, 0.1, image_size=32, kwargs=SMALL_SWIN).eval()
+    torch.manual_seed(0)
+    theirs = SwinTransformer(img_size=32, in_chans=1, num_classes=3, drop_path_rate=0.1, **SMALL_SWIN).eval()
+    images = torch.randn(2, 1, 32, 32)
+    assert torch.equal(model(images), theirs(images))
+    info = WeightsInfo(SWIN, num_classes=3, in_chans=1, image_size=32, mean=(0.5,), std=(0.2,), kwargs=SMALL_SWIN)
+    save_weights(tmp_path / "w.safetensors", model, info)
+    opened = open_trained(tmp_path / "w.safetensors")
+    assert opened.info == info
+    assert torch.equal(opened.model(images), model(images))
+
+
+def test_kwargs_make_a_backbone_of_another_size(tmp_path: Path) -> None:
+    kwargs = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+    settings = '{"class_names": ["a", "b"], "channels": 16, "aux_channels": 8}'
+    names = {"num_classes": 2, "class_names": ("a", "b")}
+    info = WeightsInfo(SWIN, task="segmentation", settings=settings, kwargs=kwargs, **names)
+    model = get("segmentation").create_model(info).eval()
+    save_weights(tmp_path / "w.safetensors", model, info)
+    images = torch.rand(1, 3, 64, 48)
+    assert torch.equal(open_trained(tmp_path / "w.safetensors").model.eval()(images), model(images))
+    maps = TimmBackbone(SWIN, kwargs=kwargs)(images)
+    assert [tuple(part.shape[1:]) for part in maps] == [(8, 16, 12), (16, 8, 6), (32, 4, 3), (64, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: create_model(SWIN, kwargs={"embed_dims": 8}), r"has no argument 'embed_dims'\. Did you mean 'embed_dim'\?"),
+        (lambda: create_model("timm/resnet18", kwargs={"in_chans": 1}), "found in_chans, which model.in_chans decides"),
+        (lambda: create_model("timm/mobilenetv3_small_050", kwargs={"checkpoint_path": "x"}), "no argument 'checkpoint_path'"),
+        (
+            lambda: create_model("timm/test_byobnet", kwargs={"stem_width": 2}),
+            "cannot be built with {stem_width: 2}: .*stem_width",
+        ),
+        (lambda: create_model("timm/test_vit", kwargs={"num_heads": 5}), "cannot be built with {num_heads: 5}: dim should be"),
+        (lambda: create_model("timm/resnet18", kwargs={"act_layer": torch.nn.ReLU}), "expected numbers, text"),
+        (
+            lambda: create_model("timm/test_vit", image_size=30, kwargs={"patch_size": 4}),
+            "does not take with .*; expected 32",
+        ),
+        (lambda: create_segmenter(SWIN, 2, kwargs={"patch_size": 2}), "has features at strides 2, 4, 8, 16"),
+        (lambda: create_segmenter(SWIN, 2, kwargs={"depth": 2}), "has no argument 'depth'. Did you mean 'depths'"),
+    ],
+)
+def test_kwargs_that_a_model_does_not_take_are_refused(make, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
 def test_timms_own_files_are_loaded(tmp_path: Path) -> None:
     theirs = timm.create_model("test_convnext", num_classes=7)
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
