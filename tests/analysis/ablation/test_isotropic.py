@@ -163,7 +163,7 @@ def test_stopped_ablation_resumes_with_the_remaining_row(stvit: Any, tmp_path: P
 
 
 def test_runs_share_budget_and_seeds(tmp_path: Path) -> None:
-    recipe = recipe_io.load("isotropic-mini", ["train.seed=3", "model.grid_sizes=[4, 2, 1, 1]"])
+    recipe = recipe_io.load("isotropic-mini", ["train.seed=3", "model.grid_sizes=[4, 2, 1, 1]", "model.num_iters=2"])
     runs = IsotropicAblation(tmp_path, recipe, (4, 5), 2).runs
     assert [(run.seed, run.path.name) for run in runs] == [
         (3, "row4-seed3"),
@@ -172,8 +172,9 @@ def test_runs_share_budget_and_seeds(tmp_path: Path) -> None:
         (4, "row5-seed4"),
     ]
     changed = {change.key for run in runs for change in recipe_io.difference(recipe, run.recipe)}
-    assert changed == {"model.name", "model.grid_sizes", "train.seed"}
+    assert changed == {"model.name", "model.grid_sizes", "model.num_iters", "train.seed"}
     assert [run.recipe.model.grid_sizes for run in runs[:2]] == [None, (4, 2, 1, 1)]  # a window has no super tokens
+    assert [run.recipe.model.num_iters for run in runs[:2]] == [None, 2]
     assert [run.score for run in runs] == [None] * 4
 
 

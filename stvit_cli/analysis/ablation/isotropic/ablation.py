@@ -18,6 +18,7 @@ from stvit_cli.engine.distributed import was_restarted
 from stvit_cli.engine.run_dir import require_free
 from stvit_cli.errors import UserError
 from stvit_cli.models.isotropic_rows import VARIANTS
+from stvit_cli.models.registry import OF_SUPER_TOKENS
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process
@@ -57,7 +58,7 @@ class IsotropicAblation:
         model = self.family + NUMBERS[number]
         overrides = [f"model.name={model}", f"train.seed={seed}"]
         if VARIANTS[model].attention == "swin":
-            overrides.append("model.grid_sizes=null")  # applies to STViT only: windows have no super tokens
+            overrides += [f"model.{key}=null" for key in sorted(OF_SUPER_TOKENS)]  # windows have no super tokens
         name = f"row{number}-seed{seed}"
         recipe = recipe_io.from_text(recipe_io.dump(self.recipe), [*overrides, f"name={name}"], source=self.recipe.name)
         return Run(f"row {number}, {model}", seed, recipe, self.path / name, self.overrides)
@@ -136,7 +137,8 @@ def run_ablation(ablation: IsotropicAblation, train: Callable[[Run], object], nu
     # Building the task checks the data and counts its classes, before anything is written.
     num_classes = tasks.build(runs[0].recipe).weights_info().num_classes
     model = ablation.recipe.model
-    setting = Setting(ablation.family, ablation.recipe.data.image_size, num_classes, model.in_chans, model.grid_sizes)
+    size = ablation.recipe.data.image_size
+    setting = Setting(ablation.family, size, num_classes, model.in_chans, model.grid_sizes, model.num_iters)
 
     def report() -> Report:
         failed = [(run.path.name, failure) for run in runs if (failure := run.failure) is not None]

@@ -48,6 +48,7 @@ class Setting:
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
         grid_sizes: of the STViT rows; their own if None.
+        num_iters: iterations of super token sampling of the STViT rows; their own if None.
     """
 
     family: str = FULL
@@ -55,6 +56,7 @@ class Setting:
     num_classes: int = 1000
     in_chans: int = 3
     grid_sizes: GridSizes | None = None
+    num_iters: int | None = None
 
     @property
     def is_papers(self) -> bool:
@@ -164,8 +166,9 @@ def build_table(setting: Setting, scores: Mapping[int, Mapping[int, float]]) -> 
 @cache
 def _count(name: str, setting: Setting) -> tuple[int, int, dict[str, int]]:
     """Return parameters, multiply-adds without norms, and uncounted operators."""
-    grid_sizes = setting.grid_sizes if VARIANTS[name].attention == "stvit" else None
-    model = create_model(name, setting.num_classes, setting.in_chans, grid_sizes=grid_sizes)
+    of_super_tokens = {"grid_sizes": setting.grid_sizes, "num_iters": setting.num_iters}
+    options: Any = of_super_tokens if VARIANTS[name].attention == "stvit" else {}
+    model = create_model(name, setting.num_classes, setting.in_chans, **options)
     count = count_flops(model, (setting.image_size, setting.image_size), setting.in_chans)
     norms = sum(flops for operator, flops in count.by_operator.items() if operator.endswith("_norm"))
     return sum(p.numel() for p in model.parameters()), count.total - norms, count.uncounted
