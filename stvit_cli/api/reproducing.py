@@ -183,7 +183,7 @@ def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: in
             with locked(folder):
                 train_runs(runs, train_run, parallel, save)
         except (Interrupted, KeyboardInterrupt):
-            again = [] if folder == output_folder(experiment.name) else ["--output", folder]
+            again: list[str | Path] = [] if folder == output_folder(experiment.name) else ["--output", folder]
             logger.info("Resume with the same command: %s", shell_command("stvit", "reproduce", experiment.name, *again))
             raise
         for run in runs:

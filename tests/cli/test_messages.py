@@ -264,6 +264,14 @@ COMMANDS: dict[str, list[str]] = {
         "isotropic-ablation --recipe quickstart",
         "isotropic-ablation --recipe isotropic-mini --output full",
     ],
+    "Reproduce": [
+        "reproduce fashion-minst",
+        "reproduce --seeds 2",
+        "reproduce --collect empty",
+        "reproduce fashion-mnist --collect nowhere",
+        "reproduce fashion-mnist --collect empty",
+        "reproduce fashion-mnist --collect empty --seeds 2",
+    ],
 }
 
 

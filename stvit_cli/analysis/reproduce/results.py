@@ -199,13 +199,13 @@ def needs_extra_seed(experiment: Experiment, runs: Mapping[str, Mapping[str, Any
     return unclear
 
 
-def known_parts(path: Path, runs: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+def known_parts(path: Path, runs: Mapping[str, object]) -> dict[str, Any]:
     """Return what else was measured in an earlier JSON file, as long as its runs are known."""
     content = strict_json.read_object(path)
     labels = {key.rpartition(", seed ")[0] for key in runs}
     pairs = {key: line for key, line in content.get("pairs", {}).items() if {line["first"], line["second"]} <= runs.keys()}
     speed = {label: line for label, line in content.get("speed", {}).items() if label in labels}
-    parts = {"pairs": pairs, "speed": speed}
+    parts: dict[str, Any] = {"pairs": pairs, "speed": speed}
     names = ("superpixels", "superpixel_differences", "superpixel_notes", "superpixel_runs")
     parts |= {name: content.get(name, {}) for name in names}
     return {name: part for name, part in parts.items() if part}
