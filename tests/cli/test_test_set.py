@@ -16,8 +16,8 @@ from helpers.idx_files import write
 import stvit_cli
 from stvit_cli.analysis.comparison.images import _opener
 from stvit_cli.analysis.comparison.runs import open_runs
+from stvit_cli.analysis.report.final_test import final_test_section
 from stvit_cli.analysis.report.run_files import read_run
-from stvit_cli.analysis.report.test_set import test_section as section_of
 from stvit_cli.engine.metrics_log import MetricsLog
 from stvit_cli.tasks.report_parts import MetricsPart, TextPart
 
@@ -80,7 +80,7 @@ def test_files_that_are_missing_or_used_already_end_it_before_training(idx: Path
 
 
 def test_report_and_card_have_the_test_set(run: Path) -> None:
-    section = section_of(read_run(run))
+    section = final_test_section(read_run(run))
     assert section is not None
     (said,) = (part for part in section.parts[:1] if isinstance(part, TextPart))
     assert "On the 8 images of t10k" in said.lines[0]

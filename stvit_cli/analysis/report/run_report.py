@@ -13,6 +13,7 @@ import torch
 from stvit_cli import tasks
 from stvit_cli.analysis.report.curves import curves_section
 from stvit_cli.analysis.report.data_section import data_section
+from stvit_cli.analysis.report.final_test import final_test_section
 from stvit_cli.analysis.report.missing_data import MissingEvaluation
 from stvit_cli.analysis.report.page import render
 from stvit_cli.analysis.report.recipe_section import recipe_section
@@ -20,7 +21,6 @@ from stvit_cli.analysis.report.run_files import Run, read_run
 from stvit_cli.analysis.report.speed import speed_section
 from stvit_cli.analysis.report.summary import commands_section, environment_section, summary_section
 from stvit_cli.analysis.report.super_tokens import super_tokens_section
-from stvit_cli.analysis.report.test_set import test_section
 from stvit_cli.analysis.run_predictions import predictions_of_run
 from stvit_cli.engine.distributed import pick_device
 from stvit_cli.errors import UserError
@@ -129,7 +129,7 @@ def _sections(run: Run, sources: Sources, say: Callable[[str], None]) -> list[Re
     evaluation = None if isinstance(sources.evaluation, UserError | MissingEvaluation) else sources.evaluation
     wanted: list[tuple[str, str, Callable[[], ReportSection | None]]] = [
         ("summary", "Summary", lambda: summary_section(run, of_task, problems)),
-        ("test", "Test set", lambda: test_section(run)),
+        ("test", "Test set", lambda: final_test_section(run)),
         *((section.id, section.title, _returning(section)) for section in of_task),
         ("curves", "Curves", lambda: curves_section(run)),
         ("data", "Data", lambda: data_section(run.recipe, sources.view, sources.task)),

@@ -10,7 +10,7 @@ from stvit_cli.tasks.report_parts import Metric, MetricsPart, Part, ReportSectio
 from stvit_cli.utils.metric_names import metric_name, metric_with_unit
 
 
-def test_section(run: Run) -> ReportSection | None:
+def final_test_section(run: Run) -> ReportSection | None:
     """Return the metrics of the best weights on the test set, with intervals where its predictions are kept; None without one.
 
     Args:
