@@ -77,5 +77,6 @@ def test_it_brings_its_recipes_and_its_digits(installed: Path, tmp_path: Path) -
 
 
 def test_it_brings_its_weights(installed: Path, tmp_path: Path) -> None:
-    words = ["predict", ROOT / "tests" / "images" / "digit-3.png", "--weights", "stvit-nano.digits"]
-    assert "  3 " in run("-m", "stvit_cli", *words, cwd=tmp_path, path=installed)
+    listed = json.loads(run("-m", "stvit_cli", "weights", "list", "--json", "-", cwd=tmp_path, path=installed))
+    assert "stvit-nano.digits" in [weights["name"] for weights in listed]
+    assert all(Path(weights["path"]).is_relative_to(installed) for weights in listed)

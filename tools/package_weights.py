@@ -5,7 +5,7 @@
 RUN is the directory of a finished run, NAME what `load` will take: the model, a dot, the data, such as stvit-nano.fashion-mnist.
 ``stvit_cli/weights/NAME.safetensors`` are the run's best weights, ``NAME.md`` is the card: metrics on the validation images and,
 where the recipe names a test set, on that; the recipe and its hash; the licences. Files of the same name are replaced. Weights of
-more than 6 MB are refused: the wheel holds them all.
+more than 6 MB are stored in fp16: the wheel holds them all.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from stvit_cli.analysis.export import export_weights
 from stvit_cli.analysis.hub_folder import public_info
 from stvit_cli.analysis.model_card import card_text
 from stvit_cli.analysis.packaged_card import PackagedAs
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.errors import UserError
-from stvit_cli.models.weights.file import read_weights, save_weights
 from stvit_cli.tasks.loading import open_trained
 from stvit_cli.utils.files import replace_file
 from stvit_cli.utils.shipped import weights_folder
@@ -67,12 +67,13 @@ def package(run: Path, name: str, folder: Path) -> Path:
     if key is None or model != trained.info.model:
         raise UserError(f"{name}: expected {trained.info.model}.DATA, where DATA begins with one of {', '.join(DATA)}.")
     size = saved.best.stat().st_size
-    if size > LIMIT:
-        raise UserError(f"{saved.best}: {size / 1e6:.1f} MB, but a file may have at most {LIMIT / 1e6:g}.")
-    card = card_text(run, licence=LICENCE, packaged=PackagedAs(name, *DATA[key], MAIN_METRICS[trained.info.task]))
+    precision = "fp16" if size > LIMIT else "fp32"
+    if size > 2 * LIMIT:
+        raise UserError(f"{saved.best}: {size / 1e6:.1f} MB, but a file may have at most {LIMIT / 1e6:g}, in fp16.")
+    card = card_text(run, licence=LICENCE, packaged=PackagedAs(name, *DATA[key], MAIN_METRICS[trained.info.task], precision))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    save_weights(path, read_weights(saved.best).tensors, replace(public_info(trained.info), licence=LICENCE))
+    export_weights(replace(trained, info=replace(public_info(trained.info), licence=LICENCE)), path, precision)
     replace_file(folder / f"{name}.md", card.encode())
     return path
 

@@ -257,7 +257,7 @@ def _body(run: _Run, licence: str | None, repo: str) -> Iterator[str]:
     )
     if not info.model.startswith("timm/"):
         yield f"STViT: *Vision Transformer with Super Token Sampling*, CVPR 2023, [arXiv 2211.11167]({_PAPER})."
-    yield from _loading(info, repo) if run.packaged is None else loading_lines(info, run.packaged.name)
+    yield from _loading(info, repo) if run.packaged is None else loading_lines(info, run.packaged)
     yield from _metrics(run)
     yield from _data(run)
     yield "\n## Intended use and limits\n"

@@ -20,6 +20,7 @@ class PackagedAs:
         data_licence: the licence of those images.
         data_source: whose the images are, for the reader.
         main_metric: the metric of `stvit weights list`.
+        precision: what the weights are stored in, see `export.export_weights`.
     """
 
     name: str
@@ -27,6 +28,7 @@ class PackagedAs:
     data_licence: str
     data_source: str
     main_metric: str
+    precision: str = "fp32"
 
 
 def listed(
@@ -53,8 +55,9 @@ def listed(
     }
 
 
-def loading_lines(info: WeightsInfo, name: str) -> Iterator[str]:
+def loading_lines(info: WeightsInfo, packaged: PackagedAs) -> Iterator[str]:
     """Yield how the weights are loaded by name."""
+    name = packaged.name
     yield "\n## Load it\n"
     yield from ("```bash", f"stvit predict image.png --weights {name}", f"stvit finetune --weights {name} --data FOLDER", "```")
     yield from ("\nIn Python:\n", "```python", "import stvit_cli", f'model = stvit_cli.load("{name}")')
@@ -63,6 +66,8 @@ def loading_lines(info: WeightsInfo, name: str) -> Iterator[str]:
         own = f"{NAMES_IN_TIMM[info.model]}.{name.removeprefix(f'{info.model}.').replace('-', '_')}"
         yield from ("\nWith timm:\n", "```python", "import timm", "import stvit_cli  # registers the models in timm")
         yield from (f'model = timm.create_model("{own}", pretrained=True).eval()', "```")
+    if packaged.precision != "fp32":
+        yield f"\nThe weights are stored in {packaged.precision}; the metrics are those of float32."
 
 
 def licence_lines(packaged: PackagedAs, licence: str) -> Iterator[str]:

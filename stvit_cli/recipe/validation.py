@@ -61,7 +61,8 @@ def contradictions(recipe: Recipe, *, saved: bool = False) -> Iterator[str]:
         yield "finetune.unfreeze_epochs: found a number beside freeze_backbone, which keeps the backbone frozen; expected one"
     yield from _task_contradictions(recipe)
     if model.pretrained and not model.name.startswith("timm/"):
-        yield f"model.pretrained: found true, but {model.name} has no weights to download; give a file: weights=FILE"
+        other = "give a file, or a name of `stvit weights list`: weights=FILE"
+        yield f"model.pretrained: found true, but {model.name} has no weights to download; {other}"
     if model.kwargs and not model.name.startswith("timm/"):
         yield f"model.kwargs: found {flow(model.kwargs)}, but {model.name} is no model of timm, timm/NAME; expected {{}}"
     rates = model.drop_path_rate
