@@ -42,6 +42,10 @@ CASES = {
     "stvit predict x.png --weights ": ["a-run", "runs/quickstart-1", "my.safetensors", *completion.packaged_weights("")],
     "stvit predict x.png --weights stvit-nano.d": ["stvit-nano.digits"],
     "stvit recipes show quick": ["quickstart"],
+    "stvit ablate quick": ["quickstart"],
+    "stvit ablate quickstart optim.l": ["optim.lr=", "optim.layer_decay="],
+    "stvit ablate --resume studies/": ["studies/lr"],
+    "stvit ablate --resume runs/": [],
     "stvit reproduce fashion-m": ["fashion-mnist"],
     "stvit train optim.l": ["optim.lr=", "optim.layer_decay="],
     "stvit train optim.lr": ["optim.lr=", "optim.lr=0.001"],
@@ -58,6 +62,9 @@ def test_everything_is_completed_without_a_slow_import(tmp_path: Path) -> None:
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "recipe.yaml").touch()
     (tmp_path / "runs" / "no-run").mkdir()
+    (tmp_path / "studies" / "lr").mkdir(parents=True)
+    for name in ("recipe.yaml", "plan.json"):
+        (tmp_path / "studies" / "lr" / name).touch()
     for name in ("mine.yaml", "my.safetensors"):
         (tmp_path / name).touch()
     ended = subprocess.run(

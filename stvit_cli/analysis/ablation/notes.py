@@ -31,10 +31,12 @@ def what_scores_are(results: Sequence[RunResult]) -> list[str]:
     notes = []
     for metric, split, weights in dict.fromkeys((each.metric, each.split, each.weights) for each in results):
         of = "of the moving average of the weights" if weights == "ema" else "of the weights"
-        when = "of the best epoch on the validation images" if split == "test" else "after the last epoch"
+        when = (
+            "of the best epoch on the validation images"
+            if split == "test"
+            else "after the last epoch: the best one would favour what fluctuates more"
+        )
         notes.append(f"Scores are {metric_name(metric).label} in percent on the {split} images, {of} {when}.")
-    if any(result.split == "validation" for result in results):
-        notes.append("Of the best epoch they would favour what fluctuates more.")
     return notes
 
 

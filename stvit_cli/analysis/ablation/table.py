@@ -89,7 +89,7 @@ class AblationTable:
 
     def markdown(self) -> str:
         """Return title, table and notes as Markdown."""
-        head = [_line(self.columns()), _line(["---"] * 2 + ["---:"] * (len(self.columns()) - 2))]
+        head = [_line(self.columns()), _line(["---", *["---:"] * (len(self.columns()) - 1)])]
         lines = [f"# {self.title}", "", *head, *map(_line, self.cells()), ""]
         return "\n".join([*lines, *(f"- {note}" for note in self.notes())]) + "\n"
 

@@ -331,3 +331,16 @@ def test_a_real_run_is_trained_and_read(stvit, image_folder: Path, tmp_path: Pat
     assert rows[0]["params"] > 100_000
     assert rows[0]["images_per_second"] > 0
     assert rows[0]["runs"][0]["steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_in_a_process_of_its_own_is_a_result(stvit, image_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(RECIPE.replace("kind: digits", f"kind: imagefolder, num_workers: 0, dir: {image_folder}"))
+    words = ["train.global_batch_size=8", "schedule.update=step", "optim.lr=1e-3,1e20"]
+    ended = stvit("ablate", recipe, *words, "--parallel", 2, "--output", tmp_path / "out", "--json", "-")
+    assert ended.code == 0, ended.err
+    assert [row["runs"][0]["status"] for row in json.loads(ended.out)["rows"]] == ["finished", "diverged"]
+    again = stvit("ablate", "--resume", tmp_path / "out", "--parallel", 2)
+    assert again.code == 0
+    assert "Run 1" not in again.err
