@@ -169,9 +169,8 @@ def _extended(ablation: Ablation, varied: Mapping[str, Sequence[Any]]) -> Ablati
         raise UserError(f"{new_keys[0]}: this ablation is the product of {known}; start another one to vary other keys.")
     merged = {key: list(values) for key, values in ablation.varied.items()}
     for key, values in varied.items():
-        known = merged.setdefault(key, [])
-        known += [value for value in values if not any(same(value, other) for other in known)]
-        check_values(key, known)
+        merged.setdefault(key, []).extend(v for v in values if not any(same(v, other) for other in ablation.varied.get(key, ())))
+        check_values(key, merged[key])
     settings = make_settings(merged, ablation.product, ablation.settings, with_base=len(merged) > 1)
     known_settings = ablation.settings
     ablation = replace(ablation, settings=tuple(settings), varied=merged).distinct()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 
@@ -164,7 +164,8 @@ def _num_parameters(run: Run) -> int | None:
         return written
     try:
         with safe_open(RunDir(run.path).last, framework="numpy") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys() if name.rpartition(".")[2] not in BUFFERS]  # noqa: SIM118
+            names = [name for name in file.keys() if name.rpartition(".")[2] not in BUFFERS]  # noqa: SIM118
+            shapes: list[list[int]] = [file.get_slice(name).get_shape() for name in names]
     except (OSError, SafetensorError):
         return None
     return sum(math.prod(shape) for shape in shapes)
@@ -178,5 +179,5 @@ def _machine(environment: Mapping[str, Any]) -> str:
     return f"{name}, {threads} thread{'s' * (threads != 1)}" if threads else str(name)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -143,7 +143,7 @@ def run_ablation(ablation: IsotropicAblation, train: Callable[[Run], object], nu
     def report() -> Report:
         failed = [(run.path.name, failure) for run in runs if (failure := run.failure) is not None]
         failures = [f"{name} {failure.kind}: {failure.message.splitlines()[0]}" for name, failure in failed]
-        more = [*what_scores_are([result for run in runs if (result := run.result) is not None]), *failures]
+        more = [*what_scores_are([found for run in runs if (found := run.result) is not None]), *failures]
         result = report_training(build_table(setting, ablation.scores()), ablation.recipe.name, more)
         if is_main_process():
             result.write(ablation.path)
