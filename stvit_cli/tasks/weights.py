@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.options import options_of
+from stvit_cli.models.options import given, options_of
 from stvit_cli.models.weights.file import (
     LoadReport,
     WeightsFile,
@@ -64,7 +64,7 @@ def recipe_weights_info(recipe: Recipe, class_names: Sequence[str]) -> WeightsIn
         std=recipe.data.std,
         interpolation=recipe.augment.interpolation,
         recipe_hash=recipe_hash(recipe),
-        **options_of(recipe.model),
+        **given(options_of(recipe.model)),
     )
 
 
