@@ -18,6 +18,20 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Side by side (pytest -n), each process computes on its part of the CPUs: torch takes all cores otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // int(workers))))
 
+
+def _first_backward_pass() -> None:
+    """Tests fork processes that train (`helpers.toy.start`), and after autograd's threads have started, none of them could.
+
+    The first backward pass starts one for each GPU, and after FakeTensorMode, which torch.export and torch.compile use, also for
+    a GPU that is none. So it is made before any test.
+    """
+    import torch  # after OMP_NUM_THREADS, which it reads
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
+_first_backward_pass()
+
 # The same examples every time, and none remembered: a failure here is a failure everywhere.
 settings.register_profile("reproducible", derandomize=True, database=None, deadline=None, max_examples=40)
 settings.load_profile("reproducible")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, cast
 
 import torch
@@ -160,7 +160,10 @@ def inexact_changes(session: Session, content: dict[str, Any]) -> list[str]:
 def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
     assert checkpoint is not None
     # Checkpoints from before a field of the metadata was added were of its default.
-    defaults = {each.name: each.default for each in fields(session.task.weights_info())}
+    defaults = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory()
+        for each in fields(session.task.weights_info())
+    }
     before, now = defaults | checkpoint.state["fingerprint"], fingerprint(session)
     for key, value in now.items():
         if key == "data":

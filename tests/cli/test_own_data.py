@@ -245,5 +245,5 @@ def test_a_backbone_frozen_without_weights_is_said(
 ) -> None:
     from stvit_cli.api import training
 
-    training._recipe("own-images", [f"data.dir={photos(tmp_path / 'photos')}", "train.device=cpu", f"finetune.{key}"])
+    training.new_recipe("own-images", [f"data.dir={photos(tmp_path / 'photos')}", "train.device=cpu", f"finetune.{key}"])
     assert any("frozen at random initial values" in message for message in caplog.messages) == warned

@@ -42,7 +42,7 @@ def test_a_name_of_the_registry_is_the_built_in_model() -> None:
         (lambda: create_model("timm/test_convnex"), r"no model 'test_convnex'\. Did you mean 'test_convnext'\?"),
         (lambda: create_model("timm/resnet50.a1_in1"), r"has no weights 'a1_in1'\. Did you mean 'a1_in1k'\?"),
         (lambda: create_model("timm/test_vit", image_size=100), "found 100, which timm/test_vit does not take; expected 96, 112"),
-        (lambda: require_image_size("timm/vit_tiny_patch16_224", 64, 96, 3), "takes images of 64 pixels only"),
+        (lambda: require_image_size("timm/vit_tiny_patch16_224", 64, 96, 3, {}), "takes images of 64 pixels only"),
         (lambda: create_model("timm/vgg11", drop_path_rate=0.1), "vgg11 has no stochastic depth"),
         (lambda: create_model("timm/test_convnext", grid_sizes=(1, 1, 1, 1)), "no super tokens"),
         (lambda: create_segmenter("timm/test_vit", 2), "has features at strides 16; expected 4, 8, 16 and 32"),

@@ -87,6 +87,7 @@ def test_a_far_name_and_the_name_itself_are_not_suggested(name: str, choices: li
         ("warmup_epoch", ["schedule.warmup_epochs"]),
         ("kind", ["data.kind", "loss.kind", "distill.kind", "schedule.kind"]),
         ("train.num_workers", ["data.num_workers"]),
+        ("eval.flip", ["eval.hflip"]),
         ("descripton", ["description"]),
     ],
 )
@@ -95,7 +96,7 @@ def test_the_nearest_key_is_suggested(wrong: str, meant: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "foo", "<<", "foo.bar", "optim.learning_rate", "optim.betta_schedule", "eval.flip", "data.mode", "train.size"]
+    "wrong", ["", "foo", "<<", "foo.bar", "optim.learning_rate", "optim.betta_schedule", "data.mode", "train.size"]
 )
 def test_no_far_key_of_another_section_is_suggested(wrong: str) -> None:
     assert nearest_key(wrong) == ""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.isotropic import Isotropic
 from stvit_cli.models.isotropic_rows import VARIANTS as ISOTROPIC
 from stvit_cli.models.stvit import VARIANTS as STVIT
 from stvit_cli.models.stvit import STViT
@@ -201,7 +200,11 @@ def _shapes_of(name: str) -> dict[str, torch.Size]:
 
 def _create(name: str) -> nn.Module:
     # Not by `create_model`, which reads weights files, and so imports this module.
-    return STViT(STVIT[name]) if name in STVIT else Isotropic(ISOTROPIC[name])
+    if name in STVIT:
+        return STViT(STVIT[name])
+    from stvit_cli.models.isotropic import Isotropic  # imports timm, which takes seconds
+
+    return Isotropic(ISOTROPIC[name])
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
