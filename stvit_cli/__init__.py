@@ -33,9 +33,9 @@ if TYPE_CHECKING:
         reproduce,
         resume,
         run_predictions,
-        superpixels,
         train,
     )
+    from stvit_cli.api.superpixel_evaluation import superpixels
     from stvit_cli.engine.callbacks import Callback, TrainingView
     from stvit_cli.errors import Interrupted, UserError
     from stvit_cli.models.kernels import use_kernels

@@ -13,7 +13,7 @@ from stvit_cli.api.publishing import PushResult, push
 from stvit_cli.api.reproducing import ReproductionResult, experiments, reproduce
 from stvit_cli.api.results import DryRunResult, EvaluationResult, ExportResult, TrainingResult
 from stvit_cli.api.run_report import report
-from stvit_cli.api.superpixels import superpixels
+from stvit_cli.api.superpixel_evaluation import superpixels
 from stvit_cli.api.trained_model import TrainedModel, evaluate, load, run_predictions
 from stvit_cli.api.training import dry_run, resume, train
 
