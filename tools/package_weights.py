@@ -19,6 +19,7 @@ from stvit_cli.analysis.export import export_weights
 from stvit_cli.analysis.hub_folder import public_info
 from stvit_cli.analysis.model_card import card_text
 from stvit_cli.analysis.packaged_card import PackagedAs
+from stvit_cli.analysis.report.run_files import read_run
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.loading import open_trained
@@ -28,7 +29,6 @@ from stvit_cli.utils.shipped import weights_folder
 LIMIT = 6_000_000
 """The largest size of a file in bytes."""
 LICENCE = "mit"
-MAIN_METRICS = {"classification": "top1", "detection": "box_ap", "segmentation": "miou"}
 DATA = {
     "fashion-mnist": (
         "Fashion-MNIST",
@@ -70,7 +70,10 @@ def package(run: Path, name: str, folder: Path) -> Path:
     precision = "fp16" if size > LIMIT else "fp32"
     if size > 2 * LIMIT:
         raise UserError(f"{saved.best}: {size / 1e6:.1f} MB, but a file may have at most {LIMIT / 1e6:g}, in fp16.")
-    card = card_text(run, licence=LICENCE, packaged=PackagedAs(name, *DATA[key], MAIN_METRICS[trained.info.task], precision))
+    best = read_run(run).best
+    if best is None:
+        raise UserError(f"{run} has no evaluation yet.")
+    card = card_text(run, licence=LICENCE, packaged=PackagedAs(name, *DATA[key], best.metric, precision))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     export_weights(replace(trained, info=replace(public_info(trained.info), licence=LICENCE)), path, precision)

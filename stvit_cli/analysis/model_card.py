@@ -27,6 +27,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.metric_names import MANY_IMAGES, metric_name, metric_value
+from stvit_cli.utils.safetensors_header import num_parameters
 from stvit_cli.utils.text import first_few, printable
 
 CARD = "README.md"
@@ -161,7 +162,7 @@ def _read(run: RunDir) -> _Run:
         metrics={name: value for name, value in metrics.items() if _is_shown(name, value)},
         num_images={name: int(count) for name, count in counts.items() if count},
         steps=state.get("run", {}).get("step"),
-        num_params=_num_params(run.best),
+        num_params=num_parameters(run.best),
         test=_test_row(run),
     )
 
@@ -190,17 +191,6 @@ def _newest_state(run: RunDir) -> dict[str, Any]:
         if isinstance(state, dict):
             return state
     return {}
-
-
-def _num_params(path: Path) -> int:
-    """Return the number of weights in a safetensors file, from its header: without statistics and counters of batch norms."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    counted = 0
-    for name, tensor in header.items():
-        if name != "__metadata__" and not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
-            counted += math.prod(tensor["shape"])
-    return counted
 
 
 def _head(run: _Run, licence: str | None) -> Iterator[str]:

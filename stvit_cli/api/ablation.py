@@ -27,8 +27,6 @@ Values = Mapping[str, Sequence[object]] | Sequence[str]
 
 Result = TypeVar("Result")
 
-RESUMED = "An ablation is resumed in its own folder, by its own recipe: leave recipe, output and product out."
-
 logger = logging.getLogger(__name__)
 
 

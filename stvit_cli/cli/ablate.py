@@ -30,7 +30,8 @@ def ablate(
     ] = None,
     seeds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of seeds to train each setting with.")] = None,
     parallel: Annotated[
-        int, typer.Option(metavar="N", min=1, help="So many runs at once, each on a GPU of its own or on its part of the CPU.")
+        int,
+        typer.Option(metavar="N", min=1, help="Number of runs at a time, each on its GPU or its part of the CPU."),
     ] = 1,
     product: Annotated[bool, typer.Option("--product", help="Train all combinations, not one key at a time.")] = False,
     data: Data = None,

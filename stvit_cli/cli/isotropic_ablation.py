@@ -28,7 +28,7 @@ def isotropic_ablation(
     ] = None,
     seeds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of seeds to train each row with.")] = None,
     parallel: Annotated[
-        int, typer.Option(metavar="N", min=1, help="So many runs at once, each on its GPU or its part of the CPU.")
+        int, typer.Option(metavar="N", min=1, help="Number of runs at a time, each on its GPU or its part of the CPU.")
     ] = 1,
     data: Data = None,
     output: Output = None,

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.safetensors_header import METADATA, read_header
 from stvit_cli.utils.shipped import weights_folder
 from stvit_cli.utils.text import did_you_mean, printable
 
@@ -162,11 +163,9 @@ def names_hint(path: Path) -> str:
     return f"{did_you_mean(path.name, files)}\n{_known()}" if files else ""
 
 
-def read_header(path: Path) -> Mapping[str, Any]:
-    """Return the description in the header of a safetensors file that `save_weights` wrote, as it is there."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    description: Mapping[str, Any] = json.loads(header["__metadata__"]["stvit"])
+def read_description(path: Path) -> Mapping[str, Any]:
+    """Return the description in a file that `save_weights` wrote, as it is there."""
+    description: Mapping[str, Any] = json.loads(read_header(path)[METADATA]["stvit"])
     return description
 
 
@@ -179,7 +178,7 @@ def read_card_head(path: Path) -> Mapping[str, Any]:
 
 def _read(name: str, path: Path) -> PackagedWeights:
     card = path.with_name(f"{name}.md")
-    described, head = read_header(path), read_card_head(card)
+    described, head = read_description(path), read_card_head(card)
     own = head["stvit"]
     return PackagedWeights(
         name=name,

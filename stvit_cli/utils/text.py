@@ -113,6 +113,22 @@ def shortened(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = False) -> list[str]:
+    """Return the lines of a Markdown table.
+
+    Args:
+        columns: the headings.
+        rows: the cells.
+        right: align every column but the first to the right.
+
+    Example:
+        >>> markdown_table(["a", "b"], [["1", "x|y"]])
+        ['| a | b |', '| --- | --- |', '| 1 | x&#124;y |']
+    """
+    rule = ["---", *["---:" if right else "---"] * (len(columns) - 1)]
+    return [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in [columns, rule, *rows]]
+
+
 def file_name(text: str) -> str:
     """Return ``text`` as the name of one file: no separators, control characters or leading dots, and of at most 100 bytes."""
     name = re.sub(r"[^\w.+ -]", "-", text).lstrip(".-").encode()[:100].decode(errors="ignore")

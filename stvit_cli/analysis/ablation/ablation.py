@@ -13,16 +13,13 @@ from stvit_cli import tasks
 from stvit_cli.analysis.ablation.runs import Run
 from stvit_cli.analysis.ablation.settings import Setting, check_values, make_settings, same
 from stvit_cli.analysis.ablation.table import AblationTable, make_table
-from stvit_cli.analysis.ablation.training import locked, train_runs
-from stvit_cli.engine.distributed import was_restarted
-from stvit_cli.engine.run_dir import require_free
+from stvit_cli.analysis.ablation.training import require_free_directory, save_plan, train_directory
 from stvit_cli.errors import UserError
 from stvit_cli.models.registry import own_options
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.environment import is_main_process
-from stvit_cli.utils.files import replace_file, writing
 
 logger = logging.getLogger(__name__)
 
@@ -80,18 +77,14 @@ class Ablation:
 
     def require_free(self) -> None:
         """Check that a new ablation can start in the directory. Raises UserError where it holds something."""
-        if is_main_process() and not was_restarted():
-            require_free(self.path)
+        require_free_directory(self.path)
 
     def save(self) -> None:
         """Write plan.json and recipe.yaml, from which `reopen` resumes."""
         settings = [{"name": each.name, "values": dict(each.values), "folder": each.folder} for each in self.settings]
         varied = {key: list(values) for key, values in self.varied.items()}
         plan = {"settings": settings, "seeds": self.num_seeds, "varied": varied, "product": self.product}
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path / "plan.json", strict_json.dumps(plan, indent=2).encode() + b"\n")
-            replace_file(self.path / "recipe.yaml", recipe_io.dump(recipe_io.with_absolute_paths(self.recipe)).encode())
+        save_plan(self.path, plan, self.recipe, indent=2)
 
     def table(self) -> AblationTable:
         """Return the table of the runs that have finished so far."""
@@ -200,8 +193,4 @@ def run_ablation(ablation: Ablation, train: Callable[[Run], object], num_paralle
     """
     runs = ablation.runs
     tasks.build(tasks.resolve(runs[0].recipe)[0])  # what is wrong with the data is found before anything is written
-    with locked(ablation.path):
-        if is_main_process():
-            ablation.save()
-        train_runs(runs, train, num_parallel, ablation.write_table)
-        return ablation.write_table()
+    return train_directory(ablation.path, runs, train, num_parallel, ablation.save, ablation.write_table)

@@ -10,16 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from safetensors import SafetensorError, safe_open
-
 from stvit_cli.analysis.report.run_files import MAIN_METRICS, NO_METRICS, Run, read_run
 from stvit_cli.engine.metrics_log import MetricsLog
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
-
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-"""Last parts of names in a weights file that are no parameters."""
+from stvit_cli.utils.safetensors_header import num_parameters
 
 
 @dataclass(frozen=True)
@@ -163,12 +159,9 @@ def _num_parameters(run: Run) -> int | None:
     if isinstance(written, int):
         return written
     try:
-        with safe_open(RunDir(run.path).last, framework="numpy") as file:
-            names = [name for name in file.keys() if name.rpartition(".")[2] not in BUFFERS]  # noqa: SIM118
-            shapes: list[list[int]] = [file.get_slice(name).get_shape() for name in names]
-    except (OSError, SafetensorError):
+        return num_parameters(RunDir(run.path).last)
+    except (OSError, ValueError):
         return None
-    return sum(math.prod(shape) for shape in shapes)
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from stvit_cli.recipe.io import recipe_hash
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.metric_names import metric_name
-from stvit_cli.utils.text import shell_command
+from stvit_cli.utils.text import markdown_table, shell_command
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ class AblationTable:
 
     def markdown(self) -> str:
         """Return title, table and notes as Markdown."""
-        head = [_line(self.columns()), _line(["---", *["---:"] * (len(self.columns()) - 1)])]
-        lines = [f"# {self.title}", "", *head, *map(_line, self.cells()), ""]
+        lines = [f"# {self.title}", "", *markdown_table(self.columns(), self.cells(), right=True), ""]
         return "\n".join([*lines, *(f"- {note}" for note in self.notes())]) + "\n"
 
     def write(self, directory: Path | None = None) -> None:
@@ -160,7 +159,3 @@ def _interval(value: Estimate | None, style: str, none: str = "-") -> str:
     if value is None or value.low is None or value.high is None:
         return none
     return f"[{style.format(value.low)}, {style.format(value.high)}]"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"

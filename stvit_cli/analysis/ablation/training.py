@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from stvit_cli.analysis.ablation.processes import run_in_processes
 from stvit_cli.analysis.ablation.runs import MAX_LINES, Failure, Run
-from stvit_cli.engine.distributed import joined_world
+from stvit_cli.engine.distributed import joined_world, was_restarted
+from stvit_cli.engine.run_dir import require_free
 from stvit_cli.engine.run_lock import RunLock
 from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.recipe import Recipe
+from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils import strict_json
 from stvit_cli.utils.environment import is_main_process, world_size
-from stvit_cli.utils.files import writing
+from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.text import first_line
 
 logger = logging.getLogger(__name__)
+
+Table = TypeVar("Table")
 
 
 def train_runs(
@@ -74,6 +81,52 @@ def _message_of(work: Callable[[], object]) -> str | None:
         logger.error("%s", "".join(traceback.format_exception(error)))
         return f"internal error: {type(error).__name__}: {first_line(error)}"
     return None
+
+
+def require_free_directory(path: Path) -> None:
+    """Check that a new ablation can start in a directory. Raises UserError where it holds something."""
+    if is_main_process() and not was_restarted():
+        require_free(path)
+
+
+def save_plan(path: Path, plan: Mapping[str, Any], recipe: Recipe, indent: int | None = None) -> None:
+    """Write plan.json and recipe.yaml, from which an ablation is reopened.
+
+    Args:
+        path: directory of the ablation.
+        plan: what is trained, as JSON.
+        recipe: shared by all runs.
+        indent: of the JSON.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        replace_file(path / "plan.json", strict_json.dumps(plan, indent=indent).encode() + b"\n")
+        replace_file(path / "recipe.yaml", recipe_io.dump(recipe_io.with_absolute_paths(recipe)).encode())
+
+
+def train_directory(
+    path: Path,
+    runs: Sequence[Run],
+    train: Callable[[Run], object],
+    num_parallel: int,
+    save: Callable[[], object],
+    tabulate: Callable[[], Table],
+) -> Table:
+    """Train the runs of an ablation in its locked directory, and return its table.
+
+    Args:
+        path: directory of the ablation.
+        runs: see `train_runs`.
+        train: see `train_runs`.
+        num_parallel: see `train_runs`.
+        save: writes what the ablation is reopened from; called on the main process.
+        tabulate: writes the table of the runs that have ended, and returns it; called after each.
+    """
+    with locked(path):
+        if is_main_process():
+            save()
+        train_runs(runs, train, num_parallel, tabulate)
+        return tabulate()
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class FoundRun:
 
 
 def find_runs(folder: Path) -> Iterator[FoundRun]:
-    """Yield the runs in a folder and its subfolders, in the order of their paths; what is no readable run is passed over."""
+    """Yield the runs in a folder and its subfolders, in the order of their paths; folders without metrics are skipped."""
     for path in sorted(folder.rglob("recipe.yaml")):
         run_dir = RunDir(path.parent)
         if run_dir.metrics.is_file() and run_dir.environment.is_file():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from stvit_cli.utils.metric_names import metric_name
+from stvit_cli.utils.text import markdown_table
 
 SCORES = {
     "test": "The score of a run is the only evaluation on the test set, after training, of the weights that were best on the "
@@ -36,12 +37,6 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in [list(columns), ["---"] * len(columns), *escaped]]
-
-
 def _settings(results: Mapping[str, Any]) -> list[str]:
     main, *others = results["metrics"]
     settings = results["settings"]
@@ -62,7 +57,7 @@ def _settings(results: Mapping[str, Any]) -> list[str]:
         row += [_plain(line["epochs"]), _plain(line["minutes"])]
         row += [_plain(line["published"])] * has_published
         rows.append(row)
-    return table(columns, rows)
+    return markdown_table(columns, rows)
 
 
 def _sentences(results: Mapping[str, Any]) -> list[str]:
@@ -93,7 +88,7 @@ def _differences(results: Mapping[str, Any]) -> list[str]:
         + ([_plain(line["published"], "+")] if has_published else [])
         for key, line in lines.items()
     ]
-    return ["## Differences", "", *table(columns, rows), ""]
+    return ["## Differences", "", *markdown_table(columns, rows), ""]
 
 
 def _of_speed(line: Mapping[str, Any]) -> str:
@@ -115,7 +110,7 @@ def _pairs(results: Mapping[str, Any]) -> list[str]:
     text = (
         "McNemar's exact test on the images of the test set, seed by seed: does one model get more of them right than the other?"
     )
-    return ["## Paired tests", "", text, "", *table(columns, rows), ""]
+    return ["## Paired tests", "", text, "", *markdown_table(columns, rows), ""]
 
 
 def _superpixels(results: Mapping[str, Any]) -> list[str]:
@@ -136,9 +131,9 @@ def _superpixels(results: Mapping[str, Any]) -> list[str]:
         for line in rows.values()
         if line["trained"] or line["segmentation"] == "super tokens"
     ]
-    pictures = ["![Metrics by layer](superpixels/plot.svg)", "", "![The first scenes](superpixels/scenes.png)"]
+    plots = ["![Metrics by layer](superpixels/plot.svg)", "", "![The first scenes](superpixels/scenes.png)"]
     notes = [f"- {note}" for note in results["superpixel_notes"]]
-    return ["## Super tokens as superpixels", "", *table(columns, cells), "", *notes, "", *pictures, ""]
+    return ["## Super tokens as superpixels", "", *markdown_table(columns, cells), "", *notes, "", *plots, ""]
 
 
 def _runs(results: Mapping[str, Any]) -> list[str]:
@@ -170,7 +165,7 @@ def _runs(results: Mapping[str, Any]) -> list[str]:
         ]
         for line in results["runs"].values()
     ]
-    return ["## Runs", "", *table(columns, rows), ""]
+    return ["## Runs", "", *markdown_table(columns, rows), ""]
 
 
 def _published(results: Mapping[str, Any]) -> list[str]:
@@ -191,7 +186,7 @@ def _published(results: Mapping[str, Any]) -> list[str]:
         "",
         f"{what}. Source: {results['published_source']}.",
         "",
-        *table(["model", heading(results["metrics"][0])], rows),
+        *markdown_table(["model", heading(results["metrics"][0])], rows),
         "",
     ]
 

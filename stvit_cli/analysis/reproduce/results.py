@@ -26,7 +26,7 @@ from stvit_cli.utils.text import shell_command
 
 FORMAT = 1
 NEAR = 2
-"""A run that differs from a setting in at most so many keys is named, as it was perhaps meant to be of it."""
+"""A run that differs from a setting in at most this number of keys is reported as near."""
 
 
 def same_setting(run: Recipe, setting: Setting) -> list[recipe_io.Change]:

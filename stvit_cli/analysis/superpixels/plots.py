@@ -27,6 +27,7 @@ from stvit_cli.analysis.superpixels.measure import (
 )
 from stvit_cli.analysis.superpixels.scenes import Scene
 from stvit_cli.analysis.superpixels.statistics import estimate
+from stvit_cli.utils.text import markdown_table
 
 if TYPE_CHECKING:
     from stvit_cli.analysis.superpixels.result import Example, Row, SuperpixelResult
@@ -46,12 +47,8 @@ PANEL = 1.95
 
 def as_markdown(result: SuperpixelResult) -> str:
     """Return the table and the notes as Markdown."""
-    lines = ["# Super tokens as superpixels", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    return "\n".join([*lines, *map(_line, result.table()), "", *(f"- {note}" for note in result.notes())]) + "\n"
-
-
-def _line(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
+    lines = ["# Super tokens as superpixels", "", *markdown_table(COLUMNS, result.table()), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in result.notes())]) + "\n"
 
 
 def plot(result: SuperpixelResult) -> bytes:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stvit_cli.analysis.ablation.statistics import CONFIDENCE
+from stvit_cli.analysis.ablation.statistics import estimate as of_seeds
+
 Floats = NDArray[np.float64]
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -76,26 +78,19 @@ def difference(values: Floats, others: Floats) -> Estimate:
 
 
 def _t_interval(values: Floats) -> Interval:
-    if len(values) < 2:
+    found = of_seeds(values.tolist())
+    if found is None or found.low is None or found.high is None:
         return Interval(math.nan, math.nan)
-    half = _quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Interval(float(values.mean()) - half, float(values.mean()) + half)
+    return Interval(found.low, found.high)
 
 
 def _welch_interval(values: Floats, others: Floats) -> Interval:
     if min(len(values), len(others)) < 2:
         return Interval(math.nan, math.nan)
-    parts = [float(group.var(ddof=1)) / len(group) for group in (values, others)]
-    mean, total = float(values.mean() - others.mean()), sum(parts)
-    if total == 0:
+    if not values.var() and not others.var():
+        mean = float(values.mean() - others.mean())
         return Interval(mean, mean)
-    freedom = total**2 / sum(part**2 / (len(group) - 1) for part, group in zip(parts, (values, others), strict=True))
-    half = _quantile(freedom) * math.sqrt(total)
-    return Interval(mean - half, mean + half)
+    from scipy.stats import ttest_ind  # half a second
 
-
-def _quantile(freedom: float) -> float:
-    """Return the quantile of Student's t that leaves 2.5 % above it."""
-    from scipy.stats import t  # half a second
-
-    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+    found = ttest_ind(values, others, equal_var=False).confidence_interval(CONFIDENCE)
+    return Interval(float(found.low), float(found.high))

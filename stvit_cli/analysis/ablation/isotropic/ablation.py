@@ -13,16 +13,13 @@ from stvit_cli.analysis.ablation.isotropic.report import Report, report_training
 from stvit_cli.analysis.ablation.isotropic.table import NUMBERS, Setting, build_table, family_of
 from stvit_cli.analysis.ablation.notes import what_scores_are
 from stvit_cli.analysis.ablation.runs import Run
-from stvit_cli.analysis.ablation.training import locked, train_runs
-from stvit_cli.engine.distributed import was_restarted
-from stvit_cli.engine.run_dir import require_free
+from stvit_cli.analysis.ablation.training import require_free_directory, save_plan, train_directory
 from stvit_cli.errors import UserError
 from stvit_cli.models.isotropic_rows import VARIANTS
 from stvit_cli.models.registry import OF_SUPER_TOKENS
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.utils.environment import is_main_process
-from stvit_cli.utils.files import replace_file, writing
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,11 @@ class IsotropicAblation:
             UserError: the directory is not empty, or the recipe's model is not a row of the table.
         """
         assert self.runs
-        if is_main_process() and not was_restarted():
-            require_free(self.path)
+        require_free_directory(self.path)
 
     def save(self) -> None:
         """Write plan.json and recipe.yaml, from which `reopen` resumes."""
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path / "plan.json", json.dumps({"rows": self.numbers, "seeds": self.num_seeds}).encode() + b"\n")
-            replace_file(self.path / "recipe.yaml", recipe_io.dump(recipe_io.with_absolute_paths(self.recipe)).encode())
+        save_plan(self.path, {"rows": self.numbers, "seeds": self.num_seeds}, self.recipe)
 
 
 def _number(run: Run) -> int:
@@ -149,8 +142,4 @@ def run_ablation(ablation: IsotropicAblation, train: Callable[[Run], object], nu
             result.write(ablation.path)
         return result
 
-    with locked(ablation.path):
-        if is_main_process():
-            ablation.save()
-        train_runs(runs, train, num_parallel, report)
-        return report()
+    return train_directory(ablation.path, runs, train, num_parallel, ablation.save, report)

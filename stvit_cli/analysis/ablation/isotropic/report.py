@@ -19,6 +19,7 @@ from stvit_cli.analysis.ablation.plot import limits
 from stvit_cli.models.isotropic_rows import MINI, VARIANTS
 from stvit_cli.utils import strict_json
 from stvit_cli.utils.files import replace_file, writing
+from stvit_cli.utils.text import markdown_table
 
 COLUMNS = ("row", "model", "channels", "blocks", "RPE", "parameters", "paper", "FLOPs", "paper", "top-1 here", "paper, ImageNet")
 LABEL = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
@@ -128,12 +129,8 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def as_markdown(report: Report) -> str:
     """Return title, table and notes as Markdown."""
-    lines = [f"# {report.title}", "", _line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, report.cells()), ""]
+    lines = [f"# {report.title}", "", *markdown_table(COLUMNS, report.cells()), ""]
     return "\n".join([*lines, *(f"- {note}" for note in report.notes)]) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def draw(rows: Sequence[Row], title: str) -> bytes:
