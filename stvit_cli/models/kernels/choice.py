@@ -233,7 +233,8 @@ def describe_gpu(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {"gpu": device.type}
     properties = torch.cuda.get_device_properties(device)
-    driver = torch._C._cuda_getDriverVersion() if torch.version.hip is None else 0  # type: ignore[attr-defined]
+    version = getattr(torch._C, "_cuda_getDriverVersion", None)  # only some builds of PyTorch have it
+    driver = version() if version is not None and torch.version.hip is None else 0
     return {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}", "driver": driver}
 
 
