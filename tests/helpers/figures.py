@@ -129,14 +129,22 @@ def as_markdown(claims: Mapping[str, Mapping[str, Any]]) -> str:
     lines += ["", "## Measured", "", "| key | file | figure | command | machine | version | written |", "|" + "---|" * 7]
     for key, claim in claims.items():
         if claim["kind"] == "measured":
-            cells = [f"{claim['command']}", claim["machine"], claim["version"], claim["written"]]
-            lines.append(" | ".join([f'| <a id="{key}"></a>{key}', claim["file"], _shown(claim), *map(_escaped, cells)]) + " |")
+            cells = [f'| <a id="{key}"></a>{key}', claim["file"], _shown(claim), *map(_escaped, _origin(claim))]
+            lines.append(" | ".join(cells) + " |")
     lines += ["", "## Counted, published, given", "", "| key | file | figure | what | source |", "|" + "---|" * 5]
     for key, claim in claims.items():
         if claim["kind"] != "measured":
             cells = [f"| {key}", claim["file"], _shown(claim), claim["kind"], _escaped(claim["source"])]
             lines.append(" | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _origin(claim: Mapping[str, Any]) -> list[str]:
+    """Return command, machine, version and date of a measured claim; where it stands in a file of `stvit reproduce`, that file."""
+    if "of" in claim:
+        name = claim["of"].partition("#")[0]
+        return [f"stvit reproduce {name}", *[f"see [{name}]({name}.md)"] * 3]
+    return [claim["command"], claim["machine"], claim["version"], claim["written"]]
 
 
 def _shown(claim: Mapping[str, Any]) -> str:
