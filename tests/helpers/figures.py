@@ -140,7 +140,7 @@ def as_markdown(claims: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _origin(claim: Mapping[str, Any]) -> list[str]:
-    """Return command, machine, version and date of a measured claim; where it stands in a file of `stvit reproduce`, that file."""
+    """Return command, machine, version and date of a measured claim, or the file of `stvit reproduce` that has them."""
     if "of" in claim:
         name = claim["of"].partition("#")[0]
         return [f"stvit reproduce {name}", *[f"see [{name}]({name}.md)"] * 3]
