@@ -153,7 +153,7 @@ def test_the_json_has_a_line_for_every_figure_and_keeps_runs_of_the_same_recipe(
 
 def test_the_command_collects_and_writes(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(superpixel_lines, "superpixel_parts", lambda *_: {})  # needs weights
-    setting = experiments.load("shapes-segmentation").settings[0]
+    setting = experiments.load("shapes-segmentation").setting("stvit-nano")
     rows = {"miou": 85.5, "epoch": 4.0}
     run = write_run(tmp_path / "runs" / "x", setting, 0, 0.0, **rows)
     log = run.path / "metrics.jsonl"
