@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.idx_files import write
 
+from stvit_cli.data.class_names import read_class_names
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.inheritance import as_single_file
@@ -33,9 +34,12 @@ SHRUNK = {
 }
 """What makes a recipe of each task small enough for a test; all else is as shipped."""
 
+SOURCED = ("deit300", "finetune384", "imagenet21k90", "finetune-21k-to-1k", "coco-", "ade20k-")
+MARKS = ("[P]", "[D]", "[S]", "[W]", "[O]")
+
 
 def test_the_recipes_are_there() -> None:
-    assert len(NAMES) == 20
+    assert len(NAMES) == 22
     folder = Path(__file__).parents[1] / "recipes"
     assert sorted(path.stem for path in folder.iterdir()) == NAMES
 
@@ -62,6 +66,7 @@ def test_a_recipe_runs(
     data = kinds.get(recipe.data.kind)
     small = "isotropic-mini-stvit-20" if recipe.model.name.startswith("isotropic-") else "stvit-nano"
     words = ["--model", small, *SHRUNK[recipe.task], *(["--data", str(data)] if data is not None else [])]
+    words += ["data.class_names_file=null"] * (recipe.data.class_names_file is not None)
     ended = stvit("train", "--recipe", name, "--dry-run", "--json", "figures.json", *words)
     assert ended.code == 0, ended.err
     figures = json.loads(Path("figures.json").read_text())
@@ -81,7 +86,7 @@ def test_the_head_of_a_recipe_says_what_it_is(path: Path) -> None:
     assert recipe_io.load(path.stem).description
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("deit300", "finetune384", "coco-", "ade20k-"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(SOURCED)])
 def test_every_value_of_the_paper_s_recipes_names_its_source(name: str) -> None:
     text = as_single_file(recipe_io.resolve(name).layers)
     settings = [
@@ -89,9 +94,7 @@ def test_every_value_of_the_paper_s_recipes_names_its_source(name: str) -> None:
         for line in text.splitlines()
         if line.startswith("  ") and not line.startswith(("    ", "  kind: image", "  kind: coco", "  kind: ade20k"))
     ]
-    unsourced = [
-        line for line in settings if not any(mark in line for mark in ("[P]", "[D]", "[S]", "[O]")) and "name:" not in line
-    ]
+    unsourced = [line for line in settings if not any(mark in line for mark in MARKS) and "name:" not in line]
     assert unsourced == []
     assert len(settings) > 25
 
@@ -145,6 +148,28 @@ def test_the_paper_s_fine_tuning_is_the_paper_s() -> None:
     assert (recipe.train.global_batch_size, recipe.data.image_size) == (512, 384)
     assert recipe.augment == training.augment
     assert recipe.model == training.model
+
+
+def test_imagenet_21k_is_trained_as_swin_was() -> None:
+    """Swin Transformer's published settings, given for a batch of 512, written down a second time."""
+    recipe = recipe_io.load("imagenet21k90")
+    schedule, factor = recipe.schedule, recipe.train.global_batch_size / 512
+    assert (recipe.peak_lr, schedule.warmup_lr, schedule.min_lr) == pytest.approx((1.25e-4 * 8, 1.25e-7 * 8, 1.25e-6 * 8))
+    assert (factor, schedule.epochs, schedule.warmup_epochs, schedule.update) == (8, 90, 5, "step")
+    assert (recipe.optim.weight_decay, recipe.optim.clip_grad_norm) == (0.05, 5.0)
+    rates = [recipe_io.load("imagenet21k90", [f"model.name={name}"]).drop_path_rate for name in ("stvit-s", "stvit-b", "stvit-l")]
+    assert rates == [0.1, 0.2, 0.2]
+    assert recipe.augment == recipe_io.load("deit300").augment.model_copy(update={"repeats": 1})
+    assert len(read_class_names(str(recipe.data.class_names_file))) == 21_841
+
+
+def test_the_fine_tuning_from_21k_is_swin_s() -> None:
+    recipe, training = recipe_io.load("finetune-21k-to-1k"), recipe_io.load("imagenet21k90")
+    schedule, factor = recipe.schedule, recipe.train.global_batch_size / 512
+    assert (recipe.peak_lr, schedule.warmup_lr, schedule.min_lr) == pytest.approx((2e-5 * 2, 2e-8 * 2, 2e-7 * 2))
+    assert (factor, schedule.epochs, schedule.warmup_epochs, recipe.optim.weight_decay) == (2, 30, 5, 1e-8)
+    assert (recipe.augment, recipe.model) == (training.augment, training.model)
+    assert recipe.finetune.keep_classes
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ _TYPES = {
 }
 """The Hub's names of metrics; others keep their own."""
 _SYNTHETIC = {"digits": "scikit-learn's handwritten digits", "shapes": "synthetic shapes"}
-_NO_METRICS = ("num_images", "seconds", "step", "epoch", "weights_step")
+_NO_METRICS = ("num_images", "subset_num_images", "seconds", "step", "epoch", "weights_step")
 """What else a row of metrics holds."""
 _LOCAL_PATHS = (
-    *("data.dir", "data.table", "data.val_table", "data.test_split", "data.image_dir"),
+    *("data.dir", "data.table", "data.val_table", "data.test_split", "data.image_dir", "eval.subset_dir"),
     *("distill.teacher", "detection.results_json"),
 )
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.class_lists import CLASS_LISTS, class_list
 from stvit_cli.utils.files import reason_of
-from stvit_cli.utils.text import first_few, printable
+from stvit_cli.utils.text import did_you_mean, first_few, printable
 
 MAX_BYTES = 64_000_000
 _NUMBERED = re.compile(r"(\d+)[\s:,;]+(\S.*)")
@@ -39,13 +40,16 @@ def read_text(path: Path, key: str) -> str:
         raise UserError(f"{shown}, line {line}: this is not UTF-8 text; save the file as UTF-8.") from None
 
 
-def read_class_names(path: str | Path, folder: str | Path | None = None) -> tuple[str, ...]:
-    r"""Return the names in a file, in order.
+def read_class_names(
+    path: str | Path, folder: str | Path | None = None, *, key: str = "data.class_names_file"
+) -> tuple[str, ...]:
+    r"""Return the names in a file, in order, or those of a list of ImageNet's classes.
 
     Args:
         path: ``data.class_names_file``: a name on a line, or a number and a name (``0 cat``, ``1: dog``), numbered from 0 or
-            from 1 without gaps; empty lines are skipped.
+            from 1 without gaps; empty lines are skipped. Where there is no such file, a name of `CLASS_LISTS`.
         folder: ``data.dir``, which ``path`` is relative to; of a file, the folder that it is in.
+        key: the recipe key that gives ``path``, for messages.
 
     Raises:
         UserError: the file cannot be read, has no names, a name twice, or numbers with gaps.
@@ -56,12 +60,19 @@ def read_class_names(path: str | Path, folder: str | Path | None = None) -> tupl
         ...     _ = (Path(folder) / "names.txt").write_text("0 cat\n1 sea lion\n")
         ...     read_class_names("names.txt", folder)
         ('cat', 'sea lion')
+        >>> len(read_class_names("imagenet-22k"))
+        21841
     """
     file = Path(path).expanduser()
     if folder is not None:
         root = Path(folder).expanduser()
         file = (root.parent if root.is_file() else root) / file
-    text = read_text(file, "data.class_names_file")
+    if not file.is_file():
+        if str(path) in CLASS_LISTS:
+            return class_list(str(path))
+        if guess := did_you_mean(str(path), CLASS_LISTS):
+            raise UserError(f"{key}: there is no file {printable(str(file))}.{guess}")
+    text = read_text(file, key)
     if len(text) > MAX_BYTES:
         raise UserError(f"{printable(str(file))} is too large to be a list of class names.")
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]

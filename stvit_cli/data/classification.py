@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,8 +54,19 @@ class Images(Protocol):
     def open(self, index: int) -> Image.Image: ...
 
 
+@runtime_checkable
+class KnowsTargets(Protocol):
+    """Images that have their classes in an array."""
+
+    def targets(self) -> NDArray[np.int64]:
+        """Return the class of every image, (N,)."""
+        ...
+
+
 def all_targets(images: Images) -> NDArray[np.int64]:
     """Return the class of every image, (N,), or the presence of each class, (N, K)."""
+    if isinstance(images, KnowsTargets):
+        return images.targets()
     return np.array([images.target(index) for index in range(len(images))]).astype(np.int64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -72,6 +73,25 @@ class FolderImages:
     def open(self, index: int) -> Image.Image:
         """Return the image in mode RGB. Raises UserError as `open_image` does."""
         return open_image(self.path(index))
+
+    def targets(self) -> NDArray[np.int64]:
+        """Return the class of every image, (N,)."""
+        return self._targets
+
+    def with_classes(self, class_names: Sequence[str]) -> FolderImages:
+        """Return the same images with targets along ``class_names``. Raises UserError where a folder is none of them."""
+        position = {same_name(name): target for target, name in enumerate(class_names)}
+        unknown = [name for name in self.class_names if same_name(name) not in position]
+        if unknown:
+            raise UserError(
+                f"data.class_names_file: {printable(self._root)} has class folders that are none of its {len(class_names)} "
+                f"names: {first_few(unknown)}.{did_you_mean(unknown[0], class_names)}"
+            )
+        images = copy.copy(self)
+        images.class_names = tuple(class_names)
+        table = np.array([position[same_name(name)] for name in self.class_names], dtype=np.int64)
+        images._targets = table[self._targets]
+        return images
 
     def fingerprint(self) -> str:
         """Return a hash of the classes, the images' paths, their targets and the order of all; seconds for ten million."""

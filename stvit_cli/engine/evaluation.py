@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import nn
 from stvit_cli.data.loader import build_eval_loader
 from stvit_cli.engine.distributed import World, joined_world
 from stvit_cli.errors import UserError
-from stvit_cli.tasks.base import NOT_FINITE, Evaluation, Evaluator, KeepsPredictions, NonFiniteOutputsError, move
+from stvit_cli.tasks.base import NOT_FINITE, Evaluation, Evaluator, HasSubset, KeepsPredictions, NonFiniteOutputsError, move
 from stvit_cli.tasks.predictions import Predictions
+from stvit_cli.utils.metric_names import SUBSET
 from stvit_cli.utils.text import first_few
 
 ENOUGH = 50
@@ -94,7 +95,7 @@ def evaluate_models(
     advance: Callable[[int, int], None] = lambda done, total: None,
     images: str = "the validation set",
 ) -> dict[str, Evaluated] | None:
-    """Evaluate several models in one pass over the data.
+    """Evaluate several models in one pass over the data, and in another one over those of ``eval.subset``.
 
     Args:
         task: computes the metrics.
@@ -107,12 +108,34 @@ def evaluate_models(
         images: what they are called in a message.
 
     Returns:
-        What was found of each model; None if the evaluation was abandoned.
+        What was found of each model, with the metrics of ``eval.subset`` as ``subset_NAME``; None if it was abandoned.
 
     Raises:
         NonFiniteEvaluationError: on rank 0 if outputs are not finite; it gives the number of such images and some names. The
             other processes then exit with code 2 and no message.
     """
+    found = _evaluate_once(task, models, world, batch_size, num_workers, stopped, advance, images)
+    subset = task.subset if isinstance(task, HasSubset) else None
+    if found is None or subset is None:
+        return found
+    among = _evaluate_once(subset, models, world, batch_size, num_workers, stopped, advance, "eval.subset")
+    if among is None:
+        return None
+    named = {model: {f"{SUBSET}{name}": value for name, value in among[model].metrics.items()} for model in models}
+    return {model: replace(found[model], metrics=found[model].metrics | named[model]) for model in models}
+
+
+def _evaluate_once(
+    task: Evaluation,
+    models: Mapping[str, nn.Module],
+    world: World,
+    batch_size: int,
+    num_workers: int,
+    stopped: Callable[[], bool],
+    advance: Callable[[int, int], None],
+    images: str,
+) -> dict[str, Evaluated] | None:
+    """Evaluate on one set of images; see `evaluate_models`."""
     loader = build_eval_loader(task.val_set, task.collate_eval, batch_size, num_workers, world.rank, world.size)
     evaluators = {name: task.evaluator() for name in models}
     bad = {name: Bad() for name in models}

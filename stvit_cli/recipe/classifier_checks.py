@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 CLASSIFIER_KEYS = {
     "augment": ("vflip", "color_jitter", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"),
     "data": ("class_weights", "balance"),
-    "eval": ("hflip",),
+    "eval": ("hflip", "subset", "subset_dir"),
+    "finetune": ("keep_classes",),
 }
 """Keys in sections that other tasks have too."""
 
@@ -33,7 +34,7 @@ KINDS_OF = {
 }
 """Keys of ``data`` that only some kinds have."""
 
-WITHOUT_NAMES_FILE = ("digits", "imagefolder", "coco", "shapes")
+WITHOUT_NAMES_FILE = ("digits", "coco", "shapes")
 """Kinds whose classes have names already."""
 
 _LOSS_KEYS = {"bce_sum": "bce", "bce_target_thresh": "bce", "focal_gamma": "focal", "focal_alpha": "focal"}
@@ -79,6 +80,8 @@ def classifier_contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"loss.{key}: found {value}, but loss.kind is {kind}; set loss.kind={needed}"
     if kind == "focal" and recipe.data.class_weights is not None:
         yield "data.class_weights: found weights beside loss.kind focal, expected null; loss.focal_alpha weighs what is present"
+    if recipe.data.multi_label and (recipe.eval.subset or recipe.eval.subset_dir):
+        yield "eval.subset: found beside data.multi_label, expected null: its classes are not ranked against each other"
     if recipe.distill.teacher is None:
         for key, field in type(recipe.distill).model_fields.items():
             if getattr(recipe.distill, key) != field.default:

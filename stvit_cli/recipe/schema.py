@@ -119,7 +119,8 @@ class DataSection(Section):
     """Kind idx: names of the classes, in the order of their numbers. []: those of class_names_file, else the numbers."""
     class_names_file: str | None = None
     """Text file with a class name on each line, relative to data.dir: names for labels that are numbers, and the classes in
-    order of label maps and of kinds yolo, voc, labelme, cvat and createml. null: none."""
+    order of label maps and of kinds imagefolder, yolo, voc, labelme, cvat and createml. Or a list of ImageNet's classes by name:
+    imagenet-1k, imagenet-12k, imagenet-22k (21 841 classes), imagenet-21k-p (10 450). null: none."""
     image_size: Annotated[int, Field(ge=32)] = 224
     """Side of the square input, in pixels; for segmentation that of a training crop, for shapes an image's longer side."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -358,6 +359,9 @@ class FinetuneSection(Section):
     unfreeze_epochs: PositiveInt | None = None
     """Gradual unfreezing: the head trains alone at first; each time that this number of epochs is over, one more part of the
     backbone is trained too, from the last stage to the stem. null: all layers train from the start."""
+    keep_classes: bool = False
+    """Start the classifier from the rows of the classes that the weights have under the same name, such as the 1000 of
+    ImageNet-1k in those of ImageNet-21K; other classes start anew."""
 
 
 class EvalSection(Section):
@@ -369,6 +373,11 @@ class EvalSection(Section):
     """Side of the center crop divided by the resized short side. null: 224/256 up to 224 pixels, 1 above (DeiT)."""
     hflip: bool = False
     """Test-time flip of a classifier: average the logits of each image and its horizontal mirror image, at twice the time."""
+    subset: str | None = None
+    """Evaluate a second time among some classes alone, matched by name (WordNet IDs for ImageNet): a list such as imagenet-1k, or
+    a text file with a name on each line, relative to data.dir. null: the class folders of subset_dir, or no such evaluation."""
+    subset_dir: str | None = None
+    """Folder of that evaluation's images, by class, such as ImageNet-1k's val. null: the validation images of these classes."""
 
 
 class Recipe(Section):
@@ -426,7 +435,7 @@ class Recipe(Section):
         return self
 
 
-PATH_KEYS = ("data.dir", "detection.results_json")
+PATH_KEYS = ("data.dir", "eval.subset_dir", "detection.results_json")
 """Keys that hold a path; other paths are relative to one of these."""
 
 FREE_ON_RESUME = frozenset(
@@ -448,6 +457,8 @@ FREE_ON_RESUME = frozenset(
         "checkpoint.keep",
         "eval.batch_size",
         "eval.hflip",
+        "eval.subset",
+        "eval.subset_dir",
         "detection.results_json",
         "detection.exif_orientation",  # without it, no image that needs it can be opened
     }

@@ -172,6 +172,16 @@ class KeepsImages(Protocol):
 
 
 @runtime_checkable
+class HasSubset(Protocol):
+    """An evaluation that may have a second one, among some of the model's classes (``eval.subset``)."""
+
+    @property
+    def subset(self) -> Evaluation | None:
+        """The images of these classes and their metrics, which are reported as ``subset_NAME``; None: there is none."""
+        ...
+
+
+@runtime_checkable
 class HasTestSet(Protocol):
     """A task whose data may have a test set: the best weights are evaluated on it once, when the training is over."""
 

@@ -11,6 +11,10 @@ MANY_IMAGES = 100_000
 """In place of the number of images, where that is unknown or no image alone changes the value: all digits are shown."""
 
 
+SUBSET = "subset_"
+"""Begins the names of the metrics among the classes of ``eval.subset``."""
+
+
 class MetricName(NamedTuple):
     """A metric in words.
 
@@ -68,16 +72,21 @@ def metric_name(name: str) -> MetricName:
     Example:
         >>> metric_name("ema_box_ap50")
         MetricName(label='EMA box AP50', unit='%', in_row=True)
-        >>> metric_name("iou/sky").label
-        'IoU sky'
+        >>> metric_name("iou/sky").label, metric_name("ema_subset_top1").label
+        ('IoU sky', 'EMA subset top-1')
     """
     kind, slash, of = name.partition("/")
     if slash:
         return metric_name(kind)._replace(label=f"{metric_name(kind).label} {printable(of)}", in_row=False)
     if name in _NAMES:
         return _NAMES[name]
-    averaged = _NAMES.get(name.removeprefix("ema_"))
-    return averaged._replace(label=f"EMA {averaged.label}") if averaged is not None else MetricName(printable(name), unit="")
+    for prefix, word in (("ema_", "EMA"), (SUBSET, "subset")):
+        if name.startswith(prefix) and metric_name(name.removeprefix(prefix)).label != name.removeprefix(prefix):
+            of_all = metric_name(name.removeprefix(prefix))
+            return of_all._replace(
+                label=f"{word} {of_all.label}", in_row=of_all.in_row and (prefix != SUBSET or of_all.unit == "%")
+            )
+    return MetricName(printable(name), unit="")
 
 
 def metric_value(name: str, value: float, num_images: float) -> str:

@@ -16,7 +16,7 @@ from stvit_cli.recipe import io as recipe_io
 MAIN_METRICS = ("top1", "map", "box_ap", "miou")
 """Of the tasks; the first that an evaluation has decided which weights are best."""
 
-NO_METRICS = frozenset({"kind", "step", "epoch", "seconds", "num_images"})
+NO_METRICS = frozenset({"kind", "step", "epoch", "seconds", "num_images", "subset_num_images"})
 """What a row of an evaluation has beside metrics."""
 
 

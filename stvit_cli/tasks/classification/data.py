@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from stvit_cli.data.class_names import require_model_names
+from stvit_cli.data.class_names import read_class_names, require_model_names
+from stvit_cli.data.class_subset import ClassSubset, SubsetImages, match_classes
 from stvit_cli.data.classification import ClassificationData, EvalSet, Images, TrainSet
 from stvit_cli.data.digits import DigitImages
 from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, find_idx_test_images
@@ -16,6 +17,7 @@ from stvit_cli.data.timm_dataset import find_timm_images, find_timm_test_images
 from stvit_cli.data.transforms import eval_transform, train_transform
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection
+from stvit_cli.utils.text import first_few
 
 
 def build_classification(
@@ -80,6 +82,43 @@ def build_test_set(
     return _eval_set(_find_test(data, class_names), data, eval, interpolation, in_chans)
 
 
+def build_subset(
+    data: DataSection,
+    eval: EvalSection,
+    model_names: Sequence[str],
+    val: Images,
+    *,
+    interpolation: str = "bicubic",
+    in_chans: int = 3,
+) -> tuple[EvalSet, ClassSubset] | None:
+    """Build the images of ``eval.subset``; None where the recipe has none.
+
+    Args:
+        data: the recipe's section; the images are prepared by it.
+        eval: names the classes and the folder of their images.
+        model_names: the classes of the model, (K,).
+        val: the validation images, which are taken where no folder is given.
+        interpolation: for resizing.
+        in_chans: number of channels of the model.
+
+    Returns:
+        The images, with targets along the classes of the subset, and these classes among the model's.
+
+    Raises:
+        UserError: the classes or the folder are not there, the model has none of the classes, or there is no image of them.
+    """
+    if eval.subset is None and eval.subset_dir is None:
+        return None
+    images = val if eval.subset_dir is None else find_eval_images(eval.subset_dir, all_images=True)
+    named = images.class_names if eval.subset is None else read_class_names(eval.subset, data.dir, key="eval.subset")
+    subset = match_classes(named, model_names, "eval.subset" if eval.subset is not None else "eval.subset_dir")
+    chosen = SubsetImages(images, subset)
+    if not len(chosen):
+        where = "the validation images" if eval.subset_dir is None else f"eval.subset_dir {eval.subset_dir}"
+        raise UserError(f"eval.subset: none of {where} is of its classes: {first_few(subset.names)}.")
+    return _eval_set(chosen, data, eval, interpolation, in_chans), subset
+
+
 def _find(data: DataSection) -> tuple[Images, Images]:
     """Return the training and the validation images."""
     if data.kind == "digits":
@@ -90,7 +129,11 @@ def _find(data: DataSection) -> tuple[Images, Images]:
         return find_idx_images(data.dir, data.val_fraction, **_splits(data), names=data.class_names)
     if data.kind == "timm":
         return find_timm_images(data.name, data.dir, data.val_fraction, **_splits(data))
-    return find_images(data.dir, data.val_fraction, group_by=data.group_by, test_split=data.test_split)
+    train, val = find_images(data.dir, data.val_fraction, group_by=data.group_by, test_split=data.test_split)
+    if data.class_names_file is None:
+        return train, val
+    names = read_class_names(data.class_names_file, data.dir)
+    return train.with_classes(names), val.with_classes(names)
 
 
 def _find_test(data: DataSection, class_names: Sequence[str], used: Sequence[Images] = ()) -> Images:

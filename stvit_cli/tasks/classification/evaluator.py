@@ -27,10 +27,11 @@ class ClassificationEvaluator:
     Args:
         val_set: the images that the indices of batches refer to; None where no predictions are needed.
         hflip: average the logits with those of the mirror images.
+        columns: rank these classes of the model alone, (S,); the targets count along them. None: all.
     """
 
-    def __init__(self, val_set: EvalSet | None = None, hflip: bool = False) -> None:
-        self.val_set, self.hflip = val_set, hflip
+    def __init__(self, val_set: EvalSet | None = None, hflip: bool = False, columns: NDArray[np.int64] | None = None) -> None:
+        self.val_set, self.hflip, self.columns = val_set, hflip, columns
         self.num_classes = 0
         self.parts: list[tuple[Tensor, ...]] = []
 
@@ -38,6 +39,8 @@ class ClassificationEvaluator:
         """See `tasks.base.Evaluator`."""
         logits, target = logits_of(model, batch["image"], self.hflip), batch["target"]  # (B, K), (B,)
         require_finite(logits)
+        if self.columns is not None:
+            logits = logits[:, torch.from_numpy(self.columns).to(logits.device)]  # (B, S)
         own = logits.gather(1, target[:, None])
         earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
         rank = ((logits > own) | ((logits == own) & earlier)).sum(1)

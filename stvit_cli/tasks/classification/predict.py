@@ -26,6 +26,7 @@ from stvit_cli.models.weights import imagenet
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.tasks.tables import table_rows
+from stvit_cli.utils.class_lists import described_class
 
 MAX_DRAWN_SIDE = 20_000  # pixels; a longer image is drawn smaller
 NO_CLASS = "no class"
@@ -74,13 +75,13 @@ class ClassificationPrediction:
 
     def summary(self) -> str:
         """Return the classes in one line."""
-        return ", ".join(f"{score.name} {score.probability:.1%}" for score in self.classes) or NO_CLASS
+        return ", ".join(f"{described_class(score.name)} {score.probability:.1%}" for score in self.classes) or NO_CLASS
 
     def draw(self, target: Path) -> None:
         """Write the image with the classes on a band below it, as PNG."""
         image = open_image(self.source)
         image.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE))
-        lines = [f"{score.name} {score.probability:.1%}" for score in self.classes] or [NO_CLASS]
+        lines = [f"{described_class(score.name)} {score.probability:.1%}" for score in self.classes] or [NO_CLASS]
         font, size = font_for(image, 24, 12, *lines)
         canvas = Image.new("RGB", (max(image.width, 160), image.height + int(1.4 * size * len(lines)) + size // 2), "white")
         canvas.paste(image)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from stvit_cli.data import ClassificationData, EvalSet, derive_seed
+from stvit_cli.data.class_subset import ClassSubset
 from stvit_cli.data.classification import all_targets, images_of_classes
 from stvit_cli.data.in_memory import keep_in_memory
 from stvit_cli.data.inspection import require_usable
@@ -30,9 +31,10 @@ from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require
 from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.tasks.base import Evaluator
-from stvit_cli.tasks.classification.data import build_classification, build_eval_set, build_test_set
+from stvit_cli.tasks.classification.data import build_classification, build_eval_set, build_subset, build_test_set
 from stvit_cli.tasks.classification.distillation import distillation_loss, load_teacher
 from stvit_cli.tasks.classification.evaluator import ClassificationEvaluator
+from stvit_cli.tasks.classification.kept_classes import keep_rows
 from stvit_cli.tasks.classification.losses import Loss, build_loss, class_weights, dense_targets
 from stvit_cli.tasks.classification.multi_label import MultiLabelEvaluator
 from stvit_cli.tasks.data_checks import unusable_images
@@ -54,8 +56,10 @@ class ClassificationEvaluation:
 
     name = "classification"
 
-    def __init__(self, val_set: EvalSet, multi_label: bool = False, hflip: bool = False) -> None:
-        self.val_set, self.multi_label, self.hflip = val_set, multi_label, hflip
+    def __init__(
+        self, val_set: EvalSet, multi_label: bool = False, hflip: bool = False, subset: SubsetEvaluation | None = None
+    ) -> None:
+        self.val_set, self.multi_label, self.hflip, self.subset = val_set, multi_label, hflip, subset
 
     def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         skipped = [path for sample in samples for path in sample.get("skipped", [])]
@@ -71,7 +75,11 @@ class ClassificationEvaluation:
         return [self.val_set.path(index) for index in batch["index"].tolist()]
 
     def check_data(self) -> list[str]:
-        return [*self.val_set.images.notes, *self._absent_classes()]  # an evaluation opens every image itself
+        # An evaluation opens every image itself.
+        return [*self.val_set.images.notes, *self._absent_classes(), *self._subset_notes()]
+
+    def _subset_notes(self) -> list[str]:
+        return [] if self.subset is None else self.subset.check_data()
 
     def _absent_classes(self) -> list[str]:
         """Return a line on classes that no validation image has, where they lower the metrics."""
@@ -83,6 +91,33 @@ class ClassificationEvaluation:
         return [note] if absent else []
 
 
+class SubsetEvaluation(ClassificationEvaluation):
+    """The evaluation among some classes of the model, ``eval.subset``.
+
+    Args:
+        val_set: the images of these classes; targets count along them.
+        subset: the classes.
+        num_classes: of the model.
+        hflip: see `ClassificationEvaluation`.
+    """
+
+    def __init__(self, val_set: EvalSet, subset: ClassSubset, num_classes: int, hflip: bool = False) -> None:
+        super().__init__(val_set, hflip=hflip)
+        self.chosen, self.num_classes = subset, num_classes
+
+    def evaluator(self) -> Evaluator:
+        return ClassificationEvaluator(self.val_set, self.hflip, self.chosen.columns)
+
+    def check_data(self) -> list[str]:
+        """Return a line on the classes, and one on those that the model does not have."""
+        names, lacking = self.chosen.names, self.chosen.lacking
+        notes = [f"eval.subset: also evaluated on {len(self.val_set)} images among {len(names)} of {self.num_classes} classes."]
+        if lacking:
+            many = f"{len(lacking)} of its {len(lacking) + len(names)} classes"
+            notes.append(f"eval.subset: the model does not have {many}, whose images are left out: {first_few(lacking)}.")
+        return notes
+
+
 class ClassificationTask(PreparedModel, ClassificationEvaluation):
     """See `tasks.base.Task`; training batches are as those of the evaluation."""
 
@@ -90,7 +125,8 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
     evaluates_training_batches = True
 
     def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
-        super().__init__(data.val_set, bool(recipe.data.multi_label), recipe.eval.hflip)
+        subset = _subset_evaluation(recipe, data.class_names, data.val_set, recipe.model.in_chans)
+        super().__init__(data.val_set, bool(recipe.data.multi_label), recipe.eval.hflip, subset)
         self.main_metric = "map" if self.multi_label else "top1"
         self.recipe, self.data, self.model = recipe, data, model
         self.train_set = data.train_set
@@ -161,7 +197,9 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         if self.data.test_set is not None:
             require_usable("test", self.data.test_set.images.open, len(self.data.test_set))
         tested = () if self.data.test_set is None else self.data.test_set.images.notes
-        return [*dict.fromkeys((*train.notes, *val.notes, *tested)), *self._absent_classes()]
+        if self.subset is not None:
+            require_usable("eval.subset", self.subset.val_set.images.open, len(self.subset.val_set))
+        return [*dict.fromkeys((*train.notes, *val.notes, *tested)), *self._absent_classes(), *self._subset_notes()]
 
     def keep_images(self, num_samples: int, stopped: Callable[[], bool], advance: Callable[[int, int], None]) -> str | None:
         """See `tasks.base.KeepsImages`. By itself where every image is needed more than once or nearly so."""
@@ -253,7 +291,8 @@ def build_classification_task(recipe: Recipe, weights: Path | None) -> Classific
             image_size=recipe.data.image_size,
             **options_of(recipe.model),
         )
-        notes = [] if weights is None else load_initial_weights(model, weights, data.class_names)
+        keep = recipe.finetune.keep_classes
+        notes = [] if weights is None else load_initial_weights(model, weights, data.class_names, keep_classes=keep)
     return ClassificationTask(recipe, data, model, notes)
 
 
@@ -280,7 +319,15 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
             f"data.dir is {recipe.data.dir}: {num_classes} classes, but the model has {info.num_classes}.\n"
             "Its weights file does not name them, so that the data must have all its classes, in the order of their names."
         )
-    return ClassificationEvaluation(val_set, info.multi_label, recipe.eval.hflip)
+    subset = _subset_evaluation(recipe, info.class_names, val_set, info.in_chans)
+    return ClassificationEvaluation(val_set, info.multi_label, recipe.eval.hflip, subset)
+
+
+def _subset_evaluation(recipe: Recipe, class_names: Sequence[str], val_set: EvalSet, in_chans: int) -> SubsetEvaluation | None:
+    """Return the evaluation of ``eval.subset``. Raises UserError as `build_subset` does."""
+    how = {"interpolation": recipe.augment.interpolation, "in_chans": in_chans}
+    found = build_subset(recipe.data, recipe.eval, class_names, val_set.images, **how)  # type: ignore[arg-type]
+    return None if found is None else SubsetEvaluation(*found, len(class_names), recipe.eval.hflip)
 
 
 def build_classification_test(recipe: Recipe, info: WeightsInfo) -> ClassificationEvaluation:
@@ -290,11 +337,17 @@ def build_classification_test(recipe: Recipe, info: WeightsInfo) -> Classificati
     return ClassificationEvaluation(test_set, info.multi_label, recipe.eval.hflip)
 
 
-def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str]) -> list[str]:
+def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str], *, keep_classes: bool = False) -> list[str]:
     """Load a file to start from; the classifier is not loaded where the classes differ. Return notes for the user.
 
+    Args:
+        model: to load into.
+        weights: the file.
+        class_names: of the data, (K,).
+        keep_classes: load the rows of the classifier whose classes have the same name in the file.
+
     Raises:
-        UserError: the file cannot be read or is of another model.
+        UserError: the file cannot be read or is of another model, or with ``keep_classes`` it has none of the classes.
     """
     file = read_weights(weights)
     report = load_weights(model, file, new_head=True)
@@ -306,6 +359,8 @@ def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[
     elif before and before != tuple(class_names):
         model.reset_classifier(len(class_names))  # type: ignore[operator]
         notes.append(f"The classifier is new: the file's {len(before)} classes have other names.")
+    if keep_classes and len(notes) > 1:
+        notes[1:] = [keep_rows(model, file, class_names)]
     if report.adapted:
         notes.append("The stem's first kernel was made for another number of channels and is adapted to the model's.")
     return [*notes, *report_notes(report)]
