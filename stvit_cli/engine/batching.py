@@ -27,7 +27,13 @@ class BatchPlan:
         return f"{self.global_batch_size} = {parts}"
 
 
-def plan_batches(train: TrainSection, world_size: int, multiple: int = 1, fits: Callable[[int], bool] | None = None) -> BatchPlan:
+def plan_batches(
+    train: TrainSection,
+    world_size: int,
+    multiple: int = 1,
+    fits: Callable[[int], bool] | None = None,
+    before: int | None = None,
+) -> BatchPlan:
     """Divide the global batch among processes and accumulation steps.
 
     Args:
@@ -35,6 +41,8 @@ def plan_batches(train: TrainSection, world_size: int, multiple: int = 1, fits: 
         world_size: number of processes.
         multiple: a micro-batch must be a multiple of this.
         fits: for ``batch_size_per_device: auto``, whether a micro-batch of a given size fits on the device; None: any does.
+        before: for ``auto``, the size that a run had before it was resumed, which it keeps where that is possible, also with
+            another number of processes: batch norm and mixup then see the same images together.
 
     Raises:
         UserError: it does not divide evenly; the message lists settings that do.
@@ -45,10 +53,11 @@ def plan_batches(train: TrainSection, world_size: int, multiple: int = 1, fits: 
     per_process = global_batch // world_size
     sizes = [size for size in range(per_process, 0, -1) if per_process % size == 0 and size % multiple == 0]
     if train.batch_size_per_device == "auto":
+        sizes = [size for size in sizes if size == before] + [size for size in sizes if size != before]
         size = next((size for size in sizes if fits is None or fits(size)), None)
         if size is None:
             raise UserError(
-                f"Not even {sizes[-1]} images fit on the device.\n"
+                f"Not even {min(sizes)} images fit on the device.\n"
                 "Try model.checkpointing=true, train.precision=bf16, or a smaller model."
             )
     else:

@@ -119,6 +119,16 @@ def load_newest(folder: Path, check: Callable[[Checkpoint], None] | None = None)
     raise UserError("\n".join([f"Every checkpoint in {folder} is damaged:", *reasons[:4]]))
 
 
+def newest_micro_batch_size(folder: Path) -> int | None:
+    """Return the size of a micro-batch in the newest checkpoint, which may be damaged; None where it does not say it."""
+    newest = checkpoints(folder)[-1:]
+    try:
+        size = json.loads(_content_of(newest[0], STATE))["state"]["micro_batch_size"]
+        return size if type(size) is int and size > 0 else None
+    except (DamagedError, OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+
+
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Read and check one checkpoint: its tensors by group, and the content of its ``state.json``. Raises DamagedError."""
     try:

@@ -55,8 +55,14 @@ class Session:
         return torch.autocast(self.world.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def build_session(task: Task, recipe: Recipe, world: World) -> Session:
+def build_session(task: Task, recipe: Recipe, world: World, micro_batch_before: int | None = None) -> Session:
     """Move, freeze and wrap the model; make the optimiser.
+
+    Args:
+        task: model, data and loss.
+        recipe: the settings of the run.
+        world: its processes.
+        micro_batch_before: see `plan_batches`.
 
     Raises:
         UserError: the batch cannot be met, or the settings do not go together with the device.
@@ -69,7 +75,8 @@ def build_session(task: Task, recipe: Recipe, world: World) -> Session:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.model)  # in place: the model itself is no batch norm
     set_training_mode(task, recipe.finetune)
     preparation = _prepare(task, recipe, device, chosen)
-    plan = plan_batches(train, world.size, task.batch_multiple, _probe(task, recipe, world) if device.type == "cuda" else None)
+    probe = _probe(task, recipe, world) if device.type == "cuda" else None
+    plan = plan_batches(train, world.size, task.batch_multiple, probe, micro_batch_before)
     optimizer = build_optimizer(task, recipe.optim, recipe.peak_lr)
     unfreezing = None
     if recipe.finetune.unfreeze_epochs is not None:

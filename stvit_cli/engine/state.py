@@ -94,6 +94,7 @@ def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict
         "scaler": session.scaler.state_dict(),
         "metrics_bytes": metrics_bytes,
         "micro_batch_size": session.plan.micro_batch_size,
+        "processes": session.world.size,
         "kernels": session.preparation.kernels,
         "kernel_layers": list(session.preparation.kernel_layers) if session.world.device.type == "cuda" else None,
         "fingerprint": fingerprint(session),
@@ -148,6 +149,9 @@ def inexact_changes(session: Session, content: dict[str, Any]) -> list[str]:
     before, now = content["micro_batch_size"], session.plan.micro_batch_size
     if before != now:
         changes.append(f"{now} images per forward pass, before it was {before}")
+    processes = content.get("processes", session.world.size)  # checkpoints before 0.3 lack the key
+    if before == now and processes != session.world.size:
+        changes.append(f"{session.world.size} processes, which sum gradients in another order than {processes} did")
     names = {False: "eager operators", True: "custom kernels"}
     used, uses = content.get("kernels", False), session.preparation.kernels  # checkpoints from before the kernels lack the key
     if used != uses:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stvit_cli.engine.branch import Branch
 from stvit_cli.engine.callbacks import Callback, Callbacks, TrainingView, read_only
+from stvit_cli.engine.checkpoint import newest_micro_batch_size
 from stvit_cli.engine.determinism import fixed_order
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
@@ -80,11 +81,12 @@ def fit(
         stop_request() as stop,
         fixed_order(world.device),
     ):
+        paths = RunDir(run_dir)
+        is_resumed = world.broadcast(resume or (was_restarted() and paths.recipe.is_file()))
+        before = world.on_main(lambda: newest_micro_batch_size(paths.checkpoints)) if is_resumed else None
         with machine_failures_explained(LESS_MEMORY):
-            session = build_session(task, recipe, world)
+            session = build_session(task, recipe, world, before)
         with explained(session, run_dir):
-            paths = RunDir(run_dir)
-            is_resumed = world.broadcast(resume or (was_restarted() and paths.recipe.is_file()))
             with closing(Trainer(session, paths, stop, first_images, callbacks)) as trainer:
                 return trainer.run(RunStart(session, paths, trainer.writer), branch, resume=is_resumed)
 

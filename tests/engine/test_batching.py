@@ -31,6 +31,15 @@ def test_auto_takes_the_largest_that_fits_and_divides() -> None:
     assert tried == [240, 120, 80]
 
 
+def test_a_resumed_run_keeps_its_micro_batch_on_other_processes_where_it_can() -> None:
+    assert [plan_batches(section("auto"), processes, before=128).micro_batch_size for processes in (1, 2, 8, 16)] == [
+        *(128, 128, 128),
+        64,
+    ]
+    assert plan_batches(section("auto"), 1, fits=lambda size: size <= 64, before=128).micro_batch_size == 64
+    assert plan_batches(section(256), 1, before=128).micro_batch_size == 256  # what the user has set
+
+
 def test_auto_says_so_where_nothing_fits() -> None:
     with pytest.raises(UserError, match="Not even 2 images fit"):
         plan_batches(section("auto", 64), 1, multiple=2, fits=lambda size: False)

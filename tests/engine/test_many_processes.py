@@ -47,6 +47,36 @@ def test_filled_epochs_are_the_same_over_one_two_and_three_processes(tmp_path: P
             torch.testing.assert_close(tensors[processes][name], tensor, rtol=0, atol=1e-5)
 
 
+def test_a_run_resumed_on_two_processes_and_on_one_again_agrees_to_1e_5(tmp_path: Path) -> None:
+    """One process, then two, then one: the last resumption is 15 steps after the first one, the end 20 steps."""
+
+    def train(folder: Path, kill_at: int = 0, resume: bool = False, size: str = "2") -> None:
+        def at_loss(call: int, loss: Tensor) -> Tensor:
+            if call == kill_at:
+                toy.kill_self()
+            return loss
+
+        words = ["schedule.epochs=5", "optim.lr=1e-3", "checkpoint.every_steps=5", "train.eval_every_epochs=5"]
+        settings = toy.recipe(*words, f"train.batch_size_per_device={size}")
+        engine.fit(toy.ToyTask(norm=True, on_loss=at_loss), settings, folder / "run", resume=resume)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert {ended.code for ended in toy.start(lambda: train(whole), whole, 1)()} == {0}
+    # A step is four micro-batches of two images.
+    assert {ended.code for ended in toy.start(lambda: train(parts, kill_at=5 * 4 + 1), parts, 1)()} == {-9}
+    assert {ended.code for ended in toy.start(lambda: train(parts, kill_at=15 * 2 + 1, resume=True), parts, 2)()} == {-9}
+    assert {ended.code for ended in toy.start(lambda: train(parts, resume=True, size="auto"), parts, 1)()} == {0}
+    (expected, rows), (found, others) = toy.outcome(whole / "run"), toy.outcome(parts / "run")
+    assert rows[-1]["step"] == others[-1]["step"] == 25
+    # The running statistics of batch norm are those of the first process, which sees other micro-batches.
+    compared = [name for name in expected if "running" not in name and "tracked" not in name]
+    assert len(compared) > 10
+    for name in compared:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+    state = json.loads(max((parts / "run" / "checkpoints").glob("*/state.json")).read_text())["state"]
+    assert (state["micro_batch_size"], state["processes"]) == (2, 1)  # auto would be 8 for a new run
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_counts_depend_neither_on_processes_nor_on_batches(tmp_path: Path, processes: int) -> None:
     def count() -> None:
