@@ -242,17 +242,17 @@ def _read_parquet(path: Path, key: str) -> Table:
     except (arrow.ArrowException, OSError, MemoryError) as error:
         reason = shortened(first_line(error), 160)
         raise UserError(f"{printable(str(path))} cannot be read as Parquet: {reason}.") from None
-    images = {field.name: content[field.name] for field in content.schema if _holds_images(arrow, field.type)}
+    images = {field.name: content[field.name] for field in content.schema if holds_images(arrow, field.type)}
     others = [name for name in content.column_names if name not in images]
     columns: dict[str, Sequence[str]] = {name: [_cell(value) for value in content[name].to_pylist()] for name in others}
-    names = _class_labels(content.schema.metadata or {})
+    names = class_labels(content.schema.metadata or {})
     return _table(path, columns, np.arange(1, content.num_rows + 1), names=names, images=images)
 
 
-def _holds_images(arrow: Any, kind: Any) -> bool:
+def holds_images(arrow: Any, kind: Any) -> bool:
     """Return whether an Arrow type is that of encoded images: bytes, or Hugging Face's struct of bytes and a path."""
     if arrow.types.is_struct(kind):
-        return any(_holds_images(arrow, kind.field(index).type) for index in range(kind.num_fields))
+        return any(holds_images(arrow, kind.field(index).type) for index in range(kind.num_fields))
     return bool(arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind))
 
 
@@ -262,7 +262,7 @@ def _chunks(columns: Sequence[Any]) -> Any:
     return arrow.chunked_array([chunk for column in columns for chunk in column.chunks], type=columns[0].type)
 
 
-def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+def class_labels(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
     """Return the names of Hugging Face's ClassLabel columns, also of lists of them."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]

@@ -20,17 +20,17 @@ CLASSIFIER_KEYS = {
 
 KINDS_OF = {
     "name": ("timm",),
-    "train_split": ("idx", "timm"),
-    "val_split": ("idx", "timm"),
-    "test_split": ("idx", "timm", "imagefolder", "table"),
+    "train_split": ("idx", "timm", "shards"),
+    "val_split": ("idx", "timm", "shards"),
+    "test_split": ("idx", "timm", "imagefolder", "table", "shards"),
     "table": ("table",),
     "val_table": ("table",),
-    "path_column": ("table",),
-    "label_column": ("table",),
+    "path_column": ("table", "shards"),
+    "label_column": ("table", "shards"),
     "label_separator": ("table",),
     "image_dir": ("table",),
     "multi_label": ("table",),
-    "class_names": ("idx",),
+    "class_names": ("idx", "shards"),
 }
 """Keys of ``data`` that only some kinds have."""
 

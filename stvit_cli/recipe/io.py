@@ -137,11 +137,11 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with absolute paths, so that it does not depend on the working directory."""
+    """Return the recipe with absolute paths, so that it does not depend on the working directory; URLs stay as they are."""
     for key in PATH_KEYS:
         section, _, leaf = key.partition(".")
         value = getattr(getattr(recipe, section), leaf)
-        if value is not None:
+        if value is not None and "://" not in value:
             expanded = os.path.expanduser(value)  # noqa: PTH111  # Path.expanduser raises where there is no such user
             changed = getattr(recipe, section).model_copy(update={leaf: str(Path(expanded).resolve())})
             recipe = recipe.model_copy(update={section: changed})

@@ -70,6 +70,7 @@ class DataSection(Section):
         "table",
         "idx",
         "timm",
+        "shards",
         "coco",
         "yolo",
         "voc",
@@ -85,28 +86,31 @@ class DataSection(Section):
     and images. yolo, voc, labelme, cvat, createml: boxes and polygons in the files of these tools, with their split. ade20k:
     images and label maps in folders, as in ADE20K. shapes: synthetic shapes with exact boxes, masks and label maps."""
     dir: str | None = None
-    """Folder of the data set, or its table; `--data` sets it."""
+    """Folder of the data set, or its table; of shards also a URL, or a pattern such as train-{0000..1023}.tar. `--data` sets
+    it."""
     name: str | None = None
     """Kind timm: name of the data set, such as torch/cifar10 or hfds/OWNER/NAME."""
     train_split: str = "train"
-    """Kinds idx and timm: the split to train on."""
+    """Kinds idx, timm and shards: the split to train on; of shards also a pattern of file names."""
     val_split: str | None = None
     """Kinds idx and timm: the split to evaluate on, such as t10k for MNIST's test files. null: a part of the training split,
-    so that nothing is chosen on test data."""
+    so that nothing is chosen on test data. Kind shards: a split or a pattern; null: the shards of val or validation, else a
+    part."""
     test_split: str | None = None
     """Test images: the best weights are evaluated on them once, when the training is over, and nothing is chosen by them. Kinds
     idx and timm: a split, such as t10k. imagefolder: a folder beside train/, such as test. table: test, for the table or the
-    rows of that name, or a file. null: none."""
+    rows of that name, or a file. shards: a split or a pattern. null: none."""
     table: str | None = None
     """Kind table: file of the training images, relative to data.dir. null: found by its name."""
     val_table: str | None = None
     """Kind table: file of the validation images, relative to data.dir. null: found by its name, else the rows whose column
     named split says so, else val_fraction."""
     path_column: str | None = None
-    """Kind table: column with the image's path, or the image itself. null: found by its name, such as path or file_name."""
+    """Kind table: column with the image's path, or the image itself. null: found by its name, such as path or file_name.
+    Kind shards: column of Parquet with the image."""
     label_column: str | tuple[str, ...] | None = None
     """Kind table: column with the label, or with multi_label a list of columns of 0 and 1. null: found by its name, such as
-    label or class."""
+    label or class. Kind shards: field of the .json beside an image, or column of Parquet. null: .cls, or a usual name."""
     label_separator: Annotated[str, Field(min_length=1)] | None = None
     """Kind table with multi_label: text between the labels in a cell; a blank stands for any white space. null: found among
     ; | , and white space, in this order."""
@@ -116,7 +120,8 @@ class DataSection(Section):
     """Kind table: an image has any number of labels. Trained with binary cross-entropy, evaluated by mAP and F1. null: false,
     but labels that look like several in a cell are refused."""
     class_names: tuple[str, ...] = ()
-    """Kind idx: names of the classes, in the order of their numbers. []: those of class_names_file, else the numbers."""
+    """Kinds idx and shards: names of the classes, in the order of their numbers. []: those of class_names_file, else of a file
+    beside shards (class_names.txt, _info.json), else the numbers."""
     class_names_file: str | None = None
     """Text file with a class name on each line, relative to data.dir: names for labels that are numbers, and the classes in
     order of label maps and of kinds imagefolder, yolo, voc, labelme, cvat and createml. Or a list of ImageNet's classes by name:

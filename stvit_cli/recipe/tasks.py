@@ -15,7 +15,9 @@ class TaskKeys(NamedTuple):
 
 
 TASKS = {
-    "classification": TaskKeys(sections=("loss", "distill"), data_kinds=("digits", "imagefolder", "table", "idx", "timm")),
+    "classification": TaskKeys(
+        sections=("loss", "distill"), data_kinds=("digits", "imagefolder", "table", "idx", "timm", "shards")
+    ),
     "detection": TaskKeys(
         sections=("detection", "shapes"), data_kinds=("coco", "yolo", "voc", "labelme", "cvat", "createml", "shapes")
     ),

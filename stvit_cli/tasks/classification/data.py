@@ -12,6 +12,8 @@ from stvit_cli.data.classification import ClassificationData, EvalSet, Images, T
 from stvit_cli.data.digits import DigitImages
 from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, find_idx_test_images
 from stvit_cli.data.imagefolder import find_eval_images, find_images, find_test_images
+from stvit_cli.data.shards.find import ShardOptions, find_shard_eval_images, find_shard_images, find_shard_test_images
+from stvit_cli.data.shards.images import ShardImages
 from stvit_cli.data.table import TableImages, TableOptions, find_table_eval_images, find_table_images, find_table_test_images
 from stvit_cli.data.timm_dataset import find_timm_images, find_timm_test_images
 from stvit_cli.data.transforms import eval_transform, train_transform
@@ -129,6 +131,8 @@ def _find(data: DataSection) -> tuple[Images, Images]:
         return find_idx_images(data.dir, data.val_fraction, **_splits(data), names=data.class_names)
     if data.kind == "timm":
         return find_timm_images(data.name, data.dir, data.val_fraction, **_splits(data))
+    if data.kind == "shards":
+        return find_shard_images(_shard_options(data))
     train, val = find_images(data.dir, data.val_fraction, group_by=data.group_by, test_split=data.test_split)
     if data.class_names_file is None:
         return train, val
@@ -146,6 +150,9 @@ def _find_test(data: DataSection, class_names: Sequence[str], used: Sequence[Ima
     if data.kind == "table":
         tables = [images for images in used if isinstance(images, TableImages)]
         return find_table_test_images(_table_options(data), class_names, tables)
+    if data.kind == "shards":
+        sets = [images for images in used if isinstance(images, ShardImages)]
+        return find_shard_test_images(_shard_options(data), class_names, sets)
     used_splits = [data.train_split, *([data.val_split] if data.val_split is not None else [])]
     if data.kind == "idx":
         return find_idx_test_images(data.dir, split, class_names, used_splits)
@@ -166,6 +173,8 @@ def _find_eval(data: DataSection, class_names: Sequence[str] | None, all_images:
         if class_names is not None:
             images.class_names = require_model_names(images.class_names, class_names, f"data.name {data.name}")
         return images
+    if data.kind == "shards":
+        return find_shard_eval_images(_shard_options(data), **chosen)
     return find_eval_images(data.dir, data.val_fraction, **chosen, group_by=data.group_by, test_split=data.test_split)
 
 
@@ -176,6 +185,10 @@ def _splits(data: DataSection) -> dict[str, Any]:
 
 def _table_options(data: DataSection) -> TableOptions:
     return TableOptions(**{option.name: getattr(data, option.name) for option in fields(TableOptions)})
+
+
+def _shard_options(data: DataSection) -> ShardOptions:
+    return ShardOptions(**{option.name: getattr(data, option.name) for option in fields(ShardOptions)})
 
 
 def _eval_set(images: Images, data: DataSection, eval: EvalSection, interpolation: str, in_chans: int) -> EvalSet:
