@@ -63,6 +63,21 @@ def explained(session: Session, run_dir: Path | None) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def evaluation_explained(session: Session, run_dir: Path | None) -> Iterator[None]:
+    """Name ``eval.batch_size`` where the memory does not suffice for an evaluation: a smaller micro-batch would not help."""
+    try:
+        yield
+    except Exception as error:
+        failure = machine_failure(error)
+        if failure is None or failure.kind not in ("memory", "GPU memory"):
+            raise
+        size = session.recipe.eval.batch_size
+        less = f"Try eval.batch_size={size // 2}." if size > 1 else "Free memory, or use smaller images."
+        first = f"Out of memory on {_where(session)} in an evaluation, with {size} image{'s' * (size > 1)} at once."
+        raise UserError("\n".join(filter(None, [first, less, resume_advice(run_dir)]))) from error
+
+
 def resume_advice(run_dir: Path | None) -> str:
     """Return how to resume the run in a directory, or an empty string if it cannot be resumed yet."""
     if run_dir is None or not RunDir(run_dir).recipe.is_file():
@@ -83,9 +98,13 @@ def _out_of_memory(session: Session) -> str:
         advice.append("model.checkpointing=true")
     if session.recipe.train.precision == "fp32" and device.type == "cuda":
         advice.append("train.precision=bf16")
-    where = f"GPU {device.index}" if device.type == "cuda" else "the machine"
-    first = f"Out of memory on {where} with {plan.micro_batch_size} images per device."
+    first = f"Out of memory on {_where(session)} with {plan.micro_batch_size} images per device."
     return f"{first}\nTry {', or '.join(advice)}." if advice else f"{first}\nFree memory, or raise the limit of this process."
+
+
+def _where(session: Session) -> str:
+    device = session.world.device
+    return f"GPU {device.index}" if device.type == "cuda" else "the machine"
 
 
 def _non_finite(error: NonFiniteError, session: Session, run_dir: Path | None) -> str:

@@ -7,6 +7,7 @@ training images go through the model both ways, everything else as in an evaluat
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,16 @@ from timm.layers import DropPath
 from torch.compiler import set_stance
 from torch.nn.modules.dropout import _DropoutNd
 
+from stvit_cli.data.loader import SampleKey
 from stvit_cli.engine.freezing import set_training_mode
-from stvit_cli.engine.precise_batch_norm import Recorder, batch_loader, session_batches
+from stvit_cli.engine.precise_batch_norm import BATCH_SIZE, Recorder, batch_loader, session_batches
 from stvit_cli.engine.seeding import kept_generators, seed_generators
 from stvit_cli.engine.session import Session
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.base import Batch, Task, move
 from stvit_cli.utils.text import metric_text
+
+logger = logging.getLogger(__name__)
 
 NUM_IMAGES = 256
 """Images compared by the main metric."""
@@ -77,6 +81,9 @@ class Gap:
 def measure_gap(session: Session, step: int) -> Gap | None:
     """Compare on training images. Weights, statistics and generators are not changed; the model is left in evaluation mode.
 
+    The batches are no larger than the micro-batches of the run, which are known to fit into the memory. The run is over: what
+    fails here, memory too, is logged and costs the comparison alone.
+
     Args:
         session: the run.
         step: the number of steps taken.
@@ -89,7 +96,7 @@ def measure_gap(session: Session, step: int) -> Gap | None:
     recorder = Recorder(session.model)
     if not recorder.norms:
         return None
-    batches = session_batches(session, step, NUM_IMAGES if task.evaluates_training_batches else NUM_IMAGES_OF_LOSS)
+    batches = _batches(session, step)
     mine = range(world.rank, len(batches), world.size)
     measured, states = [_Measured(session), _Measured(session)], None
     try:
@@ -105,6 +112,9 @@ def measure_gap(session: Session, step: int) -> Gap | None:
         states = [part.state() for part in measured]
     except UserError:  # an image that cannot be read, or outputs that are not finite: no reason to fail at the end of a run
         pass
+    except Exception as error:  # memory, a dead worker, or an internal error: the other processes wait for this one's part
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("The running statistics of the batch norms were not compared with those of a batch (%s).", said[:200])
     finally:
         session.model.eval()
     parts = world.gather(states)
@@ -113,6 +123,13 @@ def measure_gap(session: Session, step: int) -> Gap | None:
     batch, running = (_combined(task, [part[index] for part in parts]) for index in (0, 1))
     name = task.main_metric if task.evaluates_training_batches else "loss"
     return Gap(name, sum(map(len, batches)), batch, running)
+
+
+def _batches(session: Session, step: int) -> list[list[SampleKey]]:
+    num_images = NUM_IMAGES if session.task.evaluates_training_batches else NUM_IMAGES_OF_LOSS
+    largest = min(BATCH_SIZE, session.plan.micro_batch_size)
+    # Of an odd number of images one batch would be larger than two, so that none is of one: what is too much is left out.
+    return [keys[:largest] for keys in session_batches(session, step, num_images, largest)]
 
 
 class _Measured:

@@ -7,11 +7,13 @@ and Johnson, "Rethinking Batch in BatchNorm", arXiv 2105.07576). It is what the 
 augmented, and drop path and dropout are active.
 
 The images follow from seed and step, the batches from the recipe alone, and the batches are combined in their order. So the
-result depends neither on the number of processes nor on the micro-batch, and is the same when it is computed again.
+result depends neither on the number of processes nor on the micro-batch, and is the same when it is computed again. Only where a
+batch does not fit into the memory of a device are all batches smaller.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence, Sized
 from contextlib import closing
 from itertools import pairwise
@@ -28,11 +30,14 @@ from stvit_cli.engine.freezing import set_training_mode
 from stvit_cli.engine.seeding import kept_generators, seed_generators
 from stvit_cli.engine.session import Session
 from stvit_cli.tasks.base import move
+from stvit_cli.utils.machine_failures import machine_failure
+
+logger = logging.getLogger(__name__)
 
 NUM_IMAGES = 1024
 """The largest number of images in a pass: about what a moving average of momentum 0.1 over batches of 64 remembers."""
 BATCH_SIZE = 32
-"""The largest number of images in a forward pass. Without gradients it takes less memory than two images in training."""
+"""The largest number of images in a forward pass, without gradients; half as many where they do not fit into the memory."""
 
 
 class Moments(NamedTuple):
@@ -69,8 +74,8 @@ def recompute_statistics(
     Returns:
         Whether it was done; False where it was stopped.
     """
-    task, recipe, world = session.task, session.recipe, session.world
-    set_training_mode(task, recipe.finetune)
+    task, world = session.task, session.world
+    set_training_mode(task, session.recipe.finetune)
     models = [session.model]
     if session.ema is not None:
         models.append(session.ema.module)
@@ -79,33 +84,82 @@ def recompute_statistics(
     recorders = [Recorder(model) for model in models]
     if not any(recorder.norms for recorder in recorders):
         return True
-    batches = session_batches(session, step)
-    mine = range(world.rank, len(batches), world.size)
-    loader = batch_loader(session, [batches[k] for k in mine])
-    found: dict[int, list[list[Moments]]] = {}
-    # Compiled blocks run as written here, as in an evaluation.
-    with kept_generators(world.device), torch.no_grad(), torch.compiler.set_stance("force_eager"), closing(iter(loader)) as feed:
-        for done, (k, batch) in enumerate(zip(mine, feed, strict=True), start=1):
-            batch = move(batch, world.device)
-            found[k] = []
-            for model, recorder in zip(models, recorders, strict=True):
-                seed_generators(recipe.train.seed, "precise batch norm", step, k)
-                with recorder, session.autocast():
-                    task.training_loss(model, batch)
-                found[k].append(recorder.moments())
-            advance(done, len(mine))
-            if stopped():
-                break
-    parts = world.gather((len(found) < len(mine) or stopped(), found))
-    if any(is_stopped for is_stopped, _ in parts):
+    largest = BATCH_SIZE
+    while True:
+        found = _one_pass(session, step, models, recorders, largest, stopped, advance)
+        if found is None or isinstance(found, dict):
+            break
+        largest //= 2
+        if largest < max(2, task.batch_multiple):
+            raise found
+        logger.warning("Out of memory with %d images at once: the batch norms are recomputed with %d.", 2 * largest, largest)
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
+    if found is None:
         return False
-    by_batch = {k: moments for _, part in parts for k, moments in part.items()}
     for index, recorder in enumerate(recorders):
-        recorder.write([by_batch[k][index] for k in range(len(batches))])
+        recorder.write([found[k][index] for k in range(len(found))])
     return True
 
 
-def session_batches(session: Session, step: int, num_images: int = NUM_IMAGES) -> list[list[SampleKey]]:
+def _one_pass(
+    session: Session,
+    step: int,
+    models: list[nn.Module],
+    recorders: list[Recorder],
+    largest: int,
+    stopped: Callable[[], bool],
+    advance: Callable[[int, int], None],
+) -> dict[int, list[list[Moments]]] | torch.OutOfMemoryError | None:
+    """Return what each recorder saw in each batch, by its number; None where the pass was stopped, an error without memory."""
+    world = session.world
+    batches = session_batches(session, step, largest=largest)
+    mine = range(world.rank, len(batches), world.size)
+    loader = batch_loader(session, [batches[k] for k in mine])
+    found: dict[int, list[list[Moments]]] = {}
+    out_of_memory = ""
+    # Compiled blocks run as written here, as in an evaluation.
+    with kept_generators(world.device), torch.no_grad(), torch.compiler.set_stance("force_eager"), closing(iter(loader)) as feed:
+        for done, (k, batch) in enumerate(zip(mine, feed, strict=True), start=1):
+            try:
+                found[k] = _moments(session, step, k, batch, models, recorders)
+            except Exception as error:
+                failure = machine_failure(error)
+                if failure is None or failure.kind not in ("memory", "GPU memory"):
+                    raise
+                out_of_memory = failure.said
+                break
+            advance(done, len(mine))
+            if stopped():
+                break
+    parts = world.gather((stopped(), out_of_memory, len(found) < len(mine), found))
+    if any(is_stopped for is_stopped, *_ in parts):
+        return None
+    said = next((said for _, said, *_ in parts if said), "")
+    if said:
+        return torch.OutOfMemoryError(f"CUDA out of memory: {said}" if world.device.type == "cuda" else said)
+    if any(is_partial for _, _, is_partial, _ in parts):
+        return None
+    return {k: moments for *_, part in parts for k, moments in part.items()}
+
+
+def _moments(
+    session: Session, step: int, k: int, batch: Any, models: list[nn.Module], recorders: list[Recorder]
+) -> list[list[Moments]]:
+    """Return what each recorder sees in batch ``k``."""
+    on_device = move(batch, session.world.device)
+    result = []
+    for model, recorder in zip(models, recorders, strict=True):
+        seed_generators(session.recipe.train.seed, "precise batch norm", step, k)
+        with recorder, session.autocast():
+            session.task.training_loss(model, on_device)
+        result.append(recorder.moments())
+    return result
+
+
+def session_batches(
+    session: Session, step: int, num_images: int = NUM_IMAGES, largest: int = BATCH_SIZE
+) -> list[list[SampleKey]]:
     """Return `statistics_batches` of a run after ``step`` steps."""
     task, train = session.task, session.recipe.train
     return statistics_batches(
@@ -116,6 +170,7 @@ def session_batches(session: Session, step: int, num_images: int = NUM_IMAGES) -
         step=step,
         balance=task.class_balance,
         num_images=num_images,
+        largest=largest,
     )
 
 
@@ -135,6 +190,7 @@ def statistics_batches(
     step: int,
     balance: ClassBalance | None = None,
     num_images: int = NUM_IMAGES,
+    largest: int = BATCH_SIZE,
 ) -> list[list[SampleKey]]:
     """Return the samples of a pass in batches of nearly the same size.
 
@@ -146,15 +202,16 @@ def statistics_batches(
         step: the number of steps taken.
         balance: how often each class is sampled in training.
         num_images: the largest number of images in all.
+        largest: the largest number of images in a batch, unless it would be a single image.
 
     >>> [len(batch) for batch in statistics_batches(33, 64, multiple=1, seed=0, step=12)]
     [16, 17]
     """
     drawn = sample_order(num_samples, epoch=step, seed=derive_seed(seed, "precise batch norm"), repeats=1, balance=balance)
     units = min(len(drawn), num_images) // multiple
-    largest = max(1, min(global_batch_size, BATCH_SIZE) // multiple)
+    each = max(1, min(global_batch_size, largest) // multiple)
     # No batch of a single image where there are more: one value per channel (`models.layers.BatchNorm2d`) has no variance.
-    count = max(1, min(-(-units // largest), multiple * units // 2))
+    count = max(1, min(-(-units // each), multiple * units // 2))
     bounds = [multiple * (units * k // count) for k in range(count + 1)]
     return [drawn[low:high] for low, high in pairwise(bounds)]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+import logging
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,14 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stvit_cli.data.loader import Loader, SampleKey, TrainBatches, build_train_loader
 from stvit_cli.engine.batching import BatchPlan, plan_batches
+from stvit_cli.engine.determinism import strict
 from stvit_cli.engine.distributed import World
 from stvit_cli.engine.freezing import GradualUnfreezing, freeze, set_training_mode
 from stvit_cli.engine.loggers.group import require_installed
 from stvit_cli.engine.optim import build_optimizer, check_optimizer
 from stvit_cli.engine.schedule import Timeline, build_timeline
+from stvit_cli.engine.seeding import kept_generators
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Preparation, Task, move
+
+logger = logging.getLogger(__name__)
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Share of the GPU's memory that a probed batch may fill: the rest is for fragmentation and the communication buffers.
@@ -43,6 +49,8 @@ class Session:
     ema: ModelEmaV3 | None
     preparation: Preparation
     unfreezing: GradualUnfreezing | None = None
+    strict_order: bool = False
+    """A training step takes deterministic algorithms alone; see `determinism.strict`."""
 
     def unfreeze(self, step: int) -> None:
         """Freeze and unfreeze what gradual unfreezing says for the step after ``step`` steps."""
@@ -77,6 +85,8 @@ def build_session(task: Task, recipe: Recipe, world: World, micro_batch_before: 
     preparation = _prepare(task, recipe, device, chosen)
     probe = _probe(task, recipe, world) if device.type == "cuda" else None
     plan = plan_batches(train, world.size, task.batch_multiple, probe, micro_batch_before)
+    size = min(plan.micro_batch_size, max(2, task.batch_multiple))
+    strict_order = device.type == "cuda" and task.is_deterministic and _has_fixed_order(task, recipe, world, size)
     optimizer = build_optimizer(task, recipe.optim, recipe.peak_lr)
     unfreezing = None
     if recipe.finetune.unfreeze_epochs is not None:
@@ -99,6 +109,7 @@ def build_session(task: Task, recipe: Recipe, world: World, micro_batch_before: 
         ema=ema,
         preparation=preparation,
         unfreezing=unfreezing,
+        strict_order=strict_order,
     )
 
 
@@ -159,27 +170,58 @@ def keep_kernels(session: Session, chosen: Sequence[str] | None) -> None:
 
 def _probe(task: Task, recipe: Recipe, world: World) -> Callable[[int], bool]:
     """Return a function that tries a micro-batch of a size on every process's GPU; the answer is the same on all of them."""
-    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
     # The moments, the moving average and DDP's buckets come on top of what a forward and a backward pass take.
     copies = 2 + (recipe.train.ema_decay is not None) + (world.size > 1)
     later = copies * sum(p.numel() * p.element_size() for p in task.model.parameters())
-    dtype = AUTOCAST[recipe.train.precision]
 
     def fits(size: int) -> bool:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            sample = task.train_set[SampleKey(0, 0, 0)]
-            batch = move(task.collate([sample] * size), world.device)
-            with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                loss = torch.stack(list(task.training_loss(task.model, batch).values())).sum()
-            loss.backward()
+            with _without_trace(task):
+                _try_batch(task, recipe, world.device, size)
             fine = torch.cuda.max_memory_allocated() + later <= FULL * torch.cuda.mem_get_info()[1]
         except torch.OutOfMemoryError:
             fine = False
-        task.model.zero_grad(set_to_none=True)
-        for name, buffer in task.model.named_buffers():
-            buffer.copy_(buffers[name])
         return all(world.gather(fine))
 
     return fits
+
+
+def _has_fixed_order(task: Task, recipe: Recipe, world: World, size: int) -> bool:
+    """Return whether a training step of ``size`` images runs by deterministic algorithms alone, on every process.
+
+    A model of timm can have an operator without one. It is found here, before the first step.
+    """
+    said = ""
+    try:
+        with kept_generators(world.device), strict(), _without_trace(task):
+            _try_batch(task, recipe, world.device, size)
+    except (RuntimeError, UserError) as error:  # another failure will be met, and explained, in training
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    found = world.gather(said)
+    if world.is_main and "determinis" in said:
+        logger.warning("Resumed on a GPU, this run will not end with the same bits: %s", said[:200])
+    return not any(found)
+
+
+def _try_batch(task: Task, recipe: Recipe, device: torch.device, size: int) -> None:
+    """Run a batch of one training image, ``size`` times, forward and backward."""
+    dtype = AUTOCAST[recipe.train.precision]
+    sample = task.train_set[SampleKey(0, 0, 0)]
+    batch = move(task.collate([sample] * size), device)
+    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        loss = torch.stack(list(task.training_loss(task.model, batch).values())).sum()
+    loss.backward()
+
+
+@contextmanager
+def _without_trace(task: Task) -> Iterator[None]:
+    """Remove gradients and restore the buffers of the model after the block, also where it fails."""
+    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
+    try:
+        yield
+    finally:
+        task.model.zero_grad(set_to_none=True)
+        for name, buffer in task.model.named_buffers():
+            buffer.copy_(buffers[name])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from stvit_cli.engine.determinism import strict
 from stvit_cli.engine.optim import match_layout, parameters_of, set_lr
 from stvit_cli.engine.schedule import lr_at
 from stvit_cli.engine.seeding import seed_micro_batch
@@ -99,7 +100,7 @@ class TrainStep:
         session = self.session
         plan, world = session.plan, session.world
         seed_micro_batch(session.recipe.train.seed, step, index * world.size + world.rank)
-        with self._gradient_sync(last=index == plan.accum_steps - 1):
+        with self._gradient_sync(last=index == plan.accum_steps - 1), strict(session.strict_order):
             with session.autocast():
                 losses = session.task.training_loss(session.parallel, batch)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()

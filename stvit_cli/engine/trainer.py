@@ -14,7 +14,7 @@ from stvit_cli.engine.checkpoint import newest_micro_batch_size
 from stvit_cli.engine.determinism import fixed_order
 from stvit_cli.engine.distributed import joined_world, was_restarted
 from stvit_cli.engine.evaluation import NonFiniteEvaluationError, evaluate_models
-from stvit_cli.engine.failures import LESS_MEMORY, explained
+from stvit_cli.engine.failures import LESS_MEMORY, evaluation_explained, explained
 from stvit_cli.engine.final_test import FinalTest, read_final_test, run_final_test
 from stvit_cli.engine.finite_weights import require_finite_weights, still_good
 from stvit_cli.engine.freezing import set_training_mode
@@ -279,15 +279,16 @@ class Trainer:
             self._stop(max(self.world.gather(self.stop.number)))
         self.world.on_main(lambda: require_finite_weights(session, state, self.run_dir))
         try:
-            evaluated = evaluate_models(
-                session.task,
-                models,
-                self.world,
-                batch_size=self.recipe.eval.batch_size,
-                num_workers=self.recipe.data.num_workers,
-                stopped=lambda: self.stop.number != 0,
-                advance=self.progress.evaluating,
-            )
+            with evaluation_explained(session, self.run_dir.path):
+                evaluated = evaluate_models(
+                    session.task,
+                    models,
+                    self.world,
+                    batch_size=self.recipe.eval.batch_size,
+                    num_workers=self.recipe.data.num_workers,
+                    stopped=lambda: self.stop.number != 0,
+                    advance=self.progress.evaluating,
+                )
         except NonFiniteEvaluationError as error:
             raise UserError(f"After step {state.step}: {error}\n{still_good(state, self.run_dir)}") from error
         if evaluated is None:
@@ -312,9 +313,10 @@ class Trainer:
             test = self.session.task.test if isinstance(self.session.task, HasTestSet) else None
             if test is None:
                 return
-            found = run_final_test(
-                self.session, test, self.state, self.run_dir, lambda: self.stop.number != 0, self.progress.evaluating
-            )
+            with evaluation_explained(self.session, self.run_dir.path):
+                found = run_final_test(
+                    self.session, test, self.state, self.run_dir, lambda: self.stop.number != 0, self.progress.evaluating
+                )
             if found is None:
                 self._stop(max(self.world.gather(self.stop.number)))
                 return
@@ -324,7 +326,13 @@ class Trainer:
 
     def _note_gap(self) -> None:
         """Say where the last weights do much better with the statistics of a batch than in evaluation mode."""
-        gap = measure_gap(self.session, self.state.step)
+        try:
+            gap = measure_gap(self.session, self.state.step)
+        except Exception as error:  # the run is over and saved
+            self.progress.warn(
+                f"The running statistics were not compared with those of a batch ({type(error).__name__}: {error})."
+            )
+            return
         if gap is not None and gap.is_large():
             self.progress.say(gap.note(self.session, self.state.step))
 

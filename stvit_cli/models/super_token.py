@@ -19,6 +19,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from stvit_cli.models.accelerated import Accelerated, Conv2d, Kernels
+from stvit_cli.models.exporting import is_exporting
 from stvit_cli.models.neighbours import EPS, neighbours, sum_neighbours
 
 
@@ -50,7 +51,7 @@ def _pad(x: Tensor, grid_size: tuple[int, int]) -> Tensor:
     (h, w), (p, q) = grid_size, _num_cells(x, grid_size)
     pad_bottom, pad_right = p * h - x.shape[-2], q * w - x.shape[-1]
     # An exported graph must hold for every size: there the padding is unconditional.
-    if torch.compiler.is_exporting() or pad_bottom or pad_right:
+    if is_exporting() or pad_bottom or pad_right:
         x = F.pad(x, (0, pad_right, 0, pad_bottom))
     return x
 
@@ -73,7 +74,7 @@ def from_cells(cells: Tensor, grid_size: tuple[int, int], size: tuple[int, int])
 
 def _crop(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Crop (B, C, H, W) to a size: the inverse of `_pad`."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # A slice adds a guard on contiguity to the graph; a negative padding does not.
         return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
     return x[..., : size[0], : size[1]]

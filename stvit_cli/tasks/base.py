@@ -219,12 +219,14 @@ class Task(Evaluation, Protocol):
         class_balance: how often each class is sampled; None: every image once in an epoch. See `data.sampling.ClassBalance`.
         main_metric: the name of the metric that decides which weights are best; higher is better.
         evaluates_training_batches: the evaluator takes a batch of training samples too.
+        is_deterministic: on a GPU too, the operators of its training step have deterministic algorithms.
         batch_multiple: the size of a micro-batch must be a multiple of this (2 where images are mixed in pairs).
     """
 
     model: nn.Module
     main_metric: str
     evaluates_training_batches: bool
+    is_deterministic: bool
     batch_multiple: int
     aspect_ratios: NDArray[np.float64] | None
     class_balance: ClassBalance | None

@@ -24,6 +24,7 @@ class PreparedModel:
     aspect_ratios: NDArray[np.float64] | None = None
     class_balance: ClassBalance | None = None
     evaluates_training_batches: bool = False
+    is_deterministic: bool = False
 
     def prepare(
         self,

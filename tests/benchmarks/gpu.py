@@ -33,7 +33,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 from stvit_cli.analysis.cost.throughput import Setting, compile_in_place, make_step, peak_flops
-from stvit_cli.engine.determinism import fixed_order
+from stvit_cli.engine.determinism import fixed_order, strict
 from stvit_cli.models import create_model
 from stvit_cli.models.kernels import KERNELS, choice, load, use_kernels
 from stvit_cli.models.kernels.choice import Setting as ChoiceSetting
@@ -338,7 +338,7 @@ def deterministic(step: Callable[[], None], options: Options) -> Callable[[], No
     """Return a step with sums in a fixed order, as in training."""
 
     def ordered() -> None:
-        with fixed_order(options.device):
+        with fixed_order(options.device), strict(options.device.type == "cuda"):
             step()
 
     return ordered

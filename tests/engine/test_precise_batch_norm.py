@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stvit_cli import engine, tasks
 from stvit_cli.data.sampling import ClassBalance
+from stvit_cli.engine import mode_gap, precise_batch_norm
 from stvit_cli.engine.branch import Branch
 from stvit_cli.engine.distributed import World, joined_world
 from stvit_cli.engine.mode_gap import Gap, measure_gap
@@ -325,13 +326,13 @@ def test_a_gap_is_reported_where_it_is_large(gap: Gap, is_large: bool) -> None:
 def test_the_gap_is_the_same_over_processes(tmp_path: Path, processes: int) -> None:
     def work() -> None:
         with joined_world("cpu") as world:
-            made = build_session(toy.ToyTask(norm=True), toy.recipe("train.global_batch_size=12"), world)
+            made = build_session(toy.ToyTask(norm=True), toy.recipe("train.global_batch_size=12"), world)  # 2 per device
             gap = measure_gap(made, 5)
             assert gap is not None
         (tmp_path / f"{world.rank}").write_text(repr((gap.num_images, gap.batch, gap.running)))
 
     assert {ended.code for ended in toy.start(work, tmp_path, processes)()} == {0}
-    gap = measure_gap(session("train.global_batch_size=12", "train.batch_size_per_device=3"), 5)
+    gap = measure_gap(session("train.global_batch_size=12"), 5)
     assert gap is not None
     for rank in range(processes):
         assert (tmp_path / f"{rank}").read_text() == repr((gap.num_images, gap.batch, gap.running))
@@ -345,3 +346,69 @@ def test_an_unreadable_image_at_the_end_costs_the_note_alone(monkeypatch: pytest
 
     monkeypatch.setattr(toy.TrainPoints, "__getitem__", refuse)
     assert measure_gap(made, 5) is None
+
+
+@pytest.mark.parametrize(("micro", "num_images"), [(2, 40), (8, 41)])  # of 41 images one is left out, where a batch would be of 3
+def test_the_gap_is_measured_in_micro_batches(micro: int, num_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = session(f"train.batch_size_per_device={micro}")
+    monkeypatch.setattr(mode_gap, "NUM_IMAGES_OF_LOSS", 41)
+    sizes, collate = [], made.task.collate
+    monkeypatch.setattr(made.task, "collate", lambda samples: (sizes.append(len(samples)), collate(samples))[1], raising=False)
+    gap = measure_gap(made, 5)
+    assert gap is not None
+    assert gap.num_images == sum(sizes) == num_images
+    assert max(sizes) <= micro
+
+
+def refuse_more_than(size: int) -> Any:
+    def forward(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if len(inputs[0]) > size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    return forward
+
+
+def test_a_pass_that_does_not_fit_into_the_memory_is_repeated_in_smaller_batches(caplog: pytest.LogCaptureFixture) -> None:
+    made, small = (session("train.global_batch_size=32", "train.batch_size_per_device=8") for _ in range(2))
+    expected = {name: value.clone() for name, value in small.model.state_dict().items()}
+    made.model.register_forward_pre_hook(refuse_more_than(8))
+    assert recompute_statistics(made, 5)
+    assert "recomputed with 8" in caplog.text
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(precise_batch_norm, "BATCH_SIZE", 8)
+        assert recompute_statistics(small, 5)
+    assert all(torch.equal(a, b) for a, b in zip(norms(made.model), norms(small.model), strict=True))
+    assert not torch.equal(made.model[3].running_mean, expected["3.running_mean"])
+    made.model.register_forward_pre_hook(refuse_more_than(0))
+    with pytest.raises(torch.OutOfMemoryError, match="memory"):
+        recompute_statistics(made, 5)
+
+
+def test_an_evaluation_without_memory_names_its_own_batch_size(tmp_path: Path) -> None:
+    task = toy.ToyTask(norm=True)
+    task.model.register_forward_pre_hook(refuse_more_than(8))
+    with pytest.raises(UserError, match=r"in an evaluation, with 16 images at once.\nTry eval.batch_size=8.\n"):
+        fit(task, toy.recipe(), tmp_path / "run")
+    fit(task, toy.recipe("eval.batch_size=8"), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("where", ["measure_gap", "_combined"])
+def test_a_failure_at_the_end_costs_the_comparison_and_not_the_run(
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(mode_gap._Measured, "add", refuse) if where == "measure_gap" else monkeypatch.setattr(
+        mode_gap, where, refuse
+    )
+    result = fit(toy.ToyTask(norm=True), toy.recipe("schedule.epochs=2"), tmp_path / "run")
+    assert result["steps"] == 10
+    said = capsys.readouterr().err
+    assert "Best top-1" in said
+    assert "not compared with those of a batch (" in said + caplog.text

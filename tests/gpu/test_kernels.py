@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvit_cli.engine.determinism import fixed_order
+from stvit_cli.engine.determinism import fixed_order, strict
 from stvit_cli.models import create_model, kernels, super_token
 from stvit_cli.models.kernels import choice, operators
 from stvit_cli.models.layers import ConvFFN, ConvPosEnc
@@ -271,7 +271,7 @@ def test_a_training_step_is_captured_in_a_cuda_graph_and_replayed() -> None:
 
 def test_the_same_bits_every_time() -> None:
     model, x = with_kernels(layers()), tokens(32, (17, 16), torch.float32, images=3)
-    with fixed_order(DEVICE):  # as in training: PyTorch's convolutions between them, too
+    with fixed_order(DEVICE), strict():  # as in training: PyTorch's convolutions between them, too
         first, again = results(model, model, x), results(model, model, x)
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 

@@ -54,7 +54,25 @@ CASES = {
     ),
 }
 WHERE = [pytest.param("cuda", case, marks=pytest.mark.gpu) for case in CASES]
-WHERE += [pytest.param("simulated", "several labels", marks=pytest.mark.slow)]
+WHERE += [pytest.param("simulated", case, marks=pytest.mark.slow) for case in ("several labels", "distillation")]
+
+
+def teacher_words(words: tuple[str, ...]) -> list[str]:
+    """Return the overrides of the run that trains the teacher of a case: of one epoch, without a teacher of its own."""
+    kept = [word for word in words if not word.startswith(("distill.", "schedule.epochs="))]
+    return [*kept, "schedule.epochs=1", "schedule.warmup_epochs=0"]
+
+
+def test_every_case_is_a_recipe() -> None:
+    """Without a GPU, what a case gives twice or wrongly would be seen on a GPU alone."""
+    for case, (recipe, words) in CASES.items():
+        for given_words in (words, teacher_words(words))[: 2 if case == "distillation" else 1]:
+            keys = [word.partition("=")[0] for word in (*COMMON, *given_words)]
+            assert len(keys) == len(set(keys))
+            teacher = ["distill.teacher=t"] if "distill.kind=soft" in given_words else []
+            kind = "table" if case == "several labels" else "imagefolder"
+            data = ["data.dir=d", f"data.kind={kind}"] if recipe == "quickstart" else []
+            recipe_io.load(recipe, [*COMMON, *data, *given_words, *teacher])
 
 
 def given(case: str, image_folder: Path, tmp_path: Path) -> list[str | Path]:
@@ -77,7 +95,9 @@ def test_a_run_trains_resumes_evaluates_and_predicts(
     train = ["train", "--recipe", recipe, *given(case, image_folder, tmp_path), *COMMON, *words]
     if case == "distillation":
         teacher = tmp_path / "teacher"
-        assert stvit(*train[:-1], "schedule.epochs=1", "--output", teacher).code == 0
+        data = given(case, image_folder, tmp_path)
+        ended = stvit("train", "--recipe", recipe, *data, *COMMON, *teacher_words(words), "--output", teacher)
+        assert ended.code == 0, ended.err
         train.append(f"distill.teacher={teacher / 'best.safetensors'}")
     run = tmp_path / "run"
     ended = stvit(*train, "--output", run)

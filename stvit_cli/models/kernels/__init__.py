@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from stvit_cli.models.accelerated import Accelerated, Conv2d
+from stvit_cli.models.exporting import is_exporting
 from stvit_cli.models.kernels import choice, convolution, operators
 from stvit_cli.models.kernels.errors import KernelsUnavailableError, UnsupportedDeviceError
 from stvit_cli.utils.environment import local_rank
@@ -165,7 +166,7 @@ def supports(x: Tensor, channels: int | None = None) -> bool:
         channels: the number of channels that the kernel works on; default C.
     """
     device_type = x.device.type
-    if device_type not in _loaded or not x.numel() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if device_type not in _loaded or not x.numel() or is_exporting() or torch.jit.is_tracing():
         return False
     if not supports_dtype(device_type, x.dtype) or not supports_dtype(device_type, _compute_dtype(x)):
         return False

@@ -123,6 +123,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
 
     main_metric: str
     evaluates_training_batches = True
+    is_deterministic = True
 
     def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
         subset = _subset_evaluation(recipe, data.class_names, data.val_set, recipe.model.in_chans)

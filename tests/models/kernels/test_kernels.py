@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -249,6 +250,12 @@ def test_the_operators_are_what_torch_expects_of_operators() -> None:
 
 
 def test_they_are_part_of_a_compiled_graph() -> None:
+    names: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        names.extend(str(node.target).removesuffix(".default") for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
     torch.manual_seed(0)
     attention, x = SuperTokenAttention(16, 1, 4), torch.randn(1, 16, 8, 10, requires_grad=True)
     parts = nn.Sequential(ConvPosEnc(16), attention, ConvFFN(16))
@@ -256,11 +263,23 @@ def test_they_are_part_of_a_compiled_graph() -> None:
     for part in parts.modules():
         if isinstance(part, Accelerated) and not (INTERPRETED and part is attention):  # Triton has no self-attention
             part.kernels = kernels.KERNELS
-    compiled = torch.compile(parts, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(parts, backend=backend, fullgraph=True)
     y = compiled(x)
+    assert {"stvit.conv_pos_enc", "stvit.associate_and_aggregate", "stvit.gelu_conv_pos_enc"} <= set(names)
     found = [y, *torch.autograd.grad(y.square().sum(), [x, *parts.parameters()])]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_graph_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler of PyTorch 2.11 takes `torch.compiler.is_exporting` for true in every graph."""
+    x = torch.randn(1, 16, 8, 10)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert kernels.supports(x)
+    assert super_token._pad(x, (2, 2)) is x
+    monkeypatch.setattr(torch.compiler, "_is_exporting_flag", True)
+    assert not kernels.supports(x)
+    assert super_token._pad(x, (2, 2)) is not x  # an exported graph holds for every size
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="C++ is for float32 and bfloat16: test_precision")
