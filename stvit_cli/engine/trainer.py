@@ -86,9 +86,8 @@ def fit(
         before = world.on_main(lambda: newest_micro_batch_size(paths.checkpoints)) if is_resumed else None
         with machine_failures_explained(LESS_MEMORY):
             session = build_session(task, recipe, world, before)
-        with explained(session, run_dir):
-            with closing(Trainer(session, paths, stop, first_images, callbacks)) as trainer:
-                return trainer.run(RunStart(session, paths, trainer.writer), branch, resume=is_resumed)
+        with explained(session, run_dir), closing(Trainer(session, paths, stop, first_images, callbacks)) as trainer:
+            return trainer.run(RunStart(session, paths, trainer.writer), branch, resume=is_resumed)
 
 
 class Trainer:
