@@ -9,6 +9,7 @@ from stvit_cli.api.comparison import compare
 from stvit_cli.api.conversion import ConversionResult, ConvertedFile, data_convert
 from stvit_cli.api.data import DataReport, DataSummary, data_check, data_show
 from stvit_cli.api.overrides import Overrides
+from stvit_cli.api.prediction import PredictionFiles, embed, predict
 from stvit_cli.api.publishing import PushResult, push
 from stvit_cli.api.reproducing import ReproductionResult, experiments, reproduce
 from stvit_cli.api.results import DryRunResult, EvaluationResult, ExportResult, TrainingResult
@@ -26,6 +27,7 @@ __all__ = [
     "EvaluationResult",
     "ExportResult",
     "Overrides",
+    "PredictionFiles",
     "PushResult",
     "ReproductionResult",
     "TrainedModel",
@@ -36,9 +38,11 @@ __all__ = [
     "data_convert",
     "data_show",
     "dry_run",
+    "embed",
     "evaluate",
     "experiments",
     "load",
+    "predict",
     "push",
     "report",
     "reproduce",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, overload
 
@@ -44,6 +45,7 @@ class TrainedModel:
         info: the metadata of its weights file: task, classes, image size, normalization.
         path: the weights file.
         device: where it runs: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        trained: the same for the packages below: `tasks.spec.Trained`.
     """
 
     def __init__(self, trained: Trained, device: str = "auto") -> None:
@@ -51,7 +53,7 @@ class TrainedModel:
         self.info: WeightsInfo = trained.info
         self.path: Path = trained.path
         self.device = device
-        self._trained = trained
+        self.trained = trained
 
     def __repr__(self) -> str:
         return f"TrainedModel({self.info.model}, {self.info.task}, {self.info.num_classes} classes, {str(self.path)!r})"
@@ -61,7 +63,7 @@ class TrainedModel:
         """The names of the classes, by index; numbers where the weights file has no names."""
         from stvit_cli.tasks.classification.predict import class_names
 
-        return tuple(class_names(self._trained))
+        return tuple(class_names(self.trained))
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a text is a path, not a sequence of images
@@ -124,7 +126,31 @@ class TrainedModel:
             raise UserError(f"score_threshold: found {score_threshold}, expected 0 to 1.")
         _require_precision(precision)
         options = PredictOptions(top=top, score_threshold=score_threshold, precision=precision)
-        return tasks.predict(self._trained, images, options, device=pick_device(self.device))
+        return tasks.predict(self.trained, images, options, device=pick_device(self.device))
+
+    def embed(self, images: Sequence[ImageSource], *, precision: Precision = "fp32") -> NDArray[np.float32]:
+        """Return the features (N, D) of some images, from which the classifier computes its logits; of stvit-s, D is 1024.
+
+        For more than fit into memory there is `api.prediction.embed`.
+
+        Args:
+            images: N paths, PIL images or RGB arrays (H, W, 3) of uint8.
+            precision: what the model computes in: fp32 or bf16.
+
+        Raises:
+            UserError: an image cannot be read, the features of one are not finite, or the model is no classifier.
+        """
+        from stvit_cli.engine.distributed import pick_device
+        from stvit_cli.tasks.classification.bulk import embed
+
+        _require_precision(precision)
+        return embed(self._without_classifier, images, precision, pick_device(self.device))
+
+    @cached_property
+    def _without_classifier(self) -> Trained:
+        from stvit_cli.tasks.classification.bulk import without_classifier
+
+        return without_classifier(self.trained)
 
     def evaluate(
         self,
@@ -142,11 +168,11 @@ class TrainedModel:
 
         _require_precision(precision)
         given = as_words(overrides)
-        own = recipe_for(self._trained, [])
+        own = recipe_for(self.trained, [])
         device = [] if self.device == "auto" else [f"train.device={self.device}"]
-        recipe = recipe_for(self._trained, [*device, *keys_of_other_data(own, data, given), *given])
+        recipe = recipe_for(self.trained, [*device, *keys_of_other_data(own, data, given), *given])
         drawn = _drawn(output, max_images)
-        found = run(self._trained, recipe, whole=True, say=_warn, precision=precision, **drawn)
+        found = run(self.trained, recipe, whole=True, say=_warn, precision=precision, **drawn)
         return _evaluation(self.info.task, found)
 
     def export(
@@ -185,13 +211,13 @@ class TrainedModel:
         if target.suffix != ".onnx":
             if precision == "int8":
                 raise UserError(f"{target}: int8 is for ONNX files; expected a name ending in .onnx.")
-            details = export_weights(self._trained, target, precision)
+            details = export_weights(self.trained, target, precision)
         else:
             calibration = None
             if precision == "int8":
-                require_exportable(self._trained)
-                calibration = find_calibration(self._trained, _optional(calibrate), say)
-            details = export_onnx(self._trained, target, precision, calibration=calibration, say=say)
+                require_exportable(self.trained)
+                calibration = find_calibration(self.trained, _optional(calibrate), say)
+            details = export_onnx(self.trained, target, precision, calibration=calibration, say=say)
         return ExportResult(target, self.info.model, target.stat().st_size, details)
 
     def visualize_associations(

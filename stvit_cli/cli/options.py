@@ -55,3 +55,9 @@ Precision = Annotated[
     typer.Option("--precision", metavar="fp32|bf16", help="What the model computes in; bf16 needs a GPU or CPU that has it."),
 ]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - is standard output.")]
+Dtype = Annotated[
+    Literal["fp32", "fp16"], typer.Option(metavar="fp32|fp16", help="What scores and features are written in, in Parquet files.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Images in one forward pass; by default 64 of a classifier, 8 of others.")
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,8 @@ import typer
 
 from stvit_cli import api
 from stvit_cli.cli import app
-from stvit_cli.cli.options import Json, Precision, Weights
+from stvit_cli.cli.embed import note, parquet_progress, print_files
+from stvit_cli.cli.options import BatchSize, Dtype, Json, Precision, Weights
 from stvit_cli.cli.output import echo, reporting, require_writable_table
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_writable_folder
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
 
 @app.command()
 def predict(
-    paths: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, and folders of images.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...", help="Images, folders of images; with --parquet also lists of paths (.txt) and shards."
+        ),
+    ],
     weights: Weights,
     top: Annotated[int, typer.Option(metavar="K", min=1, help="A classifier: how many classes to name.")] = 1,
     score_threshold: Annotated[
@@ -34,6 +41,14 @@ def predict(
         Path | None,
         typer.Option("--csv", metavar="FILE", help="Also write a table, a row for each class or box: a .csv or .parquet file."),
     ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="For millions: only write Parquet files here. The same command resumes; torchrun shares."
+        ),
+    ] = None,
+    dtype: Dtype = "fp32",
+    batch_size: BatchSize = None,
     precision: Precision = "fp32",
     json_file: Json = None,
 ) -> None:
@@ -46,7 +61,32 @@ def predict(
     stvit predict some.jpg --weights stvit-s.pth --output drawn
     stvit predict some.jpg --weights runs/DETECTOR --score-threshold 0.7 --output drawn --json -
     stvit predict some.jpg --weights runs/SEGMENTER --output drawn     (the label map too)
+    stvit predict 'shards/train-{000..127}.tar' --weights runs/RUN --top 5 --parquet predicted
+    torchrun --nproc-per-node 8 -m stvit_cli predict FOLDER --weights runs/RUN --parquet predicted
     """
+    if parquet is not None:
+        if output is not None or csv_file is not None:
+            raise UserError("--parquet writes neither images nor a CSV file; leave out --output and --csv.")
+        with reporting(json_file) as report, parquet_progress("parquet") as progress:
+            result = api.predict(
+                weights,
+                paths,
+                parquet,
+                top=top,
+                score_threshold=score_threshold,
+                dtype=dtype,
+                precision=precision,
+                batch_size=batch_size,
+                say=note,
+                advance=progress,
+            )
+            report(result.to_dict())
+        print_files(result)
+        return
+    _require_images(paths)
+    for option, value in (("--dtype", dtype != "fp32"), ("--batch-size", batch_size is not None)):
+        if value:
+            raise UserError(f"{option} is for Parquet files: add --parquet DIR.")
     from stvit_cli.data.drawing import drawn_name
     from stvit_cli.data.image_paths import list_images
     from stvit_cli.tasks.tables import write_rows
@@ -56,7 +96,7 @@ def predict(
     if csv_file is not None:
         require_writable_table(csv_file)
     with reporting(json_file) as report:
-        images = list_images(paths, lambda line: typer.echo(line, err=True))
+        images = list_images([Path(path) for path in paths], lambda line: typer.echo(line, err=True))
         trained = api.load(weights)
         results: list[ImagePrediction] = []
         unread: list[str] = []
@@ -76,6 +116,13 @@ def predict(
             write_rows(csv_file, [row for result in results for row in result.to_rows()])
     if unread or unanswered or undrawn:
         raise UserError(_failures(len(results), unread, unanswered, undrawn))
+
+
+def _require_images(paths: Sequence[str]) -> None:
+    """Raise UserError for lists and shards, whose predictions are Parquet files."""
+    for path in paths:
+        if "://" in path or path.lower().endswith((".txt", ".lst", ".list", ".tar", ".parquet")):
+            raise UserError(f"{path}: lists of paths and shards are predicted into Parquet files: add --parquet DIR.")
 
 
 def _failures(num_images: int, unread: list[str], unanswered: list[str], undrawn: list[str]) -> str:

@@ -28,21 +28,27 @@ def list_images(paths: Sequence[Path], say: Callable[[str], None] = lambda line:
     images: list[Path] = []
     for path in paths:
         if path.is_dir():
-            listing = list_files(path)
-            for note in left_out_note(listing.other_endings):
-                say(f"{path}: {note}")
-            found = sorted(listing.paths + listing.broken_links, key=lambda name: name.split("/"))
-            if not found:
-                raise UserError(f"{path}: no image in this folder; expected files such as *.jpg or *.png.")
-            maps = _label_maps(path, found)
-            if maps:
-                say(f"{path}: {len(maps)} label maps beside their images are skipped, such as {min(maps)}.")
-            images += [path / name for name in found if name not in maps]
+            images += [path / name for name in images_below(path, say)]
         elif path.exists() or path.is_symlink():  # a link that leads nowhere is named in its turn: the others are answered
             images.append(path)
         else:
             raise UserError(f"{path}: there is no such file or folder.{nearest_sibling(path)}")
     return images
+
+
+def images_below(folder: Path, say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Return the names of the images in and below a folder, relative to it and sorted; see `list_images`."""
+    listing = list_files(folder)
+    for note in left_out_note(listing.other_endings):
+        say(f"{folder}: {note}")
+    found = sorted(listing.paths + listing.broken_links, key=lambda name: name.replace("/", "\0"))  # by their components
+    if not found:
+        raise UserError(f"{folder}: no image in this folder; expected files such as *.jpg or *.png.")
+    maps = _label_maps(folder, found)
+    if not maps:
+        return found
+    say(f"{folder}: {len(maps)} label maps beside their images are skipped, such as {min(maps)}.")
+    return [name for name in found if name not in maps]
 
 
 def _label_maps(root: Path, names: Sequence[str]) -> set[str]:

@@ -138,6 +138,11 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     return _decoded(lambda: _decode(content), name)
 
 
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of an image's file. Raises UserError where it cannot be read, as `open_image` does."""
+    return _read(Path(path))
+
+
 def image_name(source: ImageSource) -> str:
     """Return what messages call an image: its path, or its size in pixels where it comes from memory."""
     if isinstance(source, Image.Image):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -90,6 +91,30 @@ class World:
         if answer[1]:
             raise SystemExit(2)
         return answer[0]
+
+    def shared_counter(self) -> Callable[[], int]:
+        """Return a function that counts 0, 1, 2, ... across all processes: each number is returned once, to whoever asks next.
+
+        Called by all processes at the same point. Rank 0 keeps the count in the function, and must keep that until nobody asks
+        any more.
+
+        Raises:
+            UserError: rank 0 cannot be reached; the function raises it too, where rank 0 has ended.
+        """
+        if self.size == 1:
+            return itertools.count().__next__
+        host = os.environ["MASTER_ADDR"]  # of rank 0
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.is_main else None
+        port = self.broadcast(store.port if store is not None else 0)
+
+        def reached(call: Callable[[], Result]) -> Result:
+            try:
+                return call()
+            except dist.DistError as error:
+                raise UserError(f"Rank 0 cannot be reached at {host}:{port}, or has ended: see its message.") from error
+
+        counted = store or reached(lambda: dist.TCPStore(host, port, is_master=False))
+        return lambda: reached(lambda: int(counted.add("count", 1)) - 1)
 
 
 def pick_device(key: str, local_rank: int = 0) -> torch.device:

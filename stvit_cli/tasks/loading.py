@@ -23,12 +23,13 @@ _INIT = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_no
 _RANDOM = {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, *(getattr(nn.init, name) for name in _INIT)}
 
 
-def open_trained(path: str | Path, model: str | None = None) -> Trained:
+def open_trained(path: str | Path, model: str | None = None, *, needs_classifier: bool = True) -> Trained:
     """Open a trained model.
 
     Args:
         path: a weights file, or the directory of a run.
         model: the architecture that is expected; any, where it is not given.
+        needs_classifier: a backbone without one will not do.
 
     Raises:
         UserError: nothing there, damaged, of another architecture, or not complete.
@@ -37,7 +38,7 @@ def open_trained(path: str | Path, model: str | None = None) -> Trained:
     info = describe(file)
     if model not in (None, info.model):
         raise UserError(f"{file.path} holds weights of {info.model}, but {model} was asked for.")
-    if not info.num_classes:
+    if not info.num_classes and needs_classifier:
         raise UserError(f"{file.path} holds a backbone without a classifier; `stvit finetune` trains one.")
     _require_fit(file, info)
     with _WithoutRandomNumbers():

@@ -20,6 +20,7 @@ from stvit_cli.models.optimize.inference import Precision, bf16_is_native, for_i
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
+from stvit_cli.tasks.bulk import BulkPredictor
 from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.image_scores import ImageScores
 from stvit_cli.tasks.predictions import Predictions
@@ -181,6 +182,7 @@ class TaskSpec:
         draw_evaluation: yields the validation images with truth and prediction, the worst first; None: it draws none.
         compared_image: returns what draws a validation image, by its index, for comparing runs: thumbnails labelled ``truth`` and
             ``prediction``, None where it cannot be opened. None: what is said of an image is a line of text.
+        bulk_predictor: predicts batches of many images, for `analysis.prediction`; None: the task has none.
         sample_sheet: draws augmented training samples with their truth: of a task, their number.
         samples_note: how they differ, if at all, from what the model sees.
     """
@@ -207,3 +209,4 @@ class TaskSpec:
     samples_note: str = "As the model sees them, after augmentation, with the truth that it learns."
     draw_evaluation: Callable[[ReportInput], Iterator[EvalDrawing]] | None = None
     compared_image: Callable[[ReportInput], Callable[[int], ShownImage | None]] | None = None
+    bulk_predictor: Callable[[Trained, PredictOptions, torch.device], BulkPredictor] | None = None

@@ -197,16 +197,16 @@ def _write_parquet(path: Path, columns: Mapping[str, Column]) -> None:
         elif isinstance(values, np.ndarray):
             arrays[name] = arrow.array(values)
         else:
-            arrays[name] = arrow.array([_escaped(value) for value in values], type=arrow.string())
+            arrays[name] = arrow.array([escaped(value) for value in values], type=arrow.string())
     with path.open("wb") as file:
-        parquet.write_table(arrow.table(dict(zip(map(_escaped, arrays), arrays.values(), strict=True))), file, compression="zstd")
+        parquet.write_table(arrow.table(dict(zip(map(escaped, arrays), arrays.values(), strict=True))), file, compression="zstd")
 
 
 def _write_csv(path: Path, columns: Mapping[str, Column]) -> None:
     length = len(next(iter(columns.values()), ()))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(map(_escaped, columns))
+        writer.writerow(map(escaped, columns))
         for start in range(0, length, CSV_ROWS):
             part = slice(start, start + CSV_ROWS)
             writer.writerows(zip(*(_cells(values[part]) for values in columns.values()), strict=True))
@@ -215,7 +215,7 @@ def _write_csv(path: Path, columns: Mapping[str, Column]) -> None:
 def _cells(values: Column) -> Sequence[str | None]:
     """Return the texts of cells; the shortest that is read back as the same number."""
     if not isinstance(values, np.ndarray):
-        return [_escaped(value) for value in values]
+        return [escaped(value) for value in values]
     numbers = np.ma.getdata(values)
     texts = [str(value).lower() for value in numbers.tolist()] if numbers.dtype == np.bool_ else numbers.astype(str).tolist()
     if isinstance(values, np.ma.MaskedArray):
@@ -224,8 +224,8 @@ def _cells(values: Column) -> Sequence[str | None]:
     return cells
 
 
-def _escaped(text: str | None) -> str | None:
-    """Return a text that UTF-8 can hold; `_unescaped` reverses it."""
+def escaped(text: str | None) -> str | None:
+    """Return a text as `write_table` writes it: one that UTF-8 can hold. `Table.texts` reverses it."""
     if text is None or text.isascii():
         return text
     return _SURROGATE.sub(lambda match: _ESCAPE + (match[0] if match[0] == _ESCAPE else chr(ord(match[0]) + _SHIFT)), text)

@@ -15,6 +15,7 @@ from stvit_cli.models.options import options_of
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
+from stvit_cli.tasks.bulk import BulkPredictor
 from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.image_scores import ImageScores
 from stvit_cli.tasks.predictions import Predictions
@@ -82,6 +83,12 @@ def _predict(
     )
 
 
+def _bulk_predictor(trained: Trained, options: PredictOptions, device: torch.device) -> BulkPredictor:
+    from stvit_cli.tasks.classification.bulk import ClassPredictor
+
+    return ClassPredictor(trained, options, device)
+
+
 def _image_scores(predictions: Predictions) -> ImageScores:
     from stvit_cli.tasks.classification.image_scores import image_scores
 
@@ -131,6 +138,7 @@ SPEC = TaskSpec(
     build_test=_build_test,
     create_model=_create_model,
     predict=_predict,
+    bulk_predictor=_bulk_predictor,
     create_cost_model=_create_cost_model,
     view_data=_view_data,
     folder_kind="imagefolder",

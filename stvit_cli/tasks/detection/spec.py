@@ -9,6 +9,7 @@ import torch
 from stvit_cli.data.images import ImageSource
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction, Task
+from stvit_cli.tasks.bulk import BulkPredictor, Kind, RowsPredictor
 from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.detection import predict
 from stvit_cli.tasks.detection.cost import CountedDetector
@@ -30,6 +31,23 @@ def _predict(
     trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
 ) -> Iterator[ImagePrediction]:
     return predict.predict(trained, images, score_threshold=options.score_threshold, device=device, precision=options.precision)
+
+
+_COLUMNS: dict[str, Kind] = {
+    "class": "text",
+    "class_index": "int",
+    "score": "score",
+    "left": "float",
+    "top": "float",
+    "right": "float",
+    "bottom": "float",
+    "mask": "text",
+}
+"""What of `to_rows` is written of many images."""
+
+
+def _bulk_predictor(trained: Trained, options: PredictOptions, device: torch.device) -> BulkPredictor:
+    return RowsPredictor(_COLUMNS, lambda images: _predict(trained, images, options, device))
 
 
 def _view_data(recipe: Recipe) -> DataView:
@@ -68,6 +86,7 @@ SPEC = TaskSpec(
     build_evaluation=build_detection_evaluation,
     create_model=create_from,
     predict=_predict,
+    bulk_predictor=_bulk_predictor,
     create_cost_model=_create_cost_model,
     view_data=_view_data,
     folder_kind="coco",

@@ -10,6 +10,7 @@ from stvit_cli.data.class_names import check_names, read_class_names
 from stvit_cli.data.images import ImageSource
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction, Task
+from stvit_cli.tasks.bulk import BulkPredictor, Kind, RowsPredictor
 from stvit_cli.tasks.data_view import DataView
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 from stvit_cli.tasks.segmentation import predict
@@ -29,6 +30,14 @@ def _predict(
     trained: Trained, images: Sequence[ImageSource], options: PredictOptions, device: torch.device
 ) -> Iterator[ImagePrediction]:
     return predict.predict(trained, images, device=device, precision=options.precision)
+
+
+_COLUMNS: dict[str, Kind] = {"class": "text", "number": "int", "pixels": "int", "share": "score"}
+"""What of `to_rows` is written of many images."""
+
+
+def _bulk_predictor(trained: Trained, options: PredictOptions, device: torch.device) -> BulkPredictor:
+    return RowsPredictor(_COLUMNS, lambda images: _predict(trained, images, options, device))
 
 
 def _view_data(recipe: Recipe) -> DataView:
@@ -86,6 +95,7 @@ SPEC = TaskSpec(
     build_evaluation=build_segmentation_evaluation,
     create_model=create_from,
     predict=_predict,
+    bulk_predictor=_bulk_predictor,
     create_cost_model=create_from_recipe,
     view_data=_view_data,
     resolve=resolve_class_names,
