@@ -68,7 +68,7 @@ def predict(
         if output is not None or csv_file is not None:
             raise UserError("--parquet writes neither images nor a CSV file; leave out --output and --csv.")
         with reporting(json_file) as report, parquet_progress("parquet") as progress:
-            result = api.predict(
+            files = api.predict(
                 weights,
                 paths,
                 parquet,
@@ -80,8 +80,8 @@ def predict(
                 say=note,
                 advance=progress,
             )
-            report(result.to_dict())
-        print_files(result)
+            report(files.to_dict())
+        print_files(files)
         return
     _require_images(paths)
     for option, value in (("--dtype", dtype != "fp32"), ("--batch-size", batch_size is not None)):

@@ -98,7 +98,7 @@ class PartPredictor:
             on_gpu = self.device.type == "cuda"
             loader = Loader(
                 Samples(self.inputs, self.predictor),
-                self._ranges(),  # type: ignore[arg-type]  # iterated once
+                self._ranges(),
                 self.collate,
                 num_workers,
                 pin_memory=on_gpu,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ from stvit_cli.tasks.spec import Trained
 
 NUM_IMAGES, DAMAGED = 30, 7
 SMALL = BulkOptions(top=2, batch_size=3, part_size=4, num_workers=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unprepared() -> Iterator[None]:
+    """The model as it is: to prepare a copy takes longer than these few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stvit_cli.tasks.spec.for_inference", lambda model, device, precision: model)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +334,24 @@ def test_the_commands_write_and_resume(stvit, weights: Path, folder: Path, tmp_p
         )
     assert "add --parquet DIR" in stvit("predict", "paths.txt", "--weights", weights).err
     assert "add --parquet DIR" in stvit("predict", folder, "--weights", weights, "--dtype", "fp16").err
+
+
+def test_shards_have_the_rows_of_their_files(
+    trained: Trained, folder: Path, whole: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "shards").mkdir()
+    for number, name in enumerate("ab"):
+        with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
+            for path in sorted((folder / name).iterdir()):
+                tar.add(path, path.name)
+
+    def by_two() -> None:
+        predict_all(trained, [str(tmp_path / "shards")], tmp_path / "out", SMALL, device="cpu")
+
+    assert [ended.code for ended in start(by_two, tmp_path / "processes", 2)()] == [0, 0]
+    rows = parquet.read_table(tmp_path / "out")
+    assert rows["key"].to_pylist() == [f"{number:02}" for number in range(NUM_IMAGES)]
+    assert [Path(source).name for source in rows["source"].to_pylist()] == ["0.tar"] * 12 + ["1.tar"] * 18
+    assert rows.select(["class", "class_index", "score"]).equals(whole.select(["class", "class_index", "score"]))
+    assert rows["error"].is_valid().to_pylist() == whole["error"].is_valid().to_pylist()
