@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from PIL.Image import Image
@@ -46,7 +46,7 @@ class Trained:
     info: WeightsInfo
     path: Path
     _num_images: Counter[torch.device] = field(default_factory=Counter, init=False, repr=False, compare=False)
-    _prepared: dict[tuple[torch.device, Precision], tuple[object, nn.Module]] = field(
+    _prepared: dict[tuple[torch.device, Precision, Literal["auto", False]], tuple[object, nn.Module]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -56,7 +56,8 @@ class Trained:
         Args:
             device: where it runs.
             num_images: the number of images that it is for. On a CPU the model itself is returned in fp32 for the first
-                `FEW_IMAGES` of all calls: preparing a copy takes longer than it saves. None: prepare it in any case.
+                `FEW_IMAGES` of all calls: preparing a copy takes longer than it saves. On a GPU the copy for so few has no custom
+                kernels. None: prepare it in any case.
             precision: what it computes in; its outputs are float32. Where bf16 is slower than fp32, a warning says so once.
         """
         self._num_images[device] += num_images or 0
@@ -69,9 +70,12 @@ class Trained:
             (id(tensor), 0 if tensor.is_inference() else tensor._version)
             for tensor in (*self.model.parameters(), *self.model.buffers())
         )
-        if (device, precision) not in self._prepared or self._prepared[device, precision][0] != versions:
-            self._prepared[device, precision] = versions, for_inference(self.model, device, precision)
-        return self._prepared[device, precision][1]
+        # On a GPU Triton's compiler needs seconds once in a process, and the choice some more once on a machine.
+        kernels: Literal["auto", False] = False if device.type == "cuda" and is_few else "auto"
+        key = device, precision, kernels
+        if key not in self._prepared or self._prepared[key][0] != versions:
+            self._prepared[key] = versions, for_inference(self.model, device, precision, kernels=kernels)
+        return self._prepared[key][1]
 
 
 @cache

@@ -1,6 +1,6 @@
-"""The first hour on a GPU in under eight minutes: measure the model, the kernels and the loader, and choose `train.kernels`.
+"""The first hour on a GPU in under ten minutes: measure the model, the kernels and the loader, and choose `train.kernels`.
 
-python tests/benchmarks/gpu.py [--output gpu-results] [--minutes 7.5] [--model stvit-s]
+python tests/benchmarks/gpu.py [--output gpu-results] [--minutes 9.5] [--model stvit-s]
 
 Writes OUTPUT.md (tables) and OUTPUT.json after each section. Each section is a process of its own with a share of the time:
 what does not fit into it, does not fit into memory, or fails, is named in the tables, and the rest is measured. The choice is the
@@ -41,11 +41,13 @@ from stvit_cli.models.layers import ConvFFN, ConvPosEnc
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.super_token import SuperTokenAttention
 
-SECTIONS = {"choice": 0.1, "operators": 0.15, "inference": 0.25, "training": 0.3, "loader": 0.2}
+SECTIONS = {"choice": 0.1, "operators": 0.15, "inference": 0.3, "training": 0.35, "loader": 0.1}
 """The sections in their order, with their shares of the time."""
 START = 25.0
 """Seconds that a section may take beyond its share: importing, starting the GPU, and ending what it has begun."""
 BATCHES = (1, 8, 32, 64, 128, 256)
+COMPILING = 0.45
+"""Share of a section that the forms without the compiler may take of all batches but the first: it needs the rest."""
 ROUNDS = 3
 LAYERS = {  # at stages 1 and 2 of stvit-s, 224 pixels: what makes it, C, H = W
     "attention, stage 1": (partial(SuperTokenAttention, 64, 1, 8), 64, 56),
@@ -79,8 +81,10 @@ class Options:
     device: torch.device
     smoke: bool
     model: str
+    start: float
     deadline: float
     write: Callable[[Row], None]
+    missing: list[str]
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -98,12 +102,16 @@ class Options:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
+    def share_is_spent(self, share: float) -> bool:
+        """Whether this share of the section's time is over."""
+        return time.monotonic() >= self.start + share * (self.deadline - self.start)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="tiny models and shapes, to try the program")
-    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--minutes", type=float, default=9.5)
     parser.add_argument("--model", default="stvit-s")
     parser.add_argument("--output", type=Path, default=Path("gpu-results"))
     parser.add_argument("--sections", default=",".join(SECTIONS), help="some of them, separated by commas")
@@ -158,12 +166,15 @@ def run_section(given: argparse.Namespace) -> None:
             file.write(json.dumps(asdict(row)) + "\n")
 
     model = "stvit-nano" if given.smoke else given.model
-    options = Options(torch.device(given.device), given.smoke, model, time.monotonic() + given.seconds, write)
+    start = time.monotonic()
+    options = Options(torch.device(given.device), given.smoke, model, start, start + given.seconds, write, [])
     if given.smoke:  # the compiler takes minutes on a CPU
         with patch.object(torch, "compile", partial(torch.compile, backend="eager")):
             SECTION[given.section](options)
     else:
         SECTION[given.section](options)
+    if options.missing:
+        write(Row(given.section, "without a number", "", 0, note=f"no time left: {', '.join(options.missing)}"))
 
 
 @contextmanager
@@ -221,7 +232,7 @@ def in_turn(section: str, what: list[tuple[str, str, Callable[[], Callable[[], N
     for name, form, make in what:
         row = Row(section, name, form, batch)
         if options.left() <= 0:
-            options.write(Row(section, name, form, batch, note="no time left"))
+            options.missing.append(f"{name} {form} {batch}")
             continue
         with caught(options, row):
             step = make()
@@ -248,48 +259,43 @@ def choose(options: Options) -> None:
     for dtype in (torch.bfloat16, torch.float32)[: 1 if options.smoke else 2]:
         name = str(dtype).removeprefix("torch.")
         with caught(options, Row("choice", options.model, name, 0)):
-            setting = ChoiceSetting(options.device, dtype)
-            model = create_model(options.model)
-            if options.device.type == "cuda":
-                load("cuda")
-                choice.choose(model, setting, KERNELS)
-            else:
-                with patch.object(choice, "NUMBERS", 1):
-                    choice.choose(model, setting, KERNELS, lambda step: time_step(step, options) * 1e3)
-            identity = choice._identity(setting)
-            for kind, times in choice._read(choice._path(identity), identity).items():
-                for form, milliseconds in times.items():
-                    options.write(Row("choice", f"{kind}, {name}", form, 0, milliseconds))
+            for train in (True, False):
+                setting = ChoiceSetting(options.device, dtype, train=train)
+                model = create_model(options.model) if train else fuse(create_model(options.model))
+                if options.device.type == "cuda":
+                    load("cuda")
+                    choice.choose(model, setting, KERNELS)
+                else:
+                    with patch.object(choice, "NUMBERS", 1):
+                        choice.choose(model, setting, KERNELS, lambda step: time_step(step, options) * 1e3)
+                identity, purpose = choice._identity(setting), "training" if train else "inference"
+                for kind, times in choice._read(choice._path(identity), identity, setting.section).items():
+                    for form, milliseconds in times.items():
+                        options.write(Row("choice", f"{kind}, {name}, {purpose}", form, 0, milliseconds))
 
 
 def operators(options: Options) -> None:
     """The layers alone: forward, and forward and backward, eager, compiled and by the kernels."""
     batch = 1 if options.smoke else 128
     dtype = torch.float32 if options.smoke else torch.bfloat16
-    setting = ChoiceSetting(options.device, dtype)
-    for name, (make, channels, side) in list(LAYERS.items())[:: 3 if options.smoke else 1]:
-        side = 16 if options.smoke else side
-        x = torch.randn(batch, channels, side, side, device=options.device)
-        x = x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    layers = list(LAYERS.items())[:: 3 if options.smoke else 1]
+    # All layers without the compiler first, which takes a minute for each.
+    for forms in (("eager", "kernels"), ("compiled", "compiled, kernels")):
+        for name, (make, channels, side) in layers:
+            side = 16 if options.smoke else side
+            x = torch.randn(batch, channels, side, side, device=options.device)
+            x = x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
 
-        def step_of(form: str, train: bool, make: Callable[[], nn.Module] = make, x: torch.Tensor = x) -> Callable[[], None]:
-            layer = make().to(options.device, memory_format=torch.channels_last)
-            use_kernels(layer, options.device.type, "kernels" in form)
-            if "compiled" in form:
-                layer = torch.compile(layer, dynamic=False)
-            if train:
-                return choice._step(layer, x, setting)
+            def step_of(form: str, train: bool, make: Callable[[], nn.Module] = make, x: torch.Tensor = x) -> Callable[[], None]:
+                layer = make().to(options.device, memory_format=torch.channels_last)
+                use_kernels(layer, options.device.type, "kernels" in form)
+                if "compiled" in form:
+                    layer = torch.compile(layer, dynamic=False)
+                return choice._step(layer, x, ChoiceSetting(options.device, dtype, train=train))
 
-            def forward() -> None:
-                with torch.inference_mode(), torch.autocast(options.device.type, torch.bfloat16, dtype != torch.float32):
-                    layer(x)
-
-            return forward
-
-        for train in (False, True):
-            forms = ("eager", "kernels", "compiled", "compiled, kernels")
-            title = f"{name}, {'forward and backward' if train else 'forward'}"
-            in_turn("operators", [(title, form, partial(step_of, form, train)) for form in forms], batch, options)
+            for train in (False, True):
+                title = f"{name}, {'forward and backward' if train else 'forward'}"
+                in_turn("operators", [(title, form, partial(step_of, form, train)) for form in forms], batch, options)
 
 
 def models(section: str, options: Options) -> None:
@@ -300,19 +306,22 @@ def models(section: str, options: Options) -> None:
     if not options.smoke:
         peak = peak_flops(Setting(precision="bf16", device=options.device.type))
         options.write(Row(section, "a large product of matrices", f"{peak / 1e12:.0f} TFLOP/s in bf16", 0))
-    candidates = [(options.model, form) for form in ("eager", "kernels", "auto", "compiled", "compiled, kernels")]
-    candidates += [(options.model, "auto, deterministic")] if train else []  # as `engine.determinism` has it
-    candidates += [(name, form) for name in ("swin_t", "convnext_tiny") for form in ("eager", "compiled")]
+    ours, others = options.model, ("swin_t", "convnext_tiny")
+    eager = [(ours, form) for form in ("eager", "kernels", "auto")]
+    eager += [(ours, "auto, deterministic")] if train else []  # as `engine.determinism` has it
+    eager += [(name, "eager") for name in others]
+    compiled = [(ours, "compiled, kernels"), *((name, "compiled") for name in (ours, *others))]
+    graphs = [(ours, "auto, CUDA graph"), *((name, "CUDA graph") for name in others)]
     built: dict[tuple[str, str], nn.Module] = {}
 
     def network(name: str, form: str) -> nn.Module:
         if (name, form) not in built:
-            ours = name == options.model
-            model = create_model(name) if ours else getattr(torchvision.models, name)()
+            model = create_model(name) if name == ours else getattr(torchvision.models, name)()
             model = model.to(options.device) if train else fuse(model).to(options.device)
-            if ours:
+            if name == ours:
                 enable = "auto" if form.startswith("auto") else "kernels" in form
-                use_kernels(model, options.device.type, enable, dtype=torch.float32 if options.smoke else torch.bfloat16)
+                dtype = torch.float32 if options.smoke else torch.bfloat16
+                use_kernels(model, options.device.type, enable, dtype=dtype, train=train)
             if "compiled" in form:
                 compile_in_place(model)
             built[name, form] = model.train(train)
@@ -322,16 +331,45 @@ def models(section: str, options: Options) -> None:
         setting = Setting((options.side, options.side), 3, batch, train, precision, device=options.device.type)
         images = torch.randn(batch, 3, options.side, options.side, device=options.device)
         step = make_step(network(name, form), images, torch.channels_last, setting)
+        if "graph" in form:
+            return captured(step, options)
         return deterministic(step, options) if "deterministic" in form else step
 
-    order = sorted(options.batches, key=(128, 8, 1, 64, 256, 32, 2).index)  # what decides comes first
-    for batch in order:
-        eager = [pair for pair in candidates if "compiled" not in pair[1]]
-        in_turn(section, [(name, form, partial(step_of, name, form, batch)) for name, form in eager], batch, options)
-    for batch in order[:3:2]:  # compilation takes longest: one at a time, so that what is measured is written
-        for name, form in candidates:
-            if "compiled" in form:
-                in_turn(section, [(name, form, partial(step_of, name, form, batch))], batch, options)
+    def measure(pairs: list[tuple[str, str]], batch: int) -> None:
+        in_turn(section, [(name, form, partial(step_of, name, form, batch)) for name, form in pairs], batch, options)
+
+    first, *rest = sorted(options.batches, key=(128, 8, 1, 64, 256, 32, 2).index)  # what decides comes first
+    measure(eager, first)
+    if not train:  # small batches are bound by launches, which a graph of all of them does not pay one by one
+        for batch in [size for size in rest if size <= 32][:2]:
+            measure(eager + graphs, batch)
+        rest = [size for size in rest if size > 32] + [size for size in rest if size <= 32][2:]
+    later = []
+    for batch in rest:
+        if options.share_is_spent(COMPILING):
+            later.append(batch)
+        else:
+            measure(eager, batch)
+    for pair in compiled:  # one at a time, so that what is measured is written
+        measure([pair], first)
+    for batch in later:
+        measure(eager, batch)
+
+
+def captured(step: Callable[[], None], options: Options) -> Callable[[], None]:
+    """Return a step that replays a CUDA graph of all launches; on a CPU, which has none, the step."""
+    if options.device.type != "cuda":
+        return step
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def deterministic(step: Callable[[], None], options: Options) -> Callable[[], None]:

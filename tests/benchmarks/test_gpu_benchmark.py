@@ -33,6 +33,7 @@ def test_every_section_measures_every_candidate(tmp_path: Path, monkeypatch: pyt
             assert (section, name, form, 1) in measured
         assert {(section, "convnext_tiny", form, 1) for form in ("eager", "compiled")} <= measured
         assert (section, "stvit-nano", "kernels", 2) in measured
+    assert ("inference", "swin_t", "CUDA graph", 2) in measured
     assert "`train.kernels=auto` uses the kernels for" in table
     assert "Training step at batch 2: auto" in table
     assert "these are no measurements" in table
@@ -41,8 +42,10 @@ def test_every_section_measures_every_candidate(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 def test_without_time_it_says_so(tmp_path: Path) -> None:
     content, table = run(tmp_path, "--minutes", "0", "--sections", "inference")
-    assert {row["note"] for row in content["rows"]} == {"no time left"}
-    assert "| swin_t | eager | 1 |  |  |  | no time left |" in table
+    (row,) = content["rows"]
+    assert row["note"].startswith("no time left: stvit-nano eager 1, stvit-nano kernels 1,")
+    assert "convnext_tiny compiled 1" in row["note"]
+    assert f"| without a number |  |  |  |  |  | {row['note']} |" in table
 
 
 @pytest.mark.slow

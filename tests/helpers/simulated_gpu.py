@@ -220,6 +220,7 @@ def simulated_gpu() -> Iterator[torch.device]:
         "max_memory_allocated": lambda device=None: 0,
         "memory_allocated": lambda device=None: 0,
         "mem_get_info": lambda device=None: (MEMORY, MEMORY),
+        "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_name": lambda device=None: "a simulated GPU",
         "get_rng_state": lambda device=None: rng(),
         "set_rng_state": lambda state, device=None: None,  # the CPU's was set before

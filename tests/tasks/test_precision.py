@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.simulated_gpu import simulated_gpu
 from torch import Tensor, nn
 
 import stvit_cli
 from stvit_cli import WeightsInfo, create_model, save_weights, tasks
+from stvit_cli.models import kernels
+from stvit_cli.models.kernels import choice
 from stvit_cli.models.weights.info import parse
 from stvit_cli.tasks import spec
 from stvit_cli.tasks.spec import FEW_IMAGES, Trained
@@ -89,6 +92,26 @@ def test_bf16_on_a_gpu(name: str) -> None:
         logits = trained.prepared(cuda, precision="bf16")(image[None])
     assert (logits.dtype, logits.device.type) == (torch.float32, "cuda")
     assert 1e-5 < relative_difference(logits, expected) < BF16_ERROR
+
+
+def test_predictions_on_a_gpu_take_the_kernels_that_are_faster_in_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a few images none: the compiler takes longer than they do."""
+    asked: list[choice.Setting] = []
+
+    def chosen(model: nn.Module, setting: choice.Setting, used: object) -> tuple[str, ...]:
+        asked.append(setting)
+        return tuple({choice.kind_of(layer) for layer in choice.served(model)})
+
+    monkeypatch.setattr(choice, "choose", chosen)
+    monkeypatch.setattr(kernels, "is_available", lambda device_type: True)
+    trained = created("classifier")
+    with simulated_gpu() as gpu:
+        few = trained.prepared(gpu, 1, "bf16")
+        many = trained.prepared(gpu, precision="bf16")
+        assert trained.prepared(gpu, precision="bf16") is many
+    assert asked == [choice.Setting(gpu, torch.bfloat16, train=False)]
+    assert choice.kinds_with_kernels(few) == ()
+    assert choice.kinds_with_kernels(many) != ()
 
 
 def _dtypes(args: tuple[Any, ...]) -> list[torch.dtype]:

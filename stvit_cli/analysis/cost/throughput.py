@@ -233,12 +233,12 @@ def _forms(model: nn.Module, setting: Setting) -> list[nn.Module]:
     device, dtype = torch.device(setting.device), DTYPES[setting.precision]
     if setting.train or setting.compile:
         model = (model if setting.train else fuse(model)).to(device).train(setting.train)
-        use_kernels(model, device.type, setting.kernels, dtype=dtype, compiled=setting.compile)
+        use_kernels(model, device.type, setting.kernels, dtype=dtype, compiled=setting.compile, train=setting.train)
         if setting.compile:
             compile_in_place(model)
         return [model]
-    fast = for_inference(model, device, setting.precision)
-    if setting.kernels != "auto" or device.type == "cuda":
+    fast = for_inference(model, device, setting.precision, kernels=setting.kernels if device.type == "cuda" else "auto")
+    if setting.kernels != "auto" and device.type != "cuda":
         use_kernels(fast, device.type, setting.kernels, dtype=dtype)
     is_built_in = any(isinstance(module, Accelerated) for module in model.modules())
     return [fast] if setting.precision == "fp32" or is_built_in else [fast, _Converted(fuse(model).to(device, dtype))]

@@ -92,6 +92,7 @@ def use_kernels(
     *,
     dtype: torch.dtype = torch.float32,
     compiled: bool = False,
+    train: bool = True,
 ) -> bool:
     """Attach the custom kernels to every layer of ``model`` that has one, or detach them.
 
@@ -103,6 +104,7 @@ def use_kernels(
             them.
         dtype: what the model computes in: its own, or that of autocast.
         compiled: the model will be compiled.
+        train: it will be trained; False: for inference, where ``auto`` on a GPU goes by the forward pass alone.
 
     Returns:
         Whether the model now has a layer with kernels.
@@ -121,7 +123,7 @@ def use_kernels(
         enable = ()
         if layers and torch.cuda.is_available() and is_available(device_type):
             gpu = torch.device("cuda", torch.cuda.current_device())
-            enable = choice.choose(model, choice.Setting(gpu, dtype, compiled), KERNELS)
+            enable = choice.choose(model, choice.Setting(gpu, dtype, compiled, train), KERNELS)
     elif enable == "auto":
         enable = bool(layers) and are_faster(device_type) and is_available(device_type)
     elif enable is True and layers:

@@ -1,9 +1,9 @@
 """Which layers run by the custom kernels on a GPU: those that were measured to be faster with them, on this GPU.
 
-A layer is measured in its eager form and with the kernels, forward and backward, once for each kind of layer (its class and
-widths) and each GPU, versions and precision. The result is kept in the user's cache. Where a kernel cannot be compiled or run,
-its layers keep their eager form, and a warning says so once. As `triton.autotune` and PyTorch's compiler do, but with
-PyTorch's operators among the candidates.
+A layer is measured in its eager form and with the kernels, forward and backward for training, forward alone for inference: once
+for each kind of layer (its class and widths) and each GPU, versions and precision. The result is kept in the user's cache. Where
+a kernel cannot be compiled or run, its layers keep their eager form, and a warning says so once. As `triton.autotune` and
+PyTorch's compiler do, but with PyTorch's operators among the candidates.
 """
 
 from __future__ import annotations
@@ -47,13 +47,20 @@ class Setting:
 
     Attributes:
         device: the GPU.
-        dtype: what a training step computes in: float32, or that of autocast.
+        dtype: what a step computes in: float32, or that of autocast.
         compiled: the layers are compiled by `torch.compile`.
+        train: a step is forward and backward; False: forward alone.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     compiled: bool = False
+    train: bool = True
+
+    @property
+    def section(self) -> str:
+        """The part of a cache file that holds its milliseconds; a file of before inference was measured has the first alone."""
+        return "milliseconds" if self.train else "inference milliseconds"
 
 
 def kind_of(layer: Accelerated) -> str:
@@ -125,16 +132,17 @@ def choose(model: nn.Module, setting: Setting, kernels: Kernels, timer: Timer | 
         return ()
     identity = _identity(setting)
     path = _path(identity)
-    known = _read(path, identity)
+    known = _read(path, identity, setting.section)
     missing = {kind: layer for kind, layer in kinds.items() if kind not in known}
     if missing:
-        what = f"{len(missing)} kinds of layers in {str(setting.dtype).removeprefix('torch.')}"
+        purpose = "training" if setting.train else "inference"
+        what = f"{len(missing)} kinds of layers for {purpose} in {str(setting.dtype).removeprefix('torch.')}"
         duration = "some minutes, as they are compiled" if setting.compiled else "some seconds"
         logger.info("Measuring the custom kernels on %s, once: %s, %s", identity["gpu"], what, duration)
         found = _measure(missing, setting, kernels, timer or gpu_time)
-        if found:  # what another process has stored meanwhile is kept
-            known = known | _read(path, identity) | found
-            _write(path, identity, known)
+        if found:  # what another process has stored meanwhile counts for both
+            known = known | found | _read(path, identity, setting.section)
+            _write(path, identity, setting.section, known)
     return tuple(sorted(kind for kind in kinds if kind in known and known[kind]["kernels"] * GAIN < known[kind]["eager"]))
 
 
@@ -168,7 +176,7 @@ def _measure_layer(layer: Accelerated, setting: Setting, kernels: Kernels, timer
     tokens = _tokens(layer, setting)
     steps = {}
     for form, used in (("eager", None), ("kernels", kernels)):
-        timed = copy.deepcopy(layer).to(setting.device).train()
+        timed = copy.deepcopy(layer).to(setting.device).train(setting.train)
         _use(timed, used)
         steps[form] = _step(timed, tokens, setting)
         steps[form]()  # compiles
@@ -187,19 +195,26 @@ def _tokens(layer: Accelerated, setting: Setting) -> Tensor:
 
 
 def _step(layer: nn.Module, tokens: Tensor, setting: Setting) -> Step:
-    """Return a function that runs a layer forward and backward."""
+    """Return a function that runs a layer forward and, to train, backward."""
     function = torch.compile(layer, dynamic=False) if setting.compiled else layer
     mixed = setting.dtype != torch.float32
     upstream = torch.randn_like(tokens)
 
+    def autocast() -> torch.autocast:
+        return torch.autocast(setting.device.type, setting.dtype if mixed else torch.bfloat16, enabled=mixed)
+
+    def forward() -> None:
+        with torch.inference_mode(), autocast():
+            function(tokens)
+
     def step() -> None:
         tokens.grad = None
         layer.zero_grad(set_to_none=True)
-        with torch.autocast(setting.device.type, setting.dtype if mixed else torch.bfloat16, enabled=mixed):
+        with autocast():
             y = function(tokens)
         y.backward(upstream.to(y.dtype))
 
-    return step
+    return step if setting.train else forward
 
 
 def _use(layer: Accelerated, kernels: Kernels | None) -> None:
@@ -260,10 +275,10 @@ def _path(identity: dict[str, Any]) -> Path | None:
         return None
 
 
-def _read(path: Path | None, identity: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the milliseconds by kind and form; without what is missing or damaged."""
+def _read(path: Path | None, identity: dict[str, Any], section: str) -> dict[str, dict[str, float]]:
+    """Return the milliseconds by kind and form in a section of the cache; without what is missing or damaged."""
     content = read_object(path) if path is not None else {}
-    layers = content.get("milliseconds")
+    layers = content.get(section)
     if content.get("identity") != identity or not isinstance(layers, dict):
         return {}
     return {kind: times for kind, times in layers.items() if _are_times(times)}
@@ -274,11 +289,13 @@ def _are_times(times: object) -> bool:
     return isinstance(times, dict) and all(isinstance(times.get(form), float) and times[form] > 0 for form in forms)
 
 
-def _write(path: Path | None, identity: dict[str, Any], known: dict[str, dict[str, float]]) -> None:
+def _write(path: Path | None, identity: dict[str, Any], section: str, known: dict[str, dict[str, float]]) -> None:
     if path is None:
         return
+    sections = [Setting(torch.device("cpu"), train=train).section for train in (True, False)]
+    content = {name: _read(path, identity, name) for name in sections} | {section: known}
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        replace_file(path, dumps({"identity": identity, "milliseconds": known}, indent=1).encode() + b"\n")
+        replace_file(path, dumps({"identity": identity, **content}, indent=1).encode() + b"\n")
     except OSError as error:
         logger.info("%s cannot be written (%s); the kernels are measured again next time.", path, error.strerror or error)

@@ -23,15 +23,15 @@ def for_inference(
 ) -> nn.Module:
     """Return a fused copy (`fuse`) on a device, in channels-last memory.
 
-    On a CPU it also has packed weights and, where they are faster, the custom kernels. Such a copy cannot be copied, compiled or
-    exported. On a GPU, the kernels are those that the model has.
+    It has the custom kernels where they are faster: on a GPU, by the forward pass alone (`models.kernels.choice`). On a CPU it
+    also has packed weights; such a copy cannot be copied, compiled or exported.
 
     Args:
         model: any model with STViT layers, left unchanged.
         device: where the copy runs.
         precision: ``bf16``: STViT's layers have weights and tokens in bfloat16, with sums in float32, and other layers run under
             autocast. Images are taken in float32 or bfloat16; results are float32. See `bf16_is_native`.
-        kernels: on a CPU, whether it has the custom kernels; ``auto``: where they are faster.
+        kernels: whether it has the custom kernels; ``auto``: where they are faster.
 
     Example:
         >>> from stvit_cli import create_model
@@ -47,6 +47,8 @@ def for_inference(
         pack(fast, dtype)
     if precision == "bf16":
         _run_in_bf16(fast, device)
+    if device.type == "cuda":  # after the weights have their dtype, as the layers are measured with them
+        use_kernels(fast, device.type, kernels, dtype=dtype, train=False)
     return fast
 
 

@@ -104,6 +104,51 @@ def test_another_precision_gpu_version_or_compilation_is_measured_again(
             assert len(asked) == before + each, name
 
 
+def test_inference_is_measured_by_the_forward_pass_and_kept_beside(model: nn.Module, tmp_path: Path) -> None:
+    """In the same file, whose older form has the training alone."""
+    fast, gradients, modes = FakeKernels(), [], []
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    inference = Setting(torch.device("cpu"), train=False)
+
+    def timer(step: choice.Step) -> float:
+        before = fast.calls
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: gradients.append(1) or kept, lambda kept: kept):
+            step()
+        modes.append(bool(gradients))
+        gradients.clear()
+        uses_kernels = fast.calls > before
+        return 6.0 if not uses_kernels else 12.0 if modes[-1] else 3.0  # slower to train, faster without a backward pass
+
+    assert choose(model, CPU, fast, timer) == ()
+    assert set(modes) == {True}
+    (path,) = (tmp_path / "stvit" / "kernels").iterdir()
+    older = {key: value for key, value in json.loads(path.read_text()).items() if key in ("identity", "milliseconds")}
+    path.write_text(json.dumps(older))
+    modes.clear()
+    assert choose(model, inference, fast, timer) == KINDS
+    assert set(modes) == {False}
+    asked = len(modes)
+    assert choose(model, CPU, fast, timer) == ()
+    assert choose(model, inference, fast, timer) == KINDS
+    assert len(modes) == asked
+    content = json.loads(path.read_text())
+    assert content["milliseconds"] == older["milliseconds"]
+    assert content["inference milliseconds"].keys() == set(KINDS)
+
+
+def test_what_another_process_has_stored_meanwhile_counts(model: nn.Module, tmp_path: Path) -> None:
+    fast = FakeKernels()
+    timer, _ = clock(fast)
+
+    def late(step: choice.Step) -> float:
+        if not (tmp_path / "stvit").exists():
+            choose(model, CPU, FakeKernels(), lambda step: 1.0)  # for it, none is faster
+        return timer(step)
+
+    assert choose(model, CPU, fast, late) == ()
+
+
 @pytest.mark.parametrize(
     "damage",
     [b"", b"{", b"[]", b'{"identity": {}, "milliseconds": {}}', "one kind", "text for a number"],
@@ -190,5 +235,7 @@ def test_auto_on_a_gpu_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, mod
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert kernels.use_kernels(model, "cuda", "auto", dtype=torch.bfloat16, compiled=True)
+    assert kernels.use_kernels(model, "cuda", "auto", train=False)
     assert kinds_with_kernels(model) == KINDS[:1]
-    assert asked == [Setting(torch.device("cuda", 1), torch.bfloat16, True)]
+    gpu = torch.device("cuda", 1)
+    assert asked == [Setting(gpu, torch.bfloat16, True), Setting(gpu, train=False)]
