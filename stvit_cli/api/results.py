@@ -32,7 +32,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """What a training run would be, from one real step.
+    """What a training run would be, from one real step, or from a few images where a step would take long.
 
     Attributes:
         global_batch_size: images of an optimizer step, of all processes together.
@@ -43,6 +43,10 @@ class DryRunResult:
         expected_seconds: of the training, without its evaluations.
         data_problems: what looks wrong with the data.
         summary: lines that say all of this.
+        state_bytes: what weights, gradients and moments take of each device.
+        head: of a classifier of 1000 classes or more: ``classes``, ``params``, ``logits_bytes`` and ``seconds`` of an image.
+        activation_bytes_per_image: where a step was estimated; None where it was taken.
+        read_seconds_per_image: the same, of one loader worker.
     """
 
     global_batch_size: int
@@ -63,6 +67,10 @@ class DryRunResult:
     notes: Sequence[str]
     data_problems: Sequence[str]
     summary: Sequence[str]
+    state_bytes: Mapping[str, int] = field(default_factory=dict)
+    head: Mapping[str, float] | None = None
+    activation_bytes_per_image: int | None = None
+    read_seconds_per_image: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields but the summary, as `stvit train --dry-run --json` writes them."""

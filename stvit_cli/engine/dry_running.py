@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 from stvit_cli.engine.distributed import joined_world
@@ -13,16 +14,24 @@ from stvit_cli.engine.progress import duration
 from stvit_cli.engine.schedule import lr_at
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.step import TrainStep
+from stvit_cli.engine.step_estimate import FEW, head_cost, state_bytes, try_images
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Task
 from stvit_cli.utils.machine_failures import machine_failures_explained
+from stvit_cli.utils.memory import available_memory
 
 # A first step pays for what later ones have ready; where it was quick, a second one is timed instead.
 QUICK_SECONDS = 30.0
+SMALL_STEP = 64
+"""Images of a step on one process, up to which it is taken without a trial."""
+LONG_SECONDS = 20.0
+"""A step that would take longer is estimated."""
 
 
 def dry_run(task: Task, recipe: Recipe) -> dict[str, Any]:
     """Build the run and take one real training step (two where the first was quick); write nothing.
+
+    A step that would take long, or more memory than there is, is estimated by a forward and a backward pass of a few images.
 
     Args:
         task: the task, built from the recipe.
@@ -43,15 +52,53 @@ def dry_run(task: Task, recipe: Recipe) -> dict[str, Any]:
 
 
 def _measure(session: Session) -> dict[str, Any]:
-    timeline, plan, schedule = session.timeline, session.plan, session.recipe.schedule
+    plan, recipe = session.plan, session.recipe
+    per_process = plan.micro_batch_size * plan.accum_steps
+    state, trial = state_bytes(session), None
+    if per_process > SMALL_STEP:
+        multiple = session.task.batch_multiple
+        trial = try_images(session, -(-min(FEW, plan.micro_batch_size) // multiple) * multiple)
+        needed = sum(state.values()) + trial.activation_bytes * plan.micro_batch_size
+        room = available_memory() if session.world.device.type == "cpu" else None
+        is_long = trial.step_seconds(per_process, recipe.data.num_workers) > LONG_SECONDS or (room is not None and needed > room)
+        if not any(session.world.gather(is_long)):
+            trial = None
+    head = head_cost(session)
+    if trial is None:
+        found = _take_steps(session)
+    else:
+        found = {
+            "peak_memory_bytes": sum(state.values()) + trial.activation_bytes * plan.micro_batch_size,
+            "loss": trial.loss,
+            "step_seconds": trial.step_seconds(per_process, recipe.data.num_workers),
+            "data_wait": 1 - trial.seconds * per_process / trial.step_seconds(per_process, recipe.data.num_workers),
+            "activation_bytes_per_image": trial.activation_bytes,
+            "read_seconds_per_image": trial.read_seconds,
+        }
+    return _facts(session, found["step_seconds"]) | found | {"state_bytes": state, "head": None if head is None else asdict(head)}
+
+
+def _take_steps(session: Session) -> dict[str, Any]:
+    """Take a step, a second one where the first was quick, and time it."""
     take_step = TrainStep(session)
     seconds, step, outcome = 0.0, 0, None
     with closing(iter(training_batches(session, 0))) as feed:
-        while step < min(2, timeline.num_steps) and (outcome is None or seconds < QUICK_SECONDS):
+        while step < min(2, session.timeline.num_steps) and (outcome is None or seconds < QUICK_SECONDS):
             since = time.monotonic()
             outcome = take_step(step, feed)
             seconds, step = time.monotonic() - since, step + 1
     assert outcome is not None
+    return {
+        "peak_memory_bytes": peak_memory(session.world.device),
+        "loss": outcome.losses["loss"],
+        "step_seconds": seconds,
+        "data_wait": outcome.waited / seconds,
+    }
+
+
+def _facts(session: Session, seconds: float) -> dict[str, Any]:
+    """Return the plan of the run, and what follows from the time of a step."""
+    timeline, plan, schedule = session.timeline, session.plan, session.recipe.schedule
     num_epochs = -(-timeline.num_steps // timeline.steps_per_epoch)
     epochs = sorted({0, 1, schedule.warmup_epochs, num_epochs // 2, num_epochs - 1} & set(range(num_epochs)))
     rate = {
@@ -68,11 +115,7 @@ def _measure(session: Session) -> dict[str, Any]:
         "lr_by_epoch": {str(epoch): lr for epoch, lr in rate.items()},
         "params": sum(p.numel() for p in session.model.parameters()),
         "params_trained": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
-        "peak_memory_bytes": peak_memory(session.world.device),
-        "loss": outcome.losses["loss"],
-        "step_seconds": seconds,
         "images_per_second": plan.global_batch_size / seconds,
-        "data_wait": outcome.waited / seconds,
         "expected_seconds": seconds * timeline.num_steps,
         "notes": session.task.notes(),
         "data_problems": session.world.on_main(session.task.data_problems),
@@ -80,18 +123,44 @@ def _measure(session: Session) -> dict[str, Any]:
 
 
 def _summary(session: Session, measured: dict[str, Any]) -> list[str]:
-    schedule, timeline = session.recipe.schedule, session.timeline
+    schedule, timeline, device = session.recipe.schedule, session.timeline, session.world.device
     rates = ", ".join(f"{lr:.3g} in epoch {int(epoch) + 1}" for epoch, lr in measured["lr_by_epoch"].items())
+    is_estimated, peak = "activation_bytes_per_image" in measured, measured["peak_memory_bytes"]
+    judged = f"a forward and backward pass of {FEW} images; no step was taken" if is_estimated else "one step"
     return [
         f"batch       {session.plan}",
         f"schedule    {timeline.num_steps} steps, {timeline.steps_per_epoch} an epoch, {timeline.epoch(timeline.num_steps):g} "
         f"epochs; evaluated every {timeline.eval_every} steps",
         f"rate        {schedule.kind}: {rates}",
         f"parameters  {measured['params']:,}, of which {measured['params_trained']:,} are trained",
-        f"memory      {measured['peak_memory_bytes'] / 2**30:.2f} GiB at most on {session.world.device}",
+        *_head_line(measured),
+        _estimated_memory(session, measured) if is_estimated else f"memory      {peak / 2**30:.2f} GiB at most on {device}",
         f"speed       {measured['images_per_second']:.1f} images/s, {measured['data_wait']:.0%} of the time waiting for data; "
         f"loss {measured['loss']:.4f}",
-        f"time        about {duration(measured['expected_seconds'])} without evaluations, judged by one step",
+        f"time        about {duration(measured['expected_seconds'])} without evaluations, judged by {judged}",
         *(f"note        {note}" for note in measured["notes"]),
         *(f"data        {problem}" for problem in measured["data_problems"] or ["nothing wrong was found"]),
     ]
+
+
+def _head_line(measured: dict[str, Any]) -> list[str]:
+    """Return the line on a classifier of many classes: its weights with all that training keeps of them, logits, time."""
+    head = measured["head"]
+    if head is None:
+        return []
+    share = head["seconds"] * measured["global_batch_size"] / measured["processes"] / measured["step_seconds"]
+    copies = sum(measured["state_bytes"].values()) / measured["state_bytes"]["weights"]
+    state, logits = head["params"] * 4 * copies, head["logits_bytes"] * measured["batch_size_per_device"]
+    return [
+        f"head        {head['classes']} classes: {head['params']:,} parameters, {state / 2**20:.0f} MiB with gradients and "
+        f"moments, {logits / 2**20:.0f} MiB of logits; {share:.1%} of a step"
+    ]
+
+
+def _estimated_memory(session: Session, measured: dict[str, Any]) -> str:
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in measured["state_bytes"].items())
+    each, total = measured["activation_bytes_per_image"], measured["peak_memory_bytes"]
+    return (
+        f"memory      about {total / 2**30:.2f} GiB on {session.world.device}: {parts}, activations of "
+        f"{measured['batch_size_per_device']} images at {each / 2**20:.0f} MiB (train.batch_size_per_device, model.checkpointing)"
+    )
