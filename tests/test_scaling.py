@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ SPEC = importlib.util.spec_from_file_location("scaling", ROOT / "tests" / "bench
 assert SPEC is not None
 assert SPEC.loader is not None
 scaling = importlib.util.module_from_spec(SPEC)
+sys.modules["scaling"] = scaling  # dataclasses look their module up
 SPEC.loader.exec_module(scaling)
 
 
