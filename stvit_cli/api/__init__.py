@@ -14,6 +14,7 @@ from stvit_cli.api.publishing import PushResult, push
 from stvit_cli.api.reproducing import ReproductionResult, experiments, reproduce
 from stvit_cli.api.results import DryRunResult, EvaluationResult, ExportResult, TrainingResult
 from stvit_cli.api.run_report import report
+from stvit_cli.api.sharding import ShardingResult, data_shard
 from stvit_cli.api.superpixel_evaluation import superpixels
 from stvit_cli.api.trained_model import TrainedModel, evaluate, load, run_predictions
 from stvit_cli.api.training import dry_run, resume, train
@@ -30,12 +31,14 @@ __all__ = [
     "PredictionFiles",
     "PushResult",
     "ReproductionResult",
+    "ShardingResult",
     "TrainedModel",
     "TrainingResult",
     "ablate",
     "compare",
     "data_check",
     "data_convert",
+    "data_shard",
     "data_show",
     "dry_run",
     "embed",

@@ -81,5 +81,5 @@ def _kind(own: Recipe, data: Path) -> str:
     try:
         found = find_layout(data)
     except UserError:  # not recognized, or ambiguous: whoever reads the data says what is wrong
-        return own.data.kind if own.data.kind in ("table", "idx") else usual
-    return found.kind if found.kind in ("table", "idx") else usual
+        return own.data.kind if own.data.kind in ("table", "idx", "shards") else usual
+    return found.kind if found.kind in ("table", "idx", "shards") else usual

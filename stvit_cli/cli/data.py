@@ -1,4 +1,4 @@
-"""``stvit data show/check/convert``."""
+"""``stvit data show/check/convert/shard``."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ DataSource = Annotated[
 
 @data.callback(invoke_without_command=True)
 def about(context: typer.Context) -> None:
-    """Look at data sets, check them, convert them.
+    """Look at data sets, check them, convert them, write them into shards.
 
     \b
     stvit data show FOLDER
     stvit data check FOLDER
     stvit data convert FOLDER coco.json
+    stvit data shard FOLDER SHARDS
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -131,6 +132,33 @@ def convert(
         )
         report(result.to_dict())
         _print_training(result)
+
+
+@data.command()
+def shard(
+    source: Annotated[str, typer.Argument(metavar="FOLDER", help="Folders by class, in train/ and val/ or side by side.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the shards; new, or of an interrupted call.")],
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Largest size of a shard.")] = "256MB",
+    keep_order: Annotated[
+        bool, typer.Option("--keep-order", help="Class after class, in place of a random order that is always the same.")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """Write a folder of images into tar shards of WebDataset's layout; the bytes of the images stay as they are.
+
+    The same command continues after an interruption.
+
+    \b
+    stvit data shard FOLDER SHARDS
+    stvit data shard FOLDER SHARDS --size 1GB
+    """
+    with reporting(json_file) as report:
+        with showing_progress() as advance:
+            result = api.data_shard(source, output, size=size, shuffle=not keep_order, advance=advance)
+        for split in result.splits:
+            echo(f"{split.name}: {sum(split.counts)} images in {len(split.files)} shards, {first_few(list(split.files), 2)}")
+        report(result.to_dict())
+        echo("Next:", command("stvit", "train", "--data", result.output), err=True)
 
 
 def _print_training(result: api.ConversionResult) -> None:

@@ -118,6 +118,20 @@ def find_idx(survey: Survey) -> list[Layout]:
     return []
 
 
+def find_shards(survey: Survey, *, parquet: bool = False) -> list[Layout]:
+    """Return the layout of tar shards with images.
+
+    Args:
+        survey: of the folder.
+        parquet: take Parquet files for shards too, which are tables otherwise.
+    """
+    endings = (".tar", ".parquet") if parquet else (".tar",)
+    names = [folder.join(name) for folder in survey for name in folder.with_ending(*endings)]
+    if not names or (survey.num_images and not parquet):
+        return []
+    return [layout("classification", "shards", survey.root, f"shards, {first_few(names, 2)}")]
+
+
 def refuse_without_labels(survey: Survey) -> UserError:
     """Return the error about a folder in which no layout was found."""
     root = printable(str(survey.root))
@@ -125,7 +139,7 @@ def refuse_without_labels(survey: Survey) -> UserError:
         "Expected a folder for each class, COCO's JSON, YOLO, Pascal VOC, LabelMe, CVAT or CreateML annotations,\n"
         "images and label maps (images/ and masks/), or a CSV or Parquet table of paths and labels."
     )
-    archives = [name for folder in survey for name in folder.with_ending(".zip", ".tar", ".tgz", ".tar.gz", ".rar", ".7z")]
+    archives = [name for folder in survey for name in folder.with_ending(".zip", ".tgz", ".tar.gz", ".rar", ".7z")]
     if survey.num_images == 0:
         holds = f"the archive {printable(archives[0])}: unpack it first" if archives else "no images"
         return UserError(f"{root} holds {holds}.\n{kinds}")

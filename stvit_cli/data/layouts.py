@@ -72,6 +72,7 @@ def _layouts(found: Survey, given: Given) -> list[Layout]:
         *_wanted(wanted, ("yolo", "voc", "labelme", "createml", "cvat"), lambda: find_annotations(found)),
         *_wanted(wanted, ("ade20k",), lambda: find_maps(found, given)),
         *_wanted(wanted, ("idx",), lambda: classes.find_idx(found)),
+        *_wanted(wanted, ("shards",), lambda: classes.find_shards(found, parquet=wanted == "shards")),
     ]
     annotated = [layout for layout in annotated if wanted is None or layout.kind == wanted]
     tables = _wanted(wanted, ("table",), lambda: classes.find_tables(found, any_table=wanted == "table"))
@@ -121,6 +122,8 @@ def _of_file(path: Path, given: Given) -> Layout:
         "table": ending in classes.TABLES or (ending == ".jsonl" and classes.is_table(path)),
         "idx": "ubyte" in path.name.lower(),
     }
+    if ending == ".tar":
+        return layout("classification", "shards", path, f"a tar shard of images, {printable(path.name)}")
     kind = next((kind for kind, fits in kinds.items() if fits), None)
     if kind == "table":
         return layout("classification", "table", path, f"a table of images and labels, {printable(path.name)}")

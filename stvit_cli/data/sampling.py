@@ -146,8 +146,44 @@ def _balanced(balance: ClassBalance, total: int, generator: np.random.RandomStat
     return np.concatenate(images)[mixed], np.concatenate(occurrences)[mixed]
 
 
+@dataclass(frozen=True)
+class ShuffleBlocks:
+    """Shuffling for storage that is slow at random: blocks of images in random order, and a window of images within.
+
+    Attributes:
+        starts: the first image of each block, such as a shard, and the number of images, (B + 1,).
+        window: number of images, consecutive in the order of the blocks, that are shuffled with one another.
+    """
+
+    starts: NDArray[np.int64]
+    window: int
+
+    def order(self, generator: np.random.RandomState) -> NDArray[np.int64]:
+        """Return all images in the order of an epoch, (num_samples,).
+
+        >>> ShuffleBlocks(np.array([0, 2, 4, 6]), 2).order(np.random.RandomState(0))
+        array([5, 4, 3, 2, 0, 1])
+        """
+        blocks = generator.permutation(len(self.starts) - 1)
+        lengths = np.diff(self.starts)[blocks]
+        total = int(self.starts[-1])
+        images = np.repeat(self.starts[blocks] - (np.cumsum(lengths) - lengths), lengths) + np.arange(total)
+        drawn = generator.random_sample(total)
+        filled = total // self.window * self.window
+        inside = np.argsort(drawn[:filled].reshape(-1, self.window), axis=1, kind="stable")
+        inside = (inside + np.arange(0, filled, self.window)[:, None]).reshape(-1)
+        rest = filled + np.argsort(drawn[filled:], kind="stable")
+        shuffled: NDArray[np.int64] = images[np.concatenate([inside, rest])]
+        return shuffled
+
+
 def _order(
-    num_samples: int, epoch: int, seed: int, repeats: int, balance: ClassBalance | None = None
+    num_samples: int,
+    epoch: int,
+    seed: int,
+    repeats: int,
+    balance: ClassBalance | None = None,
+    blocks: ShuffleBlocks | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indices and the views of one epoch, each of shape (num_samples,)."""
     drawn = derive_seed(seed, "order", epoch)
@@ -155,7 +191,9 @@ def _order(
     generator = np.random.RandomState([drawn & 0xFFFFFFFF, drawn >> 32])
     num_images = -(-num_samples // repeats)
     views = np.arange(num_samples) % repeats
-    if balance is None:
+    if blocks is not None:
+        images = blocks.order(generator)[:num_images]
+    elif balance is None:
         images = generator.permutation(num_samples)[:num_images]
     else:
         images, occurrences = _balanced(balance, num_images, generator)
@@ -163,7 +201,14 @@ def _order(
     return np.repeat(images, repeats)[:num_samples], views
 
 
-def sample_order(num_samples: int, epoch: int, seed: int, repeats: int, balance: ClassBalance | None = None) -> list[SampleKey]:
+def sample_order(
+    num_samples: int,
+    epoch: int,
+    seed: int,
+    repeats: int,
+    balance: ClassBalance | None = None,
+    blocks: ShuffleBlocks | None = None,
+) -> list[SampleKey]:
     """Return the ``num_samples`` keys of one epoch, in training order.
 
     Args:
@@ -174,11 +219,12 @@ def sample_order(num_samples: int, epoch: int, seed: int, repeats: int, balance:
             images with r consecutive views each, truncated to n.
         balance: sample the classes by their quotas; an image may then come several times, each time as another view. None:
             every image once.
+        blocks: shuffle by blocks, without ``balance``; None: among all images.
 
     >>> [key.index for key in sample_order(4, epoch=0, seed=0, repeats=2)]
     [3, 3, 1, 1]
     """
-    indices, views = _order(num_samples, epoch, seed, repeats, balance)
+    indices, views = _order(num_samples, epoch, seed, repeats, balance, blocks)
     return [SampleKey(index, epoch, view) for index, view in zip(indices.tolist(), views.tolist(), strict=True)]
 
 
@@ -214,6 +260,7 @@ class TrainBatches:
             consecutive micro-batches, so that images of similar shape share one and need less padding. A step has the same
             samples either way.
         balance: see `sample_order`.
+        blocks: see `sample_order`.
         drop_last: drop an incomplete last step of an epoch rather than fill it.
 
     Raises:
@@ -234,6 +281,7 @@ class TrainBatches:
         num_steps: int,
         aspect_ratios: NDArray[np.float64] | None = None,
         balance: ClassBalance | None = None,
+        blocks: ShuffleBlocks | None = None,
         drop_last: bool = True,
     ) -> None:
         assert global_batch_size % (micro_batch_size * world_size) == 0, "the engine chooses sizes that divide"
@@ -244,7 +292,7 @@ class TrainBatches:
                 f"train.global_batch_size is {global_batch_size}, but the training set has only {num_samples} images: "
                 f"an epoch would have no step. Give at most {num_samples}."
             )
-        self.num_samples, self.seed, self.repeats, self.balance = num_samples, seed, repeats, balance
+        self.num_samples, self.seed, self.repeats, self.balance, self.blocks = num_samples, seed, repeats, balance, blocks
         self.global_batch_size, self.micro_batch_size, self.aspect_ratios = global_batch_size, micro_batch_size, aspect_ratios
         self.num_micro_batches = global_batch_size // micro_batch_size
         self.mine = range(rank, self.num_micro_batches, world_size)
@@ -260,7 +308,9 @@ class TrainBatches:
         for step in self.steps:
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             if epoch != current:
-                indices, views = self._filled(*_order(self.num_samples, epoch, self.seed, self.repeats, self.balance))
+                indices, views = self._filled(
+                    *_order(self.num_samples, epoch, self.seed, self.repeats, self.balance, self.blocks)
+                )
                 current = epoch
             window = slice(step_in_epoch * self.global_batch_size, (step_in_epoch + 1) * self.global_batch_size)
             for k in self.mine:

@@ -128,6 +128,7 @@ def training_batches(session: Session, start_step: int) -> Loader:
         num_steps=session.timeline.num_steps,
         aspect_ratios=task.aspect_ratios,
         balance=task.class_balance,
+        blocks=task.shuffle_blocks,
         drop_last=recipe.data.drop_last,
     )
     on_gpu = world.device.type == "cuda"

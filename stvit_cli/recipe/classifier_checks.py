@@ -31,6 +31,8 @@ KINDS_OF = {
     "image_dir": ("table",),
     "multi_label": ("table",),
     "class_names": ("idx", "shards"),
+    "shuffle": ("shards",),
+    "shuffle_window": ("shards",),
 }
 """Keys of ``data`` that only some kinds have."""
 
@@ -97,6 +99,12 @@ def _of_another_kind(data: DataSection) -> Iterator[str]:
             yield f"data.{key}: found {value}, but data.kind is {data.kind}; it belongs to {' and '.join(kinds)}"
     if data.kind == "timm" and data.name is None:
         yield "data.name: found null, expected the name of a data set, such as torch/cifar10, for data.kind timm"
+    if data.kind == "shards" and isinstance(data.label_column, tuple):
+        yield f"data.label_column: found {list(data.label_column)}, expected one field or column for data.kind shards"
+    if data.shuffle == "global" and data.shuffle_window != type(data).model_fields["shuffle_window"].default:
+        yield f"data.shuffle_window: found {data.shuffle_window}, but data.shuffle is global; set data.shuffle=block"
+    if data.shuffle == "block" and data.balance:
+        yield f"data.shuffle: found block beside data.balance {data.balance:g}, expected global: classes come from all shards"
     twice = [name for name in data.class_names if data.class_names.count(name) > 1]
     if twice:
         yield f"data.class_names: found {twice[0]!r} twice, expected a name for each class"

@@ -138,6 +138,11 @@ class DataSection(Section):
     group_by: str | None = None
     """Regular expression searched in the path of each image. Images with the same first group, or the same match, are held out
     together, such as ^([^_]+)_ for images named PATIENT_NUMBER. null: each image by itself."""
+    shuffle: Literal["global", "block"] = "global"
+    """Kind shards: the order of an epoch. global: all images in random order. block: shards in random order, and the images of
+    a window within, for storage that is slow at random reads, and for Parquet."""
+    shuffle_window: PositiveInt = 8192
+    """Kind shards with shuffle block: number of consecutive images that are shuffled with one another."""
     num_workers: Annotated[int, Field(ge=0)] = 8
     """Number of data loader workers per training process; limited to the number of cores."""
     in_memory: bool | Literal["auto"] = "auto"

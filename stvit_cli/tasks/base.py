@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from stvit_cli.data.images import ImageSource, image_name
-from stvit_cli.data.sampling import ClassBalance
+from stvit_cli.data.sampling import ClassBalance, ShuffleBlocks
 from stvit_cli.errors import UserError
 from stvit_cli.models.layers import drop_path_layers
 from stvit_cli.models.weights.file import WeightsInfo
@@ -217,6 +217,7 @@ class Task(Evaluation, Protocol):
         aspect_ratios: width / height of each training image, where images of similar shape are to share a micro-batch, which
             saves padding; otherwise None. See `data.sampling.TrainBatches`.
         class_balance: how often each class is sampled; None: every image once in an epoch. See `data.sampling.ClassBalance`.
+        shuffle_blocks: shuffle by blocks of images, such as shards; None: among all images. See `data.sampling.ShuffleBlocks`.
         main_metric: the name of the metric that decides which weights are best; higher is better.
         evaluates_training_batches: the evaluator takes a batch of training samples too.
         is_deterministic: on a GPU too, the operators of its training step have deterministic algorithms.
@@ -230,6 +231,7 @@ class Task(Evaluation, Protocol):
     batch_multiple: int
     aspect_ratios: NDArray[np.float64] | None
     class_balance: ClassBalance | None
+    shuffle_blocks: ShuffleBlocks | None
 
     @property
     def train_set(self) -> Dataset[Any]: ...

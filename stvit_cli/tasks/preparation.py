@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stvit_cli.data.sampling import ClassBalance
+from stvit_cli.data.sampling import ClassBalance, ShuffleBlocks
 from stvit_cli.errors import UserError
 from stvit_cli.models.kernels import KernelsUnavailableError, choice, supports_dtype, use_kernels
 from stvit_cli.models.optimize.inference import bf16_is_native
@@ -23,6 +23,7 @@ class PreparedModel:
     model: nn.Module
     aspect_ratios: NDArray[np.float64] | None = None
     class_balance: ClassBalance | None = None
+    shuffle_blocks: ShuffleBlocks | None = None
     evaluates_training_batches: bool = False
     is_deterministic: bool = False
 

@@ -24,7 +24,8 @@ def first_samples(task: Task, recipe: Recipe, num_images: int) -> list[dict[str,
         recipe: its seed determines the samples.
         num_images: the largest number of samples.
     """
-    keys = sample_order(len(task.train_set), 0, recipe.train.seed, recipe.augment.repeats, task.class_balance)  # type: ignore[arg-type]
+    num_samples = len(task.train_set)  # type: ignore[arg-type]
+    keys = sample_order(num_samples, 0, recipe.train.seed, recipe.augment.repeats, task.class_balance, task.shuffle_blocks)
     samples: list[dict[str, Any]] = []
     for key in keys[: 2 * num_images]:
         if len(samples) == num_images:

@@ -13,7 +13,7 @@ from stvit_cli.data.shards.index_builder import Advance, load_or_build
 from stvit_cli.data.shards.index_file import IndexContent
 from stvit_cli.data.shards.labels import class_table
 from stvit_cli.data.shards.part import NO_LABEL
-from stvit_cli.data.shards.storage import PARQUET, Reader, ShardFile, list_shards
+from stvit_cli.data.shards.storage import PARQUET, Reader, ShardFile, common_root, list_shards
 from stvit_cli.data.shards.tar_shard import BLOCK, header_name, split_name
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few, printable
@@ -36,6 +36,7 @@ class ShardIndex:
     Attributes:
         files: the shards.
         class_names: in the order of the numbers that `label` returns.
+        root: the folder or URL that they are in.
         fingerprint: hash of the shards' names, sizes and of the position, size and label of each image; not of pixels.
         problems: what is damaged, by the name of the shard; images before the damage are in the index.
         notes: remarks for the user.
@@ -51,7 +52,7 @@ class ShardIndex:
         self.files, self.content, self._image_column = tuple(files), content, image_column
         self._starts = np.concatenate([[0], np.cumsum(content.counts)]).astype(np.int64)
         self._classes, self.class_names = class_table(content.labels, class_names or content.names, files[0].path)
-        self.fingerprint = content.digest
+        self.root, self.fingerprint = common_root(files), content.digest
         self.problems = {files[number].name: text for number, text in content.problems.items()}
         self.notes = tuple(
             f"{printable(files[number].path)}: {note}" for number, notes in content.notes.items() for note in notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stvit_cli.data.file_listing import is_left_out
+from stvit_cli.data.shards.build_lock import building
 from stvit_cli.errors import UserError
-from stvit_cli.utils.files import nearest_sibling, reason_of
+from stvit_cli.utils.files import cache_dir, nearest_sibling, reason_of, replacing, writing
 from stvit_cli.utils.text import first_line, printable, shortened
 
 TAR, PARQUET = ".tar", ".parquet"
@@ -264,6 +266,8 @@ class Reader:
     def __init__(self) -> None:
         self._lock, self._process = threading.Lock(), os.getpid()
         self._files: OrderedDict[str, _Handle] = OrderedDict()
+        self._hosts: dict[str, bool] = {}
+        self._copies: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type[Reader], tuple[()]]:
         return Reader, ()
@@ -281,8 +285,10 @@ class Reader:
         """
         if is_remote(path):
             files, inside = file_system(path)
-            content: bytes = remote(path, lambda: files.cat_file(inside, start=start, end=start + length))
-            return content[:length]  # a server without ranges sends everything
+            if self._has_ranges(path):
+                sent: bytes = remote(path, lambda: files.cat_file(inside, start=start, end=start + length))
+                return sent
+            path = self._copy(path)
         try:
             file = self._open(path)
             content = os.pread(file.number, length, start)
@@ -296,6 +302,31 @@ class Reader:
             if isinstance(error, FileNotFoundError):
                 raise UserError(f"{printable(path)}: there is no such shard.{nearest_sibling(Path(path))}") from None
             raise UserError(f"{printable(path)} cannot be read: {reason_of(error)}.") from None
+
+    def _has_ranges(self, url: str) -> bool:
+        """Return whether a server sends ranges, asked once for each host: Python's own, for one, sends complete files."""
+        host = url[: url.find("/", url.find("://") + 3)]
+        if host not in self._hosts:
+            files, inside = file_system(url)
+            is_web = url.startswith(("http://", "https://"))
+            self._hosts[host] = not is_web or len(remote(url, lambda: files.cat_file(inside, start=0, end=1))) <= 1
+        return self._hosts[host]
+
+    def _copy(self, url: str) -> str:
+        """Return a local copy of a file; of all processes that share the cache folder one makes it."""
+        if url not in self._copies:
+            files, inside = file_system(url)
+            size = remote(url, lambda: files.info(inside))["size"]
+            digest = hashlib.blake2b(f"{url} {size}".encode(), digest_size=12).hexdigest()
+            path = cache_dir() / f"shard-{digest}{Path(inside).suffix}"
+            with writing(path, "Make room there, or set XDG_CACHE_HOME to another folder."):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with building(path, path.is_file) as is_mine:
+                    if is_mine:
+                        with replacing(path) as temporary:
+                            remote(url, lambda: files.get_file(inside, str(temporary)))
+            self._copies[url] = str(path)
+        return self._copies[url]
 
     def _open(self, path: str) -> _Handle:
         """Return an open file. One that another thread takes out of the table closes when its last reader is done."""

@@ -23,7 +23,8 @@ from stvit_cli.data.classification import all_targets, images_of_classes
 from stvit_cli.data.in_memory import keep_in_memory
 from stvit_cli.data.inspection import require_usable
 from stvit_cli.data.loader import seeded
-from stvit_cli.data.sampling import ClassBalance
+from stvit_cli.data.sampling import ClassBalance, ShuffleBlocks
+from stvit_cli.data.shards.images import ShardImages
 from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.options import options_of
@@ -136,6 +137,8 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
         self.class_balance = None
         if recipe.data.balance:
             self.class_balance = ClassBalance(all_targets(self.train_set.images), recipe.data.balance)
+        if recipe.data.shuffle == "block" and isinstance(self.train_set.images, ShardImages):
+            self.shuffle_blocks = ShuffleBlocks(self.train_set.images.blocks(), recipe.data.shuffle_window)
         self.loss = _build_loss(recipe, data)
         self.teacher = None if recipe.distill.teacher is None else load_teacher(recipe, data.class_names)
         self._notes = notes
