@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from stvit_cli.data.batch_transforms import TrainBatchTransform, normalized
+from stvit_cli.data.batch_transforms import Composed, TrainBatchTransform
+from stvit_cli.data.byte_images import ByteImages, new_block
 from stvit_cli.data.images import UnreadableImageError
 from stvit_cli.data.in_memory import decode_all, image_bytes, stacked, without_colour
 from stvit_cli.data.loader import WorkerUse, generators_kept, seeded
+from stvit_cli.data.pixels import library
 from stvit_cli.data.sampling import SampleKey, derive_seed, sample_seeds
 from stvit_cli.data.transforms import EvalTransform, Transform
 from stvit_cli.errors import UserError
@@ -95,6 +97,8 @@ class EvalSet(Dataset[dict[str, Any]]):
         self.images, self.transform = images, transform
         self._pixels: Tensor | None = None
         self._missing: frozenset[int] = frozenset()
+        if self.makes_batches:
+            library()  # before there are workers, which share it
 
     def __len__(self) -> int:
         return len(self.images)
@@ -107,6 +111,10 @@ class EvalSet(Dataset[dict[str, Any]]):
         return {"image": image, "target": self.images.target(index), "index": index}
 
     @property
+    def makes_batches(self) -> bool:
+        return isinstance(self.transform, EvalTransform)
+
+    @property
     def is_in_memory(self) -> bool:
         return self._pixels is not None
 
@@ -117,7 +125,7 @@ class EvalSet(Dataset[dict[str, Any]]):
 
         def pixels(image: Image.Image) -> NDArray[np.uint8]:
             grey = image.convert("L") if transform.mode == "L" else without_colour(image)
-            return np.array(transform.cropped(grey))
+            return transform.pixels(grey)
 
         found, taken = decode_all(self.images, pixels, lambda array: array.nbytes, most, stopped=stopped, advance=advance)
         self._pixels = torch.from_numpy(stacked(found, transform.size))
@@ -129,13 +137,19 @@ class EvalSet(Dataset[dict[str, Any]]):
         self._pixels = None
 
     def batch(self, keys: Sequence[int]) -> dict[str, Any]:
-        """Return a batch of images that are in memory."""
-        assert self._pixels is not None
+        """Return a batch, its images as bytes; see `byte_images`."""
         assert isinstance(self.transform, EvalTransform)
-        for index in self._missing.intersection(keys):
-            self[index]  # says why
         indices = torch.tensor(keys)
-        image = normalized(self._pixels[indices], self.transform.mean.flatten(), self.transform.std.flatten())
+        if self._pixels is None:
+            pixels = new_block((len(keys), self.transform.size, self.transform.size, 1 if self.transform.mode == "L" else 3))
+            for row, index in zip(pixels.numpy(), keys, strict=True):
+                row[...] = self.transform.pixels(self.images.open(index)).reshape(row.shape)
+        else:
+            for index in self._missing.intersection(keys):
+                self[index]  # says why
+            pixels = self._pixels[indices]
+        mean, std = (tuple(values.flatten().tolist()) for values in (self.transform.mean, self.transform.std))
+        image = ByteImages(pixels, mean, std)
         return {"image": image, "target": _targets(self.images, keys), "index": indices, "skipped": []}
 
 
@@ -154,7 +168,7 @@ class TrainSet(Dataset[dict[str, Any]]):
     def __init__(self, images: Images, transform: Transform, seed: int, unreadable: Literal["stop", "skip"]) -> None:
         self.images, self.transform, self.seed, self.unreadable = images, transform, seed, unreadable
         self._kept: list[Image.Image | None] | None = None
-        self._batch_transform: TrainBatchTransform | None = None
+        self._batch_transform = TrainBatchTransform(transform) if isinstance(transform, Composed) else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -170,6 +184,10 @@ class TrainSet(Dataset[dict[str, Any]]):
         return {**item, "skipped": skipped} if skipped else item
 
     @property
+    def makes_batches(self) -> bool:
+        return self._batch_transform is not None
+
+    @property
     def is_in_memory(self) -> bool:
         return self._kept is not None
 
@@ -179,9 +197,9 @@ class TrainSet(Dataset[dict[str, Any]]):
 
     def keep_in_memory(self, most: int, stopped: Callable[[], bool], advance: Callable[[int], None]) -> int:
         """Keep the decoded images; see `in_memory.decode_all` for arguments, result and errors."""
-        transform = TrainBatchTransform(self.transform)
-        kept, taken = decode_all(self.images, transform.prepared, image_bytes, most, stopped=stopped, advance=advance)
-        self._batch_transform, self._kept = transform, kept
+        assert self._batch_transform is not None
+        prepared = self._batch_transform.prepared
+        self._kept, taken = decode_all(self.images, prepared, image_bytes, most, stopped=stopped, advance=advance)
         return taken
 
     def release(self) -> None:
@@ -189,15 +207,15 @@ class TrainSet(Dataset[dict[str, Any]]):
         self._kept = None
 
     def batch(self, keys: Sequence[SampleKey]) -> dict[str, Any]:
-        """Return a batch of images that are in memory; one that is not is opened, or replaced, as an item is."""
-        assert self._kept is not None
+        """Return a batch, its images as bytes (`byte_images`). One that cannot be opened is replaced as an item is."""
         assert self._batch_transform is not None
         indices, images, skipped = [], [], []
         for key in keys:
-            index, image = key.index, self._kept[key.index]
+            index, image = key.index, None if self._kept is None else self._kept[key.index]
             if image is None:
-                index, opened, paths = open_or_replace(self.images, key, self.seed, self.unreadable)
-                image = self._batch_transform.prepared(opened)
+                index, image, paths = open_or_replace(self.images, key, self.seed, self.unreadable)
+                if self._kept is not None:
+                    image = self._batch_transform.prepared(image)
                 skipped += paths
             indices.append(index)
             images.append(image)

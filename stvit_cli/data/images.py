@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from stvit_cli.data.jpeg import decode_jpeg
+from stvit_cli.data.pixels import MappedImage
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import nearest_sibling, reason_of
 from stvit_cli.utils.machine_failures import machine_failure
@@ -232,6 +234,9 @@ def _require_regular(name: str, mode: int) -> None:
 
 def _decode(content: bytes) -> Image.Image:
     """Decode and convert, without a word about oddities that do no harm (ImageNet has images with damaged metadata)."""
+    pixels = decode_jpeg(content)
+    if pixels is not None:
+        return MappedImage.of(pixels)
     with _WITHOUT_WARNINGS:
         try:
             return _decode_as_it_is(content)

@@ -19,8 +19,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from stvit_cli.data.byte_images import without_bytes
 from stvit_cli.data.sampling import SampleKey, TrainBatches, derive_seed, sample_order
 from stvit_cli.errors import UserError
 from stvit_cli.utils.cpus import threads_of_process
@@ -44,12 +46,16 @@ WorkerUse = Literal["never", "spare cores", "always"]
 
 @runtime_checkable
 class MakesBatches(Protocol):
-    """A data set that can make batches itself, of images that it keeps in memory.
+    """A data set that can make batches itself.
 
     Attributes:
-        is_in_memory: it does; until then it gives items alone.
+        makes_batches: it does; otherwise it gives items alone.
+        is_in_memory: it keeps its images in memory.
         workers: who makes the batches of images in memory: never workers, workers where cores are spare, or always.
     """
+
+    @property
+    def makes_batches(self) -> bool: ...
 
     @property
     def is_in_memory(self) -> bool: ...
@@ -58,7 +64,7 @@ class MakesBatches(Protocol):
     def workers(self) -> WorkerUse: ...
 
     def batch(self, keys: Sequence[Any]) -> Any:
-        """Return what collating the items of the keys gives."""
+        """Return what collating the items of the keys gives; images may be `ByteImages`."""
         ...
 
 
@@ -68,6 +74,11 @@ On two cores of an AMD EPYC stvit-s trains at 0.94 of the speed of the step alon
 
 FEW_CORES = 4
 """Up to this number, the training process makes batches of images in memory by itself. Measured on two cores."""
+
+SMALL = 1 << 16
+"""Bytes of a tensor up to which a worker hands it over by value."""
+
+_CPU = torch.device("cpu")
 
 GRACE_S = 60
 """Seconds that a worker keeps running after SIGTERM, in which its parent ends the step and saves."""
@@ -172,6 +183,7 @@ class Loader:
         pin_memory: bool,
         niceness: int = 0,
     ) -> None:
+        self.on_gpu = pin_memory
         num_workers = useful_workers(dataset, num_workers, on_gpu=pin_memory)
         self.loader: DataLoader[Any] = DataLoader(
             _Batches(dataset, collate),
@@ -196,7 +208,8 @@ class Loader:
             for batch in iterator:
                 if isinstance(batch, _Refused):
                     raise UserError(batch.message)
-                yield batch
+                # A GPU normalizes what it has been sent: see `tasks.base.move`.
+                yield _as_tensors(batch) if self.on_gpu else without_bytes(_as_tensors(batch), _CPU)
         except (RuntimeError, ConnectionError, EOFError) as error:
             explained = explain_dead_worker(error)
             if explained is None:
@@ -266,11 +279,24 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, keys: Sequence[Any]) -> Any:
         try:
-            if isinstance(self.dataset, MakesBatches) and self.dataset.is_in_memory:
-                return self.dataset.batch(keys)
+            if isinstance(self.dataset, MakesBatches) and self.dataset.makes_batches:
+                return _by_value(self.dataset.batch(keys)) if get_worker_info() else self.dataset.batch(keys)
             return self.collate([self.dataset[key] for key in keys])
         except UserError as error:
             return _Refused(str(error))
+
+
+def _by_value(batch: Any) -> Any:
+    """Return a batch with its small tensors as arrays: in shared memory each would be a file, which costs more than a copy."""
+    if not isinstance(batch, dict):
+        return batch
+    return {key: value.numpy() if isinstance(value, Tensor) and value.nbytes <= SMALL else value for key, value in batch.items()}
+
+
+def _as_tensors(batch: Any) -> Any:
+    if not isinstance(batch, dict):
+        return batch
+    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
 
 
 def _identity(batch: Any) -> Any:

@@ -6,11 +6,12 @@ C channels, S side of the square input in pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -81,9 +82,13 @@ class EvalTransform:
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        image = self.cropped(image if image.mode == self.mode else image.convert(self.mode))
-        pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, -1)  # H W C, uint8
+        image = image if image.mode == self.mode else image.convert(self.mode)
+        pixels = torch.from_numpy(self.pixels(image)).view(self.size, self.size, -1)  # H W C, uint8
         return pixels.permute(2, 0, 1).contiguous().float().div_(255).sub_(self.mean).div_(self.std)
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return what `cropped` does as an array, (S, S, 3) of an RGB image and (S, S) of a grey one."""
+        return np.array(self.cropped(image))
 
     def cropped(self, image: Image.Image) -> Image.Image:
         """Return an image of any mode resized and cropped to S x S."""
@@ -173,7 +178,7 @@ def train_transform(
             f"augment.auto_augment is '{auto_augment}', which timm does not know ({error}).\n"
             "Expected e.g. rand-m9-mstd0.5-inc1 (DeiT), rand-m7-n3, augmix-m5, original, v0 or 3a."
         ) from None
-    for operation in _operations(transform):
+    for operation in operations(transform.transforms):
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
     return _for_channels(transform, in_chans)
@@ -206,9 +211,9 @@ def _for_channels(transform: Compose, in_chans: int) -> Transform:
     return adapted
 
 
-def _operations(transform: Compose) -> Iterator[Any]:
-    """Yield the operations of timm's RandAugment, AugMix and AutoAugment in the transform."""
-    for step in transform.transforms:
+def operations(steps: Iterable[Any]) -> Iterator[Any]:
+    """Yield the operations of timm's RandAugment, AugMix and AutoAugment in the steps of a transform."""
+    for step in steps:
         yield from getattr(step, "ops", [])
         for policy in getattr(step, "policy", []):
             yield from policy

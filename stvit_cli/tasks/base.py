@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
+from stvit_cli.data.byte_images import ByteImages
 from stvit_cli.data.images import ImageSource, image_name
 from stvit_cli.data.sampling import ClassBalance, ShuffleBlocks
 from stvit_cli.errors import UserError
@@ -332,6 +333,8 @@ def move(batch: Batch, device: torch.device) -> Batch:
         if batch.ndim == 4 and batch.is_floating_point():
             return batch.to(device, non_blocking=True, memory_format=torch.channels_last)
         return batch.to(device, non_blocking=True)
+    if isinstance(batch, ByteImages):
+        return batch.on(device)
     if isinstance(batch, dict):
         return {key: move(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from stvit_cli.data import in_memory, loader
+from stvit_cli.data.byte_images import without_bytes
 from stvit_cli.data.classification import ClassificationData, EvalSet, TrainSet
 from stvit_cli.data.in_memory import decode_all, image_bytes, keep_in_memory, without_colour
 from stvit_cli.data.loader import build_eval_loader, build_train_loader, useful_workers
@@ -84,6 +85,7 @@ def items(dataset: Any, keys: list[Any]) -> dict[str, Any]:
 
 
 def equal(batch: dict[str, Any], expected: dict[str, Any]) -> bool:
+    batch = without_bytes(batch, torch.device("cpu"))
     same = [
         torch.equal(batch[key], expected[key]) and batch[key].dtype == expected[key].dtype for key in ("image", "target", "index")
     ]

@@ -50,6 +50,16 @@ class Numbers(Dataset[int]):
         return index
 
 
+class Items(Dataset[Any]):
+    """The items of a set that makes batches by itself."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.dataset[key]
+
+
 def numbers(size: int, act: Callable[[int], object] = int, num_workers: int = 2, batch_size: int = 2) -> Any:
     return build_eval_loader(Numbers(size, act), default_collate, batch_size, num_workers)
 
@@ -145,7 +155,7 @@ def test_skipped_images_are_replaced_by_a_function_of_the_key_and_named(tmp_path
 
     def run(num_workers: int) -> list[dict[str, Any]]:
         batches = train_batches(12, num_steps=6)
-        loader = build_train_loader(train_set, batches, list, num_workers, pin_memory=False)
+        loader = build_train_loader(Items(train_set), batches, list, num_workers, pin_memory=False)
         return [sample for batch in loader for sample in batch]
 
     alone, with_workers = run(0), run(2)

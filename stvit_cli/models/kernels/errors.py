@@ -1,8 +1,8 @@
 """Why there are no custom kernels."""
 
+from stvit_cli.utils.library_cache import LibraryUnavailableError as KernelsUnavailableError
 
-class KernelsUnavailableError(RuntimeError):
-    """There are no custom kernels for this device on this machine; the message gives the reason in one line."""
+__all__ = ["KernelsUnavailableError", "UnsupportedDeviceError"]
 
 
 class UnsupportedDeviceError(KernelsUnavailableError):

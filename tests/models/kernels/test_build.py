@@ -16,8 +16,9 @@ import torch
 
 from stvit_cli.cli.streams import log_to_stderr
 from stvit_cli.models import kernels
-from stvit_cli.models.kernels import KernelsUnavailableError, build, cache
+from stvit_cli.models.kernels import KernelsUnavailableError, build
 from stvit_cli.models.layers import ConvFFN
+from stvit_cli.utils import library_cache as cache
 
 Compiler = Callable[[str], Path]
 

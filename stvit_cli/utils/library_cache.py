@@ -14,8 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stvit_cli.models.kernels.errors import KernelsUnavailableError
 from stvit_cli.utils.files import cache_dir, replace_file, replacing
+
+
+class LibraryUnavailableError(RuntimeError):
+    """There is no compiled library on this machine; the message gives the reason in one line."""
+
 
 STALE_S = 3600
 """Age in seconds after which a partial file is removed: its process has ended, as compiling takes less."""
@@ -25,7 +29,7 @@ def folder() -> Path:
     """Return the folder of the compiled libraries, created if it is missing.
 
     Raises:
-        KernelsUnavailableError: it cannot be created, or others may write to it.
+        LibraryUnavailableError: it cannot be created, or others may write to it.
     """
     try:
         path = cache_dir() / "kernels"
@@ -37,7 +41,7 @@ def folder() -> Path:
     for checked in (path.parent, path):
         reason = untrusted(checked, group_may_write=checked != path)
         if reason is not None:
-            raise KernelsUnavailableError(f"{checked} {reason}")
+            raise LibraryUnavailableError(f"{checked} {reason}")
     return path
 
 
@@ -75,7 +79,7 @@ def storing(library: Path) -> Iterator[Path]:
     """Yield the path of a temporary file to compile to. On success it is moved to ``library``, with its checksum beside it.
 
     Raises:
-        KernelsUnavailableError: the folder cannot be written.
+        LibraryUnavailableError: the folder cannot be written.
     """
     try:
         _remove_stale(library.parent)
@@ -89,15 +93,15 @@ def storing(library: Path) -> Iterator[Path]:
 
 
 def require_executable(path: Path) -> None:
-    """Raise KernelsUnavailableError where no library of a folder can be loaded, as its file system is mounted with noexec."""
+    """Raise LibraryUnavailableError where no library of a folder can be loaded, as its file system is mounted with noexec."""
     if sys.platform == "linux" and os.statvfs(path).f_flag & os.ST_NOEXEC:
-        raise KernelsUnavailableError(
+        raise LibraryUnavailableError(
             f"{path} is on a file system that runs no programs (noexec); set XDG_CACHE_HOME to a folder on another one"
         )
 
 
-def _not_writable(error: OSError) -> KernelsUnavailableError:
-    return KernelsUnavailableError(f"{error.filename or 'the cache'} cannot be written ({error.strerror or error})")
+def _not_writable(error: OSError) -> LibraryUnavailableError:
+    return LibraryUnavailableError(f"{error.filename or 'the cache'} cannot be written ({error.strerror or error})")
 
 
 def _checksum_file(library: Path) -> Path:
