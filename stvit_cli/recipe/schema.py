@@ -387,7 +387,8 @@ class EvalSection(Section):
     """Evaluate a second time among some classes alone, matched by name (WordNet IDs for ImageNet): a list such as imagenet-1k, or
     a text file with a name on each line, relative to data.dir. null: the class folders of subset_dir, or no such evaluation."""
     subset_dir: str | None = None
-    """Folder of that evaluation's images, by class, such as ImageNet-1k's val. null: the validation images of these classes."""
+    """Images of that evaluation: a folder by class, such as ImageNet-1k's val, or shards, whose numbers of classes count along
+    subset. null: the validation images of these classes."""
 
 
 class Recipe(Section):

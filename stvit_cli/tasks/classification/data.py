@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from stvit_cli.data.class_names import read_class_names, require_model_names
@@ -14,6 +15,7 @@ from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, find_idx_t
 from stvit_cli.data.imagefolder import find_eval_images, find_images, find_test_images
 from stvit_cli.data.shards.find import ShardOptions, find_shard_eval_images, find_shard_images, find_shard_test_images
 from stvit_cli.data.shards.images import ShardImages
+from stvit_cli.data.shards.storage import PARQUET, TAR, is_pattern, is_remote
 from stvit_cli.data.table import TableImages, TableOptions, find_table_eval_images, find_table_images, find_table_test_images
 from stvit_cli.data.timm_dataset import find_timm_images, find_timm_test_images
 from stvit_cli.data.transforms import eval_transform, train_transform
@@ -111,7 +113,7 @@ def build_subset(
     """
     if eval.subset is None and eval.subset_dir is None:
         return None
-    images = val if eval.subset_dir is None else find_eval_images(eval.subset_dir, all_images=True)
+    images = val if eval.subset_dir is None else _subset_images(eval.subset_dir, eval.subset, data.dir)
     named = images.class_names if eval.subset is None else read_class_names(eval.subset, data.dir, key="eval.subset")
     subset = match_classes(named, model_names, "eval.subset" if eval.subset is not None else "eval.subset_dir")
     chosen = SubsetImages(images, subset)
@@ -119,6 +121,18 @@ def build_subset(
         where = "the validation images" if eval.subset_dir is None else f"eval.subset_dir {eval.subset_dir}"
         raise UserError(f"eval.subset: none of {where} is of its classes: {first_few(subset.names)}.")
     return _eval_set(chosen, data, eval, interpolation, in_chans), subset
+
+
+def _subset_images(source: str, names: str | None, folder: str | None) -> Images:
+    """Return the images of ``eval.subset_dir``: folders by class, or shards, whose numbers count along ``eval.subset``."""
+    path = Path(source)
+    is_shards = is_remote(source) or is_pattern(source)
+    if not is_shards and path.is_dir():
+        is_shards = any(entry.name.lower().endswith((TAR, PARQUET)) for entry in path.iterdir())
+    if not is_shards:
+        return find_eval_images(source, all_images=True)
+    listed = () if names is None else read_class_names(names, folder, key="eval.subset")
+    return find_shard_eval_images(ShardOptions(dir=source, class_names=listed), all_images=True)
 
 
 def _find(data: DataSection) -> tuple[Images, Images]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.shards import write_shards
 from PIL import Image
 from torch import nn
 
@@ -91,6 +92,16 @@ def test_images_of_the_subset_come_from_a_folder_of_their_own(tmp_path: Path) ->
     metrics = evaluate(task, Scores(1.0, 4.0, 0.0, 3.0))  # of ant and cat it is ant
     assert (metrics["subset_num_images"], metrics["subset_top1"]) == (6, 50.0)
     assert "1 of its 3 classes, whose images are left out: wolf" in task.check_data()[-1]
+
+
+def test_images_of_the_subset_come_from_shards_whose_numbers_count_along_the_list(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_images(tmp_path / "data" / split, "ant", "bee", "cat", "dog")
+    (tmp_path / "data" / "some.txt").write_text("dog\nbee\nowl\n")
+    write_shards(tmp_path / "shards", split="val", shards=1, images=5)  # classes 0, 1, 2, 0, 1
+    task = build(tmp_path / "data", f"eval.subset_dir={tmp_path / 'shards'}", "eval.subset=some.txt")
+    metrics = evaluate(task, Scores(9.0, 4.0, 9.0, 3.0))  # of dog and bee it is bee
+    assert (metrics["subset_num_images"], metrics["subset_top1"]) == (4, 50.0)
 
 
 def test_subsets_that_cannot_be_evaluated_say_why(tmp_path: Path) -> None:
