@@ -93,8 +93,12 @@ def write_index(path: Path, shards: Sequence[Identity], parts: Sequence[Part]) -
     codes: list[NDArray[Any]] = []
     long_names: dict[str, str] = {}
     start = 0
+    known: tuple[tuple[str, str], ...] | None = None
+    table = np.empty(0, dtype=np.int32)
     for part in parts:
-        table = np.array([labels.setdefault(label, len(labels)) for label in part.labels] or [NO_LABEL], dtype=np.int32)
+        if part.labels is not known:  # parts of an old index share theirs
+            known = part.labels
+            table = np.array([labels.setdefault(label, len(labels)) for label in known] or [NO_LABEL], dtype=np.int32)
         codes.append(np.where(part.codes < 0, NO_LABEL, table[np.maximum(part.codes, 0)]).astype(np.int32))
         long_names |= {str(start + number): name for number, name in part.long_names.items()}
         start += len(part)
