@@ -36,7 +36,7 @@ SMALL = BulkOptions(top=2, batch_size=3, part_size=4, num_workers=0)
 def _unprepared() -> Iterator[None]:
     """The model as it is: to prepare a copy takes longer than these few images."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stvit_cli.tasks.spec.for_inference", lambda model, device, precision: model)
+        patch.setattr("stvit_cli.tasks.spec.for_inference", lambda model, *_, **__: model)
         yield
 
 
