@@ -99,7 +99,7 @@ def write_shards(
         UserError: there is no such folder, an image cannot be read, or the output holds something else.
         WriteError: it cannot be written.
     """
-    root = require_folder(folder, "images", LAYOUT)
+    root = require_folder(Path(folder), "images", LAYOUT)
     out = Path(output).expanduser()
     sets = _splits(root)
     plans = [(name, images, list(_plan(images, size, shuffle, threads))) for name, images in sets]
