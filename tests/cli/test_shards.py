@@ -53,7 +53,9 @@ def test_damaged_shards_are_named(stvit: Callable[..., Any], shards: Path) -> No
     assert damaged.name in ended.out + ended.err
 
 
-@pytest.mark.parametrize(("words", "said"), [(("nowhere", "out"), "nowhere"), ((".", "out", "--size", "big"), "--size: found big")])
+@pytest.mark.parametrize(
+    ("words", "said"), [(("nowhere", "out"), "nowhere"), ((".", "out", "--size", "big"), "--size: found big")]
+)
 def test_what_cannot_be_written(
     stvit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
 ) -> None:
