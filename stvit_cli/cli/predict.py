@@ -10,9 +10,9 @@ import typer
 
 from stvit_cli import api
 from stvit_cli.cli import app
-from stvit_cli.cli.embed import note, parquet_progress, print_files
 from stvit_cli.cli.options import BatchSize, Dtype, Json, Precision, Weights
 from stvit_cli.cli.output import echo, reporting, require_writable_table
+from stvit_cli.cli.parquet_output import note, parquet_progress, print_files
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_writable_folder
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -72,10 +72,16 @@ class TrainBatchTransform:
                 operation.aug_fn = partial(_on_mapped, operation.aug_fn)
         self.is_light = not rest
         normalize, *erasing = steps[split + 1 :]
-        self.mean, self.std = (tuple(values.float().flatten().tolist()) for values in (normalize.mean, normalize.std))
+        self._normalize = normalize
         self.erasing = erasing[0] if erasing else None
         self.needs_torch = bool(self.flips or erasing) or not self.is_light
         self.compiled = compiled.library()
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the channels."""
+        mean, std = (tuple(values.float().flatten().tolist()) for values in (self._normalize.mean, self._normalize.std))
+        return mean, std
 
     def prepared(self, image: Image.Image) -> Image.Image:
         """Return what is kept of an image: in mode L where that is enough."""
@@ -88,7 +94,7 @@ class TrainBatchTransform:
             images: of mode RGB, or L where all channels are equal or the model takes grey ones.
             seeds: (B,).
         """
-        size, channels = self.size, len(self.mean)
+        size, channels = self.size, self._normalize.mean.numel()
         is_grey = all(image.mode == "L" for image in images) and (self.is_light or self.is_grey)
         batch = new_block((len(images), size, size, 1 if is_grey else 3))
         erased: list[_Erased] = []
@@ -102,7 +108,7 @@ class TrainBatchTransform:
             if self.erasing is not None:
                 erased.append(_Erased((channels, size, size)))
                 self.erasing(erased[-1])
-        return ByteImages(batch, self.mean, self.std, *_rectangles(erased))
+        return ByteImages(batch, *self._statistics, *_rectangles(erased))
 
     def _transform(self, image: Image.Image, out: Pixels) -> None:
         """Write an image, transformed, to ``out`` (S, S, D). Draws in the order of the transform for one image."""

@@ -60,15 +60,15 @@ class Images(Protocol):
 class KnowsTargets(Protocol):
     """Images that have their classes in an array."""
 
-    def targets(self) -> NDArray[np.int64]:
-        """Return the class of every image, (N,)."""
+    def all_targets(self) -> NDArray[np.int64]:
+        """Return the class of every image, (N,), or the presence of each class, (N, K)."""
         ...
 
 
 def all_targets(images: Images) -> NDArray[np.int64]:
     """Return the class of every image, (N,), or the presence of each class, (N, K)."""
     if isinstance(images, KnowsTargets):
-        return images.targets()
+        return images.all_targets()
     return np.array([images.target(index) for index in range(len(images))]).astype(np.int64)
 
 
@@ -143,7 +143,7 @@ class EvalSet(Dataset[dict[str, Any]]):
         if self._pixels is None:
             pixels = new_block((len(keys), self.transform.size, self.transform.size, 1 if self.transform.mode == "L" else 3))
             for row, index in zip(pixels.numpy(), keys, strict=True):
-                row[...] = self.transform.pixels(self.images.open(index)).reshape(row.shape)
+                row[...] = self.transform.pixels(self.transform.in_mode(self.images.open(index))).reshape(row.shape)
         else:
             for index in self._missing.intersection(keys):
                 self[index]  # says why

@@ -74,7 +74,7 @@ class FolderImages:
         """Return the image in mode RGB. Raises UserError as `open_image` does."""
         return open_image(self.path(index))
 
-    def targets(self) -> NDArray[np.int64]:
+    def all_targets(self) -> NDArray[np.int64]:
         """Return the class of every image, (N,)."""
         return self._targets
 

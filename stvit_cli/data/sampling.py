@@ -162,7 +162,7 @@ class ShuffleBlocks:
         """Return all images in the order of an epoch, (num_samples,).
 
         >>> ShuffleBlocks(np.array([0, 2, 4, 6]), 2).order(np.random.RandomState(0))
-        array([5, 4, 3, 2, 0, 1])
+        array([5, 4, 3, 2, 1, 0])
         """
         blocks = generator.permutation(len(self.starts) - 1)
         lengths = np.diff(self.starts)[blocks]

@@ -100,6 +100,10 @@ class TableImages:
             return present
         return int(self.targets[index])
 
+    def all_targets(self) -> NDArray[np.int64]:
+        """Return the class of every image, (N,), or the presence of each class, (N, K)."""
+        return self.targets.astype(np.int64)
+
     def open(self, index: int) -> Image.Image:
         """Return the image in mode RGB. Raises UserError as `open_image` does."""
         if self._embedded is None:

@@ -82,9 +82,12 @@ class EvalTransform:
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        image = image if image.mode == self.mode else image.convert(self.mode)
-        pixels = torch.from_numpy(self.pixels(image)).view(self.size, self.size, -1)  # H W C, uint8
+        pixels = torch.from_numpy(self.pixels(self.in_mode(image))).view(self.size, self.size, -1)  # H W C, uint8
         return pixels.permute(2, 0, 1).contiguous().float().div_(255).sub_(self.mean).div_(self.std)
+
+    def in_mode(self, image: Image.Image) -> Image.Image:
+        """Return an image in the mode that the model takes."""
+        return image if image.mode == self.mode else image.convert(self.mode)
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return what `cropped` does as an array, (S, S, 3) of an RGB image and (S, S) of a grey one."""

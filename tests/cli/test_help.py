@@ -88,7 +88,7 @@ def test_a_group_lists_whole_summaries(stvit, monkeypatch: pytest.MonkeyPatch, w
 
 def test_metavars_are_for_people(stvit) -> None:
     assert "Usage: stvit predict [OPTIONS] IMAGE...\n" in stvit("predict", "-h").out
-    assert "\n  IMAGE...  Images, and folders of images.  [required]\n" in stvit("predict", "-h").out
+    assert "\n  IMAGE...  Images, folders of images; with --parquet" in stvit("predict", "-h").out
     assert "Usage: stvit train [OPTIONS] [KEY=VALUE...]\n" in stvit("train", "-h").out
     assert "[default: 1; at least 1]" in " ".join(stvit("predict", "-h").out.split())
 

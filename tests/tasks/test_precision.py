@@ -124,7 +124,9 @@ def test_every_task_predicts_in_the_precision_that_is_asked_for(name: str, monke
     asked: list[str] = []
     for_inference = spec.for_inference
     monkeypatch.setattr(
-        spec, "for_inference", lambda model, device, precision: asked.append(precision) or for_inference(model, device, precision)
+        spec,
+        "for_inference",
+        lambda model, device, precision, **more: asked.append(precision) or for_inference(model, device, precision, **more),
     )
     image = np.random.default_rng(0).integers(0, 255, (60, 64, 3), dtype=np.uint8)
     model = stvit_cli.TrainedModel(trained, "cpu")

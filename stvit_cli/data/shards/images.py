@@ -58,7 +58,7 @@ class ShardImages:
     def target(self, index: int) -> int:
         return int(self._labels[index])
 
-    def targets(self) -> NDArray[np.int64]:
+    def all_targets(self) -> NDArray[np.int64]:
         """Return the class of every image, (N,)."""
         return self._labels.astype(np.int64)
 

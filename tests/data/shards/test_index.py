@@ -61,10 +61,10 @@ def test_names_as_labels_are_sorted_or_in_the_order_of_a_list(tmp_path: Path) ->
     write_tar(tmp_path / "a-train-0.tar", {"0.jpg": b"", "0.cls": b"dog", "1.jpg": b"", "1.cls": b"cat"})
     write_tar(tmp_path / "a-val-0.tar", {"0.jpg": b"", "0.cls": b"dog"})
     train, val = find_shard_images(ShardOptions(str(tmp_path)))
-    assert (train.class_names, train.targets().tolist(), val.targets().tolist()) == (("cat", "dog"), [1, 0], [1])
+    assert (train.class_names, train.all_targets().tolist(), val.all_targets().tolist()) == (("cat", "dog"), [1, 0], [1])
     (tmp_path / "classes.txt").write_text("dog\nbird\ncat\n")
     train, val = find_shard_images(ShardOptions(str(tmp_path)))
-    assert (train.class_names, train.targets().tolist(), val.targets().tolist()) == (("dog", "bird", "cat"), [0, 2], [0])
+    assert (train.class_names, train.all_targets().tolist(), val.all_targets().tolist()) == (("dog", "bird", "cat"), [0, 2], [0])
     with pytest.raises(UserError, match="labels that are no class: dog"):
         find_shard_images(ShardOptions(str(tmp_path), class_names=("cat", "bird")))
 
@@ -102,7 +102,7 @@ def test_a_part_of_each_class_is_held_out_by_shard_and_position(tmp_path: Path) 
         write_shards(tmp_path / name, "all", shards=4, images=15)
     sets = [find_shard_images(ShardOptions(str(tmp_path / name), val_fraction=0.25)) for name in ("here", "there")]
     for train, val in sets:
-        assert np.bincount(val.targets()).tolist() == [5, 5, 5]
+        assert np.bincount(val.all_targets()).tolist() == [5, 5, 5]
         names = [images.relative_path(i) for images in (train, val) for i in range(len(images))]
         assert len(set(names)) == 60
     assert [each.fingerprint() for each in sets[0]] == [each.fingerprint() for each in sets[1]]
@@ -118,7 +118,7 @@ def test_images_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None
     index = open_shards(tmp_path)
     assert index.labels().tolist() == [-1, 0, 1, -1, 0, 1]
     images = ShardImages(index)
-    assert (len(images), images.targets().tolist(), images.blocks().tolist()) == (4, [0, 1, 0, 1], [0, 4])
+    assert (len(images), images.all_targets().tolist(), images.blocks().tolist()) == (4, [0, 1, 0, 1], [0, 4])
     write_tar(tmp_path / "a.tar", {"0.jpg": b"", "1.jpg": b""})
     with pytest.raises(UserError, match="none of 2 images has a label"):
         find_shard_images(ShardOptions(str(tmp_path)))

@@ -41,7 +41,7 @@ def test_rows_of_any_row_group_in_any_order(tmp_path: Path) -> None:
     assert (len(train), len(val), train.class_names, val.class_names) == (18, 2, ("a", "b", "c"), ("a", "b", "c"))
     assert [train.read(row) for row in (17, 0, 9, 5, 17)] == [jpeg(row) for row in (17, 0, 9, 5, 17)]
     assert train.relative_path(10) == "data/train-00001-of-00002.parquet:1"
-    assert train.targets().tolist() == [0, 1, 2] * 6
+    assert train.all_targets().tolist() == [0, 1, 2] * 6
     assert val.open(0).size == (8, 8)
 
 
