@@ -43,8 +43,7 @@ class _Batches:
 
     def sample(self, image: Image.Image) -> Tensor:
         """Return the resized and cropped image as uint8, (C, S, S): a quarter of the bytes of the normalized one."""
-        mode = self.transform.mode
-        pixels = np.array(self.transform.cropped(image if image.mode == mode else image.convert(mode)))
+        pixels = self.transform.pixels(self.transform.in_mode(image))
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
     def collate(self, samples: list[Tensor]) -> Tensor:
