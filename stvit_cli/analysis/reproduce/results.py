@@ -81,13 +81,17 @@ def collect(experiment: Experiment, runs: Iterable[FoundRun]) -> Collected:
 
 
 def run_line(experiment: Experiment, setting: Setting, run: FoundRun, result: RunResult) -> dict[str, Any]:
-    """Return the line of a finished run."""
+    """Return the line of a finished run.
+
+    Its recipe hash is that of the setting: the run may have another number of workers or another device.
+    """
     return {
         "setting": setting.label,
         "seed": result.seed,
         **{name: round(result.metrics[name], 4) for name in experiment.metrics if name in result.metrics},
         "weights": result.weights,
         **run.provenance(result),
+        "recipe_hash": recipe_io.recipe_hash(setting.of_seed(result.seed)),
         "command": shell_command(*setting.command(result.seed)),
     }
 
