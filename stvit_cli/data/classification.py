@@ -214,7 +214,7 @@ class TrainSet(Dataset[dict[str, Any]]):
             index, image = key.index, None if self._kept is None else self._kept[key.index]
             if image is None:
                 index, image, paths = open_or_replace(self.images, key, self.seed, self.unreadable)
-                if self._kept is not None:
+                if self._kept is not None or self._batch_transform.is_grey:
                     image = self._batch_transform.prepared(image)
                 skipped += paths
             indices.append(index)

@@ -87,6 +87,9 @@ def _segments(content: bytes) -> Iterator[bytes]:
     """Yield the contents of the APP1 segments, where EXIF and XMP data are. Raises IndexError where a header ends early."""
     position = 2
     while content[position] == 0xFF and content[position + 1] != _SCAN:
+        if content[position + 1] == 0xFF:  # a fill byte
+            position += 1
+            continue
         kind, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
         if kind == _APP1:
             yield content[position + 4 : position + 2 + length]

@@ -207,7 +207,8 @@ def statistics_batches(
     >>> [len(batch) for batch in statistics_batches(33, 64, multiple=1, seed=0, step=12)]
     [16, 17]
     """
-    drawn = sample_order(num_samples, epoch=step, seed=derive_seed(seed, "precise batch norm"), repeats=1, balance=balance)
+    chosen = derive_seed(seed, "precise batch norm")
+    drawn = sample_order(num_samples, epoch=step, seed=chosen, repeats=1, balance=balance, count=num_images)
     units = min(len(drawn), num_images) // multiple
     each = max(1, min(global_batch_size, largest) // multiple)
     # No batch of a single image where there are more: one value per channel (`models.layers.BatchNorm2d`) has no variance.

@@ -113,6 +113,7 @@ KEYS = [SampleKey(index, epoch, view) for epoch, view in ((0, 0), (3, 1)) for in
 def test_a_training_batch_from_memory_is_that_of_the_items_to_the_last_bit(augment: dict[str, Any], grey: bool) -> None:
     dataset = train_set(Images(grey), **augment)
     expected = items(dataset, KEYS)
+    assert equal(dataset.batch(KEYS), expected)  # from files
     assert equal(kept(dataset).batch(KEYS), expected)
 
 
@@ -122,6 +123,7 @@ def test_an_evaluation_batch_from_memory_is_that_of_the_items_to_the_last_bit(in
     images = Images(grey, multi_label=True)
     dataset = EvalSet(images, eval_transform(32, MEAN[:in_chans], STD[:in_chans], in_chans=in_chans))
     expected = items(dataset, [7, 0, 2])
+    assert equal(dataset.batch([7, 0, 2]), expected)  # from files
     kept(dataset)
     opened = images.opened
     assert equal(dataset.batch([7, 0, 2]), expected)

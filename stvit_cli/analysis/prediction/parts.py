@@ -175,6 +175,10 @@ class Parts:
             "key": arrow.array([escaped(key) for key in keys], arrow.string()),
         }
         lengths = np.concatenate([result.lengths for result in results])
+        if lengths.sum() >= 2**31:
+            raise UserError(
+                f"{part.file_name}: more than 2147483647 values, what a list of Parquet holds. Give a smaller part_size."
+            )
         offsets = arrow.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
         is_empty = arrow.array([error is not None for error in errors])
         for name, kind in self.plan.columns.items():
@@ -212,7 +216,8 @@ class Parts:
 
     def _superfluous(self) -> list[str]:
         expected = {self.plan.part(number).file_name for number in range(self.plan.num_parts)}
-        return sorted(path.name for path in self.folder.iterdir() if path.suffix == ".parquet" and path.name not in expected)
+        found = (path.name for path in self.folder.iterdir())
+        return sorted(name for name in found if PART.fullmatch(name) and name not in expected)
 
     def _rows(self, part: Part) -> dict[str, Any] | None:
         """Return what the file of a part says of itself; None where it is not there, damaged, or of something else."""

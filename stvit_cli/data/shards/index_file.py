@@ -93,12 +93,11 @@ def write_index(path: Path, shards: Sequence[Identity], parts: Sequence[Part]) -
     codes: list[NDArray[Any]] = []
     long_names: dict[str, str] = {}
     start = 0
-    known: tuple[tuple[str, str], ...] | None = None
-    table = np.empty(0, dtype=np.int32)
     for part in parts:
-        if part.labels is not known:  # parts of an old index share theirs
-            known = part.labels
-            table = np.array([labels.setdefault(label, len(labels)) for label in known] or [NO_LABEL], dtype=np.int32)
+        used, first = np.unique(part.codes[part.codes >= 0], return_index=True)  # parts of an old index have all of its labels
+        table = np.full(max(1, len(part.labels)), NO_LABEL, dtype=np.int32)
+        for code in used[np.argsort(first)].tolist():
+            table[code] = labels.setdefault(part.labels[code], len(labels))
         codes.append(np.where(part.codes < 0, NO_LABEL, table[np.maximum(part.codes, 0)]).astype(np.int32))
         long_names |= {str(start + number): name for number, name in part.long_names.items()}
         start += len(part)

@@ -11,9 +11,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stvit_cli.data.shards.labels import INFO_FILES, NAME_FILES, names_in_json, parsed_names
-from stvit_cli.data.shards.storage import PARQUET, TAR, ShardFile, common_root, expand_braces, file_system, is_pattern, is_remote
+from stvit_cli.data.shards.storage import (
+    PARQUET,
+    TAR,
+    ShardFile,
+    common_root,
+    expand_braces,
+    file_system,
+    is_pattern,
+    is_remote,
+    remote,
+)
 from stvit_cli.data.splits import SPLIT_OF
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import reason_of
 from stvit_cli.utils.text import did_you_mean, first_few, printable
 
 _SPLIT_OF = SPLIT_OF | {"dev": "val"}
@@ -50,6 +61,11 @@ def described(files: Sequence[ShardFile]) -> Described:
         if isinstance(found, dict):
             info = found
             break
+    if info.get("complete") is False:  # what `stvit data shard` writes first
+        raise UserError(
+            f"{printable(root)} holds a part of its images: `stvit data shard` was interrupted. Give the same command again, "
+            "which continues."
+        )
     splits, fields = {}, {}
     for split, content in _items(info.get("splits")):
         names = content.get("filenames") if isinstance(content, dict) else None
@@ -72,17 +88,20 @@ def _items(found: Any) -> list[tuple[str, Any]]:
 
 
 def _content(root: str, name: str) -> bytes | None:
-    """Return the content of a file beside the shards, None where it is not there."""
+    """Return the content of a file beside the shards, None where it is not there. Raises UserError where it cannot be read."""
     path = f"{root}/{name}"
+    if is_remote(path):
+        files, inside = file_system(path)
+        is_there = remote(path, lambda: files.exists(inside))
+        content: bytes | None = remote(path, lambda: files.cat_file(inside)) if is_there else None
+        return content
     try:
-        if is_remote(path):
-            files, inside = file_system(path)
-            content: bytes = files.cat_file(inside)
-            return content
         with Path(path).open("rb") as file:
             return file.read(MAX_BYTES)
-    except Exception:  # of fsspec's file systems: no common class; the file is a help, not a need
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"{printable(path)} cannot be read: {reason_of(error)}.") from None
 
 
 def split_of(name: str) -> str:

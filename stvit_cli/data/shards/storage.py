@@ -8,10 +8,10 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,8 @@ MAX_OPEN = 128
 """Files that a process keeps open; a shard beyond them is opened again when it is read."""
 MAX_SHARDS = 1_000_000
 THREADS = 16
+STAMPS = ("ETag", "etag", "generation", "LastModified", "last_modified", "Last-Modified", "Content-MD5", "updated", "mtime")
+"""What fsspec's file systems call the version of a file or the time of its last change; the first one counts."""
 ATTEMPTS = 4
 """Reads of a remote range before it counts as failed; the waits between them are 0.5, 1 and 2 seconds."""
 
@@ -123,7 +125,10 @@ def list_shards(source: str | os.PathLike[str]) -> list[ShardFile]:
         names = expand_braces(text)
         paths = [path for name in names for path in (_glob(name) if re.search(r"[*?]", name) else [_user(name)])]
         with ThreadPoolExecutor(THREADS) as pool:
-            files = list(pool.map(_file, paths))
+            files = _named_below_their_folder(list(pool.map(_file, paths)))
+        path, count = Counter(file.path for file in files).most_common(1)[0] if files else ("", 0)
+        if count > 1:
+            raise UserError(f"data.dir: {printable(text)} names the shard {printable(path)} {count} times.")
     shards = [file for file in files if file.name.lower().endswith((TAR, PARQUET))]
     compressed = [file.name for file in files if file.name.lower().endswith(COMPRESSED)]
     if compressed:
@@ -134,6 +139,15 @@ def list_shards(source: str | os.PathLike[str]) -> list[ShardFile]:
     if not shards:
         raise UserError(f"{printable(text)} has no shards; expected files that end in {TAR} (WebDataset's) or {PARQUET}.")
     return shards
+
+
+def _named_below_their_folder(files: Sequence[ShardFile]) -> list[ShardFile]:
+    """Return files with names that begin below the folder that all are in: ``train/0000.tar`` and ``val/0000.tar``."""
+    folders = [file.path.split("/")[:-1] for file in files]
+    depth = 0
+    while folders and all(len(folder) > depth and folder[depth] == folders[0][depth] for folder in folders):
+        depth += 1
+    return [replace(file, name="/".join(file.path.split("/")[depth:])) for file in files]
 
 
 def _user(path: str) -> str:
@@ -206,7 +220,7 @@ def _remote_file(url: str, name: str, info: dict[str, Any]) -> ShardFile:
         info = {**info, **remote(url, lambda: files.info(path))}
     if info.get("size") is None:
         raise UserError(f"{printable(url)}: the server does not say how large it is, so that it cannot be read by position.")
-    stamp = next((str(info[key]) for key in ("ETag", "etag", "generation", "LastModified", "mtime") if info.get(key)), "")
+    stamp = next((str(info[key]) for key in STAMPS if info.get(key)), "")
     return ShardFile(url, name, int(info["size"]), stamp)
 
 
@@ -316,8 +330,9 @@ class Reader:
         """Return a local copy of a file; of all processes that share the cache folder one makes it."""
         if url not in self._copies:
             files, inside = file_system(url)
-            size = remote(url, lambda: files.info(inside))["size"]
-            digest = hashlib.blake2b(f"{url} {size}".encode(), digest_size=12).hexdigest()
+            shard = _remote_file(url, inside, remote(url, lambda: files.info(inside)))
+            size = shard.size
+            digest = hashlib.blake2b(f"{url} {size} {shard.stamp}".encode(), digest_size=12).hexdigest()
             path = cache_dir() / f"shard-{digest}{Path(inside).suffix}"
             with writing(path, "Make room there, or set XDG_CACHE_HOME to another folder."):
                 path.parent.mkdir(parents=True, exist_ok=True)

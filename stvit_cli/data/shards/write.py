@@ -223,7 +223,7 @@ def _keys(images: FolderImages) -> list[str]:
 
 def _write(path: Path, images: FolderImages, rows: Sequence[int], keys: Sequence[str]) -> None:
     """Write a shard; two calls write the same bytes."""
-    with replacing(path) as temporary, tarfile.open(temporary, "w") as tar:
+    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar:
         for index in rows:
             file = Path(images.path(index))
             try:

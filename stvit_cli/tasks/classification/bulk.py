@@ -52,7 +52,7 @@ class _Batches:
     @torch.inference_mode()
     def start(self, batch: Tensor) -> Tensor:
         images = batch.to(self.device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
-        images = images.div_(255).sub_(self._mean).div_(self._std)  # the operations of `EvalTransform`, to the last bit
+        images = images.div_(255).sub_(self._mean).div_(self._std)  # the operations of `EvalTransform`
         outputs: Tensor = self.model(images).float()
         return outputs
 

@@ -171,7 +171,9 @@ def test_damaged_and_foreign_files_are_made_again(trained: Trained, folder: Path
     files[1].write_bytes(files[1].read_bytes()[:-20])
     files[3].write_bytes(files[2].read_bytes())  # the rows of other images
     (tmp_path / "part-000099.parquet").write_bytes(files[0].read_bytes())  # would double them
+    (tmp_path / "merged.parquet").write_bytes(b"of the user")
     assert predict_all(trained, [str(folder)], tmp_path, SMALL, device="cpu").num_resumed == 6
+    (tmp_path / "merged.parquet").unlink()  # it is still there
     assert parquet.read_table(tmp_path).equals(whole)
 
 

@@ -97,6 +97,18 @@ def test_splits_are_timms(tmp_path: Path) -> None:
         find_shard_images(ShardOptions(str(tmp_path), train_split="first"))
 
 
+def test_a_pattern_keeps_the_folders_that_tell_the_splits(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("val", 50), ("test", 90)):
+        for number, path in enumerate(write_shards(tmp_path / "s", "x", shards=2, images=3, first=first)):
+            path.rename((tmp_path / split).mkdir(exist_ok=True) or tmp_path / split / f"000{number}.tar")
+    train, val = find_shard_images(ShardOptions(f"{tmp_path}/{{train,val,test}}/000{{0..1}}.tar"))
+    assert [images.relative_path(0).split("/")[0] for images in (train, val)] == ["train", "val"]
+    assert (len(train), len(val)) == (6, 6)
+    assert train.read(0) != val.read(0)  # though their shards have the same name and size
+    with pytest.raises(UserError, match=r"names the shard .* 2 times"):
+        open_shards(f"{tmp_path}/{{train,train}}/0000.tar")
+
+
 def test_a_part_of_each_class_is_held_out_by_shard_and_position(tmp_path: Path) -> None:
     for name in ("here", "there"):
         write_shards(tmp_path / name, "all", shards=4, images=15)
@@ -171,6 +183,20 @@ def test_a_changed_shard_is_read_again_and_only_it(tmp_path: Path, monkeypatch: 
     assert scanned == ["toy-train-0002.tar"]
     assert (len(before), len(after), after.read(12)) == (18, 13, b"new")
     assert before.fingerprint != after.fingerprint
+
+
+def test_labels_of_shards_that_are_gone_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, labels in (("a", ("cat", "bee")), ("b", ("ant",))):
+        members = {f"{i}.{end}": c for i, label in enumerate(labels) for end, c in (("jpg", b"x"), ("cls", label.encode()))}
+        write_tar(tmp_path / "d" / f"{name}.tar", members)
+    assert open_shards(tmp_path / "d").class_names == ("ant", "bee", "cat")
+    write_tar(tmp_path / "d" / "b.tar", {"0.jpg": b"yy", "0.cls": b"bee"})
+    again = open_shards(tmp_path / "d")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    fresh = open_shards(tmp_path / "d")
+    assert again.class_names == fresh.class_names == ("bee", "cat")
+    assert again.fingerprint == fresh.fingerprint
 
 
 def test_a_shard_that_shrinks_under_a_reader_is_an_error(tmp_path: Path) -> None:

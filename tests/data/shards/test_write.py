@@ -58,6 +58,8 @@ def test_a_call_that_was_interrupted_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(write, "_write", until_third)
     with pytest.raises(KeyboardInterrupt):
         stvit_cli.data_shard(folder, tmp_path / "out", size=12_000, threads=1)
+    with pytest.raises(UserError, match=r"was interrupted\. Give the same command again"):
+        find_shard_images(ShardOptions(str(tmp_path / "out")))
     (tmp_path / "out" / ".train-0002.tar.0123abcd.part").write_bytes(b"of a killed process")
     first = set(written)
     written.clear()
