@@ -53,6 +53,7 @@ def test_an_unreadable_image_fails_alone(tmp_path: Path) -> None:
         second()
     third = next(opened)
     assert third().size == (4, 5)
+    assert next(opened, None) is None
 
 
 @pytest.mark.usefixtures("four_cores")
