@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,6 +37,8 @@ Box = tuple[int, int, int, int]
 
 RESIZED = {Image.Resampling.BICUBIC: 1, Image.Resampling.BILINEAR: 0}
 """The filters that are compiled, and their number there."""
+PILLOW = range(10, 13)
+"""Major versions of Pillow whose arithmetic the compiled functions repeat; that of 13 differs in a few values."""
 MAX_ASPECT = 100
 """Pillow resizes images that are narrower than this in another order."""
 
@@ -64,10 +67,10 @@ class MappedImage(Image.Image):
         (7, 7, 7)
         """
         height, width = pixels.shape[:2]
-        shared = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
-        shared.im.setmode("RGB")
         image = cls()
-        image.im, image._mode, image._size, image.readonly = shared.im, "RGB", shared.size, shared.readonly
+        # What Image.frombuffer does for RGBX: Pillow keeps a pixel of mode RGB in four bytes too.
+        image.im = Image.core.map_buffer(pixels, (width, height), "raw", 0, ("RGB", 0, 1))
+        image._mode, image._size, image.readonly = "RGB", (width, height), 1
         image.pixels = pixels
         return image
 
@@ -182,7 +185,13 @@ def library(*, build: bool = True) -> PixelLibrary | None:
     if not _loaded:
         try:
             _loaded.append(_checked(PixelLibrary(_path())))
-        except (LibraryUnavailableError, OSError) as error:
+        except (
+            LibraryUnavailableError,
+            OSError,
+            AttributeError,
+            TypeError,
+            ValueError,
+        ) as error:  # another Pillow has other insides
             logger.debug("Images are resized by Pillow: %s", error)
             _loaded.append(None)
     return _loaded[0]
@@ -191,6 +200,8 @@ def library(*, build: bool = True) -> PixelLibrary | None:
 def _path() -> Path:
     if sys.platform != "linux" or "AVX2" not in instruction_sets():
         raise LibraryUnavailableError("it needs Linux and AVX2")
+    if int(PIL.__version__.partition(".")[0]) not in PILLOW:
+        raise LibraryUnavailableError(f"Pillow {PIL.__version__} may resize by other arithmetic")
     program = compiler()
     parts = [SOURCE.read_text(), *system(), *program, *FLAGS, *processor()]
     return stored_library(
