@@ -94,7 +94,7 @@ class _Source:
         options = self.options
         return open_shards(
             files,
-            label_column=options.label_column or self.about.label_fields.get(split),
+            label_column=options.label_column or self.about.label_field(split),
             image_column=options.path_column,
             class_names=class_names,
             damaged=options.unreadable,

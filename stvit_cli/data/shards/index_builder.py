@@ -142,10 +142,11 @@ def _read_journal(journal: Path) -> Iterator[tuple[Identity, Part]]:
     """Yield the shards of a build that ended early, and cut off what it was just writing."""
     try:
         with journal.open("r+b") as log:
-            good = 0
+            good, size = 0, os.fstat(log.fileno()).st_size
             while True:
                 head = log.read(24)
-                content = log.read(int.from_bytes(head[:8], "little")) if len(head) == 24 else b""
+                length = int.from_bytes(head[:8], "little")
+                content = log.read(length) if len(head) == 24 and length <= size - log.tell() else b""
                 if not content or hashlib.blake2b(content, digest_size=16).digest() != head[8:]:
                     break
                 line, _, rest = content.partition(b"\n")

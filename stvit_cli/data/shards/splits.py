@@ -48,6 +48,20 @@ class Described:
     class_names: tuple[str, ...] = ()
     names_file: str = ""
 
+    def named(self, split: str) -> str | None:
+        """Return what ``_info.json`` calls a split, such as validation for val; None where it does not, or not clearly."""
+        if split in self.splits:
+            return split
+        wanted = _SPLIT_OF.get(split.casefold(), split.casefold())
+        found = [name for name in self.splits if _SPLIT_OF.get(name.casefold()) == wanted]
+        return found[0] if len(found) == 1 else None
+
+    def label_field(self, split: str) -> str | None:
+        """Return the field with the labels of a split; of shards given by a pattern, the one that all splits have."""
+        name = self.named(split)
+        fields = {self.label_fields.get(each) for each in (self.splits if name is None else [name])}
+        return fields.pop() if len(fields) == 1 else None
+
 
 def described(files: Sequence[ShardFile]) -> Described:
     """Return what ``_info.json`` and files of class names beside the shards say; files of another form are ignored."""
@@ -144,13 +158,11 @@ def shards_of(files: Sequence[ShardFile], split: str, about: Described, key: str
             close = did_you_mean(absent, [file.name for file in files[:10_000]])
             raise UserError(f"{key}: there is no shard {printable(absent)}; there are {_shown(files)}.{close}")
         return found
-    names = about.splits.get(split)
-    if names is None:
+    known = about.named(split)
+    if known is None:
         wanted = _SPLIT_OF.get(split.casefold(), split.casefold())
-        named = [names for name, names in about.splits.items() if _SPLIT_OF.get(name.casefold()) == wanted]
-        if len(named) != 1:
-            return [file for file in files if split_of(file.name) == wanted]
-        names = named[0]
+        return [file for file in files if split_of(file.name) == wanted]
+    names = about.splits[known]
     by_name = {file.name: file for file in files} | {file.name.rpartition("/")[2]: file for file in files}
     present = [by_name[name] for name in names if name in by_name]
     if present and len(present) < len(names):

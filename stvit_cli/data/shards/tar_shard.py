@@ -128,6 +128,8 @@ def _parse_header(header: bytes, position: int) -> int:
     field = header[124:136]
     try:
         size = int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.rstrip(b" \0") or b"0", 8)
+        if size < 0:
+            raise ValueError
         if header[257:262] == b"ustar":
             return size
         stored = int(header[148:156].strip(b" \0") or b"0", 8)

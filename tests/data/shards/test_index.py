@@ -97,6 +97,18 @@ def test_splits_are_timms(tmp_path: Path) -> None:
         find_shard_images(ShardOptions(str(tmp_path), train_split="first"))
 
 
+def test_the_field_of_the_label_is_that_of_the_split_by_any_of_its_names(tmp_path: Path) -> None:
+    shards = {}
+    for split in ("train", "validation"):
+        members = {f"{i}.{end}": c for i in range(4) for end, c in (("jpg", b"x"), ("json", b'{"label": 0, "fine": %d}' % i))}
+        shards[split] = [write_tar(tmp_path / f"x-{split}-0000.tar", members)]
+    content = {name: {"filenames": [path.name for path in paths], "alt_label": "fine"} for name, paths in shards.items()}
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": content}))
+    for options in (ShardOptions(str(tmp_path)), ShardOptions(str(tmp_path), val_split="x-validation-0000.tar")):
+        for images in find_shard_images(options):
+            assert images.all_targets().tolist() == [0, 1, 2, 3]
+
+
 def test_a_pattern_keeps_the_folders_that_tell_the_splits(tmp_path: Path) -> None:
     for split, first in (("train", 0), ("val", 50), ("test", 90)):
         for number, path in enumerate(write_shards(tmp_path / "s", "x", shards=2, images=3, first=first)):
