@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,13 +41,7 @@ class PredictionFiles:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as `stvit embed --json` writes them."""
-        return {
-            "output": str(self.output),
-            "num_images": self.num_images,
-            "num_errors": self.num_errors,
-            "num_files": self.num_files,
-            "num_resumed": self.num_resumed,
-        }
+        return {**asdict(self), "output": str(self.output)}
 
 
 def predict(

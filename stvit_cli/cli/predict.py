@@ -120,8 +120,11 @@ def predict(
 
 def _require_images(paths: Sequence[str]) -> None:
     """Raise UserError for lists and shards, whose predictions are Parquet files."""
+    from stvit_cli.data.inputs import LIST_ENDINGS
+    from stvit_cli.data.shards.storage import PARQUET, TAR
+
     for path in paths:
-        if "://" in path or path.lower().endswith((".txt", ".lst", ".list", ".tar", ".parquet")):
+        if "://" in path or path.lower().endswith((*LIST_ENDINGS, TAR, PARQUET)):
             raise UserError(f"{path}: lists of paths and shards are predicted into Parquet files: add --parquet DIR.")
 
 

@@ -148,8 +148,7 @@ class EvalSet(Dataset[dict[str, Any]]):
             for index in self._missing.intersection(keys):
                 self[index]  # says why
             pixels = self._pixels[indices]
-        mean, std = (tuple(values.flatten().tolist()) for values in (self.transform.mean, self.transform.std))
-        image = ByteImages(pixels, mean, std)
+        image = ByteImages(pixels, *self.transform.statistics)
         return {"image": image, "target": _targets(self.images, keys), "index": indices, "skipped": []}
 
 

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from stvit_cli.data.file_listing import list_files
 from stvit_cli.data.image_paths import images_below
 from stvit_cli.data.images import read_image_file
+from stvit_cli.data.shards.storage import PARQUET, TAR
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import nearest_sibling, reason_of
 from stvit_cli.utils.text import printable
 
 LIST_ENDINGS = (".txt", ".lst", ".list")
 """Endings of text files with a path on each line."""
-SHARD_ENDINGS = (".tar", ".parquet")
-"""Endings of shards; see `shards`."""
 NUM_TRIED = 20
 """Paths of a list that are tried to find out what all are relative to."""
 
@@ -193,13 +192,13 @@ def is_of_shards(source: str) -> bool:
     """
     if Path(source).is_dir():
         return _holds_shards(Path(source))
-    return "://" in source or source.lower().endswith(SHARD_ENDINGS)
+    return "://" in source or source.lower().endswith((TAR, PARQUET))
 
 
 def _holds_shards(folder: Path) -> bool:
     try:
         with os.scandir(folder) as found:
-            if not any(entry.name.lower().endswith(SHARD_ENDINGS) for entry in found):
+            if not any(entry.name.lower().endswith((TAR, PARQUET)) for entry in found):
                 return False
     except OSError:
         return False

@@ -10,6 +10,7 @@ from pathlib import Path
 from stvit_cli.data.folder_survey import Folder, Survey, start_of
 from stvit_cli.data.images import ENDINGS
 from stvit_cli.data.layout import Layout, layout
+from stvit_cli.data.shards.storage import PARQUET, TAR
 from stvit_cli.data.splits import find_splits
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few, printable
@@ -125,7 +126,7 @@ def find_shards(survey: Survey, *, parquet: bool = False) -> list[Layout]:
         survey: of the folder.
         parquet: take Parquet files for shards too, which are tables otherwise.
     """
-    endings = (".tar", ".parquet") if parquet else (".tar",)
+    endings = (TAR, PARQUET) if parquet else (TAR,)
     names = [folder.join(name) for folder in survey for name in folder.with_ending(*endings)]
     if not names or (survey.num_images and not parquet):
         return []

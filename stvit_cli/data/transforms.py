@@ -85,6 +85,12 @@ class EvalTransform:
         pixels = torch.from_numpy(self.pixels(self.in_mode(image))).view(self.size, self.size, -1)  # H W C, uint8
         return pixels.permute(2, 0, 1).contiguous().float().div_(255).sub_(self.mean).div_(self.std)
 
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the channels."""
+        mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
+        return mean, std
+
     def in_mode(self, image: Image.Image) -> Image.Image:
         """Return an image in the mode that the model takes."""
         return image if image.mode == self.mode else image.convert(self.mode)

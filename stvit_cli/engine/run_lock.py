@@ -7,8 +7,6 @@ server takes part. It is removed at the end of the run; one that a killed run ha
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -16,12 +14,11 @@ from pathlib import Path
 from typing import Self
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils.file_lock import lock
 from stvit_cli.utils.files import writing
 from stvit_cli.utils.text import printable
 
 LOCK = ".lock"
-# What a file system without locks answers.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunLock:
@@ -49,7 +46,7 @@ class RunLock:
             with writing(path):
                 handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                is_shared = not _lock(handle)
+                is_shared = not lock(handle)
                 if _is_at(handle, path):
                     with writing(path):
                         os.truncate(handle, 0)
@@ -97,22 +94,11 @@ def require_unlocked(run_dir: Path) -> None:
     except OSError:  # no lock, or not for us to open: to be found when the run starts
         return
     try:
-        _lock(handle)
+        lock(handle)
     except BlockingIOError:
         raise UserError(_in_use(run_dir)) from None
     finally:
         os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    """Return True if the file is locked now, False if its file system has no locks. Raises BlockingIOError if another has it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return False
-    return True
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -371,7 +371,7 @@ class FinetuneSection(Section):
     backbone is trained too, from the last stage to the stem. null: all layers train from the start."""
     keep_classes: bool = False
     """Start the classifier from the rows of the classes that the weights have under the same name, such as the 1000 of
-    ImageNet-1k in those of ImageNet-21K; other classes start anew."""
+    ImageNet-1k in those of ImageNet-21K; the rows of other classes are initialized randomly."""
 
 
 class EvalSection(Section):

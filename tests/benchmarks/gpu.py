@@ -30,7 +30,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
+
+from helpers.cuda_graphs import captured
 
 from stvit_cli.analysis.cost.throughput import Setting, compile_in_place, make_step, peak_flops
 from stvit_cli.engine.determinism import fixed_order, strict
@@ -332,7 +335,7 @@ def models(section: str, options: Options) -> None:
         images = torch.randn(batch, 3, options.side, options.side, device=options.device)
         step = make_step(network(name, form), images, torch.channels_last, setting)
         if "graph" in form:
-            return captured(step, options)
+            return captured(step, options.device)
         return deterministic(step, options) if "deterministic" in form else step
 
     def measure(pairs: list[tuple[str, str]], batch: int) -> None:
@@ -354,22 +357,6 @@ def models(section: str, options: Options) -> None:
         measure([pair], first)
     for batch in later:
         measure(eager, batch)
-
-
-def captured(step: Callable[[], None], options: Options) -> Callable[[], None]:
-    """Return a step that replays a CUDA graph of all launches; on a CPU, which has none, the step."""
-    if options.device.type != "cuda":
-        return step
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def deterministic(step: Callable[[], None], options: Options) -> Callable[[], None]:

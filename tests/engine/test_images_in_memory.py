@@ -31,15 +31,7 @@ def fit(folder: Path, *overrides: str, resume: bool = False, kill_at: int = 0) -
     """Train stvit-nano on some digits; the process kills itself at a loss."""
     recipe = recipe_io.load("quickstart", [*SETTINGS, *overrides])
     task = built(recipe)
-    losses, calls = task.training_loss, []
-
-    def training_loss(*batch: Any) -> Any:
-        calls.append(1)
-        if len(calls) == kill_at:
-            toy.kill_self()
-        return losses(*batch)
-
-    task.training_loss = training_loss
+    toy.kill_at_loss(task, kill_at)
     engine.fit(task, recipe, folder / "run", resume=resume)
     return task
 

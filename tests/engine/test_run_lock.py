@@ -15,10 +15,10 @@ import pytest
 from helpers import toy
 from torch import Tensor
 
-from stvit_cli.engine import run_lock
 from stvit_cli.engine.run_dir import make_new
 from stvit_cli.engine.run_lock import LOCK, RunLock, require_unlocked
 from stvit_cli.errors import UserError
+from stvit_cli.utils import file_lock
 
 
 def test_a_second_run_is_refused_with_the_holder_named(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_file_system_without_locks_is_no_reason_to_refuse(
     def refuse(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(file_lock.fcntl, "flock", refuse)
     toy.train(tmp_path, "schedule.epochs=2")
     assert "has no locks; start no other run in it" in capsys.readouterr().err
 

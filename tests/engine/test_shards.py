@@ -32,15 +32,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fit(shards: Path, folder: Path, *overrides: str, resume: bool = False, kill_at: int = 0) -> None:
     recipe = recipe_io.load("quickstart", [*SETTINGS, f"data.dir={shards}", *overrides])
     task: Any = tasks.build(recipe)
-    losses, calls = task.training_loss, []
-
-    def training_loss(*batch: Any) -> Any:
-        calls.append(1)
-        if len(calls) == kill_at:
-            toy.kill_self()
-        return losses(*batch)
-
-    task.training_loss = training_loss
+    toy.kill_at_loss(task, kill_at)
     engine.fit(task, recipe, folder / "run", resume=resume)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.cuda_graphs import captured
 from torch import Tensor, nn
 
 from stvit_cli.engine.determinism import fixed_order, strict
@@ -233,22 +234,6 @@ def test_they_are_in_the_compiled_graph_without_a_break() -> None:
     torch.compiler.reset()
 
 
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """Return a function that replays a step from a CUDA graph; where there is none, that runs it again."""
-    if INTERPRETED:
-        return step
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
 def test_a_training_step_is_captured_in_a_cuda_graph_and_replayed() -> None:
     model, x = with_kernels(layers()), tokens(32, (8, 9), torch.float32)
     found: list[Tensor] = []
@@ -260,7 +245,7 @@ def test_a_training_step_is_captured_in_a_cuda_graph_and_replayed() -> None:
         for kept, tensor in zip(found, new, strict=True):
             kept.copy_(tensor.detach())
 
-    replay = captured(step)
+    replay = captured(step, DEVICE)
     for _ in range(2):
         with torch.no_grad():
             x.copy_(torch.randn_like(x))

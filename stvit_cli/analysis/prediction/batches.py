@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from stvit_cli.analysis.prediction.parts import Part
+from stvit_cli.data.byte_images import ByteImages
 from stvit_cli.data.images import UnreadableImageError, decode_image, explain_failure
 from stvit_cli.data.inputs import Inputs
 from stvit_cli.data.loader import BESIDE_THE_STEP, DeadWorkerError, Loader, explain_dead_worker
@@ -63,6 +64,10 @@ class Batch:
     keys: list[str]
     failed: list[Failed | None]
     samples: Any
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in pinned memory; torch's DataLoader calls this."""
+        return replace(self, samples=self.samples.pin_memory()) if isinstance(self.samples, ByteImages) else self
 
 
 class PartPredictor:

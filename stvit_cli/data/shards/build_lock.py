@@ -8,8 +8,6 @@ not renewed for `STALE_S` is taken over. Two builders at once would do no harm: 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import secrets
 import threading
@@ -18,12 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stvit_cli.utils import file_lock
+
 STALE_S = 60.0
 RENEWED_S = 5.0
 LONGEST_WAIT_S = 0.5
 """Between two attempts of a process that waits."""
-# What a file system without locks answers.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -65,14 +63,14 @@ def _acquire(lock: Path) -> Callable[[], None] | None:
     """Return what frees the lock, None where another process holds it."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
+        is_locked = file_lock.lock(handle)
     except OSError as error:
         os.close(handle)
-        if error.errno not in _NO_LOCKS:
-            raise
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    if not is_locked:
+        os.close(handle)
         return _acquire_by_existence(lock.with_name(f"{lock.name}ed"))
 
     def release() -> None:

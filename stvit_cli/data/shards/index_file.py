@@ -23,7 +23,6 @@ from stvit_cli.utils.files import replacing
 FORMAT = 1
 MAGIC = b"stvit shard index\n"
 ALIGNMENT = 4096
-AT_ONCE = 1 << 20
 
 Identity = tuple[str, int, str]
 """Name, size and stamp of a shard."""

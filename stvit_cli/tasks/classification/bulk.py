@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from stvit_cli.data.byte_images import ByteImages, new_block
 from stvit_cli.data.images import ImageSource
 from stvit_cli.data.prefetch import decoded_ahead
 from stvit_cli.data.transforms import eval_transform
@@ -34,7 +35,6 @@ class _Batches:
         info = trained.info
         self.transform = eval_transform(info.image_size, info.mean, info.std, info.crop_pct, info.interpolation, info.in_chans)
         self.device, self._trained, self._precision = device, trained, options.precision
-        self._mean, self._std = (values.to(device) for values in (self.transform.mean, self.transform.std))
 
     @cached_property
     def model(self) -> nn.Module:
@@ -42,18 +42,17 @@ class _Batches:
         return self._trained.prepared(self.device, None, self._precision)
 
     def sample(self, image: Image.Image) -> Tensor:
-        """Return the resized and cropped image as uint8, (C, S, S): a quarter of the bytes of the normalized one."""
+        """Return the resized and cropped image as uint8, (S, S, C): a quarter of the bytes of the normalized one."""
         pixels = self.transform.pixels(self.transform.in_mode(image))
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1))
 
-    def collate(self, samples: list[Tensor]) -> Tensor:
-        return torch.stack(samples)
+    def collate(self, samples: list[Tensor]) -> ByteImages:
+        block = new_block((len(samples), *samples[0].shape))
+        return ByteImages(torch.stack(samples, out=block), *self.transform.statistics)
 
     @torch.inference_mode()
-    def start(self, batch: Tensor) -> Tensor:
-        images = batch.to(self.device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
-        images = images.div_(255).sub_(self._mean).div_(self._std)  # the operations of `EvalTransform`
-        outputs: Tensor = self.model(images).float()
+    def start(self, batch: ByteImages) -> Tensor:
+        outputs: Tensor = self.model(batch.on(self.device)).float()
         return outputs
 
 

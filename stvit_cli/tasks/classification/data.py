@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from stvit_cli.data.class_names import read_class_names, require_model_names
@@ -13,9 +12,10 @@ from stvit_cli.data.classification import ClassificationData, EvalSet, Images, T
 from stvit_cli.data.digits import DigitImages
 from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, find_idx_test_images
 from stvit_cli.data.imagefolder import find_eval_images, find_images, find_test_images
+from stvit_cli.data.inputs import is_of_shards
 from stvit_cli.data.shards.find import ShardOptions, find_shard_eval_images, find_shard_images, find_shard_test_images
 from stvit_cli.data.shards.images import ShardImages
-from stvit_cli.data.shards.storage import PARQUET, TAR, is_pattern, is_remote
+from stvit_cli.data.shards.storage import is_pattern
 from stvit_cli.data.table import TableImages, TableOptions, find_table_eval_images, find_table_images, find_table_test_images
 from stvit_cli.data.timm_dataset import find_timm_images, find_timm_test_images
 from stvit_cli.data.transforms import eval_transform, train_transform
@@ -125,11 +125,7 @@ def build_subset(
 
 def _subset_images(source: str, names: str | None, folder: str | None) -> Images:
     """Return the images of ``eval.subset_dir``: folders by class, or shards, whose numbers count along ``eval.subset``."""
-    path = Path(source)
-    is_shards = is_remote(source) or is_pattern(source)
-    if not is_shards and path.is_dir():
-        is_shards = any(entry.name.lower().endswith((TAR, PARQUET)) for entry in path.iterdir())
-    if not is_shards:
+    if not (is_pattern(source) or is_of_shards(source)):
         return find_eval_images(source, all_images=True)
     listed = () if names is None else read_class_names(names, folder, key="eval.subset")
     return find_shard_eval_images(ShardOptions(dir=source, class_names=listed), all_images=True)

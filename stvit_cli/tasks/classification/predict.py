@@ -132,7 +132,7 @@ def predict(
         for predictions in _until_a_worker_dies(batches, workers, model, names, select, device):
             num_answered += len(predictions)
             yield from predictions
-        workers = 0  # a worker was killed, perhaps for lack of memory: this process decodes the other images
+        workers = 0  # a worker was killed, usually for lack of memory: this process decodes the other images
 
 
 def _until_a_worker_dies(batches: Iterable[Batch], workers: int, *how: Any) -> Iterator[list[ClassificationPrediction]]:

@@ -17,6 +17,7 @@ from stvit_cli.data.shards import build_lock, index_builder, open_shards
 from stvit_cli.data.shards.index_file import read_index, write_index
 from stvit_cli.data.shards.part import Part
 from stvit_cli.errors import WriteError
+from stvit_cli.utils import file_lock
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_one_of_many_builds_and_takes_over_from_a_killed_one(
         def refused(*_: Any) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(build_lock.fcntl, "flock", refused)
+        monkeypatch.setattr(file_lock.fcntl, "flock", refused)
         monkeypatch.setattr(build_lock, "STALE_S", 0.3)
     monkeypatch.setattr(index_builder, "THREADS", 1)
     log, context = tmp_path / "log", multiprocessing.get_context("fork")
