@@ -189,7 +189,7 @@ def explain_failure(source: ImageSource, error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     failure = machine_failure(error)
-    if failure is not None and failure.kind in ("memory", "GPU memory"):
+    if failure is not None and failure.is_memory:
         return f"{image_name(source)}: there is not enough memory for an image of its size."
     raise error
 

@@ -59,8 +59,9 @@ def _measure(session: Session) -> dict[str, Any]:
         multiple = session.task.batch_multiple
         trial = try_images(session, -(-min(FEW, plan.micro_batch_size) // multiple) * multiple)
         needed = sum(state.values()) + trial.activation_bytes * plan.micro_batch_size
+        seconds = trial.step_seconds(per_process, recipe.data.num_workers)
         room = available_memory() if session.world.device.type == "cpu" else None
-        is_long = trial.step_seconds(per_process, recipe.data.num_workers) > LONG_SECONDS or (room is not None and needed > room)
+        is_long = seconds > LONG_SECONDS or (room is not None and needed > room)
         if not any(session.world.gather(is_long)):
             trial = None
     head = head_cost(session)
@@ -68,10 +69,10 @@ def _measure(session: Session) -> dict[str, Any]:
         found = _take_steps(session)
     else:
         found = {
-            "peak_memory_bytes": sum(state.values()) + trial.activation_bytes * plan.micro_batch_size,
+            "peak_memory_bytes": needed,
             "loss": trial.loss,
-            "step_seconds": trial.step_seconds(per_process, recipe.data.num_workers),
-            "data_wait": 1 - trial.seconds * per_process / trial.step_seconds(per_process, recipe.data.num_workers),
+            "step_seconds": seconds,
+            "data_wait": 1 - trial.seconds * per_process / seconds,
             "activation_bytes_per_image": trial.activation_bytes,
             "read_seconds_per_image": trial.read_seconds,
         }

@@ -51,8 +51,7 @@ def explained(session: Session, run_dir: Path | None) -> Iterator[None]:
             raise dead_worker from error
         failure = machine_failure(error)
         if failure is not None:
-            is_memory = failure.kind in ("memory", "GPU memory")
-            said = _out_of_memory(session) if is_memory else describe(failure, LESS_MEMORY)
+            said = _out_of_memory(session) if failure.is_memory else describe(failure, LESS_MEMORY)
             raise UserError("\n".join(filter(None, [said, resume_advice(run_dir)]))) from error
         is_peer = isinstance(error, dist.DistError) or any(sign in message for sign in LOST_PEER)
         if session.world.size > 1 and isinstance(error, RuntimeError) and is_peer:
@@ -70,7 +69,7 @@ def evaluation_explained(session: Session, run_dir: Path | None) -> Iterator[Non
         yield
     except Exception as error:
         failure = machine_failure(error)
-        if failure is None or failure.kind not in ("memory", "GPU memory"):
+        if failure is None or not failure.is_memory:
             raise
         size = session.recipe.eval.batch_size
         less = f"Try eval.batch_size={size // 2}." if size > 1 else "Free memory, or use smaller images."

@@ -125,7 +125,7 @@ def _one_pass(
                 found[k] = _moments(session, step, k, batch, models, recorders)
             except Exception as error:
                 failure = machine_failure(error)
-                if failure is None or failure.kind not in ("memory", "GPU memory"):
+                if failure is None or not failure.is_memory:
                     raise
                 out_of_memory = failure.said
                 break

@@ -83,6 +83,11 @@ class MachineFailure:
     kind: Kind
     said: str
 
+    @property
+    def is_memory(self) -> bool:
+        """Whether the memory of the machine or of a GPU did not suffice."""
+        return self.kind in ("memory", "GPU memory")
+
 
 def machine_failure(error: BaseException | None) -> MachineFailure | None:
     """Return the limit of the machine that an error, or one of its causes, is about; None for any other error."""
