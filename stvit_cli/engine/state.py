@@ -64,8 +64,9 @@ class RunState:
 def fingerprint(session: Session) -> dict[str, Any]:
     """Return what a resumed run must share with the checkpoint beside the recipe: the data and their classes."""
     info = asdict(session.task.weights_info())
-    named = {key: list(value) if isinstance(value, tuple) else value for key, value in info.items() if key != "recipe_hash"}
-    return named | {"num_samples": len(cast(Sized, session.task.train_set)), "data": session.task.data_fingerprint()}
+    del info["recipe_hash"]
+    content = info | {"num_samples": len(cast(Sized, session.task.train_set)), "data": session.task.data_fingerprint()}
+    return _as_saved(content)
 
 
 def capture(session: Session, state: RunState, metrics_bytes: int) -> tuple[dict[str, Tensors], dict[str, Any]]:
@@ -167,8 +168,9 @@ def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
     defaults = {
         each.name: each.default if each.default_factory is MISSING else each.default_factory()
         for each in fields(session.task.weights_info())
+        if each.default is not MISSING or each.default_factory is not MISSING
     }
-    before, now = defaults | checkpoint.state["fingerprint"], fingerprint(session)
+    before, now = _as_saved(defaults) | checkpoint.state["fingerprint"], fingerprint(session)
     for key, value in now.items():
         if key == "data":
             # Last: the number of samples and the classes say more. Checkpoints of 0.1.0 have no such hash.
@@ -186,6 +188,11 @@ def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
                 "Give the folder it was started with (data.dir), or start another run."
             )
     return checkpoint.state
+
+
+def _as_saved(content: dict[str, Any]) -> dict[str, Any]:
+    """Return values as a checkpoint has them: lists in place of tuples, at any depth."""
+    return cast(dict[str, Any], json.loads(json.dumps(content)))
 
 
 def _same_settings(before: str, now: str) -> bool:

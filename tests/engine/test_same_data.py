@@ -48,6 +48,18 @@ def test_class_names_in_another_spelling_of_unicode_are_the_same(tmp_path: Path)
         engine.fit(task("tea"), toy.recipe(*SHORT), tmp_path / "run", resume=True)
 
 
+def test_lists_among_the_arguments_of_a_model_of_timm_are_the_same_after_they_were_saved(tmp_path: Path) -> None:
+    def task(depths: tuple[int, ...]) -> Any:
+        made = toy.ToyTask()
+        made.weights_info = lambda: dataclasses.replace(toy.ToyTask.weights_info(made), kwargs={"depths": depths})
+        return made
+
+    engine.fit(task((2, 2)), toy.recipe(*SHORT), tmp_path / "run")
+    engine.fit(task((2, 2)), toy.recipe(*SHORT), tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match="other data: kwargs was"):
+        engine.fit(task((2, 3)), toy.recipe(*SHORT), tmp_path / "run", resume=True)
+
+
 def test_settings_that_a_later_version_has_more_do_not_keep_a_run_from_resuming(tmp_path: Path) -> None:
     def task(settings: dict[str, Any]) -> Any:
         made = toy.ToyTask()
