@@ -1,0 +1,1 @@
+"""What the documentation site generates when it is built: the references, and the pages that lie outside docs/."""
