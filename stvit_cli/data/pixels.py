@@ -37,14 +37,16 @@ Box = tuple[int, int, int, int]
 
 RESIZED = {Image.Resampling.BICUBIC: 1, Image.Resampling.BILINEAR: 0}
 """The filters that are compiled, and their number there."""
-PILLOW = range(10, 13)
-"""Major versions of Pillow whose arithmetic the compiled functions repeat; that of 13 differs in a few values."""
+PILLOW = range(10, 14)
+"""Major versions of Pillow whose arithmetic the compiled functions repeat."""
+CHOOSES_ORDER = int(PIL.__version__.partition(".")[0]) >= 13
+"""Whether Pillow resizes columns before rows where that is less work; before 13 it resized rows first."""
 MAX_ASPECT = 100
-"""Pillow resizes images that are narrower than this in another order."""
+"""Before 13, Pillow resized images that are narrower than this in another order, which depends on the minor version."""
 
 _pointer, _int = ctypes.c_void_p, ctypes.c_int
 _ARGUMENTS = {
-    "stvit_resize": [_pointer, ctypes.c_int64, _int, _int, _pointer, *[_int] * 5],
+    "stvit_resize": [_pointer, ctypes.c_int64, _int, _int, _pointer, *[_int] * 6],
     "stvit_affine": [_pointer, _int, _int, _pointer, _pointer, _int],
     "stvit_look_up": [_pointer, ctypes.c_int64, _int, _int, _pointer, _pointer],
 }
@@ -121,7 +123,7 @@ class PixelLibrary:
     def resizes(box: Box, size: int, resampling: Image.Resampling) -> bool:
         """Whether `resize` has the filter, and resizes in Pillow's order."""
         _, _, width, height = box
-        return resampling in RESIZED and not (height > width * MAX_ASPECT and size < height)
+        return resampling in RESIZED and (CHOOSES_ORDER or not (height > width * MAX_ASPECT and size < height))
 
     def resize(self, pixels: Pixels, box: Box, out: Pixels, resampling: Image.Resampling, *, flip: bool = False) -> None:
         """Resize a part of an image.
@@ -137,7 +139,8 @@ class PixelLibrary:
         row = pixels.strides[0]
         start = pixels.ctypes.data + top * row + 4 * left
         out_height, out_width, channels = out.shape
-        self._resize(start, row, width, height, out.ctypes.data, out_width, out_height, channels, RESIZED[resampling], int(flip))
+        options = (channels, RESIZED[resampling], int(_vertical_first(box, out_width, out_height)), int(flip))
+        self._resize(start, row, width, height, out.ctypes.data, out_width, out_height, *options)
 
     def affine(self, pixels: Pixels, matrix: tuple[float, ...], resampling: Image.Resampling, fill: tuple[int, ...]) -> Pixels:
         """Return an image of the same size, whose pixels outside the input are ``fill``.
@@ -169,6 +172,13 @@ class PixelLibrary:
         depth = pixels.shape[-1]
         self._look_up(pixels.data_ptr(), pixels.numel() // depth, depth, len(table), table.data_ptr(), out.data_ptr())
         return out
+
+
+def _vertical_first(box: Box, out_width: int, out_height: int) -> bool:
+    """Whether the installed Pillow resizes columns first: where height loses more than twice the pixels that width loses."""
+    _, _, width, height = box
+    lost = height - out_height
+    return CHOOSES_ORDER and lost > max(0, 2 * (width - out_width))
 
 
 _loaded: list[PixelLibrary | None] = []
@@ -219,7 +229,7 @@ def _checked(functions: PixelLibrary) -> PixelLibrary:
     image = MappedImage.of(pixels).copy()
     matrix = (0.9, 0.31, -3.7, -0.23, 1.1, 2.3)
     for resampling in RESIZED:
-        for box, size in (((5, 3, 70, 50), 32), ((11, 7, 20, 17), 33)):
+        for box, size in (((5, 3, 70, 50), 32), ((11, 7, 20, 17), 33), ((2, 1, 30, 59), 24)):
             out = np.empty((size, size, 3), dtype=np.uint8)
             functions.resize(pixels, box, out, resampling, flip=True)
             left, top, width, height = box

@@ -54,15 +54,36 @@ def rgb(array: Any) -> Image.Image:
 def test_resized_parts_are_those_of_pillow(compiled: PixelLibrary, resampling: Image.Resampling) -> None:
     random = np.random.default_rng(0)
     for number in range(60):
-        height, width = random.integers(1, 90, 2).tolist()
+        height, width = random.integers(1, 90 if number % 4 else 400, 2).tolist()
         array = noise(height, width)
         part_width, part_height = int(random.integers(1, width + 1)), int(random.integers(1, height + 1))
         left, top = int(random.integers(0, width - part_width + 1)), int(random.integers(0, height - part_height + 1))
         size = (part_width if number % 7 == 0 else int(random.integers(1, 50)), part_height if number % 5 == 0 else 32)
         out = np.empty((size[1], size[0], 3 + number % 2), dtype=np.uint8)
-        compiled.resize(array, (left, top, part_width, part_height), out, resampling, flip=number % 3 == 0)
+        box = (left, top, part_width, part_height)
+        if not compiled.resizes(box, size[1], resampling):
+            continue
+        compiled.resize(array, box, out, resampling, flip=number % 3 == 0)
         expected = np.asarray(rgb(array).crop((left, top, left + part_width, top + part_height)).resize(size, resampling))
         assert np.array_equal(out[..., :3], expected[:, ::-1] if number % 3 == 0 else expected)
+
+
+@pytest.mark.parametrize("chooses", [False, True])
+def test_each_order_of_passes_is_that_of_pillow_in_two_steps(
+    compiled: PixelLibrary, monkeypatch: pytest.MonkeyPatch, chooses: bool
+) -> None:
+    monkeypatch.setattr(pixels, "CHOOSES_ORDER", chooses)
+    differing = 0
+    for number in range(40):
+        width, height = 20 + number % 7, 30 + 2 * number
+        array, size = noise(height, width), (24, 24)
+        out = np.empty((24, 24, 3), dtype=np.uint8)
+        compiled.resize(array, (0, 0, width, height), out, Image.Resampling.BICUBIC)
+        by_rows = rgb(array).resize((24, height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+        by_columns = rgb(array).resize((width, 24), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+        assert np.array_equal(out, np.asarray(by_columns if chooses else by_rows))
+        differing += not np.array_equal(np.asarray(by_columns), np.asarray(by_rows))
+    assert differing > 20
 
 
 @pytest.mark.parametrize("resampling", FILTERS)

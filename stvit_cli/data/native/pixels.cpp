@@ -95,9 +95,18 @@ void resize_row(const uint8_t* row, uint8_t* out, int out_width, const Weights& 
   }
 }
 
-// Sums rows of `width` pixels, a multiple of 4.
+// Writes the bytes of four pixels from the sums of two and two; packing works within halves of 128 bits.
+void store_four(uint8_t* out, __m256i left, __m256i right) {
+  __m256i words = _mm256_packus_epi32(_mm256_srai_epi32(left, BITS), _mm256_srai_epi32(right, BITS));
+  words = _mm256_permute4x64_epi64(words, _MM_SHUFFLE(3, 1, 2, 0));
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
+}
+
+// Sums rows of `width` pixels; reads and writes nothing beyond them.
 void sum_rows(const uint8_t* rows, int64_t row_bytes, uint8_t* out, int width, const int32_t* w, int count) {
-  for (int x = 0; x < width; x += 4) {
+  int x = 0;
+  for (; x + 4 <= width; x += 4) {
     __m256i left = _mm256_set1_epi32(HALF), right = left;
     for (int k = 0; k < count; ++k) {
       const uint8_t* from = rows + k * row_bytes + 4 * x;
@@ -105,11 +114,13 @@ void sum_rows(const uint8_t* rows, int64_t row_bytes, uint8_t* out, int width, c
       left = _mm256_add_epi32(left, _mm256_mullo_epi32(two_pixels(from), weight));
       right = _mm256_add_epi32(right, _mm256_mullo_epi32(two_pixels(from + 8), weight));
     }
-    // Packing works within halves of 128 bits; the permutation puts their parts in order.
-    __m256i words = _mm256_packus_epi32(_mm256_srai_epi32(left, BITS), _mm256_srai_epi32(right, BITS));
-    words = _mm256_permute4x64_epi64(words, _MM_SHUFFLE(3, 1, 2, 0));
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * x), bytes);
+    store_four(out + 4 * x, left, right);
+  }
+  for (; x < width; ++x) {
+    __m128i pixel = _mm_set1_epi32(HALF);
+    for (int k = 0; k < count; ++k)
+      pixel = _mm_add_epi32(pixel, _mm_mullo_epi32(one_pixel(rows + k * row_bytes + 4 * x), _mm_set1_epi32(w[k])));
+    store_pixel(out + 4 * x, _mm_srai_epi32(pixel, BITS));
   }
 }
 
@@ -145,35 +156,32 @@ int floor_of(double value) { return value < 0.0 ? static_cast<int>(std::floor(va
 extern "C" {
 
 // Resizes `width` x `height` pixels, whose rows are `row_bytes` apart, to `out_width` x `out_height`, and flips them left to right.
-// channels: bytes of an output pixel, 3 or 4.
+// channels: bytes of an output pixel, 3 or 4. vertical_first: the order of the passes; values between them are rounded to bytes.
 void stvit_resize(const uint8_t* in, int64_t row_bytes, int width, int height, uint8_t* out, int out_width, int out_height,
-                  int channels, int is_bicubic, int flip) {
+                  int channels, int is_bicubic, int vertical_first, int flip) {
   const bool across = width != out_width, down = height != out_height;
-  const int padded = (out_width + 3) / 4 * 4;
-  std::vector<uint8_t> narrow, line(4 * padded);
+  const Weights vertical(height, out_height, is_bicubic), horizontal(width, out_width, is_bicubic);
+  std::vector<uint8_t> narrow, sums(static_cast<size_t>(4) * std::max(width, out_width)), line(static_cast<size_t>(4) * out_width);
+  const auto sum = [&](const uint8_t* rows, int y, int row_width) {
+    const int32_t* w = vertical.values.data() + static_cast<size_t>(y) * vertical.stride;
+    sum_rows(rows + vertical.first[y] * row_bytes, row_bytes, sums.data(), row_width, w, vertical.count[y]);
+    return static_cast<const uint8_t*>(sums.data());
+  };
+  const bool across_first = across && !(down && vertical_first);
   const uint8_t* rows = in;
-  int first_row = 0;
-  Weights vertical(height, out_height, is_bicubic);
-  if (across) {
-    const Weights horizontal(width, out_width, is_bicubic);
+  if (across_first) {
+    const int first_row = down ? vertical.first[0] : 0;
     const int last_row = down ? vertical.first[out_height - 1] + vertical.count[out_height - 1] : height;
-    first_row = down ? vertical.first[0] : 0;
-    narrow.resize(static_cast<size_t>(last_row - first_row) * padded * 4);
-    for (int y = first_row; y < last_row; ++y)
-      resize_row(in + y * row_bytes, narrow.data() + static_cast<size_t>(y - first_row) * padded * 4, out_width, horizontal);
+    const int64_t narrow_bytes = static_cast<int64_t>(4) * out_width;
+    narrow.resize(static_cast<size_t>(last_row) * narrow_bytes);
+    for (int y = first_row; y < last_row; ++y) resize_row(in + y * row_bytes, narrow.data() + y * narrow_bytes, out_width, horizontal);
     rows = narrow.data();
-    row_bytes = 4 * padded;
-  } else if (down && out_width % 4) {  // the last four pixels of a row would end outside
-    narrow.resize(static_cast<size_t>(height) * padded * 4);
-    for (int y = 0; y < height; ++y) std::memcpy(narrow.data() + static_cast<size_t>(y) * padded * 4, in + y * row_bytes, 4 * width);
-    rows = narrow.data();
-    row_bytes = 4 * padded;
+    row_bytes = narrow_bytes;
   }
   for (int y = 0; y < out_height; ++y) {
-    const uint8_t* row = rows + static_cast<int64_t>(y) * row_bytes;
-    if (down) {
-      sum_rows(rows + (vertical.first[y] - first_row) * row_bytes, row_bytes, line.data(), padded,
-               vertical.values.data() + static_cast<size_t>(y) * vertical.stride, vertical.count[y]);
+    const uint8_t* row = down ? sum(rows, y, across_first ? out_width : width) : rows + y * row_bytes;
+    if (across && !across_first) {
+      resize_row(row, line.data(), out_width, horizontal);
       row = line.data();
     }
     copy_row(row, out + static_cast<size_t>(y) * out_width * channels, out_width, channels, flip);
