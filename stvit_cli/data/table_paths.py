@@ -163,7 +163,7 @@ def _require_files(table: Table, paths: Sequence[str], root: Path) -> None:
     if not hint and len(missing) == len(paths):
         hint = " Relative paths are below data.image_dir=FOLDER; by default below the table's folder"
         if ntpath.splitdrive(paths[missing[0]])[0] or paths[missing[0]].startswith("/"):
-            hint = " These are absolute paths, perhaps of another machine; write them relative to the table"
+            hint = " These are absolute paths, such as those of another machine; write them relative to the table"
     raise refuse_rows(table, missing, f"there is no file {printable(first)}.{hint}")
 
 

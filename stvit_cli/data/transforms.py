@@ -145,8 +145,8 @@ def train_transform(
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; None: off.
-        color_jitter: strength of color jitter, one for brightness, contrast and saturation, or a tuple of these and perhaps the
-            hue; 0: off. timm leaves it out beside most policies unless it is forced, as it is here.
+        color_jitter: strength of color jitter, one for brightness, contrast and saturation, or a tuple of these and
+            optionally the hue; 0: off. timm leaves it out beside most policies unless it is forced, as it is here.
         color_jitter_prob: probability of color jitter; None: every image.
         grayscale_prob: probability of converting an image to grey.
         gaussian_blur_prob: probability of a Gaussian blur of 23 x 23 pixels.

@@ -58,7 +58,7 @@ SIGNS: dict[Kind, tuple[str, ...]] = {
         "could not create a scratchpad",
         "could not initialize a memory",
         "could not execute a primitive",
-        "operator torchvision::",  # its library was not loaded, which it passes over
+        "operator torchvision::",  # its library was not loaded, about which torchvision says nothing
         "returned NULL without setting an exception",  # Python's SystemError of an extension that found no memory
         "error return without exception set",
     ),

@@ -43,7 +43,7 @@ def nearest(name: str, choices: Iterable[str]) -> list[str]:
 
     Close is, the closest first: the same but for case and separators, a typo for each five letters (one at least), the same file
     under another ending, one name the beginning of the other, or the words of ``name``, one after the other, inside a choice
-    (``mask-rcnn``), perhaps abbreviated (``own-img``). A far suggestion is worse than none; ``name`` itself is no suggestion.
+    (``mask-rcnn``), or abbreviated (``own-img``). A far suggestion is worse than none; ``name`` itself is no suggestion.
     """
     found: dict[tuple[float, bool], list[str]] = {}
     for choice in dict.fromkeys(choices):

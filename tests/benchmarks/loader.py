@@ -28,7 +28,7 @@ import torch
 import torchvision
 from end_to_end import write_photographs
 from PIL import Image
-from timm.data import ImageDataset, create_loader
+from timm.data import ImageDataset, auto_augment, create_loader
 from timm.data.loader import fast_collate
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import functional as v2
@@ -37,6 +37,7 @@ from stvit_cli.analysis.cost.throughput import machine
 from stvit_cli.cli.memory import keep_freed_memory
 from stvit_cli.cli.output import print_table
 from stvit_cli.data import images as images_module
+from stvit_cli.data import transforms as transforms_module
 from stvit_cli.data.batch_transforms import TrainBatchTransform
 from stvit_cli.data.byte_images import ByteImages
 from stvit_cli.data.images import decode_image
@@ -225,6 +226,10 @@ def whole(folder: Path, number: int, batch_size: int, rounds: int) -> None:
         with patch.object(images_module, "decode_jpeg", (lambda _: None) if as_before else images_module.decode_jpeg):
             for batch in build_train_loader(dataset, batches, default_collate, 1, pin_memory=False):
                 move(batch, CPU)
+
+    for name, operation in auto_augment.NAME_TO_OP.items():
+        if operation is auto_augment.posterize:  # timm's fails with Pillow 13 where it keeps no bit
+            auto_augment.NAME_TO_OP[name] = transforms_module._posterize
 
     def run_timm() -> None:
         loader = create_loader(

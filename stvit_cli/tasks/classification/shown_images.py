@@ -40,7 +40,7 @@ class ShownImages:
 
     @property
     def has_given_up(self) -> bool:
-        """Whether so many images could not be opened that no more are tried."""
+        """Whether the limit of images that could not be opened is reached, so that no more are tried."""
         return len(self.failures) >= MAX_FAILURES
 
     def show(self, index: int, caption: Sequence[str], is_wrong: bool | None) -> ShownImage | None:
