@@ -38,7 +38,7 @@ class DryRunResult:
         global_batch_size: images of an optimizer step, of all processes together.
         batch_size_per_device: images a device holds at a time.
         lr_by_epoch: the learning rate at the start of some epochs, counted from 0.
-        peak_memory_bytes: of the GPU; of the process where there is none.
+        peak_memory_bytes: of the GPU; of the process where there is none; None where the system does not count it (Windows).
         data_wait: fraction of the step spent waiting for data.
         expected_seconds: of the training, without its evaluations.
         data_problems: what looks wrong with the data.
@@ -58,7 +58,7 @@ class DryRunResult:
     lr_by_epoch: Mapping[str, float]
     params: int
     params_trained: int
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     loss: float
     step_seconds: float
     images_per_second: float

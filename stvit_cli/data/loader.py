@@ -84,7 +84,9 @@ GRACE_S = 60
 """Seconds that a worker keeps running after SIGTERM, in which its parent ends the step and saves."""
 
 
-_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)  # Windows has the first alone
 _HELD = (*_IGNORED, signal.SIGTERM)
 
 
@@ -306,6 +308,9 @@ def _identity(batch: Any) -> Any:
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Hold signals back while workers start: the first one would end a worker that has no handlers of its own yet."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where signals do not go to groups of processes
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
         yield
@@ -317,8 +322,9 @@ def _start_worker(niceness: int, _worker_id: int) -> None:
     """Signals to a whole group (Ctrl-C, Slurm's) must not end the workers under a parent that still ends its step."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _keep_running_for_a_while)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGTERM, _keep_running_for_a_while)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     if hasattr(os, "nice"):
         os.nice(niceness)
 

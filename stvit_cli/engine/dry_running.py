@@ -7,6 +7,8 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from stvit_cli.engine.distributed import joined_world
 from stvit_cli.engine.failures import LESS_MEMORY, explained
 from stvit_cli.engine.peak_memory import peak_memory
@@ -135,13 +137,17 @@ def _summary(session: Session, measured: dict[str, Any]) -> list[str]:
         f"rate        {schedule.kind}: {rates}",
         f"parameters  {measured['params']:,}, of which {measured['params_trained']:,} are trained",
         *_head_line(measured),
-        _estimated_memory(session, measured) if is_estimated else f"memory      {peak / 2**30:.2f} GiB at most on {device}",
+        _estimated_memory(session, measured) if is_estimated else _measured_memory(peak, device),
         f"speed       {measured['images_per_second']:.1f} images/s, {measured['data_wait']:.0%} of the time waiting for data; "
         f"loss {measured['loss']:.4f}",
         f"time        about {duration(measured['expected_seconds'])} without evaluations, judged by {judged}",
         *(f"note        {note}" for note in measured["notes"]),
         *(f"data        {problem}" for problem in measured["data_problems"] or ["nothing wrong was found"]),
     ]
+
+
+def _measured_memory(peak: int | None, device: torch.device) -> str:
+    return f"memory      {'not known' if peak is None else f'{peak / 2**30:.2f} GiB at most'} on {device}"
 
 
 def _head_line(measured: dict[str, Any]) -> list[str]:

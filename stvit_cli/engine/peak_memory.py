@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 
 import torch
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were held: on the GPU by tensors, or by this process (the system counts in KiB)."""
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes that were held: on a CUDA device by tensors, elsewhere by this process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes, Linux KiB

@@ -15,7 +15,7 @@ from typing import Self
 
 from stvit_cli.errors import UserError
 from stvit_cli.utils.file_lock import lock
-from stvit_cli.utils.files import writing
+from stvit_cli.utils.files import CLOSE_ON_EXEC, writing
 from stvit_cli.utils.text import printable
 
 LOCK = ".lock"
@@ -32,7 +32,8 @@ class RunLock:
         self.run_dir, self.is_shared = run_dir, is_shared
         self._path, self._handle = run_dir / LOCK, handle
         # A forked loader worker outlives a killed run by seconds, and must not hold its lock for that long.
-        os.register_at_fork(after_in_child=self._close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._close)
 
     @classmethod
     def acquire(cls, run_dir: Path) -> Self:
@@ -44,7 +45,7 @@ class RunLock:
         path = run_dir / LOCK
         while True:
             with writing(path):
-                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                handle = os.open(path, os.O_RDWR | os.O_CREAT | CLOSE_ON_EXEC, 0o666)
             try:
                 is_shared = not lock(handle)
                 if _is_at(handle, path):
@@ -90,7 +91,7 @@ class RunLock:
 def require_unlocked(run_dir: Path) -> None:
     """Raise UserError if another process holds the lock. A check before the work; it takes no lock."""
     try:
-        handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        handle = os.open(run_dir / LOCK, os.O_RDWR | CLOSE_ON_EXEC)
     except OSError:  # no lock, or not for us to open: to be found when the run starts
         return
     try:

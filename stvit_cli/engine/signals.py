@@ -13,7 +13,8 @@ from types import FrameType
 
 from stvit_cli.utils.environment import is_main_process
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+"""Those that the system has: Windows has the first two, and the last."""
 # A process that another one started (torchrun, isotropic-ablation) has a signal handed on to it that the terminal or the cluster
 # may have sent it already: within this time it is the same one. These name such a parent in the environment.
 ECHO_SECONDS = 1.0
@@ -42,7 +43,8 @@ class StopRequest:
         if time.monotonic() - self._since >= echo and os.getpid() == self._pid:
             # Files are renamed into place when complete, so nothing needs cleaning up. Torch answers the end of a worker with an
             # exception in the main thread, which would come before the exit.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if hasattr(signal, "SIGCHLD"):  # not on Windows
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(exit_code(number))

@@ -254,14 +254,18 @@ class Trainer:
         if state.step % self.recipe.train.log_every_steps and state.step != self.timeline.num_steps:
             return
         seconds = time.monotonic() - self.window_since
-        row = {name: value / state.window_steps for name, value in state.window.items()} | {
-            "lr": step_result.lr,
-            "grad_norm": step_result.grad_norm,
-            "images_per_second": state.window_steps * batch / seconds,
-            "data_wait": self.waited / seconds,
-            "skipped": state.skipped,
-            "peak_memory_bytes": peak_memory(self.world.device),
-        }
+        peak = peak_memory(self.world.device)
+        row = (
+            {name: value / state.window_steps for name, value in state.window.items()}
+            | {
+                "lr": step_result.lr,
+                "grad_norm": step_result.grad_norm,
+                "images_per_second": state.window_steps * batch / seconds,
+                "data_wait": self.waited / seconds,
+                "skipped": state.skipped,
+            }
+            | ({} if peak is None else {"peak_memory_bytes": peak})
+        )
         state.window, state.window_steps = {}, 0
         self.window_since, self.waited = time.monotonic(), 0.0
         self.writer.record("train", state.step, row)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # The lines of /proc/cpuinfo that identify a processor, on x86, ARM, POWER, s390 and RISC-V.
 PROCESSOR = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant", "cpu\t", "features", "isa", "uarch")
+_ENDED_BY_SIGNAL = tuple(-getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 INTERRUPTED = ("Interrupt signal terminated", "Terminated signal terminated", "Hangup signal terminated")
 
 
@@ -70,7 +71,7 @@ def compiler() -> list[str]:
 def processor() -> list[str]:
     """Return the description of the first processor; if the system has none, the name of the machine."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     first: dict[str, str] = {}
@@ -97,7 +98,7 @@ def compile_library(command: Sequence[str], program: Sequence[str]) -> None:
         LibraryUnavailableError: it fails.
     """
     status, stderr = _run(command)
-    if status in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP) or any(sign in stderr for sign in INTERRUPTED):
+    if status in _ENDED_BY_SIGNAL or any(sign in stderr for sign in INTERRUPTED):
         status, stderr = _run(command)
     if status:
         end = f"it ended with status {status}" if status > 0 else f"it was ended by signal {-status}"
@@ -130,7 +131,10 @@ def _run(command: Sequence[str]) -> tuple[int, str]:
         try:
             stderr = process.communicate()[1]
         except BaseException:  # such as a KeyboardInterrupt outside a training run
-            os.killpg(process.pid, signal.SIGKILL)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
             process.wait()
             raise
     return process.returncode, stderr

@@ -7,12 +7,19 @@ import os
 import re
 import secrets
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stvit_cli.errors import UserError, WriteError
 from stvit_cli.utils.text import did_you_mean
+
+CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of `os.open` beside those for reading or writing: not inherited by other programs, and on Windows not as text."""
+
+_seeking = threading.Lock()
 
 TRIAL_BYTES = 256
 """Written to find out whether there is room at all: a full disk still makes empty files."""
@@ -150,7 +157,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         temporary.open("xb").close()
         yield temporary
-        with temporary.open("rb") as file:
+        # Windows flushes only what may be written.
+        with temporary.open("r+b" if sys.platform == "win32" else "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -190,9 +198,29 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the names in a directory are on the disk (a renamed file is not there before that)."""
+    """Wait until the names in a directory are on the disk (a renamed file is not there before that).
+
+    Windows opens no directories; there the file system's own journal has to do.
+    """
+    if sys.platform == "win32":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_at(handle: int, length: int, start: int) -> bytes:
+    """Read from a position of an open file, whatever other threads read from it; fewer bytes at its end.
+
+    Args:
+        handle: what `os.open` returned.
+        length: number of bytes.
+        start: position of the first byte.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(handle, length, start)
+    with _seeking:  # on Windows: the position belongs to the file, not to its reader
+        os.lseek(handle, start, os.SEEK_SET)
+        return os.read(handle, length)

@@ -6,7 +6,6 @@ A DataLoader worker's come with its traceback in the message.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from stvit_cli.errors import UserError
-from stvit_cli.utils.memory import numbers
+from stvit_cli.utils.memory import numbers, process_limit
 from stvit_cli.utils.text import printable
 
 Kind = Literal["memory", "GPU memory", "threads", "shared memory", "open files", "disk"]
@@ -124,6 +123,7 @@ def describe(failure: MachineFailure, less: str = "") -> str:
         failure: what ran out, and where.
         less: what makes this command need less memory, as in ``a lower --batch-size``.
     """
+    open_files = process_limit("RLIMIT_NOFILE")
     use_less = f"Use {less}, or " if less else ""
     either = f"{use_less}free" if less else "Free"
     what, help_ = {
@@ -139,7 +139,7 @@ def describe(failure: MachineFailure, less: str = "") -> str:
             "Use data.num_workers=0, which needs none, or give a container more: docker run --shm-size=8g, or --ipc=host.",
         ),
         "open files": (
-            f"Too many open files: this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}",
+            "Too many open files" + ("" if open_files is None else f": this process may have {open_files}"),
             "Raise the limit (ulimit -n 65536), or lower data.num_workers.",
         ),
         "disk": (
@@ -174,6 +174,6 @@ def _near_memory_limit() -> bool:
         machine = numbers(Path("/proc/meminfo"))
     except OSError:
         return False
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    is_limited = limit != resource.RLIM_INFINITY and status.get("VmSize", 0) * 1024 > NEARLY * limit
+    limit = process_limit("RLIMIT_AS")
+    is_limited = limit is not None and status.get("VmSize", 0) * 1024 > NEARLY * limit
     return is_limited or machine.get("MemAvailable", 1) < 0.03 * machine.get("MemTotal", 1)

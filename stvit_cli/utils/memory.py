@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from stvit_cli.utils.cpus import control_groups
@@ -31,7 +30,7 @@ def available_memory(proc: Path = Path("/proc")) -> int | None:
     room = [machine[key] * 1024 for key in ("MemAvailable",) if key in machine]
     groups = control_groups(proc / "self", "memory")
     room += [left for group in groups if (left := _room(group)) is not None]
-    limit = _address_space()
+    limit = process_limit("RLIMIT_AS")
     if limit is not None:
         room.append(limit - status.get("VmSize", 0) * 1024)
     return max(min(room), 0) if room else None
@@ -56,10 +55,20 @@ def _room(group: Path) -> int | None:
     return None
 
 
-def _address_space() -> int | None:
-    if os.name != "posix":
-        return None
-    import resource
+def process_limit(name: str) -> int | None:
+    """Return a limit of this process (``ulimit``); None where there is none, as on Windows.
 
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    Args:
+        name: as the module ``resource`` has it, such as ``RLIMIT_NOFILE``.
+
+    >>> process_limit("RLIMIT_UNKNOWN") is None
+    True
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    if not hasattr(resource, name):
+        return None
+    limit = resource.getrlimit(getattr(resource, name))[0]
     return None if limit == resource.RLIM_INFINITY else limit

@@ -45,5 +45,5 @@ def description() -> str | None:
 
 def _field(name: str) -> str:
     """Return the first value of a field of /proc/cpuinfo; empty where there is none."""
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPUINFO.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

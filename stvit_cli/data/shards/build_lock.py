@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stvit_cli.utils import file_lock
+from stvit_cli.utils.files import CLOSE_ON_EXEC
 
 STALE_S = 60.0
 RENEWED_S = 5.0
@@ -61,7 +62,7 @@ def building(path: Path, is_ready: Callable[[], bool], waiting: Callable[[], Non
 
 def _acquire(lock: Path) -> Callable[[], None] | None:
     """Return what frees the lock, None where another process holds it."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | CLOSE_ON_EXEC, 0o666)
     try:
         is_locked = file_lock.lock(handle)
     except OSError as error:
@@ -83,9 +84,9 @@ def _acquire(lock: Path) -> Callable[[], None] | None:
 def _acquire_by_existence(lock: Path) -> Callable[[], None] | None:
     name = secrets.token_hex(8).encode()
     try:
-        handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CLOSE_ON_EXEC, 0o666)
     except FileExistsError:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # gone, or open elsewhere, which Windows does not rename
             if time.time() - lock.stat().st_mtime > STALE_S:
                 aside = lock.with_name(f"{lock.name}.{secrets.token_hex(4)}")
                 lock.rename(aside)  # one of several succeeds

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from stvit_cli.data.file_listing import is_left_out
 from stvit_cli.data.shards.build_lock import building
 from stvit_cli.errors import UserError
-from stvit_cli.utils.files import cache_dir, nearest_sibling, reason_of, replacing, writing
+from stvit_cli.utils.files import CLOSE_ON_EXEC, cache_dir, nearest_sibling, read_at, reason_of, replacing, writing
 from stvit_cli.utils.text import first_line, printable, shortened
 
 TAR, PARQUET = ".tar", ".parquet"
@@ -266,7 +266,7 @@ class _Handle:
     """An open file, closed when its last reader is done with it."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = os.open(path, os.O_RDONLY | CLOSE_ON_EXEC)
 
     def __del__(self) -> None:
         number, self.number = getattr(self, "number", -1), -1
@@ -305,9 +305,9 @@ class Reader:
             path = self._copy(path)
         try:
             file = self._open(path)
-            content = os.pread(file.number, length, start)
+            content = read_at(file.number, length, start)
             while len(content) < length:
-                more = os.pread(file.number, length - len(content), start + len(content))
+                more = read_at(file.number, length - len(content), start + len(content))
                 if not more:
                     break
                 content += more
