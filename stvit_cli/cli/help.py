@@ -7,6 +7,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import typer
@@ -95,25 +96,52 @@ class _Page:
         return line if self.plain else re.sub(r"`([^`]+)`", lambda match: self._styled(match[1], "1;36"), line)
 
 
+@dataclass(frozen=True)
+class Help:
+    """What a command's help says; the page of the terminal and the site's reference are made of it.
+
+    Attributes:
+        usage: the words after the command.
+        paragraphs: its description; one that starts with backslash-b has commands to paste.
+        arguments: their names and what they are.
+        options: their names and what they are, with default and limits.
+        commands: of a group, names and summaries.
+    """
+
+    usage: list[str]
+    paragraphs: list[str]
+    arguments: list[tuple[str, str]]
+    options: list[tuple[str, str]]
+    commands: list[tuple[str, str]]
+
+
+def help_of(command: TyperCommand | TyperGroup, context: typer.Context) -> Help:
+    """Return what the help of a command says."""
+    parameters = command.get_params(context)
+    arguments = [param for param in parameters if isinstance(param, TyperArgument)]
+    entries = (
+        [(name, command.commands[name]) for name in command.list_commands(context)] if isinstance(command, TyperGroup) else []
+    )
+    return Help(
+        usage=["[OPTIONS]", *map(_usage_name, arguments), *(["COMMAND ..."] if isinstance(command, TyperGroup) else [])],
+        paragraphs=re.split(r"\n\s*\n", inspect.cleandoc(command.help or "")),
+        arguments=[(param.metavar or param.name, _text(param, context)) for param in arguments],
+        options=[(_record(p, context)[0], _text(p, context)) for p in parameters if not isinstance(p, TyperArgument)],
+        commands=[(name, summary(entry.help or "")) for name, entry in entries if not entry.hidden],
+    )
+
+
 def _page(command: TyperCommand | TyperGroup, context: typer.Context) -> str:
     page = _Page(min(shutil.get_terminal_size().columns, MAX_WIDTH), is_plain())
-    arguments = [param for param in command.get_params(context) if isinstance(param, TyperArgument)]
-    group = isinstance(command, TyperGroup)
-    page.usage(context.command_path, ["[OPTIONS]", *map(_usage_name, arguments), *(["COMMAND ..."] if group else [])])
-    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(command.help or "")):
+    said = help_of(command, context)
+    page.usage(context.command_path, said.usage)
+    for paragraph in said.paragraphs:
         page.lines.append("")
         page.paragraph(paragraph)
-    options = [param for param in command.get_params(context) if not isinstance(param, TyperArgument)]
-    if arguments:
-        page.heading("Arguments")
-        page.definitions([(param.metavar or param.name, _text(param, context)) for param in arguments])
-    if options:
-        page.heading("Options")
-        page.definitions([(_record(param, context)[0], _text(param, context)) for param in options])
-    if isinstance(command, TyperGroup):
-        page.heading("Commands")
-        shown = [(name, command.commands[name]) for name in command.list_commands(context)]
-        page.definitions([(name, summary(entry.help or "")) for name, entry in shown if not entry.hidden])
+    for heading, rows in (("Arguments", said.arguments), ("Options", said.options), ("Commands", said.commands)):
+        if rows:
+            page.heading(heading)
+            page.definitions(rows)
     return "\n".join(page.lines)
 
 
