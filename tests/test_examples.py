@@ -32,7 +32,7 @@ def test_ray_data_predicts_a_folder_with_a_damaged_image(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr
     rows = sorted(parquet.read_table(tmp_path / "out").to_pylist(), key=lambda row: row["path"])
     assert [Path(row["path"]).name for row in rows] == [*(f"{number}.png" for number in range(5)), "damaged.png"]
-    assert all(len(row["embedding"]) == 256 for row in rows)
+    assert all(len(row["embedding"]) == 256 for row in rows[:5])
     assert all(row["class"] in "0123456789" and row["score"] > 0 and not row["error"] for row in rows[:5])
-    assert rows[5]["class"] == ""
+    assert rows[5]["class"] is rows[5]["score"] is rows[5]["embedding"] is None
     assert "damaged.png" in rows[5]["error"]

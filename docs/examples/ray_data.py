@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
 import stvit_cli
@@ -20,9 +21,9 @@ def decode(row: dict[str, Any]) -> dict[str, Any]:
     """Decode an image where there are CPUs; of a damaged one, keep the reason."""
     content = row.pop("bytes")
     try:
-        return row | {"image": np.asarray(decode_image(content, row["path"])), "error": ""}
+        return row | {"image": np.asarray(decode_image(content, row["path"])), "error": None}
     except stvit_cli.UserError as error:
-        return row | {"image": np.zeros((1, 1, 3), np.uint8), "error": str(error)}
+        return row | {"image": np.zeros((0, 0, 3), np.uint8), "error": str(error)}
 
 
 class Predictor:
@@ -31,18 +32,28 @@ class Predictor:
     def __init__(self, weights: str) -> None:
         self.model = stvit_cli.load(weights)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return path, class, score and features of each image; ``model.embed`` alone where only features are wanted."""
-        images = list(batch["image"])
-        classes = [prediction.classes[0] for prediction in self.model.predict(images)]
-        is_damaged = batch["error"] != ""
-        return {
-            "path": batch["path"],
-            "class": np.where(is_damaged, "", [found.name for found in classes]),
-            "score": np.where(is_damaged, 0.0, [found.probability for found in classes]),
-            "embedding": self.model.embed(images),
-            "error": batch["error"],
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        """Return path, class, score and features of each image; ``model.embed`` alone where only features are wanted.
+
+        A damaged image has an error, and null in place of the others.
+        """
+        images, errors = batch["image"], list(batch["error"])
+        rows = [row for row, image in enumerate(images) if image.size]
+        names, scores, features = ([None] * len(errors) for _ in range(3))
+        if rows:
+            readable = [images[row] for row in rows]
+            found = zip(rows, self.model.predict(readable), self.model.embed(readable), strict=True)
+            for row, prediction, embedding in found:
+                names[row], scores[row] = prediction.classes[0].name, prediction.classes[0].probability
+                features[row] = embedding
+        columns = {
+            "path": pa.array(batch["path"], pa.string()),
+            "class": pa.array(names, pa.string()),
+            "score": pa.array(scores, pa.float32()),
+            "embedding": pa.array(features, pa.list_(pa.float32())),
+            "error": pa.array([error if isinstance(error, str) else None for error in errors], pa.string()),
         }
+        return pa.table(columns)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -170,6 +171,8 @@ def open_inputs(sources: Sequence[str], say: Callable[[str], None] = lambda line
             shards = ShardInputs(source)
             for note in shards.notes:
                 say(note)
+            if not len(shards):
+                raise UserError(f"{printable(source)}: there is no image in {len(shards.sources)} shards.")
             parts.append(shards)
         else:
             names = images_below(path, say)
@@ -225,21 +228,30 @@ def _listed(path: Path) -> FileInputs:
 
 
 class ShardInputs:
-    """The images of shards. Pickled, it is the name of the shards: their index is opened again.
+    """The images of shards. Pickled, it is the name of the shards: their index is opened again, and has to be the same one.
 
     Args:
         source: see `shards.open_shards`.
+        fingerprint: of the images that are expected.
+
+    Raises:
+        UserError: they cannot be opened, or are others than those expected.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, fingerprint: str | None = None) -> None:
         from stvit_cli.data.shards import open_shards
 
         self._source, self._index = source, open_shards(source, damaged="skip")
         self.sources = tuple(file.path for file in self._index.files)
         self.notes = self._index.notes
+        if fingerprint is not None and self._index.fingerprint != fingerprint:
+            raise UserError(
+                f"{printable(source)}: {printable(socket.gethostname())} has other shards than the machine of rank 0. Give a "
+                "path that is the same on all machines, or copy the shards again."
+            )
 
-    def __reduce__(self) -> tuple[type[ShardInputs], tuple[str]]:
-        return ShardInputs, (self._source,)
+    def __reduce__(self) -> tuple[type[ShardInputs], tuple[str, str]]:
+        return ShardInputs, (self._source, self._index.fingerprint)
 
     def __len__(self) -> int:
         return len(self._index)

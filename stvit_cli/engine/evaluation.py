@@ -136,7 +136,8 @@ def _evaluate_once(
     images: str,
 ) -> dict[str, Evaluated] | None:
     """Evaluate on one set of images; see `evaluate_models`."""
-    loader = build_eval_loader(task.val_set, task.collate_eval, batch_size, num_workers, world.rank, world.size)
+    on_gpu = world.device.type == "cuda"
+    loader = build_eval_loader(task.val_set, task.collate_eval, batch_size, num_workers, world.rank, world.size, on_gpu)
     evaluators = {name: task.evaluator() for name in models}
     bad = {name: Bad() for name in models}
     for model in models.values():

@@ -15,6 +15,7 @@ from stvit_cli.engine.checkpoint import Checkpoint, Tensors
 from stvit_cli.engine.optim import load_optimizer_state, optimizer_numbers, optimizer_tensors
 from stvit_cli.engine.session import Session, keep_kernels
 from stvit_cli.errors import UserError
+from stvit_cli.tasks.base import HasSubset
 
 
 @dataclass
@@ -66,6 +67,8 @@ def fingerprint(session: Session) -> dict[str, Any]:
     info = asdict(session.task.weights_info())
     del info["recipe_hash"]
     content = info | {"num_samples": len(cast(Sized, session.task.train_set)), "data": session.task.data_fingerprint()}
+    if isinstance(session.task, HasSubset):
+        content["subset"] = session.task.subset_fingerprint()
     return _as_saved(content)
 
 
@@ -172,7 +175,15 @@ def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
     }
     before, now = _as_saved(defaults) | checkpoint.state["fingerprint"], fingerprint(session)
     for key, value in now.items():
-        if key == "data":
+        if key == "subset":
+            if value is not None and before.get(key, value) not in (None, value):
+                raise UserError(
+                    "eval.subset or eval.subset_dir names other classes or images than before, so that subset_top1 would be two "
+                    "metrics in one run.\n"
+                    "Resume with those it had, or with none (eval.subset=null eval.subset_dir=null), and measure others of the "
+                    "result: stvit eval RUN eval.subset=LIST"
+                )
+        elif key == "data":
             # Last: the number of samples and the classes say more. Checkpoints of 0.1.0 have no such hash.
             if before.get(key, value) != value:
                 raise UserError(

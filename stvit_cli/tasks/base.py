@@ -181,6 +181,10 @@ class HasSubset(Protocol):
         """The images of these classes and their metrics, which are reported as ``subset_NAME``; None: there is none."""
         ...
 
+    def subset_fingerprint(self) -> str | None:
+        """Return a hash of these classes and images: a resumed run measures the same ones. None: there is no subset."""
+        ...
+
 
 @runtime_checkable
 class HasTestSet(Protocol):

@@ -109,6 +109,8 @@ def predict_all(
             def prepare() -> tuple[Inputs, Plan, list[int]]:
                 inputs = open_inputs(sources, say)
                 locks.append(_locked(output))
+                if locks[0].is_shared:
+                    say(f"Warning: the file system of {output} has no locks; start no other run in it.")
                 plan, parts = parts_of.open_output(output, _plan(trained, inputs, output, options, predictor))
                 missing = parts.missing()
                 if len(missing) < plan.num_parts:

@@ -16,6 +16,7 @@ from stvit_cli.data.sampling import derive_seed
 from stvit_cli.data.shards.images import ShardImages
 from stvit_cli.data.shards.index import ShardIndex, open_shards
 from stvit_cli.data.shards.index_builder import Advance
+from stvit_cli.data.shards.index_file import require_same_names
 from stvit_cli.data.shards.splits import EXPECTED, Described, described, shards_of, split_of
 from stvit_cli.data.shards.storage import ShardFile, common_root, is_remote, list_shards
 from stvit_cli.errors import UserError
@@ -113,17 +114,21 @@ class _Source:
         return ()
 
     def open_train(self) -> ShardIndex:
-        """Open the training shards, with the names of a file beside them where these fit."""
-        files, split = self.train_shards(), self.options.train_split
-        names = self.names()
-        index = self.open(files, split, names)
+        """Open the training shards, with the names of the recipe, or else of a file beside the shards where these fit."""
+        return self.with_found_names(self.open(self.train_shards(), self.options.train_split, self.names()), say=True)
+
+    def with_found_names(self, index: ShardIndex, *, say: bool = False) -> ShardIndex:
+        """Return an index with the names of a file beside the shards: where the recipe gives none, and they fit its labels."""
         found = self.about.class_names
-        if not names and found and not _named(index.class_names) and len(found) >= len(index.class_names):
-            index = index.with_class_names(found)
+        if self.names() or not found:
+            return index
+        if _named(index.class_names):
+            return index.with_class_names(found) if set(index.class_names) <= set(found) else index
+        if len(found) < len(index.class_names):
+            return index
+        if say:
             self.notes.append(f"names of the classes: {printable(self.about.names_file)}, in its order.")
-        elif not names and found and _named(index.class_names) and set(index.class_names) <= set(found):
-            index = index.with_class_names(found)
-        return index
+        return index.with_class_names(found)
 
 
 def _named(names: Sequence[str]) -> bool:
@@ -154,9 +159,16 @@ def find_shard_images(options: ShardOptions, advance: Advance = lambda done, tot
     if not val_files:
         return _held_out(source, index)
     val_index = source.open(val_files, options.val_split or "val", index.class_names if _named(index.class_names) else ())
+    _require_same_classes(index, val_index)
     names = max(index.class_names, val_index.class_names, key=len)
     train = _labelled(index, names, [*source.notes, *index.notes])
     return train, _labelled(val_index, names, val_index.notes)
+
+
+def _require_same_classes(index: ShardIndex, other: ShardIndex) -> None:
+    """Raise UserError where the files themselves number other classes in two splits."""
+    if index.content.names and other.content.names:
+        require_same_names(index.files[0].name, index.content.names, other.files[0].name, other.content.names)
 
 
 def _labelled(index: ShardIndex, names: Sequence[str], notes: Sequence[str]) -> ShardImages:
@@ -250,11 +262,9 @@ def find_shard_eval_images(
     val_files = source.val_shards()
     if val_files or all_images:
         split = options.val_split or "val"
-        names = source.names() or source.about.class_names
-        index = source.open(val_files or source.train_shards(), split)
-        if names and len(names) >= len(index.class_names):
-            index = index.with_class_names(names)
-        elif class_names is not None and _named(index.class_names) and set(index.class_names) <= set(class_names):
+        names = source.names()
+        index = source.with_found_names(source.open(val_files or source.train_shards(), split, names))
+        if not names and class_names is not None and _named(index.class_names) and set(index.class_names) <= set(class_names):
             index = index.with_class_names(class_names)
         images = ShardImages(index, notes=[*source.notes, *index.notes])
     else:
@@ -289,6 +299,8 @@ def find_shard_test_images(options: ShardOptions, class_names: Sequence[str], us
             "Give other shards, or data.test_split=null."
         )
     index = source.open(files, split, class_names if _named(class_names) else ())
+    for images in used:
+        _require_same_classes(images.index, index)
     if len(index.class_names) > len(class_names):
         raise UserError(
             f"data.test_split: {printable(files[0].path)} has {len(index.class_names)} classes, but {len(class_names)} are "

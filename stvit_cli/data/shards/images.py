@@ -12,6 +12,7 @@ from PIL import Image
 
 from stvit_cli.data.images import UnreadableImageError, decode_image
 from stvit_cli.data.shards.index import ShardIndex
+from stvit_cli.data.shards.storage import without_query
 
 
 class ShardImages:
@@ -49,7 +50,7 @@ class ShardImages:
         """Return the shard's path, and the file in it."""
         position = self.position(index)
         file = self.index.files[self.index.shard_of(position)]
-        return file.path[: len(file.path) - len(file.name)] + self.index.name(position)
+        return without_query(file.path).removesuffix(file.name) + self.index.name(position)
 
     def relative_path(self, index: int) -> str:
         """Return the shard's name, and the file in it."""

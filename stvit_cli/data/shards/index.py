@@ -13,7 +13,8 @@ from stvit_cli.data.shards.index_builder import Advance, load_or_build
 from stvit_cli.data.shards.index_file import IndexContent
 from stvit_cli.data.shards.labels import class_table
 from stvit_cli.data.shards.part import NO_LABEL
-from stvit_cli.data.shards.storage import PARQUET, Reader, ShardFile, common_root, list_shards
+from stvit_cli.data.shards.reader import Reader
+from stvit_cli.data.shards.storage import PARQUET, ShardFile, common_root, list_shards
 from stvit_cli.data.shards.tar_shard import BLOCK, header_name, split_name
 from stvit_cli.errors import UserError
 from stvit_cli.utils.text import first_few, printable
@@ -101,7 +102,7 @@ class ShardIndex:
         long_name = self.content.long_names.get(index)
         if long_name is not None:
             return long_name
-        return header_name(_READER.read(file.path, (int(self.content.positions[index]) - 1) * BLOCK, BLOCK))
+        return header_name(_READER.read(file, (int(self.content.positions[index]) - 1) * BLOCK, BLOCK))
 
     def read(self, index: int) -> bytes:
         """Return the encoded image.
@@ -115,7 +116,7 @@ class ShardIndex:
             from stvit_cli.data.shards.parquet_shard import read_row
 
             return read_row(file, position, size, self._image_column)
-        content = _READER.read(file.path, position * BLOCK, size)
+        content = _READER.read(file, position * BLOCK, size)
         if len(content) < size:
             raise UserError(f"{printable(file.path)} is shorter than when its index was made: it was changed or cut short.")
         return content

@@ -20,7 +20,8 @@ from typing import BinaryIO
 from stvit_cli.data.shards.build_lock import building
 from stvit_cli.data.shards.index_file import FORMAT, Identity, IndexContent, identity_of, read_index, write_index
 from stvit_cli.data.shards.part import Part
-from stvit_cli.data.shards.storage import PARQUET, THREADS, Reader, ShardFile, is_remote
+from stvit_cli.data.shards.reader import Reader
+from stvit_cli.data.shards.storage import PARQUET, THREADS, ShardFile, is_remote
 from stvit_cli.data.shards.tar_shard import scan_tar
 from stvit_cli.errors import UserError, WriteError
 from stvit_cli.utils.files import cache_dir, reason_of
@@ -101,7 +102,7 @@ def scan(file: ShardFile, *, reader: Reader, label_column: str | None = None, im
 
         return scan_parquet(file, label_column=label_column, image_column=image_column)
     block = REMOTE_BLOCK if is_remote(file.path) else LOCAL_BLOCK
-    return scan_tar(partial(reader.read, file.path), file.size, file.path, label_column, block)
+    return scan_tar(partial(reader.read, file), file.size, file.path, label_column, block)
 
 
 def _build(path: Path, files: Sequence[ShardFile], read: Callable[[ShardFile], Part], advance: Advance) -> None:

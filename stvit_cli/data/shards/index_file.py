@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from stvit_cli.data.shards.part import NO_LABEL, Part
 from stvit_cli.data.shards.storage import ShardFile
+from stvit_cli.errors import UserError
 from stvit_cli.utils.files import replacing
+from stvit_cli.utils.text import printable
 
 FORMAT = 1
 MAGIC = b"stvit shard index\n"
@@ -81,13 +83,18 @@ def identity_of(file: ShardFile) -> Identity:
 
 
 def write_index(path: Path, shards: Sequence[Identity], parts: Sequence[Part]) -> None:
-    """Write an index atomically. Raises OSError where it cannot be written.
+    """Write an index atomically.
 
     Args:
         path: of the file.
         shards: name, size and stamp of each shard.
         parts: of the shards, in the same order.
+
+    Raises:
+        OSError: it cannot be written.
+        UserError: the shards name the classes differently.
     """
+    names = _names_of_all(shards, parts)
     labels: dict[tuple[str, str], int] = {}
     codes: list[NDArray[Any]] = []
     long_names: dict[str, str] = {}
@@ -111,7 +118,7 @@ def write_index(path: Path, shards: Sequence[Identity], parts: Sequence[Part]) -
         "counts": [len(part) for part in parts],
         "labels": list(labels),
         "long_names": long_names,
-        "names": next((part.names for part in parts if part.names), ()),
+        "names": names,
         "problems": {str(number): part.problem for number, part in enumerate(parts) if part.problem},
         "notes": {str(number): part.notes for number, part in enumerate(parts) if part.notes},
         "digest": digest.hexdigest(),
@@ -125,6 +132,37 @@ def write_index(path: Path, shards: Sequence[Identity], parts: Sequence[Part]) -
             for each in column:
                 file.write(np.ascontiguousarray(each).astype("<u4").tobytes())
         file.truncate(start_of_columns + 12 * sum(map(len, parts)))
+
+
+def _names_of_all(shards: Sequence[Identity], parts: Sequence[Part]) -> tuple[str, ...]:
+    """Return the class names that the files have. Raises UserError where they differ: number 3 would be two classes."""
+    known: tuple[str, tuple[str, ...]] | None = None
+    for (name, _, _), part in zip(shards, parts, strict=True):
+        if part.names and known is None:
+            known = name, part.names
+        elif part.names and known is not None:
+            require_same_names(*known, name, part.names)
+    return () if known is None else known[1]
+
+
+def require_same_names(first: str, names: Sequence[str], second: str, others: Sequence[str]) -> None:
+    """Raise UserError where two files of a data set number other classes.
+
+    Args:
+        first: a file, for the message.
+        names: its classes.
+        second: another file.
+        others: its classes.
+    """
+    if tuple(names) == tuple(others):
+        return
+    pairs = zip(names, others, strict=False)
+    number = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(names), len(others)))
+    one, other = (printable(found[number]) if number < len(found) else "none" for found in (names, others))
+    raise UserError(
+        f"Class {number} is {one} in {printable(first)}, but {other} in {printable(second)}: the files number their classes "
+        "differently.\nUse those that agree, such as data.train_split='PATTERN', or number the labels alike."
+    )
 
 
 def read_index(path: Path) -> IndexContent | None:

@@ -6,18 +6,24 @@ a row group, so that a single image costs the reading of 100; with ``data.shuffl
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import threading
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from stvit_cli.data.shards.part import Part, PartBuilder
-from stvit_cli.data.shards.storage import ShardFile, file_system, is_remote, remote
+from stvit_cli.data.shards.reader import changed_error
+from stvit_cli.data.shards.storage import ShardFile, file_system, is_remote, local_stamp, remote
 from stvit_cli.data.table_file import class_labels, holds_images
 from stvit_cli.errors import UserError
+from stvit_cli.utils.files import reason_of
 from stvit_cli.utils.text import did_you_mean, first_few, first_line, printable, shortened
+
+T = TypeVar("T")
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "class_id", "fine_label", "target", "category")
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")
@@ -40,7 +46,7 @@ def scan_parquet(file: ShardFile, *, label_column: str | None = None, image_colu
     Raises:
         UserError: pyarrow is not installed, or there is no such column.
     """
-    arrow = _arrow(file)
+    _require_arrow(file)
     found = PartBuilder()
     try:
         content = _opened(file)
@@ -51,11 +57,11 @@ def scan_parquet(file: ShardFile, *, label_column: str | None = None, image_colu
             count = content.metadata.row_group(group).num_rows
             values: list[Any] = [None] * count
             if label is not None:
-                values = content.read_row_group(group, columns=[label])[label].to_pylist()
+                values = _column(file, content, group, label).to_pylist()
             for row, value in enumerate(values):
                 found.add(group, row, _label(value, file, label))
-    except (arrow.ArrowException, OSError, MemoryError) as error:
-        return found.finished(problem=f"it cannot be read as Parquet: {shortened(first_line(error), 160)}")
+    except _DamagedError as error:
+        return found.finished(problem=f"it cannot be read as Parquet: {error}")
     names = class_labels(schema.metadata or {}).get(label or "", ())
     return found.finished(names=names)
 
@@ -72,12 +78,11 @@ def read_row(file: ShardFile, group: int, row: int, image_column: str | None = N
     Raises:
         UserError: it cannot be read, or there is no image in the row.
     """
-    arrow = _arrow(file)
+    _require_arrow(file)
     try:
-        cells = _GROUPS.images(file, group, image_column)
-        value = cells[row].as_py()
-    except (arrow.ArrowException, OSError) as error:
-        raise UserError(f"{printable(file.path)} cannot be read as Parquet: {shortened(first_line(error), 160)}.") from None
+        value = _GROUPS.images(file, group, image_column)[row].as_py()
+    except _DamagedError as error:
+        raise UserError(f"{printable(file.path)} cannot be read as Parquet: {error}.") from None
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise UserError(f"{printable(file.path)}, row group {group}, row {row}: there are no bytes of an image.")
@@ -85,25 +90,24 @@ def read_row(file: ShardFile, group: int, row: int, image_column: str | None = N
 
 
 class _RowGroups:
-    """The row groups that a process read last, and its open files."""
+    """The row groups that a process read last, and its open files: by path and stamp, as shards may be replaced."""
 
     def __init__(self) -> None:
         self.lock, self.process = threading.Lock(), os.getpid()
-        self.files: OrderedDict[str, tuple[Any, str]] = OrderedDict()
-        self.groups: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self.files: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self.groups: OrderedDict[tuple[str, str, int, str | None], Any] = OrderedDict()
 
     def images(self, file: ShardFile, group: int, image_column: str | None) -> Any:
         if self.process != os.getpid():  # handles and threads of another process
             self.__init__()  # type: ignore[misc]
         with self.lock:
-            key = (file.path, group)
+            key = (file.path, file.stamp, group, image_column)
             if key not in self.groups:
-                opened = self.files.get(file.path)
-                if opened is None:
-                    content = _opened(file)
-                    opened = self.files[file.path] = (content, _image_column(file, content.schema_arrow, image_column))
-                self.files.move_to_end(file.path)
-                self.groups[key] = opened[0].read_row_group(group, columns=[opened[1]])[opened[1]]
+                content = self.files.get(key[:2])
+                if content is None:
+                    content = self.files[key[:2]] = _opened(file)
+                self.files.move_to_end(key[:2])
+                self.groups[key] = _column(file, content, group, _image_column(file, content.schema_arrow, image_column))
             self.groups.move_to_end(key)
             while len(self.groups) > MAX_ROW_GROUPS:
                 self.groups.popitem(last=False)
@@ -115,23 +119,63 @@ class _RowGroups:
 _GROUPS = _RowGroups()
 
 
-def _arrow(file: ShardFile) -> Any:
-    try:
-        import pyarrow as arrow
-    except ImportError:
+class _DamagedError(Exception):
+    """What is read is no Parquet file, or a part of it is not."""
+
+
+def _require_arrow(file: ShardFile) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
         raise UserError(
             f"{printable(file.path)} is a Parquet file, which needs pyarrow. Get it with: pip install 'stvit[shards]'"
-        ) from None
-    return arrow
+        )
 
 
 def _opened(file: ShardFile) -> Any:
+    """Return the open Parquet file. Raises as `_read` does, and UserError where it is another one than was listed."""
     from pyarrow import parquet
 
-    if not is_remote(file.path):
+    def opened() -> Any:
+        if is_remote(file.path):
+            files, path = file_system(file.path)
+            return parquet.ParquetFile(files.open(path, "rb", block_size=1 << 20))
+        if local_stamp(os.stat(file.path)) != file.stamp:
+            raise changed_error(file.path)
         return parquet.ParquetFile(file.path)
-    files, path = file_system(file.path)
-    return parquet.ParquetFile(remote(file.path, lambda: files.open(path, "rb", block_size=1 << 20)))
+
+    return _read(file, opened)
+
+
+def _column(file: ShardFile, content: Any, group: int, name: str) -> Any:
+    return _read(file, lambda: content.read_row_group(group, columns=[name])[name])
+
+
+def _read(file: ShardFile, call: Callable[[], T]) -> T:
+    """Return what a call that reads a file returns.
+
+    Raises:
+        _DamagedError: what the file holds is not what it should be.
+        UserError: it cannot be read at the moment; remotely, after several attempts.
+    """
+    import pyarrow as arrow
+
+    def read() -> T | _DamagedError:
+        try:
+            return call()
+        except MemoryError:
+            raise UserError(f"{printable(file.path)}: there is not enough memory for one of its row groups.") from None
+        except (arrow.ArrowException, OSError) as error:
+            number = getattr(error, "errno", None)
+            if number is not None or (isinstance(error, OSError) and is_remote(file.path)):  # of the disk or the network
+                raise
+            return _DamagedError(shortened(first_line(error), 160))  # pyarrow's own are without a number
+
+    try:
+        found = remote(file.path, read) if is_remote(file.path) else read()
+    except OSError as error:
+        raise UserError(f"{printable(file.path)} cannot be read: {reason_of(error)}.") from None
+    if isinstance(found, _DamagedError):
+        raise found
+    return found
 
 
 def _image_column(file: ShardFile, schema: Any, wanted: str | None) -> str:

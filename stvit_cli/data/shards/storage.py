@@ -1,14 +1,12 @@
-"""Shards on a local file system or behind fsspec (s3, gs, http): which there are, and ranges of their bytes. Imports no torch."""
+"""Shards on a local file system or behind fsspec (s3, gs, http): which there are, and calls of fsspec. Imports no torch."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
-import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,21 +15,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stvit_cli.data.file_listing import is_left_out
-from stvit_cli.data.shards.build_lock import building
 from stvit_cli.errors import UserError
-from stvit_cli.utils.files import CLOSE_ON_EXEC, cache_dir, nearest_sibling, read_at, reason_of, replacing, writing
+from stvit_cli.utils.files import nearest_sibling, reason_of
 from stvit_cli.utils.text import first_line, printable, shortened
 
 TAR, PARQUET = ".tar", ".parquet"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-MAX_OPEN = 128
-"""Files that a process keeps open; a shard beyond them is opened again when it is read."""
 MAX_SHARDS = 1_000_000
 THREADS = 16
 STAMPS = ("ETag", "etag", "generation", "LastModified", "last_modified", "Last-Modified", "Content-MD5", "updated", "mtime")
 """What fsspec's file systems call the version of a file or the time of its last change; the first one counts."""
 ATTEMPTS = 4
 """Reads of a remote range before it counts as failed; the waits between them are 0.5, 1 and 2 seconds."""
+
+WEB = ("http://", "https://")
+"""Beginnings of addresses in which ``?`` begins a query."""
 
 T = TypeVar("T")
 
@@ -100,13 +98,26 @@ def _choices(text: str) -> list[str]:
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 
+def without_query(path: str) -> str:
+    """Return an address of the web without what follows ``?``, such as a signature; other paths as they are.
+
+    >>> without_query("https://host/a.tar?key=1/2"), without_query("s3://bucket/a-?.tar")
+    ('https://host/a.tar', 's3://bucket/a-?.tar')
+    """
+    return path.partition("?")[0] if path.startswith(WEB) else path
+
+
 def is_pattern(text: str) -> bool:
     """Return whether a text is a brace or glob pattern, or several of them.
 
-    >>> is_pattern("a-{0..3}.tar"), is_pattern("data/"), is_pattern("a-*.tar")
-    (True, False, True)
+    >>> is_pattern("a-{0..3}.tar"), is_pattern("data/"), is_pattern("a-*.tar"), is_pattern("https://host/a.tar?key=1")
+    (True, False, True, False)
     """
-    return any(mark in text for mark in ("{", "*", "?", "::"))
+    return any(mark in text for mark in ("{", "::")) or any(map(_is_glob, text.split("::")))
+
+
+def _is_glob(name: str) -> bool:
+    return re.search(r"[*?]", without_query(name)) is not None
 
 
 def list_shards(source: str | os.PathLike[str]) -> list[ShardFile]:
@@ -119,11 +130,13 @@ def list_shards(source: str | os.PathLike[str]) -> list[ShardFile]:
         UserError: there is nothing, a shard is missing, or shards are compressed and so have no random access.
     """
     text = os.fspath(source)
+    for part in filter(is_remote, text.split("::")):
+        file_system(part)[0].invalidate_cache()  # listings that fsspec keeps would hide what has changed
     if not is_pattern(text):
         files = _of_folder(text)
     else:
         names = expand_braces(text)
-        paths = [path for name in names for path in (_glob(name) if re.search(r"[*?]", name) else [_user(name)])]
+        paths = [path for name in names for path in (_glob(name) if _is_glob(name) else [_user(name)])]
         with ThreadPoolExecutor(THREADS) as pool:
             files = _named_below_their_folder(list(pool.map(_file, paths)))
         path, count = Counter(file.path for file in files).most_common(1)[0] if files else ("", 0)
@@ -143,11 +156,11 @@ def list_shards(source: str | os.PathLike[str]) -> list[ShardFile]:
 
 def _named_below_their_folder(files: Sequence[ShardFile]) -> list[ShardFile]:
     """Return files with names that begin below the folder that all are in: ``train/0000.tar`` and ``val/0000.tar``."""
-    folders = [file.path.split("/")[:-1] for file in files]
+    paths = [without_query(file.path).split("/") for file in files]
     depth = 0
-    while folders and all(len(folder) > depth and folder[depth] == folders[0][depth] for folder in folders):
+    while paths and all(len(path) > depth + 1 and path[depth] == paths[0][depth] for path in paths):
         depth += 1
-    return [replace(file, name="/".join(file.path.split("/")[depth:])) for file in files]
+    return [replace(file, name="/".join(path[depth:])) for file, path in zip(files, paths, strict=True)]
 
 
 def _user(path: str) -> str:
@@ -188,7 +201,7 @@ def _glob(pattern: str) -> list[str]:
 def _file(path: str, root: Path | None = None) -> ShardFile:
     if is_remote(path):
         files, inside = file_system(path)
-        return _remote_file(path, path.rpartition("/")[2], remote(path, lambda: files.info(inside)))
+        return remote_file(path, without_query(path).rpartition("/")[2], remote(path, lambda: files.info(inside)))
     try:
         stat = os.stat(path)
     except OSError as error:
@@ -196,12 +209,12 @@ def _file(path: str, root: Path | None = None) -> ShardFile:
             raise UserError(f"{printable(path)}: there is no such shard.{nearest_sibling(Path(path))}") from None
         raise UserError(f"{printable(path)} cannot be read: {reason_of(error)}.") from None
     name = Path(path).relative_to(root).as_posix() if root is not None else Path(path).name
-    return ShardFile(str(Path(path).absolute()), name, stat.st_size, str(stat.st_mtime_ns))
+    return ShardFile(str(Path(path).absolute()), name, stat.st_size, local_stamp(stat))
 
 
 def _of_remote_folder(url: str) -> list[ShardFile]:
     files, root = file_system(url)
-    if _is_shard(url.partition("?")[0]):
+    if _is_shard(without_query(url)):
         return [_file(url)]
     found = remote(url, lambda: files.find(root, maxdepth=3, detail=True))
     below = root.rstrip("/") + "/"
@@ -211,10 +224,20 @@ def _of_remote_folder(url: str) -> list[ShardFile]:
         if _is_shard(path)
     ]
     with ThreadPoolExecutor(THREADS) as pool:
-        return sorted(pool.map(lambda item: _remote_file(*item), items), key=lambda file: file.name)
+        return sorted(pool.map(lambda item: remote_file(*item), items), key=lambda file: file.name)
 
 
-def _remote_file(url: str, name: str, info: dict[str, Any]) -> ShardFile:
+def remote_file(url: str, name: str, info: dict[str, Any]) -> ShardFile:
+    """Return a remote shard by what its file system says of it.
+
+    Args:
+        url: of the shard.
+        name: of the shard, see `ShardFile`.
+        info: fsspec's.
+
+    Raises:
+        UserError: it does not say how large the file is.
+    """
     if info.get("size") is None:
         files, path = file_system(url)
         info = {**info, **remote(url, lambda: files.info(path))}
@@ -262,102 +285,12 @@ def remote(url: str, call: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-class _Handle:
-    """An open file, closed when its last reader is done with it."""
-
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | CLOSE_ON_EXEC)
-
-    def __del__(self) -> None:
-        number, self.number = getattr(self, "number", -1), -1
-        if number >= 0:
-            os.close(number)
-
-
-class Reader:
-    """Ranges of files, read by any number of threads and processes: positions are given, so that handles share no state."""
-
-    def __init__(self) -> None:
-        self._lock, self._process = threading.Lock(), os.getpid()
-        self._files: OrderedDict[str, _Handle] = OrderedDict()
-        self._hosts: dict[str, bool] = {}
-        self._copies: dict[str, str] = {}
-
-    def __reduce__(self) -> tuple[type[Reader], tuple[()]]:
-        return Reader, ()
-
-    def read(self, path: str, start: int, length: int) -> bytes:
-        """Return the bytes of a range, fewer where the file ends.
-
-        Args:
-            path: local, or a URL.
-            start: position of the first byte.
-            length: number of bytes.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
-        if is_remote(path):
-            files, inside = file_system(path)
-            if self._has_ranges(path):
-                sent: bytes = remote(path, lambda: files.cat_file(inside, start=start, end=start + length))
-                return sent
-            path = self._copy(path)
-        try:
-            file = self._open(path)
-            content = read_at(file.number, length, start)
-            while len(content) < length:
-                more = read_at(file.number, length - len(content), start + len(content))
-                if not more:
-                    break
-                content += more
-            return content
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise UserError(f"{printable(path)}: there is no such shard.{nearest_sibling(Path(path))}") from None
-            raise UserError(f"{printable(path)} cannot be read: {reason_of(error)}.") from None
-
-    def _has_ranges(self, url: str) -> bool:
-        """Return whether a server sends ranges, asked once for each host: Python's own, for one, sends complete files."""
-        host = url[: url.find("/", url.find("://") + 3)]
-        if host not in self._hosts:
-            files, inside = file_system(url)
-            is_web = url.startswith(("http://", "https://"))
-            self._hosts[host] = not is_web or len(remote(url, lambda: files.cat_file(inside, start=0, end=1))) <= 1
-        return self._hosts[host]
-
-    def _copy(self, url: str) -> str:
-        """Return a local copy of a file; of all processes that share the cache folder one makes it."""
-        if url not in self._copies:
-            files, inside = file_system(url)
-            shard = _remote_file(url, inside, remote(url, lambda: files.info(inside)))
-            size = shard.size
-            digest = hashlib.blake2b(f"{url} {size} {shard.stamp}".encode(), digest_size=12).hexdigest()
-            path = cache_dir() / f"shard-{digest}{Path(inside).suffix}"
-            with writing(path, "Make room there, or set XDG_CACHE_HOME to another folder."):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with building(path, path.is_file) as is_mine:
-                    if is_mine:
-                        with replacing(path) as temporary:
-                            remote(url, lambda: files.get_file(inside, str(temporary)))
-            self._copies[url] = str(path)
-        return self._copies[url]
-
-    def _open(self, path: str) -> _Handle:
-        """Return an open file. One that another thread takes out of the table closes when its last reader is done."""
-        with self._lock:
-            if self._process != os.getpid():
-                self._files, self._process = OrderedDict(), os.getpid()
-            file = self._files.get(path)
-            if file is None:
-                file = self._files[path] = _Handle(path)
-            self._files.move_to_end(path)
-            if len(self._files) > MAX_OPEN:
-                self._files.popitem(last=False)
-            return file
+def local_stamp(stat: os.stat_result) -> str:
+    """Return what tells a local shard from another one of the same size."""
+    return str(stat.st_mtime_ns)
 
 
 def common_root(files: Sequence[ShardFile]) -> str:
     """Return the folder that the files are in, or that their folders are in."""
-    folders = [file.path[: len(file.path) - len(file.name)] for file in files]
+    folders = [without_query(file.path).removesuffix(file.name) for file in files]
     return folders[0].rstrip("/") if folders else ""

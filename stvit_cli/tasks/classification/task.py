@@ -5,6 +5,8 @@ B batch, C channels, K classes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -78,6 +80,13 @@ class ClassificationEvaluation:
     def check_data(self) -> list[str]:
         # An evaluation opens every image itself.
         return [*self.val_set.images.notes, *self._absent_classes(), *self._subset_notes()]
+
+    def subset_fingerprint(self) -> str | None:
+        """See `tasks.base.HasSubset`."""
+        if self.subset is None:
+            return None
+        content = json.dumps([self.subset.chosen.names, self.subset.val_set.images.fingerprint()])
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def _subset_notes(self) -> list[str]:
         return [] if self.subset is None else self.subset.check_data()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import tarfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.shards import write_tar
 from helpers.toy import start
 from PIL import Image
 from pyarrow import Table, parquet
@@ -297,6 +299,28 @@ def test_paths_of_a_list_are_below_its_folder_or_the_current_one(
     monkeypatch.chdir(tmp_path)
     (folder / "paths.lst").write_text("a/00.png\n")
     assert open_inputs([str(folder / "paths.lst")]).read(0)
+
+
+def test_shards_without_images_and_those_of_another_machine_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_tar(tmp_path / "a.tar", {"read.me": b""})
+    with pytest.raises(UserError, match=r"a\.tar: there is no image in 1 shards"):
+        open_inputs([str(tmp_path / "a.tar")])
+    write_tar(tmp_path / "a.tar", {"0.jpg": b"x"})
+    sent = pickle.dumps(open_inputs([str(tmp_path / "a.tar")]))
+    assert len(pickle.loads(sent)) == 1
+    write_tar(tmp_path / "a.tar", {"0.jpg": b"x", "1.jpg": b"y"})
+    with pytest.raises(UserError, match="has other shards than the machine of rank 0"):
+        pickle.loads(sent)
+
+
+def test_a_directory_without_locks_is_said(
+    trained: Trained, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stvit_cli.engine.run_lock.lock", lambda handle: False)
+    said: list[str] = []
+    predict_all(trained, [str(folder / "a")], tmp_path, SMALL, device="cpu", say=said.append)
+    assert any("has no locks; start no other run in it" in line for line in said)
 
 
 def test_objects_of_a_detector_are_lists_of_their_image() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from helpers.shards import jpeg, write_info, write_shards, write_tar
 
-from stvit_cli.data.shards import ShardImages, open_shards
+from stvit_cli.data.shards import ShardFile, ShardImages, open_shards
+from stvit_cli.data.shards import index as index_module
 from stvit_cli.data.shards.find import ShardOptions, find_shard_eval_images, find_shard_images, find_shard_test_images
+from stvit_cli.data.shards.storage import common_root, is_pattern
 from stvit_cli.errors import UserError
 
 
@@ -216,8 +219,46 @@ def test_a_shard_that_shrinks_under_a_reader_is_an_error(tmp_path: Path) -> None
     index = open_shards(tmp_path)
     with path.open("r+b") as file:
         file.truncate(600)
-    with pytest.raises(UserError, match="is shorter than when its index was made"):
+    with pytest.raises(UserError, match="was changed or replaced since its index was made"):
         index.read(5)
+
+
+def test_a_shard_that_is_replaced_is_never_read_by_the_positions_of_the_earlier_one(tmp_path: Path) -> None:
+    path = write_shards(tmp_path, shards=1)[0]
+    before = open_shards(tmp_path)
+    first = before.read(1)
+    write_tar(
+        tmp_path / "new",
+        {"0.txt": b"x" * 5000, **{f"{i}.{e}": c for i in range(3) for e, c in (("jpg", b"%d" % i), ("cls", b"0"))}},
+    )
+    (tmp_path / "new").replace(path)
+    after = open_shards(tmp_path)
+    assert [after.read(i) for i in range(3)] == [b"0", b"1", b"2"]
+    assert before.read(1) == first  # its handle is still open
+    unread = pickle.loads(pickle.dumps(before))
+    index_module._READER.__init__()
+    with pytest.raises(UserError, match="was changed or replaced"):
+        unread.read(1)
+
+
+def test_names_beside_the_shards_count_alike_for_training_and_evaluation(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_tar(tmp_path / f"a-{split}-0.tar", {"0.jpg": b"", "0.cls": b"dog", "1.jpg": b"", "1.cls": b"cat"})
+    for content, names in (("dog\nbird\ncat\n", ("dog", "bird", "cat")), ("ant\nbee\nfly\n", ("cat", "dog"))):
+        (tmp_path / "class_names.txt").write_text(content)
+        train, val = find_shard_images(ShardOptions(str(tmp_path)))
+        alone = find_shard_eval_images(ShardOptions(str(tmp_path)))
+        assert train.class_names == val.class_names == alone.class_names == names
+        assert train.all_targets().tolist() == val.all_targets().tolist() == alone.all_targets().tolist()
+
+
+def test_a_query_of_an_address_is_no_pattern() -> None:
+    url = "https://host/data/a-train-0.tar?signature=a/b*"
+    assert not is_pattern(url)
+    assert is_pattern("https://host/data/a-{0..3}.tar?signature=a")
+    assert is_pattern("s3://bucket/a-?.tar")
+    file = ShardFile(url, "a-train-0.tar", 1, "")
+    assert common_root([file]) == "https://host/data"
 
 
 @pytest.mark.parametrize(

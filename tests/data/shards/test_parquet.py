@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,45 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"a\.parquet: it cannot be read as Parquet"):
         open_shards(tmp_path)
+
+
+def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a/train-0.parquet", [0, 1], names=["cat", "dog"])
+    write(tmp_path / "a/train-1.parquet", [0, 1], names=["cat", "emu"])
+    with pytest.raises(UserError, match=r"Class 1 is dog in train-0\.parquet, but emu in train-1\.parquet"):
+        open_shards(tmp_path / "a")
+    write(tmp_path / "b/train-0.parquet", [0, 1], names=["cat", "dog"])
+    write(tmp_path / "b/val-0.parquet", [0, 1], names=["dog", "cat"])
+    with pytest.raises(UserError, match=r"Class 0 is cat in train-0\.parquet, but dog in val-0\.parquet"):
+        find_shard_images(ShardOptions(str(tmp_path / "b")))
+    write(tmp_path / "b/val-0.parquet", [0, 1], names=["cat"])
+    with pytest.raises(UserError, match=r"Class 1 is dog in train-0\.parquet, but none in val-0"):
+        find_shard_images(ShardOptions(str(tmp_path / "b")))
+
+
+def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [0, 1])
+    before = open_shards(tmp_path)
+    assert before.read(1) == jpeg(1)
+    write(tmp_path / "new.parquet", [0, 1], first=50)
+    (tmp_path / "new.parquet").replace(tmp_path / "a.parquet")
+    assert open_shards(tmp_path).read(1) == jpeg(51)
+
+
+def test_another_column_is_not_taken_from_the_rows_of_the_first(tmp_path: Path) -> None:
+    images = {name: [{"bytes": jpeg(first), "path": ""}] for name, first in (("image", 1), ("small", 2))}
+    parquet.write_table(arrow.table({**images, "label": [0]}), tmp_path / "a.parquet")
+    assert [open_shards(tmp_path, image_column=name).read(0) for name in images] == [jpeg(1), jpeg(2)]
+
+
+def test_a_failure_of_the_disk_is_not_kept_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.parquet", [0, 1])
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet.ParquetFile, "read_row_group", fails)
+        with pytest.raises(UserError, match=r"a\.parquet cannot be read: .*Input/output error"):
+            open_shards(tmp_path)
+    assert len(open_shards(tmp_path)) == 2

@@ -14,8 +14,11 @@ from torch import nn
 
 from stvit_cli import tasks
 from stvit_cli.data.class_subset import match_classes
+from stvit_cli.engine.checkpoint import Checkpoint
 from stvit_cli.engine.distributed import World
 from stvit_cli.engine.evaluation import evaluate_models
+from stvit_cli.engine.session import Session, build_session
+from stvit_cli.engine.state import RunState, capture, restore
 from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsInfo, read_weights, save_weights
 from stvit_cli.recipe import io as recipe_io
@@ -113,6 +116,30 @@ def test_subsets_that_cannot_be_evaluated_say_why(tmp_path: Path) -> None:
         build(tmp_path, "eval.subset=imagenet1k")
     with pytest.raises(UserError, match="nowhere"):
         build(tmp_path, "eval.subset_dir=nowhere")
+
+
+def test_a_resumed_run_keeps_its_subset_or_leaves_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        write_images(data / split, "ant", "bee", "cat")
+    (data / "some.txt").write_text("cat\nant\n")
+    (data / "same.txt").write_text("cat\nant\n")
+    (data / "other.txt").write_text("bee\nant\n")
+    words = (*SMALL, "schedule.epochs=1", "train.report=false")
+
+    def session(*more: str) -> Session:
+        recipe = recipe_io.from_text("{data: {kind: imagefolder}}", [f"data.dir={data}", *words, *more])
+        return build_session(tasks.build(recipe), recipe, World(torch.device("cpu")))
+
+    begun = session("eval.subset=some.txt")
+    groups, content = capture(begun, RunState(), 0)
+    saved = Checkpoint(tmp_path, 0, groups, json.loads(json.dumps(content)))
+    for fits in ("eval.subset=same.txt", "eval.subset=null"):
+        restore(session(fits), saved)
+    with pytest.raises(UserError, match="names other classes or images than before"):
+        restore(session("eval.subset=other.txt"), saved)
+    groups, content = capture(session(), RunState(), 0)
+    restore(begun, Checkpoint(tmp_path, 0, groups, json.loads(json.dumps(content))))  # a run may get one
 
 
 def test_folders_by_wordnet_id_train_a_head_of_21_841_classes(tmp_path: Path) -> None:
