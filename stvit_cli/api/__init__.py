@@ -5,9 +5,11 @@ logger ``stvit_cli``.
 """
 
 from stvit_cli.api.ablation import ablate
+from stvit_cli.api.catalog import ModelCatalog, describe_models
 from stvit_cli.api.comparison import compare
 from stvit_cli.api.conversion import ConversionResult, ConvertedFile, data_convert
 from stvit_cli.api.data import DataReport, DataSummary, data_check, data_show
+from stvit_cli.api.environment import collect_env
 from stvit_cli.api.overrides import Overrides
 from stvit_cli.api.prediction import PredictionFiles, embed, predict
 from stvit_cli.api.publishing import PushResult, push
@@ -27,6 +29,7 @@ __all__ = [
     "DryRunResult",
     "EvaluationResult",
     "ExportResult",
+    "ModelCatalog",
     "Overrides",
     "PredictionFiles",
     "PushResult",
@@ -35,11 +38,13 @@ __all__ = [
     "TrainedModel",
     "TrainingResult",
     "ablate",
+    "collect_env",
     "compare",
     "data_check",
     "data_convert",
     "data_shard",
     "data_show",
+    "describe_models",
     "dry_run",
     "embed",
     "evaluate",

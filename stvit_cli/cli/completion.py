@@ -11,9 +11,10 @@ from typing import NamedTuple
 import typer
 
 import stvit_cli
+from stvit_cli.utils import model_catalog
 from stvit_cli.utils.shipped import experiments_folder, recipes_folder, weights_folder
 
-MODELS = ("stvit-s", "stvit-b", "stvit-l", "stvit-nano")
+MODELS = tuple(model.name for model in model_catalog.MODELS)
 """The models of `stvit_cli.list_models()` that are for use; the others are rows of Table II."""
 RUNS = "runs"
 """The folder of runs whose directory was not named."""

@@ -182,6 +182,7 @@ def _vertical_first(box: Box, out_width: int, out_height: int) -> bool:
 
 
 _loaded: list[PixelLibrary | None] = []
+_reasons: list[str] = []
 
 
 def library(*, build: bool = True) -> PixelLibrary | None:
@@ -204,7 +205,13 @@ def library(*, build: bool = True) -> PixelLibrary | None:
         ) as error:  # another Pillow has other insides
             logger.debug("Images are resized by Pillow: %s", error)
             _loaded.append(None)
+            _reasons.append(str(error))
     return _loaded[0]
+
+
+def why_not() -> str | None:
+    """Return why there are no compiled functions, in a line; None where there are. See `library`."""
+    return None if library() is not None else _reasons[-1]
 
 
 def _path() -> Path:

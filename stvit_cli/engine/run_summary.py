@@ -8,6 +8,8 @@ from pathlib import Path
 from stvit_cli.engine.damage import ADAMW
 from stvit_cli.engine.optim import describe_optimizer
 from stvit_cli.engine.session import Session
+from stvit_cli.recipe import Recipe
+from stvit_cli.recipe.renamed_keys import DEPRECATED
 from stvit_cli.utils.cpus import num_threads, threads_note
 
 
@@ -41,6 +43,12 @@ def summary(session: Session, run_dir: Path, start_notes: Sequence[str]) -> list
     lines += session.preparation.notes
     if session.unfreezing is not None:
         lines.append(session.unfreezing.note(timeline.steps_per_epoch, timeline.num_steps))
-    if recipe.train.tensorboard:
-        lines.append("Warning: train.tensorboard is deprecated; use train.loggers=[tensorboard].")
-    return lines
+    old = [key for key in DEPRECATED if _is_set(recipe, key)]
+    return [*lines, *(f"Warning: {key} is deprecated; use {DEPRECATED[key]}." for key in old)]
+
+
+def _is_set(recipe: Recipe, key: str) -> bool:
+    """Whether a dotted key has another value than its default."""
+    section, leaf = key.split(".")
+    inside = getattr(recipe, section)
+    return bool(getattr(inside, leaf) != type(inside).model_fields[leaf].default)

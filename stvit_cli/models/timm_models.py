@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.recipe.yaml import as_tuples, flow
+from stvit_cli.utils import model_catalog
 from stvit_cli.utils.text import did_you_mean, first_few, first_line, shortened
 
 PREFIX = "timm/"
-BUILT_IN = {"stvit_small": "stvit-s", "stvit_base": "stvit-b", "stvit_large": "stvit-l", "stvit_nano": "stvit-nano"}
+BUILT_IN = {model.timm: model.name for model in model_catalog.MODELS if model.timm is not None}
 """The built-in models by their names in timm's registry."""
 NAMES_IN_TIMM = {model: name for name, model in BUILT_IN.items()}
 """The name in timm's registry of each built-in model."""

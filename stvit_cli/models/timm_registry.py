@@ -17,6 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
+from stvit_cli.utils import model_catalog
 from stvit_cli.utils.packaged_weights import default_tag, read_description, weights_files
 
 __all__ = ["stvit_base", "stvit_large", "stvit_nano", "stvit_small"]
@@ -36,13 +37,13 @@ def _cfg(size: int = 224, crop_pct: float = 224 / 256) -> dict[str, Any]:
         "classifier": "head",
         "paper_name": "Vision Transformer with Super Token Sampling",
         "paper_ids": "arXiv:2211.11167",
-        "origin_url": "https://github.com/hhb072/STViT",
+        "origin_url": model_catalog.AUTHORS_PAGE,
     }
 
 
 def _packaged() -> dict[str, dict[str, Any]]:
     """Return the descriptions of the packaged classifiers by their names in timm, such as ``stvit_nano.fashion_mnist``."""
-    names = {"stvit-s": "stvit_small", "stvit-b": "stvit_base", "stvit-l": "stvit_large", "stvit-nano": "stvit_nano"}
+    names = {model.name: model.timm for model in model_catalog.MODELS}
     described = {name: {**read_description(path), "file": str(path)} for name, path in weights_files().items()}
     return {
         f"{names[info['model']]}.{_tag(name.partition('.')[2])}": info

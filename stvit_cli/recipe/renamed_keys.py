@@ -17,6 +17,9 @@ RENAMED: dict[str, str] = {}
 RENAMED_VALUES: dict[str, dict[str, Any]] = {}
 """By (new) dotted key, the new value of each old one, such as ``{"data.kind": {"folder": "imagefolder"}}``."""
 
+DEPRECATED: dict[str, str] = {"train.tensorboard": "train.loggers=[tensorboard]"}
+"""What to write instead of each dotted key that still works. UPGRADING.md lists these, and what was renamed."""
+
 
 def rename_keys(data: dict[str, Any], lines: dict[str, int], source: str) -> list[str]:
     """Give a file's old keys and values their new names, in ``data`` and ``lines``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,9 +33,14 @@ print(json.dumps([found, sorted(heavy), time.process_time()]))
 CASES = {
     "stvit ev": ["eval"],
     "stvit recipes ch": ["check"],
+    "stvit mod": ["models"],
+    "stvit models stvit-n": ["stvit-nano"],
+    "stvit en": ["env"],
     "stvit train --re": ["--recipe", "--resume"],
     "stvit train --recipe coco-mask": ["coco-mask-rcnn-1x", "coco-mask-rcnn-3x-ms"],
     "stvit train --recipe m": ["mine.yaml"],
+    "stvit train --recipe quick": ["quickstart"],
+    "stvit predict photo.jpg --weights ru": ["runs/quickstart-1"],
     "stvit train --model ": ["stvit-s", "stvit-b", "stvit-l", "stvit-nano"],
     "stvit train --resume ": ["a-run", "runs/quickstart-1"],
     "stvit train --resume runs/": ["runs/quickstart-1"],
@@ -119,3 +125,13 @@ def test_bash_itself_completes(tmp_path: Path) -> None:
     path = f"{tmp_path}:{os.environ['PATH']}"
     ended = subprocess.run([bash, "-c", asked], env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60)
     assert ended.stdout == "quickstart\n"
+
+
+def test_the_page_describes_completion_as_it_is(stvit) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    options = set(re.findall(r"stvit (--\S+)", page))
+    assert {"--install-completion", "--show-completion"} <= options
+    assert all(option in stvit("--help").out for option in options)
+    typed = set(re.findall(r"`(stvit [^`]*)⇥`", page))
+    assert len(typed) == 3
+    assert typed <= set(CASES)

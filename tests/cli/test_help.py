@@ -12,7 +12,7 @@ from rich.text import Text
 
 COMMANDS = [
     *(["train"], ["finetune"], ["eval"], ["predict"], ["profile"]),
-    *(["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["recipes", "check"]),
+    *(["models"], ["env"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["recipes", "check"]),
 ]
 WIDTHS = [40, 80, 200]
 
@@ -34,9 +34,13 @@ def all_commands() -> list[list[str]]:
 WITHOUT_TORCH = """
 import json, sys
 from stvit_cli.cli import main
+assert main(["--help"]) == 0
+assert "pydantic" not in sys.modules  # typer imports it for values of options
+assert main(["--version"]) == 0
 for words in json.loads(sys.argv[1]):
     assert main([*words, "--help"]) == 0, words
-assert main(["--version"]) == 0
+assert main(["models"]) == 0
+assert main(["models", "detection"]) == 0
 assert main(["recipes", "list"]) == 0
 assert main(["recipes", "show", "deit300", "--full"]) == 0
 assert main(["train", "--recipe", "no-such"]) == 2

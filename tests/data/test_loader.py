@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import re
 import signal
@@ -254,3 +255,15 @@ def test_no_more_workers_than_a_process_has_cores(monkeypatch: pytest.MonkeyPatc
     assert [usable_workers(number) for number in (0, 1, 10)] == [0, 1, 2]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert usable_workers(10) == 1
+
+
+@pytest.mark.parametrize("kind", ["digits", "folder"])
+def test_a_data_set_survives_the_way_to_a_spawned_worker(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows start a worker as a new interpreter, which gets the data set and its start pickled."""
+    monkeypatch.setattr("stvit_cli.data.loader.sys.platform", "darwin")
+    data = DIGITS if kind == "digits" else image_folder(tmp_path)
+    train_set = build_classification(data, AUGMENT, EvalSection(), seed=1).train_set
+    loader = build_train_loader(train_set, train_batches(12), default_collate, 1, pin_memory=False).loader
+    there = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn)))[0]
+    key = next(iter(train_batches(12)))[0]
+    assert torch.equal(train_set[key]["image"], there.dataset[key]["image"])

@@ -23,6 +23,7 @@ from stvit_cli.analysis.ablation.processes import slots
 from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.isotropic_rows import MINI
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.utils import model_catalog
 
 # Multiply-adds without norms, in G, that reproduce the supplement's rounded figures.
 GIGAS = [4.49, 4.33, 4.13, 4.30, 3.95, 4.13, 3.95]
@@ -44,6 +45,9 @@ def test_counts_of_every_row_match_the_paper(counts: list[Row]) -> None:
         assert abs(row.flops - row.paper.flops) <= 0.1e9
         assert row.flops / 1e9 == pytest.approx(gigas, abs=0.01)
         assert row.uncounted == {}
+        listed = model_catalog.entry(row.model)
+        assert listed is not None
+        assert (listed.params, listed.flops, listed.top1) == (row.params, row.flops, ((224, row.paper.top1),))
     assert "Rows" not in " ".join(notes_on_counts(counts))  # none is too far away
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stvit_cli.analysis.cost.flops import count_flops
 from stvit_cli.cli import main
+from stvit_cli.utils import model_catalog
 
 # fvcore on the authors' published code, in G.
 AUTHORS = {
@@ -27,6 +28,10 @@ def test_table_one(size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [row["model"] for row in rows] == list(TRAINABLE)
     for row in rows:
         assert row["params"] == TRAINABLE[row["model"]]
+        if size == 224:
+            listed = model_catalog.entry(row["model"])
+            assert listed is not None
+            assert (listed.params, listed.flops) == (row["params"], row["flops"])
         assert row["flops"] == pytest.approx(AUTHORS[size][row["model"]] * 1e9, rel=0.005)
         assert row["flops"] == sum(row["flops_by_operator"].values()) == row["flops_by_module"][""]
         assert row["uncounted"] == {}

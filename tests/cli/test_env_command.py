@@ -1,0 +1,89 @@
+"""``stvit env``: what a report needs, also where something is broken."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from stvit_cli import __version__
+from stvit_cli.analysis import collect_env as module
+from stvit_cli.analysis.collect_env import collect_env
+from stvit_cli.cli.env import as_text
+from stvit_cli.models import kernels
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No compiler, and no compiled library that was loaded before."""
+    from stvit_cli.data import pixels
+
+    monkeypatch.setattr(kernels, "_loaded", set())
+    monkeypatch.setattr(kernels, "_unavailable", {})
+    monkeypatch.setattr(pixels, "_loaded", [])
+    monkeypatch.setattr(pixels, "_reasons", [])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_it_says_versions_machine_and_why_nothing_is_compiled(stvit, tmp_path: Path) -> None:
+    ended = stvit("env", "--json", tmp_path / "env.json")
+    assert ended.code == 0
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in ended.out.splitlines())
+    assert lines["stvit"].startswith(__version__)
+    assert lines["python"] == sys.version.split()[0]
+    assert {"torch", "torchvision", "timm", "numpy", "pillow", "cpu", "memory", "/dev/shm", "gpu"} <= set(lines)
+    assert "no C++ compiler here (no-such-compiler)" in ended.out
+    found = json.loads((tmp_path / "env.json").read_text())
+    assert list(found) == ["versions", "system", "cpu", "memory", "devices", "compiled", "caches", "variables"]
+    if sys.platform == "linux" and "AVX2" in found["cpu"]["instruction_sets"]:
+        assert found["compiled"]["cpu_kernels"] == found["compiled"]["resizing"] == "no C++ compiler here (no-such-compiler)"
+    assert found["compiled"]["torchvision_operators"] is True
+    assert found["caches"]["stvit"]["path"].endswith("cache/stvit")
+    assert found["memory"]["total"] > found["memory"]["available"] > 0
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_torch_that_cannot_be_imported_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = collect_env()
+    assert found["devices"] == found["compiled"]
+    assert found["devices"].startswith("torch cannot be imported (ModuleNotFoundError: ")
+    assert re.search("^devices  +torch cannot be imported", as_text(found), re.MULTILINE)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_part_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("operator torchvision::nms does not exist\nand more")
+
+    monkeypatch.setattr(module, "_torchvision", fail)
+    monkeypatch.setattr(module, "_system", fail)
+    text = as_text(collect_env())
+    for name in ("system", "torchvision's ops"):
+        said = r"cannot be found out \(RuntimeError: operator torchvision::nms does not exist\)$"
+        assert re.search(f"^{name}  +{said}", text, re.MULTILINE), text
+    assert "\nmemory " in text
+
+
+def test_the_home_directory_and_other_variables_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    cache = tmp_path / ".cache" / "stvit" / "kernels"
+    cache.mkdir(parents=True)
+    (cache / "kernels-0.so").write_bytes(bytes(3000))
+    (cache / "loop").symlink_to(cache)
+    found = module._caches()
+    assert found["kernels"] == {"path": "~/.cache/stvit/kernels", "bytes": 3000}
+    assert found["torch"]["bytes"] is None
+    monkeypatch.setattr(module, "_import_error", lambda: "torch is left out here")
+    everything = collect_env()
+    assert everything["variables"]["OMP_NUM_THREADS"] == "1"
+    assert "secret" not in json.dumps(everything)
+    assert str(tmp_path) not in json.dumps(everything["caches"])
