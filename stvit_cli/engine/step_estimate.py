@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,12 @@ from stvit_cli.engine.seeding import seed_micro_batch
 from stvit_cli.engine.session import Session
 from stvit_cli.tasks.base import move
 
+T = TypeVar("T")
+
 FEW = 8
 """Images of the trial."""
+SLOW_SECONDS = 10.0
+"""A trial that would take longer is judged by its first, smaller part: such a device needs no warm-up to be judged."""
 HEAD_BATCH = 64
 """Images that the classifier is timed with, at most."""
 MANY_CLASSES = 1000
@@ -82,6 +86,9 @@ def state_bytes(session: Session) -> dict[str, int]:
 def try_images(session: Session, num_images: int) -> Trial:
     """Read a few images, and take a forward and a backward pass with them; nothing is updated.
 
+    The smallest batch goes first, which pays for what later ones have ready. Where that alone is slow, as bf16 is on a processor
+    without instructions for it, it is the trial.
+
     Args:
         session: of a run; the running statistics of its batch norms change.
         num_images: of the trial; a multiple of what the task needs.
@@ -89,7 +96,8 @@ def try_images(session: Session, num_images: int) -> Trial:
     task, device = session.task, session.world.device
     began = time.perf_counter()
     total = len(cast(Sized, task.train_set))
-    batch = move(task.collate([task.train_set[SampleKey(index % total, 0, 0)] for index in range(num_images)]), device)
+    samples = [task.train_set[SampleKey(index % total, 0, 0)] for index in range(num_images)]
+    batch = move(task.collate(samples), device)
     read = (time.perf_counter() - began) / num_images
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in session.model.parameters()}
@@ -100,7 +108,8 @@ def try_images(session: Session, num_images: int) -> Trial:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def step() -> float:
+    def step(batch: Any) -> float:
+        kept.clear()
         seed_micro_batch(session.recipe.train.seed, 0, 0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), session.autocast():
             loss = torch.stack([each.float() for each in task.training_loss(session.model, batch).values()]).sum()
@@ -108,10 +117,13 @@ def try_images(session: Session, num_images: int) -> Trial:
         session.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    loss = step()  # the first pays for what later ones have ready
-    kept.clear()
-    seconds = timed(step, device) / num_images
-    return Trial(loss, seconds, sum(kept.values()) // num_images, read)
+    size = min(-(-2 // task.batch_multiple) * task.batch_multiple, num_images)  # two: batch norm takes no single value
+    smallest = move(task.collate(samples[:size]), device)
+    loss, seconds = timed(lambda: step(smallest), device)
+    if seconds / size * num_images <= SLOW_SECONDS:
+        size = num_images
+        loss, seconds = timed(lambda: step(batch), device)
+    return Trial(loss, seconds / size, sum(kept.values()) // size, read)
 
 
 def head_cost(session: Session) -> HeadCost | None:
@@ -130,18 +142,19 @@ def head_cost(session: Session) -> HeadCost | None:
         F.cross_entropy(logits.float(), targets).backward()
         session.optimizer.zero_grad(set_to_none=True)
 
-    step()
-    seconds = timed(step, device) / size
+    _, seconds = timed(step, device)
+    if seconds <= SLOW_SECONDS:
+        _, seconds = timed(step, device)  # the first pays for what later ones have ready
     params = sum(p.numel() for p in head.parameters())
-    return HeadCost(head.out_features, params, LOGITS_COPIES * 4 * head.out_features, seconds)
+    return HeadCost(head.out_features, params, LOGITS_COPIES * 4 * head.out_features, seconds / size)
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds of ``work``, with what it starts on the device."""
+def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """Return what ``work`` returns, and its seconds with what it starts on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    work()
+    result = work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return result, time.perf_counter() - began

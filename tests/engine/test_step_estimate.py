@@ -8,10 +8,10 @@ from helpers import toy
 from torch import nn
 
 from stvit_cli import engine
-from stvit_cli.engine import dry_running
+from stvit_cli.engine import dry_running, step_estimate
 from stvit_cli.engine.distributed import World
 from stvit_cli.engine.session import build_session
-from stvit_cli.engine.step_estimate import head_cost, state_bytes, try_images
+from stvit_cli.engine.step_estimate import Trial, head_cost, state_bytes, try_images
 
 
 def session(task: toy.ToyTask, *words: str):
@@ -32,6 +32,19 @@ def test_what_autograd_keeps_of_an_image_is_counted() -> None:
     assert 4 * (6 + 16 + 7) + 8 <= trial.activation_bytes <= 4 * (6 + 16 + 7) + 8 + 16
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.model.state_dict().items())
     assert all(parameter.grad is None for parameter in made.model.parameters())
+
+
+def test_where_a_few_images_are_slow_the_smallest_batch_is_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trial(slow_seconds: float) -> tuple[Trial, list[int]]:
+        monkeypatch.setattr(step_estimate, "SLOW_SECONDS", slow_seconds)
+        made = session(toy.ToyTask(dropout=0.0), "train.ema_decay=null")
+        sizes: list[int] = []
+        made.model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+        return try_images(made, 8), sizes
+
+    (quick, sizes), (slow, of_slow) = trial(60.0), trial(0.0)
+    assert (sizes, of_slow) == ([2, 8], [2])
+    assert slow.activation_bytes == pytest.approx(quick.activation_bytes, abs=16)
 
 
 def test_the_state_is_sixteen_bytes_a_parameter() -> None:
