@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--data", type=Path, metavar="PHOTOS")
-    parser.add_argument("--weights", default="stvit-nano.digits", help="a weights file or a name of `stvit weights list`")
+    parser.add_argument("--weights", default="stvit-nano.shapes-upernet", help="a weights file or a name of `stvit weights list`")
     parser.add_argument("--output", type=Path, default=Path("classifier"))
     parser.add_argument("--skip-export", action="store_true", help="write no ONNX file, which can take some minutes")
     given = parser.parse_args()

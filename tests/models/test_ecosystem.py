@@ -1,5 +1,6 @@
 """Libraries that take a backbone from timm take ours: torchvision's feature pyramid, segmentation models, transformers."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,16 @@ def test_weights_are_loaded_into_a_wrapped_backbone(build, weights: Path) -> Non
     (last,) = [name for name in values if name.endswith("3.blocks.0.attn.qkv.weight")]
     assert torch.equal(values[last], expected["stages.3.blocks.0.attn.qkv.weight"])
     assert bool(report.adapted) == (build is unet_of_four_channels)
+
+
+@pytest.mark.parametrize("build", [features_only, feature_pyramid, unet])
+def test_the_backbone_of_a_segmenter_is_loaded_into_a_wrapped_backbone(build) -> None:
+    file = stvit_cli.models.weights.read_weights("stvit-nano.shapes-upernet")
+    model = build()
+    report = stvit_cli.load_weights(model, file)
+    assert [name for name in report.missing if re.search("stem|stages", name)] == []
+    (last,) = [value for name, value in model.state_dict().items() if name.endswith("3.blocks.0.attn.qkv.weight")]
+    assert torch.equal(last, file.state_dict["backbone.stages.3.blocks.0.attn.qkv.weight"])
 
 
 def test_pretrained_weights_of_timm_say_where_the_files_are() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stvit_cli import create_model
-from stvit_cli.models.weights.file import WeightsInfo, read_state_dict, save_weights
+from stvit_cli.errors import UserError
+from stvit_cli.models.weights.file import WeightsInfo, backbone_of, load_weights, read_state_dict, read_weights, save_weights
 from stvit_cli.tasks.classification.task import load_initial_weights
 from stvit_cli.tasks.detection.detector import create_detector
 from stvit_cli.tasks.detection.task import CLASS_LAYERS
@@ -53,3 +54,18 @@ def test_a_detector_s_heads_are_loaded_for_the_same_classes_only(tmp_path: Path,
     assert all(name.endswith(("cls_score.weight", "bbox_pred.weight", "mask_fcn_logits.weight")) for name in new)
     assert len(new) == num_new // 2  # the new biases are zero, as the stored ones
     assert len(notes) == 1 + (num_new > 0)
+
+
+@pytest.mark.parametrize("task", ["shapes-upernet", "shapes-mask-rcnn"])
+def test_a_classifier_starts_from_the_backbone_of_a_detector_or_segmenter(task: str) -> None:
+    model, file = create_model("stvit-nano", 2), read_weights(f"stvit-nano.{task}")
+    before = model.state_dict()["proj.weight"].clone()
+    (note,) = load_initial_weights(model, file.path, ("ant", "bee"))
+    assert "tensors of the backbone" in note
+    loaded, stored = model.state_dict(), backbone_of(file).state_dict
+    assert all(torch.equal(loaded[name], stored[name]) for name in loaded if name.startswith(("stem.", "stages.")))
+    assert torch.equal(loaded["proj.weight"], before)
+    with pytest.raises(UserError, match=r"keep_classes: .* has no linear classifier"):
+        load_initial_weights(model, file.path, ("ant", "bee"), keep_classes=True)
+    with pytest.raises(UserError, match="not the weights of this model"):
+        load_weights(model, file)  # a classifier would be left half new

@@ -29,6 +29,7 @@ __all__ = [
     "LoadReport",
     "WeightsFile",
     "WeightsInfo",
+    "backbone_of",
     "is_counter",
     "load_weights",
     "match_weights",
@@ -211,7 +212,8 @@ def load_weights(model: nn.Module, path: str | Path | WeightsFile, *, new_head: 
     Args:
         model: the model to load into; also a model with an STViT inside, such as one of timm's with ``features_only``, or a
             network of segmentation-models-pytorch, whose other weights stay as they are.
-        path: a weights file, a name of `list_weights`, or what `read_weights` returned.
+        path: a weights file, a name of `list_weights`, or what `read_weights` returned. Of a detector's or segmenter's file, a
+            model without a classifier gets the backbone.
         new_head: keep the classifier of ``model`` if it has another size, and adapt the stem to another number of channels (the
             kernels are summed, or repeated and scaled, as in timm).
 
@@ -258,9 +260,10 @@ def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[
         state_dict = timm_models.fitted(model, file.tensors or file.state_dict)
         head, stem = list(timm_models.classifier_names(model)), timm_models.first_convolution(model)
     else:
-        names = _names_in_model(own, file.state_dict)
+        tensors = _fitting(own, file).state_dict
+        names = _names_in_model(own, tensors)
         head, stem = [names.get(name, name) for name in HEAD], names.get(published.STEM_WEIGHT, published.STEM_WEIGHT)
-        state_dict = {names.get(name, name): tensor for name, tensor in file.state_dict.items()}
+        state_dict = {names.get(name, name): tensor for name, tensor in tensors.items()}
     reset: list[str] = []
     adapted: list[str] = []
     if new_head:
@@ -295,6 +298,23 @@ def _matched(model: nn.Module, file: WeightsFile, new_head: bool) -> tuple[dict[
         adapted=adapted,
         left_out=file.left_out,
     )
+
+
+def backbone_of(file: WeightsFile) -> WeightsFile:
+    """Return the backbone of a detector's or segmenter's file, under the names that a classifier has; other files as they are."""
+    prefixes = [name.removesuffix(published.STEM_WEIGHT) for name in file.state_dict if name.endswith(published.STEM_WEIGHT)]
+    if len(prefixes) != 1 or not prefixes[0]:
+        return file
+    inside = {name: tensor for name, tensor in file.state_dict.items() if name.startswith(prefixes[0])}
+    return replace(file, state_dict={name.removeprefix(prefixes[0]): tensor for name, tensor in inside.items()})
+
+
+def _fitting(own: Mapping[str, Tensor], file: WeightsFile) -> WeightsFile:
+    """Return the backbone of a detector's or segmenter's file for a model that is neither that nor a classifier."""
+    backbone, plain = backbone_of(file), {name.removeprefix("module.") for name in own}
+    is_same = any(name in plain for name in file.state_dict)
+    has_classifier = any(name == HEAD[0] or name.endswith(f".{HEAD[0]}") for name in own)
+    return file if is_same or has_classifier else backbone
 
 
 def _names_in_model(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> dict[str, str]:

@@ -31,7 +31,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.options import options_of
 from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require_image_size
-from stvit_cli.models.weights.file import WeightsInfo, describe, load_weights, read_weights
+from stvit_cli.models.weights.file import WeightsInfo, backbone_of, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.tasks.base import Evaluator
 from stvit_cli.tasks.classification.data import build_classification, build_eval_set, build_subset, build_test_set
@@ -363,6 +363,13 @@ def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[
         UserError: the file cannot be read or is of another model, or with ``keep_classes`` it has none of the classes.
     """
     file = read_weights(weights)
+    part = backbone_of(file)
+    if part is not file:  # of a detector or segmenter
+        if keep_classes:
+            keep_rows(model, file, class_names)  # says that there are none
+        report = load_weights(model, part, new_head=True)
+        what = f"{len(report.loaded)} tensors of the backbone from {weights}; the layers after it are new."
+        return [what, *report_notes(replace(report, missing=[name for name in report.missing if "stages." in name]))]
     report = load_weights(model, file, new_head=True)
     notes = [f"{len(report.loaded)} tensors from {weights}."]
     # Only where the classifier was loaded: a file without one has no class names.
