@@ -49,7 +49,8 @@ def main() -> None:
 
     # --8<-- [start:mistakes]
     found = stvit_cli.evaluate(trained.run_dir, output=output / "mistakes").predictions  # draws the worst photos
-    for row in found.loss.argsort()[::-1][:5]:
+    wrong = [row for row in found.loss.argsort()[::-1] if found.target_rank[row] > 0]
+    for row in wrong[:10]:
         said, true = found.class_names[found.labels[row, 0]], found.class_names[found.target[row]]
         print(f"{found.images[row]}: {said} ({found.scores[row, 0]:.0%}), in the folder of {true}")
     # --8<-- [end:mistakes]

@@ -82,7 +82,9 @@ def test_classifier(run: Run, stvit: Any, tmp_path: Path) -> None:
     assert info.class_names == ("circle", "square", "star", "triangle")
     held_out = int(re.search(r"of (\d+) held-out photos", said)[1])  # type: ignore[index]
     assert 0 < len(names_in(tmp_path / "classifier" / "mistakes")) <= min(held_out, 50)
-    assert len(re.findall(r"^\w+/\d{3}-\d\.jpg: \w+ \(\d+%\), in the folder of \w+$", said, re.MULTILINE)) == 5
+    mistakes = re.findall(r"^(\w+)/\d{3}-\d\.jpg: (\w+) \(\d+%\), in the folder of (\w+)$", said, re.MULTILINE)
+    assert len(mistakes) > 3  # after one step
+    assert all(folder == true != guess for folder, guess, true in mistakes)
     follow(stvit, "classifier")
 
 
