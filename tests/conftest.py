@@ -98,6 +98,24 @@ def ade20k_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the ONNX file of packaged weights: ``exported("digits")``. It takes some seconds, so once in a session."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("exported")
+
+    def export(name: str) -> Path:
+        from stvit_cli.analysis.export import export_onnx
+        from stvit_cli.tasks.loading import open_trained
+
+        path = folder / f"{name}.onnx"
+        if not path.exists():
+            export_onnx(open_trained(f"stvit-nano.{name}"), path)
+        return path
+
+    return export
+
+
 @pytest.fixture(scope="session", autouse=True)
 def report_of_runs() -> Iterator[Callable[..., None]]:
     """Runs of tests end without a report, which takes seconds. Yields what writes it; the marker ``report`` turns it on."""

@@ -168,4 +168,4 @@ def _opened(weights: AnyPath | TrainedModel, *, needs_classifier: bool) -> tuple
         return weights.trained, weights.device
     from stvit_cli.tasks.loading import open_trained
 
-    return open_trained(Path(weights), needs_classifier=needs_classifier), "auto"
+    return open_trained(Path(weights), needs_classifier=needs_classifier, takes_exported=needs_classifier), "auto"

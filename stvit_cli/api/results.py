@@ -106,10 +106,12 @@ class ExportResult:
     Attributes:
         file: its path.
         model: the architecture's name.
-        size_bytes: its size.
-        details: ``format`` and ``precision``; of an ONNX file also ``opset`` and ``largest_difference``: by checked size, the
-            largest difference from the model's logits, as a fraction of the largest logit (of int8, before it is quantized); of
-            int8 the fields of `analysis.export_int8.Int8Report`: layers in float32, calibration, metrics before and after.
+        size_bytes: its size; of OpenVINO, with the ``.bin`` file's.
+        details: ``format`` and ``precision``; of all but weights also ``largest_difference``: by checked size, the largest
+            difference from the model's outputs, as a fraction of the largest (of int8, before it is quantized), and of a detector
+            ``unmatched``: the share of its detections that only one of both finds; of ONNX also ``opset``, ``num_nodes`` and
+            ``num_nodes_traced``; of int8 the fields of `analysis.export_int8.Int8Report`: layers in float32, calibration, metrics
+            before and after.
     """
 
     file: Path

@@ -14,7 +14,7 @@ from stvit_cli.api.results import EvaluationResult, ExportResult
 from stvit_cli.errors import UserError
 from stvit_cli.utils.cpus import limit_threads
 from stvit_cli.utils.environment import is_main_process
-from stvit_cli.utils.files import require_new_file, require_writable_folder
+from stvit_cli.utils.files import require_writable_folder
 from stvit_cli.utils.packaged_weights import packaged_file
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class TrainedModel:
         from stvit_cli.tasks.classification.bulk import embed
 
         _require_precision(precision)
+        self._require_weights()
         return embed(self._without_classifier, images, precision, pick_device(self.device))
 
     @cached_property
@@ -186,39 +187,32 @@ class TrainedModel:
         """Write the model for use elsewhere.
 
         Args:
-            path: a new file: ``.onnx`` (classifiers, for any batch, height and width from 64, compared with the model before it
-                gets its name; this can take some minutes) or ``.safetensors``.
-            precision: fp32; fp16 or bf16: of the weights, an ``.onnx`` file computes in float32; int8 (``.onnx`` only):
+            path: a new file: ``.onnx`` (for any height and width from 64, and any batch but of a detector, compared with the
+                model before it gets its name), ``.xml`` (OpenVINO, with a ``.bin`` file beside it), ``.pt2`` (`torch.export`;
+                no detectors) or ``.safetensors``.
+            precision: fp32; fp16 or bf16: of the weights, an ``.onnx`` file computes in float32; int8 (classifiers as ``.onnx``):
                 convolutions and linear layers compute in it, except those that lose too much (`models.optimize.quantize`).
             calibrate: int8: a folder of images like those that the model is for; by default the training images of the run that
                 the weights lie in, on whose validation images the accuracy is then measured.
             say: called with a line on what is done next.
 
         Raises:
-            UserError: the file exists or cannot be written, a package is missing, weights exceed the range of fp16, there are no
-                images to calibrate on, or int8 loses too much.
+            UserError: the file exists or cannot be written, a package is missing, the format does not hold the model or the
+                precision, weights exceed the range of fp16, there are no images to calibrate on, or int8 loses too much.
         """
-        from stvit_cli.analysis.export import export_onnx, export_weights, require_exportable
-        from stvit_cli.analysis.export_int8 import find_calibration
-        from stvit_cli.models.precision import DTYPES
+        from stvit_cli.analysis.export_formats import export_file
 
+        self._require_weights()
         target = Path(path)
-        require_new_file(target, ".onnx", ".safetensors")
-        if precision not in (*DTYPES, "int8"):
-            raise UserError(f"precision: found {precision!r}, expected one of {', '.join(DTYPES)}, int8.")
-        if precision != "int8" and calibrate is not None:
-            raise UserError(f"calibrate: only int8 is calibrated, but the precision is {precision}.")
-        if target.suffix != ".onnx":
-            if precision == "int8":
-                raise UserError(f"{target}: int8 is for ONNX files; expected a name ending in .onnx.")
-            details = export_weights(self.trained, target, precision)
-        else:
-            calibration = None
-            if precision == "int8":
-                require_exportable(self.trained)
-                calibration = find_calibration(self.trained, _optional(calibrate), say)
-            details = export_onnx(self.trained, target, precision, calibration=calibration, say=say)
-        return ExportResult(target, self.info.model, target.stat().st_size, details)
+        details = export_file(self.trained, target, precision, calibrate=_optional(calibrate), say=say)
+        files = [target, target.with_suffix(".bin")] if target.suffix == ".xml" else [target]
+        return ExportResult(target, self.info.model, sum(file.stat().st_size for file in files), details)
+
+    def _require_weights(self) -> None:
+        from stvit_cli.tasks.exported import ExportedModel
+
+        if isinstance(self.model, ExportedModel):
+            raise UserError(f"{self.path}: an exported file predicts and evaluates; this needs the weights that it is made of.")
 
     def visualize_associations(
         self,
@@ -254,6 +248,8 @@ class TrainedModel:
         """
         from stvit_cli.analysis.associations.report import ShownModel, VisualizationOptions, visualize
 
+        self._require_weights()
+
         words = f"{self.info.model}, weights {self.path.name}"
         options = VisualizationOptions(
             tuple(layers), tuple(points), image_size, keep_size, html, _optional(arrays), _optional(labels)
@@ -266,7 +262,8 @@ def load(path: AnyPath, model: str | None = None, *, device: str = "auto") -> Tr
 
     Args:
         path: a weights file, a checkpoint of the authors, a run directory, whose best weights are taken, or the name of weights
-            that come with the package (`list_weights`), such as ``stvit-nano.fashion-mnist``.
+            that come with the package (`list_weights`), such as ``stvit-nano.fashion-mnist``; or a file of `TrainedModel.export`
+            (``.onnx``, or ``.xml`` of OpenVINO), which predicts and evaluates in its runtime, on the CPU.
         model: the architecture that is expected, such as ``stvit-s``; any by default.
         device: where it runs: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
 
@@ -276,7 +273,7 @@ def load(path: AnyPath, model: str | None = None, *, device: str = "auto") -> Tr
     from stvit_cli.tasks.loading import open_trained
 
     limit_threads()
-    return TrainedModel(open_trained(Path(path), model), device)
+    return TrainedModel(open_trained(Path(path), model, takes_exported=True), device)
 
 
 def evaluate(

@@ -66,7 +66,7 @@ def recipes_and_overrides(context: typer.Context, incomplete: str) -> list[str]:
 
 def weights(incomplete: str) -> list[str]:
     """Return run directories, weights files and names of packaged weights that begin so."""
-    files = sorted(str(path) for pattern in ("*.safetensors", "*.pth") for path in Path().glob(pattern))
+    files = sorted(str(path) for pattern in ("*.safetensors", "*.pth", "*.onnx") for path in Path().glob(pattern))
     return run_dirs(incomplete) + _starting(files, incomplete) + packaged_weights(incomplete)
 
 

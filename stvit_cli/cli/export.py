@@ -12,7 +12,7 @@ import typer
 from stvit_cli import api
 from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
-from stvit_cli.cli.output import echo, print_table, reporting
+from stvit_cli.cli.output import echo, print_table, reporting, showing_stages
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import require_new_file
 
@@ -36,12 +36,14 @@ def export(
             autocompletion=completion.weights,
         ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The new file: .onnx, or .safetensors.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The new file: .onnx, .xml (OpenVINO), .pt2 (torch.export) or .safetensors.")
+    ],
     precision: Annotated[
         Precision,
         typer.Option(
             metavar="fp32|fp16|bf16|int8",
-            help="fp16, bf16: of the weights. int8, for .onnx: convolutions and linear layers compute in it.",
+            help="fp16, bf16: of the weights. int8, of a classifier as .onnx: convolutions and linear layers compute in it.",
         ),
     ] = Precision.fp32,
     calibrate: Annotated[
@@ -52,30 +54,38 @@ def export(
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """Write a trained model for use elsewhere: ONNX for any batch, height and width from 64, or its weights alone.
+    """Write a trained model for use elsewhere, in the format that the name's ending says.
 
-    The ONNX file is compared with the model before it gets its name. Classes, mean, std and size are in its metadata.
+    For any height and width from 64, and any batch but of a detector. The file is compared with the model before it gets its
+    name; classes, mean, std, size and how an image is prepared are in its metadata. `stvit predict` and `stvit eval` run it.
     With int8, the layers that lose too much stay in float32, and the accuracy is measured before and after.
 
     \b
     stvit export runs/RUN model.onnx
+    stvit export runs/DETECTOR detector.onnx --precision fp16
     stvit export runs/RUN int8.onnx --precision int8
     stvit export stvit-s.pth int8.onnx --precision int8 --calibrate FOLDER
+    stvit export runs/SEGMENTER model.xml           (OpenVINO; pip install 'stvit[openvino]')
+    stvit export runs/RUN model.pt2                 (torch.export)
     stvit export runs/RUN half.safetensors --precision fp16
     """
-    require_new_file(target, ".onnx", ".safetensors")
+    require_new_file(target, ".onnx", ".xml", ".pt2", ".safetensors")
     if precision != Precision.int8 and calibrate is not None:
         raise UserError(f"--calibrate is for --precision int8; found --precision {precision}.")
     if precision == Precision.int8 and target.suffix != ".onnx":
         raise UserError(f"--precision int8: {target} must have a name that ends in .onnx; found {target.suffix}.")
     with reporting(json_file) as report:
-        trained = api.load(source)
-        result = trained.export(target, precision.value, calibrate=calibrate, say=lambda line: echo(line, err=True))
-        if target.suffix == ".onnx":
-            differences = result.details["largest_difference"]
+        with showing_stages() as say:
+            say(f"Opening {source}.")
+            result = api.load(source).export(target, precision.value, calibrate=calibrate, say=say)
+        differences = result.details.get("largest_difference")
+        if differences:
             worst = max(differences.values())
-            before = "fp32 file" if precision == Precision.int8 else "file"
-            echo(f"The {before}, checked with onnxruntime at {', '.join(differences)}, differs by {worst:.1e} at most.", err=True)
+            before = "file" if precision != Precision.int8 else "fp32 file"
+            runtime = "torch" if target.suffix == ".pt2" else "onnxruntime"
+            echo(f"The {before}, checked with {runtime} at {', '.join(differences)}, differs by {worst:.1e} at most.", err=True)
+        if target.suffix == ".xml":
+            echo(f"The weights are in {target.with_suffix('.bin')}; keep both files together.", err=True)
         if precision == Precision.int8:
             _print_int8(result.details)
         echo(f"Wrote {target}, {result.size_bytes / 1e6:.1f} MB", err=True)

@@ -36,7 +36,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE",
-        help="A weights file, a run's directory, a name of `stvit weights list`, or hf-hub:OWNER/NAME.",
+        help="A weights file, a run's directory, a name of `stvit weights list`, hf-hub:OWNER/NAME, or an exported file.",
         autocompletion=completion.weights,
     ),
 ]

@@ -82,6 +82,22 @@ def showing_progress() -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+@contextlib.contextmanager
+def showing_stages() -> Iterator[Callable[[str], None]]:
+    """Yield the function that says what is done now: beside a spinner and the time on a terminal, otherwise as lines."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = open_console(stderr=True)
+    if not console.is_terminal:
+        yield lambda line: echo(line, err=True)
+        return
+    with Progress(
+        SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True
+    ) as bars:
+        stage = bars.add_task("", total=None)
+        yield lambda line: bars.update(stage, description=printable(line))
+
+
 def echo(*lines: str, err: bool = False) -> None:
     """Print lines: results to standard output; notes, warnings and what to do next to standard error.
 

@@ -61,6 +61,7 @@ def predict(
     stvit predict some.jpg --weights stvit-s.pth --output drawn
     stvit predict some.jpg --weights runs/DETECTOR --score-threshold 0.7 --output drawn --json -
     stvit predict some.jpg --weights runs/SEGMENTER --output drawn     (the label map too)
+    stvit predict some.jpg --weights model.onnx                        (a file of `stvit export`)
     stvit predict 'shards/train-{000..127}.tar' --weights runs/RUN --top 5 --parquet predicted
     torchrun --nproc-per-node 8 -m stvit_cli predict FOLDER --weights runs/RUN --parquet predicted
     """

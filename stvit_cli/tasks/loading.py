@@ -13,6 +13,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models.weights.file import WeightsFile, WeightsInfo, describe, load_weights, match_weights, read_weights
 from stvit_cli.models.weights.info import missing_parts
 from stvit_cli.tasks import registry
+from stvit_cli.tasks.exported import is_exported
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.tasks.weights import weights_file
 from stvit_cli.utils.text import first_line, shortened
@@ -23,17 +24,22 @@ _INIT = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_no
 _RANDOM = {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, *(getattr(nn.init, name) for name in _INIT)}
 
 
-def open_trained(path: str | Path, model: str | None = None, *, needs_classifier: bool = True) -> Trained:
+def open_trained(
+    path: str | Path, model: str | None = None, *, needs_classifier: bool = True, takes_exported: bool = False
+) -> Trained:
     """Open a trained model.
 
     Args:
         path: a weights file, or the directory of a run.
         model: the architecture that is expected; any, where it is not given.
         needs_classifier: a backbone without one will not do.
+        takes_exported: a file of `stvit export` will do, which is run in its runtime; see `tasks.exported_file`.
 
     Raises:
         UserError: nothing there, damaged, of another architecture, or not complete.
     """
+    if is_exported(Path(path)):
+        return _open_exported(Path(path), model, takes_exported)
     file = read_weights(weights_file(Path(path)))
     info = describe(file)
     if model not in (None, info.model):
@@ -45,6 +51,19 @@ def open_trained(path: str | Path, model: str | None = None, *, needs_classifier
         net = registry.get(info.task).create_model(info)
     load_weights(net, file)
     return Trained(net.eval(), info, file.path)
+
+
+def _open_exported(path: Path, model: str | None, takes_exported: bool) -> Trained:
+    from stvit_cli.tasks.exported_file import open_exported
+
+    if not takes_exported:
+        raise UserError(
+            f"{path}: an exported file is for predict and eval; here the weights are needed that it was exported from."
+        )
+    trained = open_exported(path)
+    if model not in (None, trained.info.model):
+        raise UserError(f"{path} holds {trained.info.model}, but {model} was asked for.")
+    return trained
 
 
 class _WithoutRandomNumbers(TorchFunctionMode):

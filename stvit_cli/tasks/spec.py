@@ -16,12 +16,14 @@ from torch import nn
 
 from stvit_cli.data.classification import Images
 from stvit_cli.data.images import ImageSource
+from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.inference import Precision, bf16_is_native, for_inference
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.bulk import BulkPredictor
 from stvit_cli.tasks.data_view import DataView
+from stvit_cli.tasks.exported import ExportedModel, ExportForm, Run
 from stvit_cli.tasks.image_scores import ImageScores
 from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
@@ -59,7 +61,16 @@ class Trained:
                 `FEW_IMAGES` of all calls: preparing a copy takes longer than it saves. On a GPU the copy for so few has no custom
                 kernels. None: prepare it in any case.
             precision: what it computes in; its outputs are float32. Where bf16 is slower than fp32, a warning says so once.
+
+        Raises:
+            UserError: an exported file is to compute in another precision than its own.
         """
+        if isinstance(self.model, ExportedModel):
+            if precision != "fp32":
+                raise UserError(
+                    f"{self.path} computes in the precision that it was exported in; leave out precision {precision}."
+                )
+            return self.model
         self._num_images[device] += num_images or 0
         is_few = num_images is not None and self._num_images[device] <= FEW_IMAGES
         if device.type == "cpu" and is_few and precision == "fp32":
@@ -176,7 +187,8 @@ class TaskSpec:
         resolve: makes the choices of a new run's recipe that depend on its data, see `tasks.resolve`; by default there are none.
         published_size: height and width for which costs are published; None: the recipe's ``data.image_size``.
         eval_batch_size: the batch size of an evaluation without a run; None: the recipe's default.
-        exports_onnx: whether the models can be exported as ONNX.
+        export_form: returns a model as one graph; None: the models cannot be exported.
+        exported_model: makes a model of an exported file; None: none can be read.
         training_images: returns the training images of a recipe, unaugmented, to calibrate int8 on; None: nothing is calibrated.
         read_predictions: reads what `tasks.predictions.Predictions.write` wrote, with the names of the classes; None: predictions
             are not kept.
@@ -202,7 +214,8 @@ class TaskSpec:
     resolve: Callable[[Recipe], tuple[Recipe, list[str]]] = unchanged
     published_size: tuple[int, int] | None = None
     eval_batch_size: int | None = None
-    exports_onnx: bool = False
+    export_form: Callable[[Trained], ExportForm] | None = None
+    exported_model: Callable[[WeightsInfo, Run], ExportedModel] | None = None
     training_images: Callable[[Recipe], Images] | None = None
     read_predictions: Callable[[Path, Sequence[str]], Predictions] | None = None
     image_scores: Callable[[Predictions], ImageScores] | None = None

@@ -1,8 +1,10 @@
-"""The runtimes that models are timed in beside PyTorch, and what installs them. Imports none of them."""
+"""The runtimes that models run in beside PyTorch, and what installs them. Imports none of them before it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import is_installed
@@ -29,3 +31,16 @@ def require_runtimes(runtimes: Sequence[str]) -> None:
         if missing:
             needed = ", ".join(dict.fromkeys(missing))
             raise UserError(f"runtime {name} needs {needed}, not installed here: pip install 'stvit[{EXTRAS[name]}]'")
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the one core of this process, which is never freed.
+
+    OpenVINO's CPU plugin sets the thread's alternate signal stack, and puts the one before back when its core is freed. Of two
+    cores freed in the order in which they were made, the second puts back the stack of the first, which is unmapped by then: the
+    next signal with a handler (Ctrl-C, SIGCHLD of a data loader) kills the process without a word.
+    """
+    import openvino
+
+    return openvino.Core()

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from stvit_cli import create_model
 from stvit_cli.analysis import export, export_int8
+from stvit_cli.analysis.onnx_graph import write_graph
+from stvit_cli.cli import output
 from stvit_cli.data import eval_transform
 from stvit_cli.data.images import open_image
 from stvit_cli.engine.run_dir import RunDir
@@ -21,6 +26,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models.optimize import quantize
 from stvit_cli.models.weights.file import WeightsInfo, load_weights, read_info, read_weights, save_weights
 from stvit_cli.recipe import io as recipe_io
+from stvit_cli.tasks import registry
 from stvit_cli.tasks.loading import open_trained
 
 Stvit = Callable[..., Any]
@@ -46,16 +52,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def traced(weights: Path) -> Any:
-    """The graph of the model, which takes the exporter most of a minute: all tests write it."""
+def traced(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph of the model, which takes some seconds: all tests write it."""
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    return export._traced(open_trained(weights))
+    path, trained = tmp_path_factory.mktemp("traced") / "graph.onnx", open_trained(weights)
+    write_graph(export.require_exportable(trained), trained.info, path)
+    return path
 
 
 @pytest.fixture
-def as_traced(traced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_traced", lambda trained: traced)
+def as_traced(traced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(form: Any, info: Any, path: Path) -> int:
+        path.write_bytes(traced.read_bytes())
+        return 2000
+
+    monkeypatch.setattr(export, "write_graph", write)
 
 
 @pytest.fixture
@@ -103,6 +114,7 @@ def test_onnx(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     ended = stvit("export", weights, path, "--json", tmp_path / "report.json")
     assert ended.code == 0, ended.err
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["nano.onnx", "report.json"]
+    assert "Tracing stvit-nano for classification.\nComparing the file with the model in onnxruntime, at 4 sizes.\n" in ended.err
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["largest_difference"]) == ["1x65x101", "2x131x70", "3x97x190", "2x64x64"]
     assert max(report["largest_difference"].values()) < 1e-4
@@ -121,6 +133,9 @@ def test_onnx(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     assert json.loads(metadata["class_names"]) == ["ant", "bee", "cat"]
     assert json.loads(metadata["mean"]) == [0.5]
     assert (metadata["model"], metadata["image_size"], metadata["licence"]) == ("stvit-nano", "64", "CC0")
+    assert metadata["crop_pct"] == "0.875"
+    assert json.loads(metadata["preparation"])["resize"] == {"short_side": 73}
+    assert report["num_nodes"] == len(file.graph.node)
 
     done = subprocess.run([sys.executable, "-c", STANDALONE, path], capture_output=True, text=True, check=True)
     model = create_model("stvit-nano", 3, 1).eval()
@@ -175,7 +190,7 @@ def test_weights_beyond_the_range_of_bf16_are_refused(tmp_path: Path, stvit: Stv
 
 def test_unusable_targets_are_refused(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     for target, expected in [
-        (tmp_path / "x.pt", "expected a name ending in .onnx or .safetensors"),
+        (tmp_path / "x.pt", "expected a name ending in .onnx or .xml or .pt2 or .safetensors"),
         (tmp_path / "absent" / "x.onnx", "there is no folder"),
         (weights, "exists"),
     ]:
@@ -188,6 +203,13 @@ def test_unusable_targets_are_refused(weights: Path, tmp_path: Path, stvit: Stvi
     ended = stvit("export", weights, tmp_path / "x.onnx", "--calibrate", tmp_path)
     assert ended.code == 2
     assert "--calibrate is for --precision int8" in ended.err
+    for name, precision, expected in [
+        ("x.pt2", "fp16", "is written in fp32, found fp16"),
+        ("x.xml", "bf16", "fp32 or fp16, found"),
+    ]:
+        ended = stvit("export", weights, tmp_path / name, "--precision", precision)
+        assert ended.code == 2
+        assert expected in ended.err
     ended = stvit("export", tmp_path, tmp_path / "x.onnx")
     assert ended.code == 2
     assert "a folder without weights" in ended.err
@@ -204,8 +226,8 @@ def test_missing_onnx_package_is_named(weights: Path, tmp_path: Path, stvit: Stv
 @pytest.mark.usefixtures("as_traced")
 def test_onnx_file_with_other_outputs_is_not_kept(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is made on the file: a fault in writing ends without one."""
-    monkeypatch.setattr(export, "compare", lambda *_: {"1x65x101": 1e-3})
-    with pytest.raises(RuntimeError, match="the logits of the ONNX file differ"):
+    monkeypatch.setattr(export, "compare", lambda *_: {"largest_difference": {"1x65x101": 1e-3}})
+    with pytest.raises(RuntimeError, match="the outputs of the ONNX file differ"):
         export.export_onnx(open_trained(weights), tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -229,7 +251,7 @@ def test_onnx_in_half_precision(weights: Path, tmp_path: Path, stvit: Stvit, pre
 
 @pytest.mark.usefixtures("as_traced")
 def test_onnx_beyond_the_range_of_fp16_is_refused(
-    traced: Any, weights: Path, tmp_path: Path, monkeypatch: Any, stvit: Stvit
+    traced: Path, weights: Path, tmp_path: Path, monkeypatch: Any, stvit: Stvit
 ) -> None:
     def halve(*_: Any) -> None:
         raise OverflowError("head.weight")
@@ -281,7 +303,7 @@ def calibrated_on(as_traced: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]
         return quantize.Quantized(51, {"stem.0.conv": 12.5}, quantize.Fidelity(30.0, 1.0))
 
     monkeypatch.setattr(export_int8, "quantize", quantized)
-    monkeypatch.setattr(export, "compare", lambda *_: {"1x65x101": 0.0})
+    monkeypatch.setattr(export, "compare", lambda *_: {"largest_difference": {"1x65x101": 0.0}})
     return seen
 
 
@@ -349,16 +371,52 @@ def test_int8_that_fails_leaves_nothing(
         raise error
 
     monkeypatch.setattr(export_int8, "quantize", fail)
-    monkeypatch.setattr(export, "compare", lambda *_: {"1x65x101": 0.0})
+    monkeypatch.setattr(export, "compare", lambda *_: {"largest_difference": {"1x65x101": 0.0}})
     ended = stvit("export", run, tmp_path / "int8.onnx", "--precision", "int8")
     assert ended.code == code
     assert said in ended.err
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run"}
 
 
-def test_only_classifiers_are_exported_as_onnx(weights: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
+def test_a_task_without_a_graph_is_refused(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = open_trained(weights)
-    with pytest.raises(UserError, match="only classifiers"):
-        export.export_onnx(replace(trained, info=replace(trained.info, task="segmentation")), tmp_path / "x.onnx")
+    without = replace(registry.get("classification"), export_form=None)
+    monkeypatch.setattr(export.registry, "get", lambda name: without)
+    with pytest.raises(UserError, match="cannot be exported as ONNX"):
+        export.export_onnx(trained, tmp_path / "x.onnx")
+
+
+def test_a_bin_file_of_another_model_is_not_overwritten(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "x.bin").write_bytes(b"weights")
+    ended = stvit("export", weights, tmp_path / "x.xml")
+    assert ended.code == 2
+    assert f"{tmp_path / 'x.bin'} exists" in ended.err
+
+
+def test_detectors_are_not_programs(tmp_path: Path, stvit: Stvit) -> None:
+    ended = stvit("export", "stvit-nano.shapes-mask-rcnn", tmp_path / "x.pt2")
+    assert ended.code == 2
+    assert "torch.export holds no detector" in ended.err
+    ended = stvit("export", "stvit-nano.shapes-mask-rcnn", tmp_path / "x.onnx", "--precision", "int8", "--calibrate", tmp_path)
+    assert ended.code == 2
+    assert "only classifiers are quantized to int8" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing(as_traced: None, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "compare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export.export_onnx(open_trained(weights), tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_terminal_the_stage_is_beside_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = StringIO()
+    monkeypatch.setattr(output, "open_console", lambda **_: Console(file=shown, force_terminal=True, width=80))
+    with output.showing_stages() as say:
+        say("Tracing [x].")
+    assert "Tracing [x]." in shown.getvalue()

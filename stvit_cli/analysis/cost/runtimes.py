@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from stvit_cli.models import list_models
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.weights.info import WeightsInfo
 from stvit_cli.tasks.loading import Trained
+from stvit_cli.utils.runtimes import openvino_core
 from stvit_cli.utils.text import first_line, shortened
 
 Images = NDArray[np.float32]
@@ -148,7 +148,7 @@ def _onnxruntime(path: Path, images: Images, threads: int, say: Callable[[str], 
 def _openvino(path: Path, images: Images, threads: int, say: Callable[[str], None]) -> Iterator[Runnable]:
     import openvino
 
-    core = _openvino_core()
+    core = openvino_core()
     model = core.read_model(path)
     model.reshape(list(images.shape))
     kept = ["framework", "precision"]  # where OpenVINO keeps the file's metadata
@@ -164,19 +164,6 @@ def _openvino(path: Path, images: Images, threads: int, say: Callable[[str], Non
         request, tensor = compiled.create_infer_request(), openvino.Tensor(images, shared_memory=True)
         label = "openvino" if hint == "f32" else f"openvino {hint}"
         yield Runnable(label, computed, lambda request=request, tensor=tensor: request.infer([tensor]))  # type: ignore[misc]
-
-
-@cache
-def _openvino_core() -> Any:
-    """Return the one core of this process, which is never freed.
-
-    OpenVINO's CPU plugin sets the thread's alternate signal stack, and puts the one before back when its core is freed. Of two
-    cores freed in the order in which they were made, the second puts back the stack of the first, which is unmapped by then: the
-    next signal with a handler (Ctrl-C, SIGCHLD of a data loader) kills the process without a word.
-    """
-    import openvino
-
-    return openvino.Core()
 
 
 def _computed_in(precision: str | None) -> str:

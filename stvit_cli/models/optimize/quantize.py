@@ -184,13 +184,20 @@ def _simplify(source: Path, target: Path) -> None:
 
 def _layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """Return the nodes with weights by the name of their layer, such as ``stages.0.blocks.0.mlp.fc1``."""
-    weights = {tensor.name for tensor in model.graph.initializer}
+    weights = {tensor.name for tensor in model.graph.initializer if not _selects(tensor)}
     found: dict[str, onnx.NodeProto] = {}
     for node in model.graph.node:
         if node.op_type in _KINDS and node.input[1] in weights:
             name = node.input[1].removesuffix(".weight")
             found[name if name not in found and name != node.input[1] else node.name] = node
     return found
+
+
+def _selects(tensor: onnx.TensorProto) -> bool:
+    """Return whether the kernels of a convolution are zeros and ones: it moves values (`models.neighbours`), and is exact."""
+    from onnx import numpy_helper
+
+    return len(tensor.dims) == 4 and set(np.unique(numpy_helper.to_array(tensor)).tolist()) == {0.0, 1.0}
 
 
 def _ranges(model: Path, observed: Path, images: Floats) -> Any:

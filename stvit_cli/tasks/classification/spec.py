@@ -17,6 +17,7 @@ from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import Evaluation, ImagePrediction, Task
 from stvit_cli.tasks.bulk import BulkPredictor
 from stvit_cli.tasks.data_view import DataView
+from stvit_cli.tasks.exported import ExportedModel, ExportForm, Run
 from stvit_cli.tasks.image_scores import ImageScores
 from stvit_cli.tasks.predictions import Predictions
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
@@ -119,6 +120,16 @@ def _report(given: ReportInput) -> Iterator[ReportSection]:
     return classification_report(given)
 
 
+def _export_form(trained: Trained) -> ExportForm:
+    from stvit_cli.tasks.classification.export import export_form
+
+    return export_form(trained)
+
+
+def _exported_model(info: WeightsInfo, run: Run) -> ExportedModel:
+    return ExportedModel(run)
+
+
 def _sample_sheet(task: Task, num_images: int) -> Sequence[ShownImage]:
     from stvit_cli.tasks.classification.sample_sheet import sample_sheet
 
@@ -145,7 +156,8 @@ SPEC = TaskSpec(
     read_predictions=_read_predictions,
     image_scores=_image_scores,
     resolve=_resolve,
-    exports_onnx=True,
+    export_form=_export_form,
+    exported_model=_exported_model,
     training_images=_training_images,
     report=_report,
     metrics_section=_metrics_section,

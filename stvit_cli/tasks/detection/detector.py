@@ -61,7 +61,7 @@ class Detector(nn.Module):
         std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.transform = _Resize(tuple(short_sides), long_side, list(mean), list(std), size_divisible=SIZE_DIVISOR)
+        self.transform = DetectorTransform(short_sides, long_side, mean, std)
         self.backbone = backbone
         is_cascade = head in ("cascade-mask-rcnn", "cascade-rcnn")
         self.has_masks = head in BOX_ONLY
@@ -122,8 +122,15 @@ def _chosen(head: Head, masks: bool | None) -> Head:
     return BOX_ONLY.get(head, head) if masks is False else head
 
 
-class _Resize(GeneralizedRCNNTransform):
-    """torchvision's transform, but the short side of a very thin image is at least one pixel after resizing."""
+class DetectorTransform(GeneralizedRCNNTransform):
+    """torchvision's transform, but the short side of a very thin image is at least one pixel after resizing.
+
+    Args:
+        short_sides, long_side, mean, std: see `create_detector`.
+    """
+
+    def __init__(self, short_sides: Sequence[int], long_side: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(tuple(short_sides), long_side, list(mean), list(std), size_divisible=SIZE_DIVISOR)
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         height, width = image.shape[-2:]

@@ -15,6 +15,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 
+from stvit_cli.models.exporting import is_exporting
 from stvit_cli.tasks.detection.backbone import LEVELS, STRIDES
 
 Targets = list[dict[str, Tensor]]
@@ -54,16 +55,27 @@ class MultiScaleRoIAlign(nn.Module):
             image_shapes: height and width of each image; not used, as torchvision's heads pass it.
         """
         maps = [x[name] for name in LEVELS]
-        image_index = torch.cat([part.new_full((len(part), 1), i) for i, part in enumerate(boxes)])
+        image_index = torch.cat([torch.full_like(part[:, :1], i) for i, part in enumerate(boxes)])
         rois = torch.cat([image_index, torch.cat(boxes)], dim=1)  # (R, 5): index of the image, box
         sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=0).prod(1).sqrt()
         levels = (4 + torch.log2(sides / 224 + 1e-6)).floor().clamp(2, 5).long() - 2  # (R,)
+        if is_exporting():
+            return self._in_order(maps, rois, levels)
         result = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
         for level, stride in enumerate(STRIDES[: len(maps)]):
             index = torch.where(levels == level)[0]
             features = _roi_align(maps[level], rois[index], self.output_size, 1 / stride)
             result.index_copy_(0, index, features)
         return result
+
+    def _in_order(self, maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        """Return the features of RoIs (R, 5) by concatenation: a graph cannot be told a number of RoIs to make room for."""
+        indices = [torch.where(levels == level)[0] for level in range(len(maps))]
+        parts = [
+            _roi_align(level, rois[index], self.output_size, 1 / stride)
+            for level, index, stride in zip(maps, indices, STRIDES[: len(maps)], strict=True)
+        ]
+        return torch.cat(parts)[torch.cat(indices).argsort()]
 
 
 class BoxMaskHeads(RoIHeads):

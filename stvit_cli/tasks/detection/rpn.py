@@ -14,6 +14,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
+from stvit_cli.models.exporting import is_exporting
 from stvit_cli.tasks.detection.backbone import STRIDES
 from stvit_cli.tasks.finite import require_finite
 
@@ -43,7 +44,7 @@ class FiniteRPNHead(RPNHead):
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return objectness logits and box deltas for the feature map (B, C, h, w) of each level."""
         logits, deltas = super().forward(x)
-        if not (self.training or torch.jit.is_tracing() or x[0].is_meta):
+        if not (self.training or torch.jit.is_tracing() or x[0].is_meta or is_exporting()):
             require_finite(*x, *logits, *deltas)
         return logits, deltas
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from stvit_cli.data.images import ImageSource
+from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction, Task
 from stvit_cli.tasks.bulk import BulkPredictor, Kind, RowsPredictor
@@ -17,6 +18,7 @@ from stvit_cli.tasks.detection.data import resolve_head
 from stvit_cli.tasks.detection.image_scores import image_scores
 from stvit_cli.tasks.detection.predictions import read_detection_predictions
 from stvit_cli.tasks.detection.task import build_detection_evaluation, build_detection_task, create_from, create_from_recipe
+from stvit_cli.tasks.exported import ExportedModel, ExportForm, Run
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 from stvit_cli.tasks.spec import EvalDrawing, PredictOptions, ReportInput, TaskSpec, Trained
 
@@ -80,6 +82,18 @@ def _compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:
     return compared_image(given)
 
 
+def _export_form(trained: Trained) -> ExportForm:
+    from stvit_cli.tasks.detection.export import export_form
+
+    return export_form(trained)
+
+
+def _exported_model(info: WeightsInfo, run: Run) -> ExportedModel:
+    from stvit_cli.tasks.detection.export import RunDetector
+
+    return RunDetector(info, run)
+
+
 SPEC = TaskSpec(
     name="detection",
     build=build_detection_task,
@@ -100,4 +114,6 @@ SPEC = TaskSpec(
     samples_note="After augmentation, with the truth that it learns; the model resizes them to one of detection.short_sides.",
     draw_evaluation=_draw_evaluation,
     compared_image=_compared_image,
+    export_form=_export_form,
+    exported_model=_exported_model,
 )

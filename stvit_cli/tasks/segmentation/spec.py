@@ -8,10 +8,12 @@ import torch
 
 from stvit_cli.data.class_names import check_names, read_class_names
 from stvit_cli.data.images import ImageSource
+from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.base import ImagePrediction, Task
 from stvit_cli.tasks.bulk import BulkPredictor, Kind, RowsPredictor
 from stvit_cli.tasks.data_view import DataView
+from stvit_cli.tasks.exported import ExportedModel, ExportForm, Run
 from stvit_cli.tasks.report_parts import ReportSection, ShownImage
 from stvit_cli.tasks.segmentation import predict
 from stvit_cli.tasks.segmentation.image_scores import image_scores
@@ -89,6 +91,16 @@ def _compared_image(given: ReportInput) -> Callable[[int], ShownImage | None]:
     return compared_image(given)
 
 
+def _export_form(trained: Trained) -> ExportForm:
+    from stvit_cli.tasks.segmentation.export import export_form
+
+    return export_form(trained)
+
+
+def _exported_model(info: WeightsInfo, run: Run) -> ExportedModel:
+    return ExportedModel(run)
+
+
 SPEC = TaskSpec(
     name="segmentation",
     build=build_segmentation_task,
@@ -107,4 +119,6 @@ SPEC = TaskSpec(
     sample_sheet=_sample_sheet,
     draw_evaluation=_draw_evaluation,
     compared_image=_compared_image,
+    export_form=_export_form,
+    exported_model=_exported_model,
 )
