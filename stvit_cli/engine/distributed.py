@@ -5,33 +5,38 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stvit_cli.engine.liveness import PATIENCE, Liveness
 from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import local_rank, require_group, restart_count, world_size
 from stvit_cli.utils.text import first_line
 
-# Timeout of collective operations: longer than writing a checkpoint or a slow evaluation takes.
-PATIENCE = timedelta(minutes=30)
+_groups: list[Liveness] = []
+"""Of the group that this process has joined, if any."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class World:
-    """The group of processes and this one's rank in it. With ``size`` 1 no method communicates."""
+    """The group of processes and this one's rank in it. With ``size`` 1 no method communicates.
+
+    Attributes:
+        liveness: with which processes wait for each other's work; None with ``size`` 1.
+    """
 
     device: torch.device
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    liveness: Liveness | None = None
 
     @property
     def is_main(self) -> bool:
@@ -71,7 +76,7 @@ class World:
             tensor.detach().copy_(flat)
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Run ``work`` on rank 0 and return its result everywhere; the others wait.
+        """Run ``work`` on rank 0 and return its result everywhere; the others wait, as long as it takes.
 
         Raises:
             UserError: on rank 0, where ``work`` raised one; the other processes then exit with code 2 and no message.
@@ -80,11 +85,12 @@ class World:
             return work()
         result: Any = None
         failure: UserError | None = None
-        if self.is_main:
-            try:
-                result = work()
-            except UserError as error:
-                failure = error
+        with nullcontext() if self.liveness is None else self.liveness.announced(self.is_main):
+            if self.is_main:
+                try:
+                    result = work()
+                except UserError as error:
+                    failure = error
         answer: tuple[Result, bool] = self.broadcast((result, failure is not None))
         if failure is not None:
             raise failure
@@ -95,26 +101,18 @@ class World:
     def shared_counter(self) -> Callable[[], int]:
         """Return a function that counts 0, 1, 2, ... across all processes: each number is returned once, to whoever asks next.
 
-        Called by all processes at the same point. Rank 0 keeps the count in the function, and must keep that until nobody asks
-        any more.
-
-        Raises:
-            UserError: rank 0 cannot be reached; the function raises it too, where rank 0 has ended.
+        Called by all processes at the same point; the function, while rank 0 is in the group.
         """
-        if self.size == 1:
-            return itertools.count().__next__
-        host = os.environ["MASTER_ADDR"]  # of rank 0
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.is_main else None
-        port = self.broadcast(store.port if store is not None else 0)
+        return itertools.count().__next__ if self.liveness is None else self.liveness.counter()
 
-        def reached(call: Callable[[], Result]) -> Result:
-            try:
-                return call()
-            except dist.DistError as error:
-                raise UserError(f"Rank 0 cannot be reached at {host}:{port}, or has ended: see its message.") from error
+    def working(self) -> AbstractContextManager[None]:
+        """Return a context in which this process works on its own share, before it comes to `meet`."""
+        return nullcontext() if self.liveness is None else self.liveness.working(ends_all=True)
 
-        counted = store or reached(lambda: dist.TCPStore(host, port, is_master=False))
-        return lambda: reached(lambda: int(counted.add("count", 1)) - 1)
+    def meet(self) -> None:
+        """Wait until all processes are here, as long as one of them works. Raises UserError where one has ended."""
+        if self.liveness is not None:
+            self.liveness.meet()
 
 
 def pick_device(key: str, local_rank: int = 0) -> torch.device:
@@ -156,7 +154,7 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
         yield World(device)
         return
     if dist.is_initialized():
-        yield World(device, dist.get_rank(), size, local)
+        yield World(device, dist.get_rank(), size, local, _liveness(device))
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
@@ -169,9 +167,18 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
             "Look above for the message of a process that ended first; with torchrun, choose a free --master-port."
         ) from error
     try:
-        yield World(device, dist.get_rank(), size, local)
+        yield World(device, dist.get_rank(), size, local, _liveness(device))
     finally:
+        _groups.clear()
         dist.destroy_process_group()
+
+
+def _liveness(device: torch.device) -> Liveness:
+    """Return what the joined processes wait for each other with; made once for each group."""
+    if not _groups:
+        world = World(device, dist.get_rank(), dist.get_world_size())
+        _groups.append(Liveness.of_group(world.rank, world.size, world.broadcast))
+    return _groups[0]
 
 
 def was_restarted() -> bool:

@@ -119,11 +119,11 @@ def predict_all(
 
             inputs, plan, missing = world.on_main(prepare)
             parts = Parts(output, plan)
-            count = world.shared_counter()  # kept until all processes have met
+            count = world.shared_counter()
             claims = (plan.part(missing[number]) for number in takewhile(len(missing).__gt__, iter(count, None)))
             work = PartPredictor(inputs, predictor, options.batch_size or predictor.batch_size, claims, world.device)
             done, total = 0, sum(len(plan.part(number)) for number in missing)
-            with PartWriter(parts, inputs) as writer:
+            with world.working(), PartWriter(parts, inputs) as writer:
                 for part, results in work.run(options.num_workers, lambda: stop.number):
                     writer.write(part, results)
                     done += len(part)
@@ -147,11 +147,11 @@ def _meet(world: World, stop: StopRequest) -> None:
         UserError: another process has ended.
     """
     try:
-        world.gather(None)
-    except RuntimeError as error:
+        world.meet()
+    except UserError:
         if stop.number:
             raise Interrupted(stop.number) from None
-        raise UserError("Another process has ended: see its message. The same command resumes.") from error
+        raise
 
 
 def _predictor(trained: Trained, options: BulkOptions, device: torch.device) -> BulkPredictor:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.shards import jpeg
+from helpers.toy import start
 
 import stvit_cli
 from stvit_cli.data.imagefolder import find_images
@@ -73,6 +78,37 @@ def test_a_call_that_was_interrupted_goes_on_and_gives_the_same_bytes(
         stvit_cli.data_shard(folder, tmp_path / "out", size=50_000)
     with pytest.raises(UserError, match="is not empty"):
         stvit_cli.data_shard(folder, folder / "val")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_images_are_neither_missing_nor_doubled_after_a_signal_in_the_middle(
+    folder: Path, tmp_path: Path, stvit, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    stvit_cli.data_shard(folder, tmp_path / "whole", size=6000)
+    add, out, added = write._add, tmp_path / "out", []
+
+    def killed_at_an_image(*member: Any) -> None:
+        added.append(None)
+        add(*member)
+        if len(added) == 22:  # of 54: in the middle of the run, with threads in the middle of shards
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+
+    def work() -> None:
+        monkeypatch.setattr(write, "_add", killed_at_an_image)
+        os._exit(stvit("data", "shard", folder, out, "--size", "6000").code)
+
+    assert start(work, tmp_path / "process")()[0].code == code
+    assert 0 < len(list(out.glob("*.tar"))) < len(list((tmp_path / "whole").glob("*.tar")))
+    ended = stvit("data", "shard", folder, out, "--size", "6000")
+    assert ended.code == 0, ended.err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
+    train, val = find_shard_images(ShardOptions(str(out)))
+    assert (len(train), len(val)) == (19, 8)
+    names = [images.relative_path(index).partition("/")[2] for images in (train, val) for index in range(len(images))]
+    assert len(set(names)) == 19 + 8 - 8, "val has the names of train"
 
 
 def test_order_is_random_by_default_and_class_after_class_if_asked(folder: Path, tmp_path: Path) -> None:
