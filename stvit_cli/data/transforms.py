@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from stvit_cli.data import pixels as compiled
 from stvit_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,19 +97,42 @@ class EvalTransform:
         return image if image.mode == self.mode else image.convert(self.mode)
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Return what `cropped` does as an array, (S, S, 3) of an RGB image and (S, S) of a grey one."""
-        return np.array(self.cropped(image))
+        """Return what `cropped` does as an array, (S, S, 3) of an RGB image and (S, S) of a grey one.
+
+        Compiled where the functions have been loaded in this process; see `pixels.library`.
+        """
+        functions = compiled.library(build=False)
+        if functions is None or image.mode != "RGB":
+            return np.array(self.cropped(image))
+        image = bounded_aspect(image)
+        (width, height), box = self._resized(image), (0, 0, *image.size)
+        left, top = self._corner(width, height)
+        if (width, height) == image.size or min(left, top) < 0 or not functions.resizes(box, height, self.resampling):
+            return np.array(self.cropped(image))
+        out = np.empty((height, width, 3), dtype=np.uint8)
+        functions.resize(compiled.pixels_of(image), box, out, self.resampling)
+        return np.ascontiguousarray(out[top : top + self.size, left : left + self.size])
 
     def cropped(self, image: Image.Image) -> Image.Image:
         """Return an image of any mode resized and cropped to S x S."""
         image = bounded_aspect(image)
-        short, long = sorted(image.size)
-        if short != self.resized:
-            other = int(self.resized * long / short)
-            size = (self.resized, other) if image.width <= image.height else (other, self.resized)
+        size = self._resized(image)
+        if size != image.size:
             image = image.resize(size, self.resampling)
-        left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
+        left, top = self._corner(*size)
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def _resized(self, image: Image.Image) -> tuple[int, int]:
+        """Return the width and height to which an image is resized."""
+        short, long = sorted(image.size)
+        if short == self.resized:
+            return image.size
+        other = int(self.resized * long / short)
+        return (self.resized, other) if image.width <= image.height else (other, self.resized)
+
+    def _corner(self, width: int, height: int) -> tuple[int, int]:
+        """Return the left and the top of the crop."""
+        return round((width - self.size) / 2), round((height - self.size) / 2)
 
 
 def train_transform(

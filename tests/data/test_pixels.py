@@ -20,7 +20,7 @@ from stvit_cli.data.images import decode_image, open_image, orientation_of
 from stvit_cli.data.loader import build_train_loader
 from stvit_cli.data.pixels import MappedImage, PixelLibrary, pixels_of
 from stvit_cli.data.sampling import SampleKey, TrainBatches
-from stvit_cli.data.transforms import train_transform
+from stvit_cli.data.transforms import eval_transform, train_transform
 from stvit_cli.recipe.schema import IMAGENET_MEAN, IMAGENET_STD
 
 FILTERS = list(pixels.RESIZED)
@@ -66,6 +66,19 @@ def test_resized_parts_are_those_of_pillow(compiled: PixelLibrary, resampling: I
         compiled.resize(array, box, out, resampling, flip=number % 3 == 0)
         expected = np.asarray(rgb(array).crop((left, top, left + part_width, top + part_height)).resize(size, resampling))
         assert np.array_equal(out[..., :3], expected[:, ::-1] if number % 3 == 0 else expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+def test_compiled_evaluation_is_that_of_pillow(compiled: PixelLibrary, interpolation: str) -> None:
+    random = np.random.default_rng(0)
+    for number in range(40):
+        height, width = random.integers(1, 90 if number % 4 else 500, 2).tolist()
+        array = noise(height, width)
+        crop_pct = (0.875, 1.0, 1.1)[number % 3]
+        transform = eval_transform(32, IMAGENET_MEAN, IMAGENET_STD, crop_pct, interpolation)
+        expected = np.asarray(transform.cropped(rgb(array)))
+        for image in (rgb(array), MappedImage.of(array)):
+            assert np.array_equal(transform.pixels(image), expected), (height, width)
 
 
 @pytest.mark.parametrize("chooses", [False, True])

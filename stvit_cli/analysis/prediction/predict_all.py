@@ -15,6 +15,7 @@ from stvit_cli.analysis.prediction.batches import PartPredictor
 from stvit_cli.analysis.prediction.parts import Parts, Plan
 from stvit_cli.analysis.prediction.writer import PartWriter
 from stvit_cli.data.inputs import Inputs, open_inputs
+from stvit_cli.data.pixels import library
 from stvit_cli.engine.distributed import World, joined_world
 from stvit_cli.engine.kept_evaluation import file_hash
 from stvit_cli.engine.run_lock import RunLock
@@ -26,6 +27,9 @@ from stvit_cli.tasks.bulk import BulkPredictor
 from stvit_cli.tasks.spec import PredictOptions, Trained
 from stvit_cli.utils.files import writing
 from stvit_cli.utils.text import printable
+
+MANY_IMAGES = 1000
+"""From this number on, resizing is compiled on the machine's first use, which takes two seconds."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ def predict_all(
             claims = (plan.part(missing[number]) for number in takewhile(len(missing).__gt__, iter(count, None)))
             work = PartPredictor(inputs, predictor, options.batch_size or predictor.batch_size, claims, world.device)
             done, total = 0, sum(len(plan.part(number)) for number in missing)
+            if total >= MANY_IMAGES:
+                library()  # before there are loader processes, which share it
             with world.working(), PartWriter(parts, inputs) as writer:
                 for part, results in work.run(options.num_workers, lambda: stop.number):
                     writer.write(part, results)
