@@ -137,6 +137,7 @@ def main() -> None:
             ratios.append((model[0] / max(whole[0], whole[1]), model[0] / (whole[0] + whole[1])))
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             rows.append([str(turn), *(f"{value:.3f}" for value in (*model[::2], *whole, *ratios[-1])), f"{memory:.0f}"])
+            print(*rows[-1], flush=True)
         rows.append(["median", *[""] * 5, *(f"{statistics.median(column):.2f}" for column in zip(*ratios, strict=True)), ""])
         head = ["round", "model", "by the clock", "predict", "its loader", "by the clock", "model / slower", "model / both", "MB"]
         title = f"ms an image; {count} images a round, {options.model} at {options.size} pixels, {machine('cpu')}"

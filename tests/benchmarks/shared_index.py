@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import resource
 import statistics
 import tarfile
 import tempfile
@@ -94,13 +95,17 @@ def main() -> None:
         log.touch()
         for name in ("without an index", "with an index"):
             log.write_text("")
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds, each, fingerprints, failed = round_of(root / "shards", log, options.processes)
             lines = [line.split() for line in log.read_text().splitlines()]
             counts = Counter(shard for _, shard in lines)
             readers = len({pid for pid, _ in lines})
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             print(
                 f"{options.processes} processes, {name}: {seconds:.2f} s until the last has ended, "
-                f"each {statistics.median(each):.2f} s (median; at most {max(each):.2f}), {failed} failed; "
+                f"each {statistics.median(each):.2f} s (median; at most {max(each):.2f}) and "
+                f"{1000 * taken / options.processes:.0f} ms of processor time, {failed} failed; "
                 f"{readers} read headers, each of {len(counts)} shards {max(counts.values(), default=0)} times; "
                 f"{len(fingerprints)} distinct index",
                 flush=True,
