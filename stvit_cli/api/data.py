@@ -167,12 +167,12 @@ def _recipe_of(data: AnyPath, overrides: Overrides) -> tuple[Recipe, str]:
         return recipe_io.load(path / "recipe.yaml", words), ""
     if path.exists() and not _is_recipe(path):
         return _found(path, words)
-    if not path.exists() and isinstance(data, str):
-        known = [file.stem for file in recipe_io.list_recipes()]
-        if data not in known:
-            guess = nearest_sibling(path) or did_you_mean(data, known)
-            raise UserError(f"{printable(data)}: there is no such folder, file or recipe.{guess}")
-        return new_recipe(data, words), ""
+    if not path.exists():
+        name, known = os.fspath(data), [file.stem for file in recipe_io.list_recipes()]
+        if name not in known:
+            guess = nearest_sibling(path) or did_you_mean(name, known)
+            raise UserError(f"{printable(name)}: there is no such folder, file or recipe.{guess}")
+        return new_recipe(name, words), ""
     return new_recipe(path, words), ""
 
 

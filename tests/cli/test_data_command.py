@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,10 @@ def test_the_training_after_a_conversion_keeps_the_polygons(stvit, tmp_path: Pat
         (tmp_path / "a.txt").write_text(line)
         ended = stvit("data", "convert", tmp_path, tmp_path / f"{recipe}.json", "--from", "yolo")
         assert f"--recipe {recipe} " in ended.err, ended.err
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_folder_that_is_missing_is_said_with_its_neighbour(form: Callable[[Path], str | Path], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(stvit_cli.UserError, match=r"photoz: there is no such folder, file or recipe\. Did you mean 'photos'\?"):
+        stvit_cli.data_show(form(tmp_path / "photoz"))
