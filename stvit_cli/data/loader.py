@@ -26,6 +26,7 @@ from stvit_cli.data.byte_images import without_bytes
 from stvit_cli.data.sampling import SampleKey, TrainBatches, derive_seed, sample_order
 from stvit_cli.errors import UserError
 from stvit_cli.utils.cpus import threads_of_process
+from stvit_cli.utils.troubleshooting import see
 
 __all__ = [
     "DeadWorkerError",
@@ -262,7 +263,8 @@ def explain_dead_worker(error: BaseException) -> DeadWorkerError | None:
     return DeadWorkerError(
         f"{first}.\n"
         "A loader process was ended from outside, mostly because memory or shared memory (/dev/shm) ran out.\n"
-        "Lower data.num_workers (0 loads in the main process) or train.batch_size_per_device, or free memory."
+        "Lower data.num_workers (0 loads in the main process) or train.batch_size_per_device, or free memory.\n"
+        f"{see('shared-memory')}"
     )
 
 

@@ -15,6 +15,7 @@ from stvit_cli.engine.peak_memory import peak_memory
 from stvit_cli.engine.progress import duration
 from stvit_cli.engine.schedule import lr_at
 from stvit_cli.engine.session import Session, build_session, training_batches
+from stvit_cli.engine.slow_spots import slow_loader, unused_gpus
 from stvit_cli.engine.step import TrainStep
 from stvit_cli.engine.step_estimate import FEW, head_cost, state_bytes, try_images
 from stvit_cli.recipe import Recipe
@@ -120,7 +121,7 @@ def _facts(session: Session, seconds: float) -> dict[str, Any]:
         "params_trained": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
         "images_per_second": plan.global_batch_size / seconds,
         "expected_seconds": seconds * timeline.num_steps,
-        "notes": session.task.notes(),
+        "notes": [*session.task.notes(), *unused_gpus(session.world)],
         "data_problems": session.world.on_main(session.task.data_problems),
     }
 
@@ -129,6 +130,8 @@ def _summary(session: Session, measured: dict[str, Any]) -> list[str]:
     schedule, timeline, device = session.recipe.schedule, session.timeline, session.world.device
     rates = ", ".join(f"{lr:.3g} in epoch {int(epoch) + 1}" for epoch, lr in measured["lr_by_epoch"].items())
     is_estimated, peak = "activation_bytes_per_image" in measured, measured["peak_memory_bytes"]
+    slow = slow_loader(measured["data_wait"], 1.0, device, session.recipe.data.num_workers)
+    notes = [note.replace("\n", " ") for note in [*measured["notes"], *filter(None, [slow])]]
     judged = f"a forward and backward pass of {FEW} images; no step was taken" if is_estimated else "one step"
     return [
         f"batch       {session.plan}",
@@ -141,7 +144,7 @@ def _summary(session: Session, measured: dict[str, Any]) -> list[str]:
         f"speed       {measured['images_per_second']:.1f} images/s, {measured['data_wait']:.0%} of the time waiting for data; "
         f"loss {measured['loss']:.4f}",
         f"time        about {duration(measured['expected_seconds'])} without evaluations, judged by {judged}",
-        *(f"note        {note}" for note in measured["notes"]),
+        *(f"note        {note}" for note in notes),
         *(f"data        {problem}" for problem in measured["data_problems"] or ["nothing wrong was found"]),
     ]
 

@@ -18,6 +18,7 @@ from stvit_cli.errors import UserError, WriteError
 from stvit_cli.utils.files import replace_file
 from stvit_cli.utils.machine_failures import describe, machine_failure
 from stvit_cli.utils.text import shell_command
+from stvit_cli.utils.troubleshooting import see
 
 # What gloo and NCCL say, in RuntimeErrors without a type of their own, when the process at the other end is gone.
 LOST_PEER = (
@@ -74,7 +75,7 @@ def evaluation_explained(session: Session, run_dir: Path | None) -> Iterator[Non
         size = session.recipe.eval.batch_size
         less = f"Try eval.batch_size={size // 2}." if size > 1 else "Free memory, or use smaller images."
         first = f"Out of memory on {_where(session)} in an evaluation, with {size} image{'s' * (size > 1)} at once."
-        raise UserError("\n".join(filter(None, [first, less, resume_advice(run_dir)]))) from error
+        raise UserError("\n".join(filter(None, [first, less, resume_advice(run_dir), see("out-of-memory")]))) from error
 
 
 def resume_advice(run_dir: Path | None) -> str:
@@ -98,7 +99,8 @@ def _out_of_memory(session: Session) -> str:
     if session.recipe.train.precision == "fp32" and device.type == "cuda":
         advice.append("train.precision=bf16")
     first = f"Out of memory on {_where(session)} with {plan.micro_batch_size} images per device."
-    return f"{first}\nTry {', or '.join(advice)}." if advice else f"{first}\nFree memory, or raise the limit of this process."
+    less = f"Try {', or '.join(advice)}." if advice else "Free memory, or raise the limit of this process."
+    return "\n".join([first, less, see("out-of-memory")])
 
 
 def _where(session: Session) -> str:
@@ -118,6 +120,5 @@ def _non_finite(error: NonFiniteError, session: Session, run_dir: Path | None) -
             shown += f" and {len(error.names) - 4} more"
     lines = [f"The {error.what} is not finite at step {error.step}; stopped before the update.", f"In the batch: {shown}."]
     advice = restart_advice(session.recipe, run_dir, error.step)
-    if not advice:
-        return "\n".join([*lines, f"Where the images are sound, try {' '.join(stabilizing_overrides(session.recipe))}"])
-    return "\n".join([*lines, *advice])
+    advice = advice or [f"Where the images are sound, try {' '.join(stabilizing_overrides(session.recipe))}"]
+    return "\n".join([*lines, *advice, see("nan-loss")])

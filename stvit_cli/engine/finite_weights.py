@@ -17,6 +17,7 @@ from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.engine.session import Session
 from stvit_cli.engine.state import RunState
 from stvit_cli.errors import UserError
+from stvit_cli.utils.troubleshooting import see
 
 
 def require_finite_weights(session: Session, state: RunState, run_dir: RunDir) -> None:
@@ -40,7 +41,7 @@ def require_finite_weights(session: Session, state: RunState, run_dir: RunDir) -
                 f"Train with a lower optim.lr (it is {session.recipe.optim.lr:g}), or with optim.clip_grad_norm=1."
             ]
             first = f"The {what} became infinite or not a number by step {state.step}: {len(names)} tensors, such as {names[0]}."
-            raise UserError("\n".join([first, still_good(state, run_dir), *advice]))
+            raise UserError("\n".join([first, still_good(state, run_dir), *advice, see("nan-loss")]))
 
 
 def non_finite(model: nn.Module) -> list[str]:

@@ -25,6 +25,7 @@ from stvit_cli.engine.session import Session
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.base import Batch, Task, move
 from stvit_cli.utils.text import metric_text
+from stvit_cli.utils.troubleshooting import see
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ class Gap:
         )
         return (
             f"Warning: on {self.num_images} training images the last weights have {self.name} {batch} with the statistics of "
-            f"each batch,\nbut {running} with the running statistics of the batch norms, which evaluations use.\n{way_out}"
+            f"each batch,\nbut {running} with the running statistics of the batch norms, which evaluations use.\n{way_out}\n"
+            f"{see('chance-accuracy')}"
         )
 
 

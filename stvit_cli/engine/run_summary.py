@@ -8,6 +8,7 @@ from pathlib import Path
 from stvit_cli.engine.damage import ADAMW
 from stvit_cli.engine.optim import describe_optimizer
 from stvit_cli.engine.session import Session
+from stvit_cli.engine.slow_spots import unused_gpus
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe.renamed_keys import DEPRECATED
 from stvit_cli.utils.cpus import num_threads, threads_note
@@ -30,6 +31,7 @@ def summary(session: Session, run_dir: Path, start_notes: Sequence[str]) -> list
         f"batch {session.plan}, "
         f"{timeline.num_steps} steps ({timeline.steps_per_epoch} an epoch), into {run_dir}",
         *session.task.notes(),
+        *unused_gpus(session.world),
     ]
     lines += [note] if (note := threads_note()) is not None else []
     if recipe.optim.name != ADAMW:

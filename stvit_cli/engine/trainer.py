@@ -29,6 +29,7 @@ from stvit_cli.engine.run_summary import summary
 from stvit_cli.engine.run_writer import RunWriter
 from stvit_cli.engine.session import Session, build_session, training_batches
 from stvit_cli.engine.signals import StopRequest, stop_request
+from stvit_cli.engine.slow_spots import slow_loader
 from stvit_cli.engine.state import RunState
 from stvit_cli.engine.step import StepResult, TrainStep
 from stvit_cli.errors import Interrupted, UserError
@@ -38,8 +39,11 @@ from stvit_cli.utils.machine_failures import machine_failures_explained
 from stvit_cli.utils.metric_names import MANY_IMAGES, epoch_text, metric_name, metric_with_unit
 from stvit_cli.utils.streams import lasting_output
 from stvit_cli.utils.text import shell_command
+from stvit_cli.utils.troubleshooting import see
 
 # Drawing the curves takes a third of a second: after an evaluation it is done at most this often, and always at the end.
+SLOW_WINDOWS = 3
+"""Number of lines of metrics.jsonl whose steps waited for data after which it is said, once: the first ones start the workers."""
 CURVES_SECONDS = 60.0
 
 
@@ -120,6 +124,7 @@ class Trainer:
         self.tested: FinalTest | None = None
         self.window_since = time.monotonic()
         self.waited = 0.0
+        self.slow_windows = 0
 
     def close(self) -> None:
         """Release the run directory and what the run logs to."""
@@ -266,6 +271,10 @@ class Trainer:
             }
             | ({} if peak is None else {"peak_memory_bytes": peak})
         )
+        slow = slow_loader(self.waited, seconds, self.world.device, self.recipe.data.num_workers)
+        self.slow_windows += slow is not None
+        if slow is not None and self.slow_windows == SLOW_WINDOWS:
+            self.progress.warn(slow)
         state.window, state.window_steps = {}, 0
         self.window_since, self.waited = time.monotonic(), 0.0
         self.writer.record("train", state.step, row)
@@ -293,7 +302,7 @@ class Trainer:
                     advance=self.progress.evaluating,
                 )
         except NonFiniteEvaluationError as error:
-            raise UserError(f"After step {state.step}: {error}\n{still_good(state, self.run_dir)}") from error
+            raise UserError(f"After step {state.step}: {error}\n{still_good(state, self.run_dir)}\n{see('nan-loss')}") from error
         if evaluated is None:
             self._stop(max(self.world.gather(self.stop.number)))
             return

@@ -15,6 +15,7 @@ from typing import Literal
 from stvit_cli.errors import UserError
 from stvit_cli.utils.memory import numbers, process_limit
 from stvit_cli.utils.text import printable
+from stvit_cli.utils.troubleshooting import Topic, see
 
 Kind = Literal["memory", "GPU memory", "threads", "shared memory", "open files", "disk"]
 
@@ -62,6 +63,9 @@ SIGNS: dict[Kind, tuple[str, ...]] = {
         "error return without exception set",
     ),
 }
+
+TOPICS: dict[Kind, Topic] = {"memory": "out-of-memory", "GPU memory": "out-of-memory", "shared memory": "shared-memory"}
+"""Kinds of which the page on troubleshooting says more."""
 
 # Of a product that oneDNN does not have, and of one that it had no memory to set up.
 AMBIGUOUS = (
@@ -117,7 +121,7 @@ def _failure_of(error: BaseException) -> MachineFailure | None:
 
 
 def describe(failure: MachineFailure, less: str = "") -> str:
-    """Say what ran out and what to change, in two or three lines.
+    """Say what ran out and what to change, in two to four lines.
 
     Args:
         failure: what ran out, and where.
@@ -147,7 +151,8 @@ def describe(failure: MachineFailure, less: str = "") -> str:
             "Make room on it, or mend what is said, or write to another one. What was saved is intact.",
         ),
     }[failure.kind]
-    return f"{what}: {failure.said}.\n{help_}"
+    more = [see(TOPICS[failure.kind])] if failure.kind in TOPICS else []
+    return "\n".join([f"{what}: {failure.said}.", help_, *more])
 
 
 @contextmanager

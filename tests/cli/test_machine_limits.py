@@ -73,7 +73,7 @@ def test_a_lack_of_memory_is_said_without_a_trace_of_what_follows_it(left: str) 
     ended = subprocess.run([sys.executable, "-c", TIDIES_UP_WITHOUT_MEMORY, left], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     assert ended.stderr.startswith("stvit: Out of memory")
-    assert len(ended.stderr.splitlines()) == 2
+    assert len(ended.stderr.splitlines()) == 3
 
 
 def test_an_internal_error_is_still_raised(monkeypatch: pytest.MonkeyPatch) -> None:
