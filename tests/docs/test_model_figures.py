@@ -1,0 +1,44 @@
+"""The figures of docs/model.md: drawn by their script, and its formula counts what the model computes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stvit_cli.models.super_token import SuperTokenAttention
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("model_figures", ROOT / "docs" / "examples" / "model_figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_draws_the_figures_of_the_page(script: ModuleType, tmp_path: Path) -> None:
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in script.main(tmp_path)}
+    page = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
+    committed = sorted((ROOT / "docs" / "images" / "model").glob("*.svg"))
+    assert sorted(drawn) == [path.name for path in committed]
+    assert [name for name in drawn if f"(images/model/{name})" not in page] == []
+    assert max(path.stat().st_size for path in committed) < 250_000
+    assert "stage1.block1: outlines" in drawn["associations.svg"]
+
+
+@pytest.mark.parametrize("cell", [1, 4])
+def test_the_plot_of_the_cost_counts_what_is_computed(script: ModuleType, cell: int) -> None:
+    channels, side = 8, 16
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        SuperTokenAttention(channels, 1, cell)(torch.zeros(1, channels, side, side))
+    projections = 4 * channels**2 * (side // cell) ** 2
+    assert script.multiply_adds(side**2, channels, cell) == counter.get_total_flops() / 2 - projections
