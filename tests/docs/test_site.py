@@ -82,3 +82,10 @@ def test_every_public_name_is_there(site: Path) -> None:
 
 def test_nothing_is_left_to_be_generated(site: Path) -> None:
     assert [page for page in sorted(site.rglob("*.html")) if "<!-- generated:" in page.read_text(encoding="utf-8")] == []
+
+
+def test_tutorials_show_their_scripts(site: Path) -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (site / "tutorials").glob("*.html")}
+    assert [name for name, text in pages.items() if re.search(r"examples/\w+\.py:\w", text)] == []
+    assert "make_photos" in pages["classifier.html"]
+    assert "InferenceSession" in pages["classifier.html"]
