@@ -62,7 +62,8 @@ def test_a_segmenter(exported: Callable[[str], Path], scene: None, tmp_path: Pat
     stvit_cli.load("stvit-nano.shapes-upernet").predict("photo.png").draw(tmp_path / "drawn.png")
     expected = np.asarray(Image.open("drawn-labels.png"))
     assert len(np.unique(labels)) > 1
-    assert (labels + expected[0, 0] - labels[0, 0] == expected).mean() > 0.98  # from 0 and from 1, the background
+    same = labels + expected[0, 0] - labels[0, 0] == expected  # from 0, and from 1; the first pixel is background
+    assert same.mean() > 0.95  # labels are resized here, logits there
 
 
 def test_openvino(digit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +71,9 @@ def test_openvino(digit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     pytest.importorskip("onnxruntime")
     model = stvit_cli.load("stvit-nano.digits")
     written = model.export("classifier.xml", "fp16")
-    assert written.size_bytes < 2.6e6
+    sizes = [Path(name).stat().st_size for name in ("classifier.xml", "classifier.bin")]
+    assert written.size_bytes == sum(sizes)
+    assert sizes[1] < 2.6e6  # two bytes a weight
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier.bin", "classifier.xml", "photo.png"]
     assert str(tmp_path) not in Path("classifier.xml").read_text(encoding="utf-8")
     run("OpenVINO")
