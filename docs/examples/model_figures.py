@@ -18,12 +18,12 @@ import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import stvit_cli
-from stvit_cli.analysis.associations import Associations, LayerMaps, associations
+from stvit_cli.analysis.associations import Associations, associations
 from stvit_cli.analysis.associations.maps import times_uniform
 from stvit_cli.analysis.superpixels.scenes import synthetic_scenes
 
 WEIGHTS = "stvit-nano.shapes-upernet"
-SCENE = 2
+SCENE = 0
 """The held-out scene that is shown."""
 BLUE, ORANGE, GREY, GREEN = "#3b6fb6", "#e07b28", "#9aa0a6", "#4a9a62"
 STYLE = {
@@ -103,14 +103,14 @@ def sampling() -> Any:
 def gradients() -> Any:
     """Return the diagram of the attention, forward and backward."""
     figure, axis = plt.subplots(figsize=(7.4, 2.7))
-    boxes = {"X": 0.0, "S": 2.4, "S'": 4.8, "Y": 7.2}
+    boxes = {"X": 0.0, "S": 2.7, "S'": 5.4, "Y": 8.1}
     names = {"X": "tokens X\nH W", "S": "super tokens S\np q", "S'": "super tokens\nafter attention", "Y": "tokens Y\nH W"}
     for key, x in boxes.items():
-        axis.add_patch(FancyBboxPatch((x, 1.0), 1.3, 0.7, boxstyle="round,pad=0.06", facecolor="#e8eef7", edgecolor=BLUE))
-        axis.text(x + 0.65, 1.35, names[key], ha="center", va="center")
-    axis.add_patch(FancyBboxPatch((3.45, 2.55), 1.6, 0.5, boxstyle="round,pad=0.06", facecolor="#f3f3f3", edgecolor=GREY))
-    axis.text(4.25, 2.8, "association Q", ha="center", va="center")
-    between = [(1.4, 2.3, "Q transposed"), (3.8, 4.7, "attention"), (6.2, 7.1, "Q")]
+        axis.add_patch(FancyBboxPatch((x, 0.95), 1.6, 0.8, boxstyle="round,pad=0.06", facecolor="#e8eef7", edgecolor=BLUE))
+        axis.text(x + 0.8, 1.35, names[key], ha="center", va="center")
+    axis.add_patch(FancyBboxPatch((4.05, 2.55), 1.6, 0.5, boxstyle="round,pad=0.06", facecolor="#f3f3f3", edgecolor=GREY))
+    axis.text(4.85, 2.8, "association Q", ha="center", va="center")
+    between = [(1.7, 2.6, "Q transposed"), (4.4, 5.3, "attention"), (7.1, 8.0, "Q")]
     for (start, end, text), back in zip(between, ("Q", "autograd", "Q transposed"), strict=True):
         axis.add_patch(FancyArrowPatch((start, 1.5), (end, 1.5), arrowstyle="-|>", mutation_scale=11, color=BLUE))
         axis.text((start + end) / 2, 1.83, text, ha="center", color=BLUE, fontsize=8)
@@ -118,8 +118,8 @@ def gradients() -> Any:
         axis.text((start + end) / 2, 0.72, back, ha="center", color=ORANGE, fontsize=8)
     axis.add_patch(
         FancyArrowPatch(
-            (0.65, 1.8),
-            (3.4, 2.8),
+            (0.8, 1.85),
+            (4.0, 2.8),
             arrowstyle="-|>",
             mutation_scale=11,
             color=GREY,
@@ -128,10 +128,10 @@ def gradients() -> Any:
         )
     )
     axis.text(0.75, 2.75, "no gradient", color="#666666", fontsize=8)
-    for x in (1.85, 6.65):
-        axis.add_patch(FancyArrowPatch((4.25, 2.5), (x, 2.02), arrowstyle="-|>", mutation_scale=9, color=GREY, linestyle=":"))
+    for x in (2.15, 7.55):
+        axis.add_patch(FancyArrowPatch((4.85, 2.5), (x, 2.02), arrowstyle="-|>", mutation_scale=9, color=GREY, linestyle=":"))
     axis.text(0, 0.25, "blue: forward; orange: the gradient on its way back", color="#444444", fontsize=8)
-    axis.set(xlim=(-0.2, 8.7), ylim=(0.1, 3.2))
+    axis.set(xlim=(-0.2, 9.9), ylim=(0.1, 3.2))
     axis.axis("off")
     return figure
 
@@ -162,17 +162,18 @@ def cost() -> Any:
         axis.set_xticks(sides, [str(side) for side in sides])
         axis.minorticks_off()
         axis.grid(color="#e5e5e5", linewidth=0.6)
-        axis.legend(frameon=False, fontsize=8)
+        axis.set_ylim(5e-4, 3e4)
+        axis.legend(frameon=False, fontsize=8, loc="upper left")
     axes[0].set_ylabel("G multiply-adds of one layer")
     return figure
 
 
 def association_maps(maps: Associations) -> Any:
     """Return the super tokens of one image in the layers that have them: outlines, weights of one, confidence."""
-    layers = [maps.super_token_layers[0], maps.super_token_layers[-1]]
+    layers, point = [maps.super_token_layers[0], maps.super_token_layers[-1]], _point(maps)
     figure, axes = plt.subplots(len(layers), 4, figsize=(7.4, 4.3))
     for row, layer in zip(axes, layers, strict=True):
-        chosen = _on_the_object(layer)
+        chosen = int(layer.token_labels()[layer.grid.token_at(*point)])
         _show(row[0], maps.image, f"{layer.name}: outlines")
         _outline(row[0], layer.label_map())
         _show(row[1], _mean_colours(maps.image, layer.label_map()), "mean colors")
@@ -194,14 +195,14 @@ def attention(maps: Associations) -> Any:
     """Return the attention of one pixel in a layer of each stage, as a multiple of uniform attention."""
     stages = {name.partition(".")[0]: layer for name, layer in maps.layers.items()}  # the last layer of each
     x, y = _point(maps)
-    figure, axes = plt.subplots(1, len(stages) + 1, figsize=(7.4, 2.1))
+    figure, axes = plt.subplots(1, len(stages) + 1, figsize=(7.4, 2.1), layout="constrained")
     _show(axes[0], maps.image, "image and pixel")
     axes[0].plot(x, y, "x", color="white", markersize=7, markeredgewidth=2)
     for axis, layer in zip(axes[1:], stages.values(), strict=True):
         found = times_uniform(layer.token_attention(layer.grid.token_at(x, y))).mean(0)
         shown = np.log2(layer.grid.resize_nearest(found, maps.image.shape[:2]).clip(1e-3))
         drawn = _show(axis, shown, layer.name, cmap="PuOr_r", vmin=-2, vmax=2)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.01, ticks=[-2, -1, 0, 1, 2])
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[-2, -1, 0, 1, 2])
     bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
     bar.set_label("times uniform")
     return figure
@@ -215,12 +216,6 @@ def _point(maps: Associations) -> tuple[int, int]:
     rows, columns = np.nonzero(far > far.max() * 0.7)
     nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
     return int(columns[nearest]), int(rows[nearest])
-
-
-def _on_the_object(layer: LayerMaps) -> int:
-    """Return the super token in the middle of the layer's map: it has weights on all sides."""
-    labels = layer.token_labels()
-    return int(labels[labels.shape[0] // 2, labels.shape[1] // 2])
 
 
 def _mean_colours(image: Any, labels: Any) -> Any:
