@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform, transforms_imagenet_train
 from torchvision import transforms as tv
 
+from stvit_cli.data import pixels
 from stvit_cli.data.loader import seeded
 from stvit_cli.data.transforms import bounded_aspect, eval_transform, train_transform
 from stvit_cli.errors import UserError
@@ -45,7 +46,12 @@ def test_a_thin_image_is_cropped_before_it_is_resized(monkeypatch: pytest.Monkey
         assert max(size) < 10_000, "as a whole it would fill the memory"
         return resize(image, size, *args, **settings)
 
+    transform = eval_transform(224, IMAGENET_MEAN, IMAGENET_STD)
+    pixels.library()
+    expected = transform(Image.new("RGB", size, (9, 99, 199)))  # compiled where there is a compiler
     monkeypatch.setattr(Image.Image, "resize", noting)
+    monkeypatch.setattr(pixels, "_loaded", [None])
+    assert torch.equal(transform(Image.new("RGB", size, (9, 99, 199))), expected)
     assert eval_transform(224, IMAGENET_MEAN, IMAGENET_STD)(Image.new("RGB", size)).shape == (3, 224, 224)
     assert largest
 
