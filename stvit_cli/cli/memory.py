@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from stvit_cli.utils.troubleshooting import see
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
@@ -28,7 +30,10 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-_OUT_OF_MEMORY = b"stvit: Out of memory.\nFree memory, or raise the limit of this process (ulimit -v, or the container's).\n"
+_OUT_OF_MEMORY = (
+    "stvit: Out of memory.\nFree memory, or raise the limit of this process (ulimit -v, or the container's).\n"
+    f"{see('out-of-memory')}\n"
+).encode()
 
 _reserve = mmap.mmap(-1, 4 << 20)
 """Of address space alone: its pages are never touched. Not of malloc, whose ways are set above."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,10 @@ class PixelLibrary:
             functions[name] = getattr(library, name)
             functions[name].argtypes, functions[name].restype = arguments, None
         self._resize, self._affine, self._look_up = functions.values()
+
+    def __reduce__(self) -> tuple[Callable[[], PixelLibrary | None], tuple[()]]:
+        """A worker that starts as a new interpreter loads them again."""
+        return library, ()
 
     @staticmethod
     def resizes(box: Box, size: int, resampling: Image.Resampling) -> bool:

@@ -111,7 +111,8 @@ def test_a_disk_that_is_full_in_the_end_leaves_no_half_file(stvit, words: list[s
         ended = stvit(*words, "new.safetensors")
     assert ended.code == 2, ended.err
     assert "new.safetensors cannot be written: " in ended.err, ended.err
-    assert len(ended.err.splitlines()) == 1
+    assert len([line for line in ended.err.splitlines() if line.startswith("stvit: ")]) == 1
+    assert len(ended.err.splitlines()) <= 2  # export says what it is doing
     assert sorted(path.name for path in Path().iterdir()) == ["a.png", "file", "w.safetensors"]
 
 

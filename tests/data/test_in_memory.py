@@ -236,7 +236,7 @@ V2, V1 = "31 23 0:28 / @ rw - cgroup2 cgroup2 rw", "33 31 0:30 / @/memory rw - c
 def test_available_memory_is_that_of_the_container(
     groups: str, mount: str, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_address_space", lambda: None)
+    monkeypatch.setattr(memory, "process_limit", lambda name: None)
     stats = {str(Path(name).parent / "memory.stat"): "" for name in files}
     proc = {"meminfo": "MemTotal: 16 kB\nMemAvailable: 8 kB", "self/status": "VmSize: 4 kB", "self/cgroup": groups}
     proc["self/mountinfo"] = mount.replace("@", str(tmp_path / "cgroup"))
@@ -249,5 +249,5 @@ def test_available_memory_is_that_of_the_container(
 
 def test_the_limit_of_the_process_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = available_memory()
-    monkeypatch.setattr(memory, "_address_space", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "process_limit", lambda name: 1 << 20)
     assert available_memory() == 0 != free

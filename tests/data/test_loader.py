@@ -202,7 +202,8 @@ def test_a_killed_worker_is_named_with_what_helps() -> None:
 
     with pytest.raises(UserError, match=r"(?s)worker \(pid.*num_workers") as caught:
         list(numbers(20, die))
-    assert len(str(caught.value).splitlines()) == 3
+    assert len(str(caught.value).splitlines()) == 4
+    assert str(caught.value).endswith("#shared-memory")
 
 
 def test_workers_leave_signals_to_their_parent() -> None:

@@ -82,6 +82,7 @@ def test_openvino(digit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (found.name, found.probability > 0.5) == (digit, True)
 
 
+@pytest.mark.slow  # half a minute; tests/analysis/test_export.py has a smaller one
 def test_torch_export(digit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stvit_cli.load("stvit-nano.digits").export("classifier.pt2")
     content = Path("classifier.pt2").read_bytes()

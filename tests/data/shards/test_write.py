@@ -95,6 +95,7 @@ def test_images_are_neither_missing_nor_doubled_after_a_signal_in_the_middle(
             time.sleep(0.2)
 
     def work() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         monkeypatch.setattr(write, "_add", killed_at_an_image)
         os._exit(stvit("data", "shard", folder, out, "--size", "6000").code)
 

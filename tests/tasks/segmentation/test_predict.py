@@ -93,9 +93,8 @@ def test_from_training_to_label_maps(stvit, run: Path, scenes: Path, tmp_path: P
 def test_weights_of_another_task(stvit, run: Path, image_folder: Path) -> None:
     words = ("--weights", run, "data.num_workers=0", "train.device=cpu", "--dry-run")
     ended = stvit("finetune", "--recipe", "quickstart", *words)
-    assert ended.code == 2
-    assert "best.safetensors" in ended.err
-    assert "segmentation" in ended.err
+    assert ended.code == 0, ended.err
+    assert "best.safetensors; the layers after it are new" in ended.out
     ended = stvit("eval", run, "--data", image_folder)
     assert ended.code == 2
     assert "which has no folder images/validation" in ended.err
