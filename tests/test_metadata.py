@@ -48,6 +48,7 @@ def test_the_version_has_one_place(tmp_path: Path) -> None:
     release = _release()
     assert release.package_version() == __version__
     assert release.disagreements() == []
+    (tmp_path / "README.md").write_text("[Site](https://example.org/docs) and [below](#below)\n", encoding="utf-8")
     for name in ("stvit_cli/__init__.py", "CITATION.cff", "CHANGELOG.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -60,6 +61,10 @@ def test_the_version_has_one_place(tmp_path: Path) -> None:
     (tmp_path / "CITATION.cff").write_text(cited, encoding="utf-8")
     assert release.disagreements("v9.0.0", tmp_path) == []
     assert release.disagreements("v9.0.1", tmp_path)[0].startswith("the tag is v9.0.1, but")
+    (tmp_path / "README.md").write_text("![Image](docs/a.jpg), [a](UPGRADING.md)\n", encoding="utf-8")
+    (relative,) = release.disagreements("v9.0.0", tmp_path)
+    assert relative.startswith("README.md: 2 links and images are relative, such as docs/a.jpg,")
+    assert release.disagreements(root=tmp_path) == []
 
 
 def _release() -> ModuleType:

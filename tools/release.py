@@ -3,7 +3,7 @@
     python tools/release.py v0.3.0
 
 The version is that of `stvit_cli/__init__.py`, which the build reads; CITATION.cff and CHANGELOG.md repeat it. Without a tag
-these are compared alone. Needs nothing but Python.
+these are compared alone; with one, README.md, which a package index shows, may have no relative links. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ def disagreements(tag: str | None = None, root: Path = ROOT) -> list[str]:
         found.append(f"CHANGELOG.md: [{version}] is of {dates[version] or 'no date'}, date-released of CITATION.cff {released}")
     if tag is not None and headings[0][0] != version:
         found.append(f"CHANGELOG.md: [{headings[0][0]}] stands above [{version}]: what is published is under its own heading")
+    relative = re.findall(r"\]\((?!#|\w+:)([^)]+)\)", (root / "README.md").read_text(encoding="utf-8"))
+    if tag is not None and relative:
+        found.append(
+            f"README.md: {len(relative)} links and images are relative, such as {relative[0]}, and lead nowhere on the page of a "
+            f"package index: expected URLs of the repository's files at {tag}"
+        )
     return found
 
 

@@ -176,7 +176,7 @@ def association_maps(maps: Associations) -> Any:
         chosen = int(layer.token_labels()[layer.grid.token_at(*point)])
         _show(row[0], maps.image, f"{layer.name}: outlines")
         _outline(row[0], layer.label_map())
-        _show(row[1], _mean_colours(maps.image, layer.label_map()), "mean colors")
+        _show(row[1], _mean_colours(maps.image, layer.label_map()), "mean colours")
         height, width = maps.image.shape[:2]
         _show(row[2], layer.grid.resize_nearest(layer.association_with(chosen), (height, width)), "weights of one", cmap="Blues")
         _show(
@@ -219,7 +219,7 @@ def _point(maps: Associations) -> tuple[int, int]:
 
 
 def _mean_colours(image: Any, labels: Any) -> Any:
-    """Return the image with the mean color of each super token's pixels."""
+    """Return the image with the mean colour of each super token's pixels."""
     count = np.bincount(labels.ravel())
     means = np.stack([np.bincount(labels.ravel(), image[..., k].ravel()) / np.maximum(count, 1) for k in range(3)], -1)
     return means[labels].astype(np.uint8)

@@ -47,7 +47,7 @@ print(f"the strongest of nine weights is {association.max(axis=2).mean():.2f} on
 # --8<-- [end:association]
 
 # %% [markdown]
-# The strongest super token of each pixel is a superpixel: outlines on the image, mean colors, attention of the point.
+# The strongest super token of each pixel is a superpixel: outlines on the image, mean colours, attention of the point.
 
 # %%
 # --8<-- [start:plot]
@@ -58,10 +58,10 @@ counts = np.maximum(np.bincount(labels.ravel()), 1)
 means = np.stack([np.bincount(labels.ravel(), weights=image[..., channel].ravel()) / counts for channel in range(3)], axis=1)
 
 plot = Figure(figsize=(12, 4), layout="constrained")
-shown = {"outlines": np.where(edges[..., None], 255, image), "mean colors": means[labels].astype(np.uint8)}
+shown = {"outlines": np.where(edges[..., None], 255, image), "mean colours": means[labels].astype(np.uint8)}
 shown[f"attention of {arrays['points'][0]}"] = arrays[f"{layer}.point_attention"][0].mean(axis=0)
-for axes, (title, picture) in zip(plot.subplots(1, 3), shown.items(), strict=True):
-    axes.imshow(picture)
+for axes, (title, panel) in zip(plot.subplots(1, 3), shown.items(), strict=True):
+    axes.imshow(panel)
     axes.set_title(title)
     axes.axis("off")
 plot.savefig(output / "super-tokens.png")

@@ -20,7 +20,6 @@ from stvit_cli import __version__
 from stvit_cli.utils import processor
 from stvit_cli.utils.cpp import compiler
 from stvit_cli.utils.cpus import cpus, num_threads, set_by_user
-from stvit_cli.utils.environment import is_installed
 from stvit_cli.utils.files import cache_dir
 from stvit_cli.utils.library_cache import LibraryUnavailableError
 from stvit_cli.utils.memory import available_memory, numbers
@@ -156,7 +155,7 @@ def _compiled() -> dict[str, bool | str]:
     found: dict[str, bool | str] = {"compiler": _tried(_compiler), "cpu_kernels": _tried(lambda: _kernels("cpu"))}
     found["gpu_kernels"] = _tried(lambda: _kernels("cuda")) if torch.cuda.is_available() else "no CUDA device here"
     found["resizing"] = _tried(_resizing)
-    found["jpeg"] = True if is_installed("simplejpeg") else "simplejpeg is not installed: pip install 'stvit[jpeg]'"
+    found["jpeg"] = _tried(_jpeg)
     found["torchvision_operators"] = _tried(_torchvision)
     return found
 
@@ -184,6 +183,12 @@ def _resizing() -> bool | str:
     return pixels.why_not() or True
 
 
+def _jpeg() -> bool | str:
+    from stvit_cli.data import jpeg
+
+    return jpeg.why_not() or True
+
+
 def _torchvision() -> bool | str:
     import torch
     import torchvision  # noqa: F401 (registers its operators)
@@ -203,13 +208,14 @@ def _caches() -> dict[str, dict[str, Any]]:
 
 
 def _sizes(folder: Path | str) -> Iterator[int]:
-    """Yield the sizes of the files in a folder and below it, without what links lead to."""
+    """Yield the sizes of the files in a folder and below it, without what links lead to and what cannot be read."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _sizes(entry.path)
-            elif entry.is_file(follow_symlinks=False):
-                yield entry.stat(follow_symlinks=False).st_size
+            with suppress(OSError):  # such as a file that another process removes meanwhile
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _sizes(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    yield entry.stat(follow_symlinks=False).st_size
 
 
 def _short(path: str) -> str:

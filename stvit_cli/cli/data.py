@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from stvit_cli.cli import app, completion
 from stvit_cli.cli.help import App
 from stvit_cli.cli.options import Json, Overrides
 from stvit_cli.cli.output import command, echo, print_table, reporting, showing_progress
+from stvit_cli.errors import Interrupted
 from stvit_cli.utils.text import first_few
 
 NUM_CLASSES = 40
@@ -153,8 +155,12 @@ def shard(
     stvit data shard FOLDER SHARDS --size 1GB
     """
     with reporting(json_file) as report:
-        with showing_progress() as advance:
-            result = api.data_shard(source, output, size=size, shuffle=not keep_order, advance=advance)
+        try:
+            with showing_progress() as advance:
+                result = api.data_shard(source, output, size=size, shuffle=not keep_order, advance=advance)
+        except KeyboardInterrupt:
+            echo("Stopped; the same command resumes.", err=True)
+            raise Interrupted(signal.SIGINT) from None
         for split in result.splits:
             echo(f"{split.name}: {sum(split.counts)} images in {len(split.files)} shards, {first_few(list(split.files), 2)}")
         report(result.to_dict())

@@ -17,6 +17,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from stvit_cli.data.pixels import Pixels
+from stvit_cli.utils.environment import is_installed
+from stvit_cli.utils.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +53,27 @@ def decode_jpeg(content: bytes) -> Pixels | None:
     return decoded
 
 
+def why_not() -> str | None:
+    """Return why Pillow decodes JPEG files, in a line; None where simplejpeg does."""
+    if _decoder() is not None:
+        return None
+    if not is_installed("simplejpeg"):
+        return "simplejpeg is not installed: pip install 'stvit[jpeg]'"
+    try:
+        import simplejpeg  # noqa: F401
+    except Exception as error:
+        return f"simplejpeg cannot be imported ({type(error).__name__}: {first_line(error)})"
+    return "simplejpeg decodes to other pixels than this Pillow"
+
+
 @cache
 def _decoder() -> ModuleType | None:
     """Return simplejpeg, None where it is not installed or decodes to other pixels than this Pillow."""
     try:
         import simplejpeg
-    except ImportError:
+    except Exception as error:  # not there, made for another numpy, or damaged
+        if not isinstance(error, ModuleNotFoundError):
+            logger.info(f"JPEG files are decoded by Pillow: simplejpeg cannot be imported: {error}")
         return None
     noise = Image.fromarray(np.random.RandomState(0).randint(0, 256, (37, 45, 3)).astype(np.uint8))
     for subsampling in ("4:4:4", "4:2:2", "4:2:0"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,8 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.environment import local_rank, require_group, restart_count, world_size
 from stvit_cli.utils.text import first_line
 
-_groups: list[Liveness] = []
-"""Of the group that this process has joined, if any."""
+_liveness_of: WeakKeyDictionary[dist.ProcessGroup, Liveness] = WeakKeyDictionary()
+"""Of the group that this process is in, if any: one that its caller left and joined again is another group."""
 
 Result = TypeVar("Result")
 
@@ -106,11 +107,11 @@ class World:
         return itertools.count().__next__ if self.liveness is None else self.liveness.counter()
 
     def working(self) -> AbstractContextManager[None]:
-        """Return a context in which this process works on its own share, before it comes to `meet`."""
-        return nullcontext() if self.liveness is None else self.liveness.working(ends_all=True)
+        """Return a context in which this process works on its own share, before it comes to `meet`; all processes enter it."""
+        return nullcontext() if self.liveness is None else self.liveness.working()
 
     def meet(self) -> None:
-        """Wait until all processes are here, as long as one of them works. Raises UserError where one has ended."""
+        """Wait until all processes have left `working`, as long as one of them works. Raises UserError where one has ended."""
         if self.liveness is not None:
             self.liveness.meet()
 
@@ -169,16 +170,18 @@ def joined_world(device_key: str = "auto") -> Iterator[World]:
     try:
         yield World(device, dist.get_rank(), size, local, _liveness(device))
     finally:
-        _groups.clear()
+        _liveness_of.clear()
         dist.destroy_process_group()
 
 
 def _liveness(device: torch.device) -> Liveness:
     """Return what the joined processes wait for each other with; made once for each group."""
-    if not _groups:
+    group = dist.group.WORLD
+    assert group is not None
+    if group not in _liveness_of:
         world = World(device, dist.get_rank(), dist.get_world_size())
-        _groups.append(Liveness.of_group(world.rank, world.size, world.broadcast))
-    return _groups[0]
+        _liveness_of[group] = Liveness.of_group(world.rank, world.size, world.broadcast)
+    return _liveness_of[group]
 
 
 def was_restarted() -> bool:

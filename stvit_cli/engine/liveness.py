@@ -3,6 +3,9 @@
 Collective operations end a process that has waited for `PATIENCE`. Where a process may work for longer before it comes to one
 (listing millions of images, a file of predictions of large images), the others wait here first: while a process works, a thread
 of it counts in a store on rank 0, and they give up only when nobody has counted for so long.
+
+Each piece of work has a number, which is the same on all processes, and the store's keys end in it: what one piece of work left
+there says nothing of the next one.
 """
 
 from __future__ import annotations
@@ -10,10 +13,10 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from time import monotonic
 
 import torch.distributed as dist
 
@@ -21,12 +24,14 @@ from stvit_cli.errors import UserError
 
 PATIENCE = timedelta(minutes=30)
 """After which a process counts as hanging: longer than writing a checkpoint or a slow evaluation takes."""
+MEETING_PATIENCE = timedelta(minutes=2)
+"""The same in `Liveness.meet`: a process that has left its work, or comes to it, does nothing slow before the next count."""
 BEAT_S = 10.0
 """Seconds between two counts of a process that works."""
 SLICE = timedelta(seconds=2)
 """Of waiting, between two looks at the count; signals are answered after it."""
 
-_BEATS, _FAILED = "beats", "failed"
+_BEATS = "beats"
 
 
 class Liveness:
@@ -40,6 +45,7 @@ class Liveness:
     def __init__(self, store: dist.Store, size: int) -> None:
         self._store, self._size = store, size
         self._calls = itertools.count()
+        self._work = -1
 
     @classmethod
     def of_group(cls, rank: int, size: int, broadcast: Callable[[int], int]) -> Liveness:
@@ -74,12 +80,23 @@ class Liveness:
         return count
 
     @contextmanager
-    def working(self, *, ends_all: bool = False) -> Iterator[None]:
-        """Let the others wait while the block runs.
+    def working(self) -> Iterator[None]:
+        """Let the others wait in `meet` while the block runs; an exception in the block ends their waiting.
 
-        Args:
-            ends_all: an exception in the block ends the waiting of the others.
+        All enter it, and then come to `meet`, unless an exception has ended the block.
         """
+        self._work = next(self._calls)
+        try:
+            with self._beating():
+                yield
+        except BaseException:
+            with suppress(dist.DistError):  # rank 0 has ended: the others notice
+                self._store.add(f"failed/{self._work}", 1)
+            raise
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Count in the store while the block runs."""
         done = threading.Event()
 
         def beat() -> None:
@@ -91,11 +108,6 @@ class Liveness:
         thread.start()
         try:
             yield
-        except BaseException:
-            if ends_all:
-                with suppress(dist.DistError):
-                    self._store.add(_FAILED, 1)
-            raise
         finally:
             done.set()
             thread.join()
@@ -107,49 +119,48 @@ class Liveness:
         Args:
             is_mine: whether this process is the one.
         """
-        key = f"done/{next(self._calls)}"
+        number = next(self._calls)
         if not is_mine:
             with suppress(dist.DistNetworkError):  # the collective operation that follows says more
-                self._wait(key)
+                self._wait("done", number, PATIENCE)
             yield
             return
         try:
-            with self.working():
+            with self._beating():
                 yield
         finally:
-            self._store.set(key, "")
+            self._store.set(f"done/{number}", "")
 
     def meet(self) -> None:
-        """Wait until all processes are here.
+        """Wait until all processes have left the block of `working`.
 
         Raises:
-            UserError: one of them has ended, or nothing was heard of them for `PATIENCE`.
+            UserError: one of them has ended, or nothing was heard of them for `MEETING_PATIENCE`.
         """
-        number = next(self._calls)
         try:
-            if self._store.add(f"here/{number}", 1) == self._size:
-                self._store.set(f"all/{number}", "")
-            self._wait(f"all/{number}")
+            if self._store.add(f"here/{self._work}", 1) == self._size:
+                self._store.set(f"all/{self._work}", "")
+            self._wait("all", self._work, MEETING_PATIENCE)
         except dist.DistNetworkError as error:
             raise UserError("Another process has ended: see its message. The same command resumes.") from error
 
-    def _wait(self, key: str) -> None:
-        beats, since = -1, time.monotonic()
+    def _wait(self, what: str, number: int, patience: timedelta) -> None:
+        beats, since = -1, monotonic()
         while True:
             try:
-                self._store.wait([key], SLICE)
+                self._store.wait([f"{what}/{number}"], SLICE)
                 return
             except dist.DistNetworkError:
                 raise
             except dist.DistStoreError:  # not yet
                 pass
-            if self._store.add(_FAILED, 0):
+            if self._store.add(f"failed/{number}", 0):
                 raise UserError("Another process has ended: see its message. The same command resumes.")
             now = self._store.add(_BEATS, 0)
             if now != beats:
-                beats, since = now, time.monotonic()
-            elif time.monotonic() - since > PATIENCE.total_seconds():
+                beats, since = now, monotonic()
+            elif monotonic() - since > patience.total_seconds():
                 raise UserError(
-                    f"Nothing was heard of the other processes for {PATIENCE.total_seconds() / 60:.0f} minutes: one of them has "
+                    f"Nothing was heard of the other processes for {patience.total_seconds() / 60:.0f} minutes: one of them has "
                     "ended or hangs. The same command resumes."
                 )

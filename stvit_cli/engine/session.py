@@ -51,6 +51,8 @@ class Session:
     unfreezing: GradualUnfreezing | None = None
     strict_order: bool = False
     """A training step takes deterministic algorithms alone; see `determinism.strict`."""
+    earlier_subset: str | None = None
+    """The hash of the subset that the metrics so far are of; kept while the run is resumed without one."""
 
     def unfreeze(self, step: int) -> None:
         """Freeze and unfreeze what gradual unfreezing says for the step after ``step`` steps."""

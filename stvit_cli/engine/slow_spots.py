@@ -32,7 +32,7 @@ def slow_loader(waited: float, seconds: float, device: torch.device, num_workers
     Example:
         >>> print(slow_loader(6.0, 10.0, torch.device("cuda"), 8))
         The GPU waits for data 60% of the time (data.num_workers=8).
-        More: docs/troubleshooting.md#slow-loader
+        More: docs/troubleshooting.md#slow-loader of the repository
         >>> slow_loader(1.0, 10.0, torch.device("cuda"), 8)
     """
     if device.type != "cuda" or waited < WAITING * seconds:

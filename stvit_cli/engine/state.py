@@ -68,7 +68,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
     del info["recipe_hash"]
     content = info | {"num_samples": len(cast(Sized, session.task.train_set)), "data": session.task.data_fingerprint()}
     if isinstance(session.task, HasSubset):
-        content["subset"] = session.task.subset_fingerprint()
+        content["subset"] = next(iter(session.task.subset_fingerprints()), session.earlier_subset)
     return _as_saved(content)
 
 
@@ -124,6 +124,7 @@ def restore(
     """
     world = session.world
     content = world.on_main(lambda: (check or _checked)(session, checkpoint))
+    session.earlier_subset = content.get("fingerprint", {}).get("subset")
     keep_kernels(session, content.get("kernel_layers"))
     numbers = content.get("optimizer", {}).get("numbers", {})  # none before there were other optimizers than AdamW
     if checkpoint is not None:
@@ -176,7 +177,8 @@ def _checked(session: Session, checkpoint: Checkpoint | None) -> dict[str, Any]:
     before, now = _as_saved(defaults) | checkpoint.state["fingerprint"], fingerprint(session)
     for key, value in now.items():
         if key == "subset":
-            if value is not None and before.get(key, value) not in (None, value):
+            own = session.task.subset_fingerprints() if isinstance(session.task, HasSubset) else ()
+            if own and before.get(key) not in (None, *own):
                 raise UserError(
                     "eval.subset or eval.subset_dir names other classes or images than before, so that subset_top1 would be two "
                     "metrics in one run.\n"

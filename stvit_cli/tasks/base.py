@@ -181,8 +181,11 @@ class HasSubset(Protocol):
         """The images of these classes and their metrics, which are reported as ``subset_NAME``; None: there is none."""
         ...
 
-    def subset_fingerprint(self) -> str | None:
-        """Return a hash of these classes and images: a resumed run measures the same ones. None: there is no subset."""
+    def subset_fingerprints(self) -> tuple[str, ...]:
+        """Return hashes of these classes and images, of which a resumed run measures the same ones; empty: there is no subset.
+
+        A checkpoint keeps the first; the others are those that earlier versions kept.
+        """
         ...
 
 

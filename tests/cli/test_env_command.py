@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +70,48 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) ->
         said = r"cannot be found out \(RuntimeError: operator torchvision::nms does not exist\)$"
         assert re.search(f"^{name}  +{said}", text, re.MULTILINE), text
     assert "\nmemory " in text
+
+
+@pytest.mark.parametrize("how", ["not installed", "made for another numpy", "other pixels"])
+def test_native_jpeg_is_what_images_are_decoded_by(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str) -> None:
+    from stvit_cli.data import jpeg
+
+    monkeypatch.setattr(jpeg, "_decoder", jpeg._decoder.__wrapped__)
+    monkeypatch.delitem(sys.modules, "simplejpeg", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(jpeg, "is_installed", lambda name: how != "not installed")
+    raises = "raise ValueError('numpy.dtype size changed')" if how == "made for another numpy" else ""
+    (tmp_path / "simplejpeg.py").write_text(f"{raises}\ndecode_jpeg = len\n")
+    said = module._jpeg()
+    monkeypatch.delitem(sys.modules, "simplejpeg", raising=False)
+    assert (
+        said
+        == {
+            "not installed": "simplejpeg is not installed: pip install 'stvit[jpeg]'",
+            "made for another numpy": "simplejpeg cannot be imported (ValueError: numpy.dtype size changed)",
+            "other pixels": "simplejpeg decodes to other pixels than this Pillow",
+        }[how]
+    )
+
+
+def test_a_file_that_goes_meanwhile_leaves_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Entry:
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        def is_dir(self, *, follow_symlinks: bool) -> bool:
+            return False
+
+        def is_file(self, *, follow_symlinks: bool) -> bool:
+            return True
+
+        def stat(self, *, follow_symlinks: bool) -> SimpleNamespace:
+            if not self.size:
+                raise FileNotFoundError
+            return SimpleNamespace(st_size=self.size)
+
+    monkeypatch.setattr(module.os, "scandir", lambda folder: nullcontext([Entry(1), Entry(0), Entry(2)]))
+    assert list(module._sizes(tmp_path)) == [1, 2]
 
 
 def test_the_home_directory_and_other_variables_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from stvit_cli import api
+
 TINY = ("model.name=stvit-nano", "data.image_size=32", "data.num_workers=0", "train.global_batch_size=8", "train.report=false")
 ONE_STEP = ("schedule.steps=1", "schedule.warmup_epochs=0", "train.eval_every_steps=1")
 
@@ -42,6 +44,18 @@ def test_the_same_command_does_nothing_twice_and_other_images_are_refused(
     ended = stvit("data", "shard", image_folder / "train", shards, "--size", "40kB")
     assert ended.code == 2
     assert str(shards) in ended.err
+
+
+def test_ctrl_c_says_that_the_same_command_resumes(
+    stvit: Callable[..., Any], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "data_shard", pressed)
+    ended = stvit("data", "shard", image_folder, tmp_path / "shards")
+    assert ended.code == 130
+    assert ended.err.strip() == "Stopped; the same command resumes."
 
 
 def test_damaged_shards_are_named(stvit: Callable[..., Any], shards: Path) -> None:

@@ -122,21 +122,21 @@ def predict_all(
                 return inputs, plan, missing
 
             inputs, plan, missing = world.on_main(prepare)
-            parts = Parts(output, plan)
-            count = world.shared_counter()
-            claims = (plan.part(missing[number]) for number in takewhile(len(missing).__gt__, iter(count, None)))
-            work = PartPredictor(inputs, predictor, options.batch_size or predictor.batch_size, claims, world.device)
+            parts, count = Parts(output, plan), world.shared_counter()
             done, total = 0, sum(len(plan.part(number)) for number in missing)
-            if total >= MANY_IMAGES:
-                library()  # before there are loader processes, which share it
-            with world.working(), PartWriter(parts, inputs) as writer:
-                for part, results in work.run(options.num_workers, lambda: stop.number):
-                    writer.write(part, results)
-                    done += len(part)
-                    if world.is_main:
-                        advance(min(done * world.size, total), total)
-            if stop.number:
-                raise Interrupted(stop.number)
+            with world.working():
+                claims = (plan.part(missing[number]) for number in takewhile(len(missing).__gt__, iter(count, None)))
+                work = PartPredictor(inputs, predictor, options.batch_size or predictor.batch_size, claims, world.device)
+                if total >= MANY_IMAGES:
+                    library()  # before there are loader processes, which share it
+                with PartWriter(parts, inputs) as writer:
+                    for part, results in work.run(options.num_workers, lambda: stop.number):
+                        writer.write(part, results)
+                        done += len(part)
+                        if world.is_main:
+                            advance(min(done * world.size, total), total)
+                if stop.number:
+                    raise Interrupted(stop.number)
             _meet(world, stop)
             content = world.on_main(lambda: parts_of.complete(parts))
         finally:

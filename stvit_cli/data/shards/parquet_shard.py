@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from stvit_cli.data.shards.part import Part, PartBuilder
-from stvit_cli.data.shards.reader import changed_error
+from stvit_cli.data.shards.reader import changed_error, require_unchanged
 from stvit_cli.data.shards.storage import ShardFile, file_system, is_remote, local_stamp, remote
 from stvit_cli.data.table_file import class_labels, holds_images
 from stvit_cli.errors import UserError
@@ -142,6 +142,8 @@ def _opened(file: ShardFile) -> Any:
             raise changed_error(file.path)
         return parquet.ParquetFile(file.path)
 
+    if is_remote(file.path):
+        require_unchanged(file)
     return _read(file, opened)
 
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from stvit_cli.data.shards.build_lock import building
-from stvit_cli.data.shards.storage import WEB, ShardFile, file_system, is_remote, local_stamp, remote, remote_file
+from stvit_cli.data.shards.storage import WEB, ShardFile, file_system, is_remote, local_stamp, remote, stamps_of
 from stvit_cli.errors import UserError
 from stvit_cli.utils.files import CLOSE_ON_EXEC, cache_dir, nearest_sibling, read_at, reason_of, replacing, writing
 from stvit_cli.utils.text import printable
@@ -34,6 +34,23 @@ class _Handle:
             os.close(number)
 
 
+def require_unchanged(file: ShardFile) -> None:
+    """Ask for a remote shard anew.
+
+    Args:
+        file: as it was listed. A stamp that the server does not give any more is not compared, the size always is.
+
+    Raises:
+        UserError: it is another one, or cannot be read.
+    """
+    files, inside = file_system(file.path)
+    files.invalidate_cache(inside)  # of listings, which some file systems answer from
+    info = remote(file.path, lambda: files.info(inside))
+    stamps = stamps_of(info)
+    if info.get("size") not in (None, file.size) or (file.stamp and stamps and file.stamp not in stamps):
+        raise changed_error(file.path)
+
+
 def changed_error(path: str) -> UserError:
     """Return the error of a shard that is another one than when it was listed."""
     return UserError(
@@ -45,7 +62,8 @@ def changed_error(path: str) -> UserError:
 class Reader:
     """Ranges of shards, read by any number of threads and processes: positions are given, so that handles share no state.
 
-    Open files are kept by path and stamp, so that a shard that was replaced is not read by the positions of the earlier one.
+    Open files are kept by path and stamp, so that a shard that was replaced is not read by the positions of the earlier one. A
+    remote shard is compared with what was listed before a process reads it first, and again where it ends early.
     """
 
     def __init__(self) -> None:
@@ -53,6 +71,7 @@ class Reader:
         self._files: OrderedDict[tuple[str, str], _Handle] = OrderedDict()
         self._hosts: dict[str, bool] = {}
         self._copies: dict[tuple[str, str], str] = {}
+        self._compared: set[tuple[int, str, str]] = set()
 
     def __reduce__(self) -> tuple[type[Reader], tuple[()]]:
         return Reader, ()
@@ -70,10 +89,8 @@ class Reader:
         """
         path, stamp = file.path, file.stamp
         if is_remote(path):
-            files, inside = file_system(path)
             if self._has_ranges(path):
-                sent: bytes = remote(path, lambda: files.cat_file(inside, start=start, end=start + length))
-                return sent
+                return self._range(file, start, length)
             path, stamp = self._copy(file), ""
         try:
             handle = self._open(path, stamp)
@@ -91,6 +108,22 @@ class Reader:
                 raise UserError(f"{printable(path)}: there is no such shard.{nearest_sibling(Path(path))}") from None
             raise UserError(f"{printable(path)} cannot be read: {reason_of(error)}.") from None
 
+    def _range(self, file: ShardFile, start: int, length: int) -> bytes:
+        """Return a range of a remote shard; see `read`."""
+        files, inside = file_system(file.path)
+        key = (os.getpid(), file.path, file.stamp)
+        if key not in self._compared:
+            require_unchanged(file)
+            self._compared.add(key)
+        try:
+            sent: bytes = remote(file.path, lambda: files.cat_file(inside, start=start, end=start + length))
+        except UserError:
+            require_unchanged(file)  # a range beyond the end is an error of some servers
+            raise
+        if len(sent) < min(length, file.size - start):
+            require_unchanged(file)
+        return sent
+
     def _has_ranges(self, url: str) -> bool:
         """Return whether a server sends ranges, asked once for each host: Python's own, for one, sends complete files."""
         host = url[: url.find("/", url.find("://") + 3)]
@@ -105,9 +138,7 @@ class Reader:
         url, key = file.path, (file.path, file.stamp)
         if key not in self._copies:
             files, inside = file_system(url)
-            now = remote_file(url, file.name, remote(url, lambda: files.info(inside)))
-            if (now.size, now.stamp) != (file.size, file.stamp):
-                raise changed_error(url)
+            require_unchanged(file)
             digest = hashlib.blake2b(f"{url} {file.size} {file.stamp}".encode(), digest_size=12).hexdigest()
             path = cache_dir() / f"shard-{digest}{Path(file.name).suffix}"
             with writing(path, "Make room there, or set XDG_CACHE_HOME to another folder."):

@@ -243,8 +243,16 @@ def remote_file(url: str, name: str, info: dict[str, Any]) -> ShardFile:
         info = {**info, **remote(url, lambda: files.info(path))}
     if info.get("size") is None:
         raise UserError(f"{printable(url)}: the server does not say how large it is, so that it cannot be read by position.")
-    stamp = next((str(info[key]) for key in STAMPS if info.get(key)), "")
-    return ShardFile(url, name, int(info["size"]), stamp)
+    return ShardFile(url, name, int(info["size"]), next(iter(stamps_of(info)), ""))
+
+
+def stamps_of(info: dict[str, Any]) -> list[str]:
+    """Return what a file system says of the version of a file, the surest first.
+
+    >>> stamps_of({"size": 9, "ETag": '"5d41"', "mtime": 1.5})
+    ['"5d41"', '1.5']
+    """
+    return [str(info[key]) for key in STAMPS if info.get(key)]
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -81,12 +81,13 @@ class ClassificationEvaluation:
         # An evaluation opens every image itself.
         return [*self.val_set.images.notes, *self._absent_classes(), *self._subset_notes()]
 
-    def subset_fingerprint(self) -> str | None:
-        """See `tasks.base.HasSubset`."""
+    def subset_fingerprints(self) -> tuple[str, ...]:
+        """See `tasks.base.HasSubset`. The order of the classes does not change the metrics; earlier versions hashed it."""
         if self.subset is None:
-            return None
-        content = json.dumps([self.subset.chosen.names, self.subset.val_set.images.fingerprint()])
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+            return ()
+        names, images = self.subset.chosen.names, self.subset.val_set.images.fingerprint()
+        contents = [json.dumps([order, images]) for order in (sorted(names), names)]
+        return tuple(hashlib.blake2b(content.encode(), digest_size=16).hexdigest() for content in contents)
 
     def _subset_notes(self) -> list[str]:
         return [] if self.subset is None else self.subset.check_data()

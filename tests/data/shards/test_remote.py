@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.shards import write_shards
+from helpers.shards import jpeg, write_shards
 
+from stvit_cli.data.shards import index as shards_index
 from stvit_cli.data.shards import open_shards, storage
 from stvit_cli.data.shards.find import ShardOptions, find_shard_images
+from stvit_cli.data.shards.reader import Reader
 from stvit_cli.errors import UserError
 
 pytest.importorskip("aiohttp")
@@ -89,6 +92,34 @@ def test_a_request_that_fails_is_repeated_and_in_the_end_named(served: tuple[str
         index.read(1)
     with pytest.raises(UserError, match=r"toy-train-000\d\.tar: there is no such file or folder"):
         open_shards(f"{url}/toy-train-{{0000..0007}}.tar")
+
+
+def test_a_remote_shard_that_was_replaced_is_not_read_by_the_positions_of_the_earlier_one(
+    served: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, shard = f"{served[0]}/toy-train-0000.tar", tmp_path / "web" / "toy-train-0000.tar"
+    monkeypatch.setattr(shards_index, "_READER", Reader())
+    index = open_shards(url)
+    os.utime(shard, (1, 1))  # another one of the same size
+    with pytest.raises(UserError, match=r"toy-train-0000\.tar was changed or replaced since its index was made"):
+        index.read(0)
+    index = open_shards(url)
+    assert index.read(0)
+    os.truncate(shard, 512)  # while this process reads it
+    with pytest.raises(UserError, match=r"toy-train-0000\.tar was changed or replaced since its index was made"):
+        index.read(5)
+
+
+def test_a_remote_parquet_file_that_was_replaced_is_not_read_by_the_positions_of_the_earlier_one(
+    served: tuple[str, type[Ranges]], tmp_path: Path
+) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "web" / "toy.parquet"
+    parquet.write_table(arrow.table({"image": [{"bytes": jpeg(1), "path": "1.jpg"}], "label": [0]}), path)
+    index = open_shards(f"{served[0]}/{path.name}")
+    os.utime(path, (1, 1))  # another one of the same size
+    with pytest.raises(UserError, match=r"\.parquet was changed or replaced since its index was made"):
+        index.read(0)
 
 
 @pytest.mark.slow

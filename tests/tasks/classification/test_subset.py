@@ -123,7 +123,7 @@ def test_a_resumed_run_keeps_its_subset_or_leaves_it(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_images(data / split, "ant", "bee", "cat")
     (data / "some.txt").write_text("cat\nant\n")
-    (data / "same.txt").write_text("cat\nant\n")
+    (data / "same.txt").write_text("ant\ncat\n")
     (data / "other.txt").write_text("bee\nant\n")
     words = (*SMALL, "schedule.epochs=1", "train.report=false")
 
@@ -136,6 +136,18 @@ def test_a_resumed_run_keeps_its_subset_or_leaves_it(tmp_path: Path) -> None:
     saved = Checkpoint(tmp_path, 0, groups, json.loads(json.dumps(content)))
     for fits in ("eval.subset=same.txt", "eval.subset=null"):
         restore(session(fits), saved)
+    with pytest.raises(UserError, match="names other classes or images than before"):
+        restore(session("eval.subset=other.txt"), saved)
+    # A run that is resumed without it keeps in mind of which one its metrics are.
+    restore(without := session("eval.subset=null"), saved)
+    groups, content = capture(without, RunState(), 0)
+    without_saved = Checkpoint(tmp_path, 0, groups, json.loads(json.dumps(content)))
+    restore(session("eval.subset=same.txt"), without_saved)
+    with pytest.raises(UserError, match="names other classes or images than before"):
+        restore(session("eval.subset=other.txt"), without_saved)
+    # Earlier versions hashed the order of the list.
+    saved.state["fingerprint"]["subset"] = begun.task.subset_fingerprints()[1]
+    restore(session("eval.subset=some.txt"), saved)
     with pytest.raises(UserError, match="names other classes or images than before"):
         restore(session("eval.subset=other.txt"), saved)
     groups, content = capture(session(), RunState(), 0)

@@ -1,6 +1,6 @@
-"""Draw the README's picture: a photograph, its super tokens in a trained model, their mean colors, and one super token.
+"""Draw the README's image: a photograph, its super tokens in a trained model, their mean colours, and one super token.
 
-    python tools/readme_picture.py [docs/images/photograph.jpg]
+    python tools/readme_image.py [docs/images/photograph.jpg]
 
 The photograph is tests/images/coffee.jpg, the weights are the segmenter's that come with the package, the layer is its first.
 """
@@ -32,7 +32,7 @@ WIDTH, GAP, TOP = 2.6, 0.1, 0.3
 
 
 def main() -> None:
-    """Draw and save the picture."""
+    """Draw and save the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, nargs="?", default=ROOT / "docs/images/photograph.jpg")
     output = parser.parse_args().output
@@ -45,7 +45,7 @@ def main() -> None:
     panels = {
         "A photograph": lambda ax: draw_image(ax, context, context.canvas),
         f"its {p * q} super tokens": lambda ax: draw_outlines(ax, context, layer, [POINT]),
-        "their mean colors": lambda ax: draw_mean_colours(ax, context, layer, [POINT]),
+        "their mean colours": lambda ax: draw_mean_colours(ax, context, layer, [POINT]),
         "the tokens of one of them": lambda ax: draw_one_super_token(ax, context, layer, [POINT]),
     }
     for column, (title, draw) in enumerate(panels.items()):
