@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 meta = session.get_modelmeta().custom_metadata_map
 size, crop_pct, mean, std, names = (json.loads(meta[key]) for key in ("image_size", "crop_pct", "mean", "std", "class_names"))
-image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("L" if meta["in_chans"] == "1" else "RGB")
 short = int(size / crop_pct)
-image = image.resize([side * short // min(image.size) for side in image.size], Image.Resampling.BICUBIC)
+image = image.resize([side * short // min(image.size) for side in image.size], Image.Resampling[meta["interpolation"].upper()])
 left, top = (round((side - size) / 2) for side in image.size)
-pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
+pixels = np.atleast_3d(np.asarray(image.crop((left, top, left + size, top + size)))) / 255
 pixels = ((pixels - mean) / std).astype(np.float32).transpose(2, 0, 1)
 logits = session.run(None, {"images": pixels[None]})[0][0]
 scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()

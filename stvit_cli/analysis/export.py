@@ -17,6 +17,7 @@ import torch
 
 from stvit_cli.analysis.export_check import CHECKED_SIZES, TOLERANCES, compare, require_finite_outputs, require_same
 from stvit_cli.analysis.export_int8 import Calibration, Int8Report, quantize_and_measure
+from stvit_cli.analysis.export_target import unfinished
 from stvit_cli.analysis.onnx_graph import OPSET, metadata, write_graph
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.half_weights import halve_weights
@@ -25,12 +26,10 @@ from stvit_cli.models.weights.file import WeightsInfo, save_weights
 from stvit_cli.tasks import registry
 from stvit_cli.tasks.exported import ExportForm
 from stvit_cli.tasks.loading import Trained
-from stvit_cli.utils.environment import is_installed
 from stvit_cli.utils.files import replacing, writing
+from stvit_cli.utils.runtimes import require_onnx
 
 __all__ = ["CHECKED_SIZES", "export_onnx", "export_weights", "metadata", "require_exportable"]
-
-NEEDED = ("onnx", "onnxruntime")
 
 
 def export_onnx(
@@ -61,7 +60,7 @@ def export_onnx(
     Returns:
         format, opset, precision, num_nodes and num_nodes_traced: of the graph, and before it was simplified; and
         largest_difference: the largest difference of the outputs by size ``BxHxW``, relative to the largest output (of int8,
-        before it is quantized); of a detector also the share of its detections that are ``unmatched``; of int8 also the fields of
+        before it is quantized); of a detector also ``num_compared`` and ``unmatched``, see `compare`; of int8 also the fields of
         `Int8Report`.
 
     Raises:
@@ -74,6 +73,7 @@ def export_onnx(
         >>> export_onnx(trained, Path("model.onnx"))["format"]  # doctest: +SKIP
         'onnx'
     """
+    require_onnx()
     form = require_exportable(trained, precision)
     sizes = checked_sizes(trained.info, form)
     require_finite_outputs(trained, form, sizes[0])
@@ -81,29 +81,26 @@ def export_onnx(
     with writing(path, advice=""), replacing(path) as temporary, folder_beside(path) as folder:
         say(f"Tracing {trained.info.model} for {trained.info.task}.")
         graph = folder / "fp32.onnx"
-        found["num_nodes_traced"] = write_graph(form, trained.info, graph)
+        found["num_nodes_traced"] = write_graph(form, trained.info, graph, precision)
         found["num_nodes"] = _halved(graph, temporary, trained, precision)
         say(f"Comparing the file with the model in onnxruntime, at {len(sizes)} sizes.")
         computed = precision if precision in TOLERANCES else "fp32"
         found |= compare(form, temporary, trained.info.in_chans, sizes, TOLERANCES[computed])
-        require_same(found, computed)
+        require_same(found, computed, say=say)
         if precision not in TOLERANCES:
             assert calibration is not None
             report = quantize_and_measure(trained, graph, folder / "int8.onnx", calibration, say)
-            add_metadata(folder / "int8.onnx", temporary, precision, report)
+            add_metadata(folder / "int8.onnx", temporary, report)
             found |= asdict(report)
     return found
 
 
 def require_exportable(trained: Trained, precision: str = "fp32") -> ExportForm:
-    """Return a model as one graph; raise UserError where it cannot be exported as ONNX: before the work, not after it."""
-    missing = [name for name in NEEDED if not is_installed(name)]
-    if missing:
-        raise UserError(f"ONNX needs {', '.join(missing)}, which are not installed: pip install 'stvit[onnx]'")
+    """Return a model as one graph; raise UserError where there is none, or not of this precision."""
     spec = registry.get(trained.info.task)
     if spec.export_form is None:
         raise UserError(
-            f"{trained.path} holds a model for {trained.info.task}, which cannot be exported as ONNX.\n"
+            f"{trained.path} holds a model for {trained.info.task}, which cannot be exported as a graph.\n"
             "Its weights can be exported in half precision: give a name that ends in .safetensors."
         )
     if precision == "int8" and spec.training_images is None:
@@ -117,7 +114,8 @@ def require_exportable(trained: Trained, precision: str = "fp32") -> ExportForm:
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
     """Yield a folder for unfinished files on the disk of ``path``, which is removed at the end."""
-    with TemporaryDirectory(prefix=f".{path.stem[:50]}.", suffix=".writing", dir=path.parent) as folder:
+    start, end = unfinished(path)
+    with TemporaryDirectory(prefix=start, suffix=end, dir=path.parent) as folder:
         yield Path(folder)
 
 
@@ -132,17 +130,16 @@ def _halved(source: Path, target: Path, trained: Trained, precision: str) -> int
             halve_weights(model, "fp16" if precision == "fp16" else "bf16")
         except OverflowError as error:
             raise _beyond_range(trained, str(error), precision) from None
-    model.metadata_props.add(key="precision", value=precision)
     onnx.save(model, target)
     return num_nodes
 
 
-def add_metadata(source: Path, target: Path, precision: str, report: Int8Report) -> None:
+def add_metadata(source: Path, target: Path, report: Int8Report) -> None:
     """Copy an ONNX file with what was measured of it in its metadata."""
     import onnx
 
     model = onnx.load(source)
-    for key, value in {"precision": precision, **asdict(report)}.items():
+    for key, value in asdict(report).items():
         model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     onnx.save(model, target)
 

@@ -6,16 +6,18 @@ Shapes: B batch, H W pixels, N detections.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stvit_cli.errors import UserError
-from stvit_cli.models.optimize.quantize import open_session
 from stvit_cli.tasks.base import NonFiniteOutputsError
 from stvit_cli.tasks.exported import ExportForm
+from stvit_cli.tasks.exported_file import open_runner
 from stvit_cli.tasks.finite import require_finite
 from stvit_cli.tasks.loading import Trained
 
@@ -25,6 +27,21 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
 MOST_UNMATCHED = {"fp32": 0.02, "fp16": 0.2, "bf16": 0.4}
 """The largest share of a detector's detections without a counterpart. Rounding decides at a threshold: a score just above it or
 not, two boxes that overlap by just more than NMS allows."""
+NUM_SCENES = 12
+"""How many images are tried until a detector finds something in one."""
+
+
+@dataclass
+class Counts:
+    """Detections of the model and of the file, each counted once.
+
+    Attributes:
+        matched: found by both, and compared.
+        unmatched: found by one of both.
+    """
+
+    matched: int = 0
+    unmatched: int = 0
 
 
 @torch.no_grad()
@@ -46,27 +63,40 @@ def compare(
     sizes: Sequence[tuple[int, int, int]] = CHECKED_SIZES,
     tolerance: float = TOLERANCES["fp32"],
 ) -> dict[str, Any]:
-    """Compare an ONNX file with the model on random images.
+    """Compare an exported file with the model on random images, in the runtime that the file is for.
+
+    A detector finds little or nothing in noise; its images are scenes of random shapes in which the model finds objects.
 
     Args:
         form: the model; see `ExportForm.reference`.
-        path: the ONNX file.
+        path: an ``.onnx`` file, or the ``.xml`` of OpenVINO.
         in_chans: channels of the images.
         sizes: B, H and W of the images.
         tolerance: of a detector: how far box and score of the same detection may be from another, relative to the largest.
 
     Returns:
         ``largest_difference``: by size ``BxHxW``, the largest difference of an output, relative to the largest value; of a
-        detector among the detections that both find, ``unmatched`` being the share of the others.
+        detector among the detections that both find: ``num_compared`` is their number, and ``unmatched`` the share of the others
+        in all detections, 0 to 1, each counted once.
+
+    Raises:
+        RuntimeError: the file does not run.
     """
-    session = open_session(path)
-    counts = [0, 0]
+    run_file, _ = open_runner(path)
+    counts = Counts()
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(map(torch.from_numpy, session.run(list(form.outputs), {"images": images.numpy()})))
+        try:
+            found = run_file(images.numpy())
+        except UserError as error:  # a fault of the export, not of the user
+            raise RuntimeError(str(error)) from error
+        return tuple(torch.from_numpy(np.array(found[name])) for name in form.outputs)
 
-    differences = differences_of(form, run, in_chans, sizes, tolerance, counts)
-    return {"largest_difference": differences} | ({"unmatched": counts[0] / max(counts[1], 1)} if form.is_detector else {})
+    found: dict[str, Any] = {"largest_difference": differences_of(form, run, in_chans, sizes, tolerance, counts)}
+    if form.is_detector:
+        found["num_compared"] = counts.matched
+        found["unmatched"] = counts.unmatched / max(counts.matched + counts.unmatched, 1)
+    return found
 
 
 @torch.no_grad()
@@ -76,32 +106,69 @@ def differences_of(
     in_chans: int,
     sizes: Sequence[tuple[int, int, int]],
     tolerance: float = TOLERANCES["fp32"],
-    counts: list[int] | None = None,
+    counts: Counts | None = None,
 ) -> dict[str, float]:
     """Return by size ``BxHxW`` the largest difference of the outputs of ``run`` from the model's; see `compare`.
 
-    ``counts``: where a detector's detections without a counterpart, and all of them, are counted.
+    ``counts``: where a detector's detections are counted.
     """
     generator = torch.Generator().manual_seed(0)
     differences = {}
     for batch, height, width in sizes:
-        images = torch.randn(batch, in_chans, height, width, generator=generator)
-        expected, found = form.reference(images), run(images)
         if form.is_detector:
-            found, expected, *counted = _matched(found, expected, tolerance)
+            images, expected = _with_objects(form, (batch, in_chans, height, width), generator)
+            found, expected, unmatched = _matched(run(images), expected, tolerance)
             if counts is not None:
-                counts[:] = [counts[0] + counted[0], counts[1] + counted[1]]
+                counts.matched += len(expected[0])
+                counts.unmatched += unmatched
+        else:
+            images = torch.randn(batch, in_chans, height, width, generator=generator)
+            expected, found = form.reference(images), run(images)
         differences[f"{batch}x{height}x{width}"] = max(map(_difference, found, expected), default=0.0)
     return differences
 
 
-def require_same(found: Mapping[str, Any], precision: str) -> None:
-    """Raise RuntimeError where what `compare` returns exceeds what rounding explains."""
+def _with_objects(
+    form: ExportForm, shape: tuple[int, int, int, int], generator: torch.Generator
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return an image in which a detector finds objects, and what it finds: the last of `NUM_SCENES` where it finds none."""
+    for _ in range(NUM_SCENES):
+        images = _scene(shape, generator)
+        expected = form.reference(images)
+        if len(expected[0]):
+            break
+    return images, expected
+
+
+def _scene(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
+    """Draw rectangles and ellipses of random colours over noise, as normalized images (B, C, H, W)."""
+    channels, height, width = shape[1:]
+
+    def uniform(least: float, most: float) -> float:
+        return least + (most - least) * torch.rand((), generator=generator).item()
+
+    images = torch.randn(shape, generator=generator) * uniform(0.05, 0.5) + uniform(-1, 1)
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+    for number in range(4):
+        y, x = rows - uniform(0.2, 0.8) * height, columns - uniform(0.2, 0.8) * width
+        half = uniform(0.1, 0.3) * min(height, width)
+        inside = (y.abs().expand(height, width) <= half) & (x.abs() <= half) if number % 2 else (y**2 + x**2 <= half**2)
+        images = torch.where(inside, 2 * torch.randn(channels, 1, 1, generator=generator), images)
+    return images
+
+
+def require_same(found: Mapping[str, Any], precision: str, *, say: Callable[[str], None] = lambda line: None) -> None:
+    """Raise RuntimeError where what `compare` returns exceeds what rounding explains.
+
+    ``say`` is told where a detector's boxes and scores are not compared, as there were none.
+    """
     differences, unmatched = found["largest_difference"], found.get("unmatched", 0.0)
     if not all(difference <= TOLERANCES[precision] for difference in differences.values()):
-        raise RuntimeError(f"the outputs of the ONNX file differ from the model's, relative to the largest output: {differences}")
+        raise RuntimeError(f"the outputs of the file differ from the model's, relative to the largest output: {differences}")
     if unmatched > MOST_UNMATCHED[precision]:
-        raise RuntimeError(f"the ONNX file finds other objects than the model: {unmatched:.1%} of them have no counterpart")
+        raise RuntimeError(f"the file finds other objects than the model: {unmatched:.1%} of them have no counterpart")
+    if found.get("num_compared") == 0:
+        say("Neither finds an object in the images of the check, so boxes and scores are not compared. Check it on your images.")
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -115,8 +182,8 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 def _matched(
     found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: float
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], int, int]:
-    """Return the detections that both have, in the same order, the number of the others, and the number of all expected.
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], int]:
+    """Return the detections that both have, in the same order, and the number of the others.
 
     A detection is one of both where class, box and score are the same but for ``tolerance``.
     """
@@ -131,4 +198,4 @@ def _matched(
         columns = [column for column, row in enumerate(nearest) if far[row, column] <= tolerance]
         rows = [nearest[column] for column in columns]
     others = len(boxes) - len(columns) + len(own_boxes) - len(set(rows))
-    return tuple(part[rows] for part in found), tuple(part[columns] for part in expected), others, len(boxes)
+    return tuple(part[rows] for part in found), tuple(part[columns] for part in expected), others

@@ -6,6 +6,7 @@ Shapes: B batch, H W pixels.
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,42 +15,16 @@ from typing import Any
 import torch
 
 from stvit_cli.analysis.export import checked_sizes, export_onnx, export_weights, folder_beside, require_exportable
-from stvit_cli.analysis.export_check import TOLERANCES, differences_of, require_finite_outputs
+from stvit_cli.analysis.export_check import TOLERANCES, compare, differences_of, require_finite_outputs, require_same
 from stvit_cli.analysis.export_int8 import find_calibration
-from stvit_cli.analysis.onnx_graph import EXAMPLE_SIZE, metadata
+from stvit_cli.analysis.export_target import leftovers, require_exported_file
+from stvit_cli.analysis.onnx_graph import EXAMPLE_SIZE, OPSET, metadata, write_graph
 from stvit_cli.errors import UserError
-from stvit_cli.models.precision import DTYPES
+from stvit_cli.tasks.exported import ExportForm
 from stvit_cli.tasks.exported_file import METADATA
 from stvit_cli.tasks.loading import Trained
-from stvit_cli.utils.environment import is_installed
-from stvit_cli.utils.files import require_new_file, writing
-from stvit_cli.utils.runtimes import EXTRAS
-
-ENDINGS = (".onnx", ".xml", ".pt2", ".safetensors")
-"""The endings of the files that a model can be exported to."""
-
-
-def require_exported_file(path: Path, precision: str, *, calibrated: bool = False) -> None:
-    """Raise UserError where a file cannot be written in a format and precision: before the work, not after it.
-
-    Args:
-        path: the new file; its ending is the format.
-        precision: fp32, fp16, bf16 or int8.
-        calibrated: images to calibrate int8 on are given.
-    """
-    require_new_file(path, *ENDINGS)
-    if precision not in (*DTYPES, "int8"):
-        raise UserError(f"precision: found {precision!r}, expected one of {', '.join(DTYPES)}, int8.")
-    if precision != "int8" and calibrated:
-        raise UserError(f"{path}: only int8 is calibrated on images, but the precision is {precision}.")
-    known = {".onnx": (*DTYPES, "int8"), ".xml": ("fp32", "fp16"), ".pt2": ("fp32",), ".safetensors": tuple(DTYPES)}[path.suffix]
-    if precision not in known:
-        other = "; int8 is for names that end in .onnx, which OpenVINO reads too" if precision == "int8" else ""
-        raise UserError(f"{path}: a {path.suffix} file is written in {' or '.join(known)}, found {precision}{other}.")
-    if path.suffix == ".xml":
-        if not is_installed("openvino"):
-            raise UserError(f"{path}: needs openvino, which is not installed: pip install 'stvit[{EXTRAS['openvino']}]'")
-        require_new_file(path.with_suffix(".bin"), ".bin")
+from stvit_cli.utils.files import writing
+from stvit_cli.utils.runtimes import require_onnx
 
 
 def export_file(
@@ -84,6 +59,7 @@ def export_file(
         return export_program(trained, path, say=say)
     calibration = None
     if precision == "int8":
+        require_onnx()
         require_exportable(trained, precision)
         calibration = find_calibration(trained, calibrate, say)
     return export_onnx(trained, path, precision, calibration=calibration, say=say)
@@ -94,7 +70,8 @@ def export_openvino(
 ) -> dict[str, Any]:
     """Export a model for OpenVINO: ``path`` and, beside it, the weights in a ``.bin`` file.
 
-    The model is exported as ONNX, compared with onnxruntime as `export_onnx` does, and converted by OpenVINO.
+    The model is written as ONNX and converted by OpenVINO. What OpenVINO computes of the new files is compared with the model
+    before they get their names.
 
     Args:
         trained: a model of any task, see `open_trained`.
@@ -103,25 +80,54 @@ def export_openvino(
         say: called with a line on what is done next.
 
     Returns:
-        As `export_onnx` does; its differences are those of the ONNX file.
+        As `export_onnx` does; the nodes are those of the ONNX file.
 
     Raises:
         UserError: as `export_onnx` does.
+        RuntimeError: as `export_onnx` does.
     """
+    require_onnx()
+    form = require_exportable(trained)
+    sizes = checked_sizes(trained.info, form)
+    require_finite_outputs(trained, form, sizes[0])
+    found: dict[str, Any] = {"format": "openvino", "opset": OPSET, "precision": precision}
+    with writing(path, advice=""), folder_beside(path) as folder:
+        say(f"Tracing {trained.info.model} for {trained.info.task}.")
+        graph, written = folder / "graph.onnx", folder / path.name
+        found["num_nodes_traced"] = write_graph(form, trained.info, graph, precision)
+        say("Converting the file for OpenVINO.")
+        found["num_nodes"] = _convert(graph, written, form, metadata(trained.info, form.preparation, precision), precision)
+        say(f"Comparing the file with the model in OpenVINO, at {len(sizes)} sizes.")
+        found |= compare(form, written, trained.info.in_chans, sizes, TOLERANCES[precision])
+        require_same(found, precision, say=say)
+        _place(written, path)
+    return found
+
+
+def _convert(graph: Path, target: Path, form: ExportForm, told: dict[str, str], precision: str) -> int:
+    """Write an ONNX file for OpenVINO, as an ``.xml`` and a ``.bin`` file; return the number of its nodes in ONNX."""
+    import onnx
     import openvino
 
-    with writing(path, advice=""), folder_beside(path) as folder:
-        found = export_onnx(trained, folder / "model.onnx", say=say)
-        say("Converting the file for OpenVINO.")
-        model = openvino.convert_model(folder / "model.onnx")
-        form = require_exportable(trained)
-        for output, name in zip(model.outputs, form.outputs, strict=True):
-            output.get_tensor().set_names({name})
-        model.set_rt_info(json.dumps(metadata(trained.info, form.preparation or {})), [METADATA])
-        openvino.save_model(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
-        (folder / "model.bin").replace(path.with_suffix(".bin"))
-        (folder / "model.xml").replace(path)
-    return found | {"format": "openvino", "precision": precision}
+    model = openvino.convert_model(graph)
+    for output, name in zip(model.outputs, form.outputs, strict=True):
+        output.get_tensor().set_names({name})
+    model.set_rt_info(json.dumps(told), [METADATA])
+    openvino.save_model(model, target, compress_to_fp16=precision == "fp16")
+    return len(onnx.load(graph).graph.node)
+
+
+def _place(written: Path, path: Path) -> None:
+    """Give both files of OpenVINO their names: the weights first, so that an ``.xml`` file is never without them."""
+    weights = path.with_suffix(".bin")
+    for folder in list(leftovers(path)):
+        shutil.rmtree(folder, ignore_errors=True)
+    written.with_suffix(".bin").replace(weights)
+    try:
+        written.replace(path)
+    except BaseException:  # Ctrl-C too
+        weights.unlink(missing_ok=True)
+        raise
 
 
 def export_program(trained: Trained, path: Path, *, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -165,7 +171,7 @@ def export_program(trained: Trained, path: Path, *, say: Callable[[str], None] =
         raise RuntimeError(f"the outputs of the program differ from the model's, relative to the largest output: {differences}")
     with writing(path, advice=""), folder_beside(path) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        extra = {"stvit.json": json.dumps(metadata(trained.info, form.preparation or {}))}
+        extra = {"stvit.json": json.dumps(metadata(trained.info, form.preparation))}
         torch.export.save(program, folder / "model.pt2", extra_files=extra)
         (folder / "model.pt2").replace(path)
     return {"format": "pt2", "precision": "fp32", "largest_difference": differences}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from stvit_cli.analysis.model_card import CARD, REPO, card_text, is_generated, is_in_timm, is_local, public_recipe
-from stvit_cli.data.transforms import default_crop_pct
 from stvit_cli.engine.run_dir import RECIPE, RunDir
 from stvit_cli.errors import UserError
 from stvit_cli.models.options import given, options_of
@@ -100,7 +99,7 @@ def _config(info: WeightsInfo, model: Any) -> dict[str, Any]:
         "input_size": [info.in_chans, info.image_size, info.image_size],
         "fixed_input_size": bool(own.get("fixed_input_size", False)),
         "interpolation": info.interpolation,
-        "crop_pct": info.crop_pct or default_crop_pct(info.image_size),
+        "crop_pct": info.resolved_crop_pct,
         "crop_mode": "center",
         "mean": list(info.mean),
         "std": list(info.std),

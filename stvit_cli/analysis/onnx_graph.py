@@ -6,18 +6,17 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stvit_cli import __version__
-from stvit_cli.data.transforms import default_crop_pct
 from stvit_cli.models.exporting import exporting_onnx
 from stvit_cli.models.optimize.quantize import open_session
 from stvit_cli.models.weights.file import WeightsInfo
-from stvit_cli.tasks.exported import ExportForm
+from stvit_cli.tasks.exported import CROP_IS_DEFAULT, ExportForm
 
 if TYPE_CHECKING:
     import onnx
@@ -27,7 +26,7 @@ EXAMPLE_SIZE = (96, 160)
 """H and W of the images that a model for any size is traced with."""
 
 
-def write_graph(form: ExportForm, info: WeightsInfo, path: Path) -> int:
+def write_graph(form: ExportForm, info: WeightsInfo, path: Path, precision: str = "fp32") -> int:
     """Trace a model and write it as ONNX, simplified, with its metadata.
 
     PyTorch's tracing exporter does it. The newer one, built on `torch.export`, reasons about every size as an expression: it
@@ -38,6 +37,7 @@ def write_graph(form: ExportForm, info: WeightsInfo, path: Path) -> int:
         form: the model.
         info: of its weights.
         path: the new file; files that are needed in between are written beside it.
+        precision: what the metadata say; the weights are in float32.
 
     Returns:
         The number of nodes before they were simplified.
@@ -53,7 +53,7 @@ def write_graph(form: ExportForm, info: WeightsInfo, path: Path) -> int:
     open_session(traced, graph_optimization_level=basic, optimized_model_filepath=str(simplified))
     model = onnx.load(simplified)
     clean(model)
-    onnx.helper.set_model_props(model, metadata(info, form.preparation or {}))
+    onnx.helper.set_model_props(model, metadata(info, form.preparation, precision))
     onnx.save(model, path)
     return num_nodes
 
@@ -112,11 +112,18 @@ def clean(model: onnx.ModelProto) -> None:
     model.opset_import.extend(kept)
 
 
-def metadata(info: WeightsInfo, preparation: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Return the metadata of an exported file as text: the fields of ``info``, lists as JSON, and how an image is prepared."""
+def metadata(info: WeightsInfo, preparation: Mapping[str, Any] | None = None, precision: str = "fp32") -> dict[str, str]:
+    """Return the metadata of an exported file as text.
+
+    Args:
+        info: its fields are in them, lists as JSON. A classifier's ``crop_pct`` is there also where it is the default, with
+            `CROP_IS_DEFAULT`.
+        preparation: how an image is prepared.
+        precision: of the file.
+    """
+    values = {**asdict(info), "precision": precision, "stvit_version": __version__}
     if info.task == "classification":
-        info = replace(info, crop_pct=info.crop_pct or default_crop_pct(info.image_size))
-    values = {**asdict(info), "stvit_version": __version__}
+        values |= {"crop_pct": info.resolved_crop_pct, CROP_IS_DEFAULT: info.crop_pct is None}
     if preparation:
         values["preparation"] = {"channels": "RGB" if info.in_chans == 3 else "grey", "range": "0 to 1", **preparation}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}

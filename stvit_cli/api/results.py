@@ -109,9 +109,9 @@ class ExportResult:
         size_bytes: its size; of OpenVINO, with the ``.bin`` file's.
         details: ``format`` and ``precision``; of all but weights also ``largest_difference``: by checked size, the largest
             difference from the model's outputs, as a fraction of the largest (of int8, before it is quantized), and of a detector
-            ``unmatched``: the share of its detections that only one of both finds; of ONNX also ``opset``, ``num_nodes`` and
-            ``num_nodes_traced``; of int8 the fields of `analysis.export_int8.Int8Report`: layers in float32, calibration, metrics
-            before and after.
+            ``num_compared`` and ``unmatched``: how many of its detections both find, and the share of the others; of ONNX and
+            OpenVINO also ``opset``, ``num_nodes`` and ``num_nodes_traced``; of int8 the fields of
+            `analysis.export_int8.Int8Report`: layers in float32, calibration, metrics before and after.
     """
 
     file: Path

@@ -201,12 +201,12 @@ class TrainedModel:
                 precision, weights exceed the range of fp16, there are no images to calibrate on, or int8 loses too much.
         """
         from stvit_cli.analysis.export_formats import export_file
+        from stvit_cli.tasks.exported import files_of
 
         self._require_weights()
         target = Path(path)
         details = export_file(self.trained, target, precision, calibrate=_optional(calibrate), say=say)
-        files = [target, target.with_suffix(".bin")] if target.suffix == ".xml" else [target]
-        return ExportResult(target, self.info.model, sum(file.stat().st_size for file in files), details)
+        return ExportResult(target, self.info.model, sum(file.stat().st_size for file in files_of(target)), details)
 
     def _require_weights(self) -> None:
         from stvit_cli.tasks.exported import ExportedModel

@@ -13,8 +13,6 @@ from stvit_cli import api
 from stvit_cli.cli import app, completion
 from stvit_cli.cli.options import Json
 from stvit_cli.cli.output import echo, print_table, reporting, showing_stages
-from stvit_cli.errors import UserError
-from stvit_cli.utils.files import require_new_file
 
 
 class Precision(StrEnum):
@@ -69,11 +67,9 @@ def export(
     stvit export runs/RUN model.pt2                 (torch.export)
     stvit export runs/RUN half.safetensors --precision fp16
     """
-    require_new_file(target, ".onnx", ".xml", ".pt2", ".safetensors")
-    if precision != Precision.int8 and calibrate is not None:
-        raise UserError(f"--calibrate is for --precision int8; found --precision {precision}.")
-    if precision == Precision.int8 and target.suffix != ".onnx":
-        raise UserError(f"--precision int8: {target} must have a name that ends in .onnx; found {target.suffix}.")
+    from stvit_cli.analysis.export_target import require_exported_file  # before PyTorch is imported, which takes seconds
+
+    require_exported_file(target, precision.value, calibrated=calibrate is not None)
     with reporting(json_file) as report:
         with showing_stages() as say:
             say(f"Opening {source}.")
@@ -82,8 +78,10 @@ def export(
         if differences:
             worst = max(differences.values())
             before = "file" if precision != Precision.int8 else "fp32 file"
-            runtime = "torch" if target.suffix == ".pt2" else "onnxruntime"
+            runtime = {".pt2": "torch", ".xml": "openvino"}.get(target.suffix, "onnxruntime")
             echo(f"The {before}, checked with {runtime} at {', '.join(differences)}, differs by {worst:.1e} at most.", err=True)
+        if "num_compared" in result.details:
+            echo(f"Compared {result.details['num_compared']} objects that both find.", err=True)
         if target.suffix == ".xml":
             echo(f"The weights are in {target.with_suffix('.bin')}; keep both files together.", err=True)
         if precision == Precision.int8:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stvit_cli.data import pixels as compiled
 from stvit_cli.errors import UserError
+from stvit_cli.utils.crop import default_crop_pct
 
 if TYPE_CHECKING:
     from torchvision.transforms import Compose
@@ -33,15 +34,6 @@ RESAMPLING = {
 MAX_ASPECT = 16.0
 """Images of a larger aspect ratio are center-cropped to it first: resizing 1 x 20000 pixels to a short side of 256 would make
 256 x 5 million."""
-
-
-def default_crop_pct(image_size: int) -> float:
-    """Return the ratio of the center crop to the resized short side: 224/256 up to 224 pixels, 1 above (DeiT, STViT).
-
-    >>> default_crop_pct(224), default_crop_pct(384)
-    (0.875, 1.0)
-    """
-    return 224 / 256 if image_size <= 224 else 1.0
 
 
 def eval_transform(

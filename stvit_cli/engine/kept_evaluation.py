@@ -153,7 +153,10 @@ def read_kept(
         return None
 
 
-def file_hash(path: Path) -> str:
-    """Return a hash of a file's content. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def file_hash(*paths: Path) -> str:
+    """Return a hash of the content of files, one after the other. Raises OSError."""
+    found = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: found)
+    return found.hexdigest()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stvit_cli.errors import UserError
 from stvit_cli.utils import model_catalog
+from stvit_cli.utils.crop import default_crop_pct
 from stvit_cli.utils.packaged_weights import default_tag, read_description, weights_files
 
 __all__ = ["stvit_base", "stvit_large", "stvit_nano", "stvit_small"]
@@ -58,7 +59,7 @@ def _tag(name: str) -> str:
 
 def _packaged_cfg(info: dict[str, Any]) -> dict[str, Any]:
     size = info["image_size"]
-    return _cfg(size, info["crop_pct"] or (224 / 256 if size <= 224 else 1.0)) | {  # as in `data.transforms.default_crop_pct`
+    return _cfg(size, info["crop_pct"] or default_crop_pct(size)) | {
         "file": info["file"],
         "input_size": (info["in_chans"], size, size),
         "interpolation": info["interpolation"],

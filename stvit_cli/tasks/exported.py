@@ -21,6 +21,18 @@ Run = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 
 ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino"}
 """The endings of files that can be run, each with its runtime."""
+CROP_IS_DEFAULT = "crop_pct_is_default"
+"""The key of the metadata that says that `crop_pct` is the default for the image size: another size has another one."""
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that an exported file consists of: OpenVINO keeps the weights in a second one.
+
+    Example:
+        >>> [str(file) for file in files_of(Path("model.xml"))]
+        ['model.xml', 'model.bin']
+    """
+    return [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
 
 
 def is_exported(path: Path) -> bool:

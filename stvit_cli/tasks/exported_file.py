@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from stvit_cli.models.optimize.quantize import open_session
 from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.models.weights.info import missing_parts, parse
 from stvit_cli.tasks import registry
-from stvit_cli.tasks.exported import ENDINGS, Run
+from stvit_cli.tasks.exported import CROP_IS_DEFAULT, ENDINGS, Run
 from stvit_cli.tasks.spec import Trained
 from stvit_cli.utils.environment import is_installed
 from stvit_cli.utils.runtimes import EXTRAS, openvino_core
@@ -47,7 +47,7 @@ def open_exported(path: Path) -> Trained:
     if not is_installed(runtime):
         raise UserError(f"{path} needs {runtime}, which is not installed: pip install 'stvit[{EXTRAS[runtime]}]'")
     try:
-        run, found = (_onnxruntime if runtime == "onnxruntime" else _openvino)(path)
+        run, found = open_runner(path)
     except Exception as error:  # each runtime has exceptions of its own for a damaged file
         reason = shortened(first_line(error), 160)
         raise UserError(f"{path}: {runtime} cannot read it: {reason}") from error
@@ -58,6 +58,45 @@ def open_exported(path: Path) -> Trained:
     return Trained(build(info, run).eval(), info, path)
 
 
+def open_runner(path: Path) -> tuple[Run, Mapping[str, str]]:
+    """Open an exported file in its runtime; return what computes it, and its metadata.
+
+    What is returned raises UserError for images of a shape that the file does not take.
+
+    Args:
+        path: the ``.xml`` of OpenVINO, or an ONNX file of any name. It may raise what the runtime raises for a damaged file.
+    """
+    runtime = ENDINGS.get(path.suffix.lower(), "onnxruntime")  # the name of an unfinished file ends otherwise
+    run, accepted, found = (_onnxruntime if runtime == "onnxruntime" else _openvino)(path)
+
+    def run_or_say(images: Any) -> Mapping[str, Any]:
+        if any(side not in (None, given) for side, given in zip(accepted, images.shape, strict=False)):
+            raise UserError(
+                f"{path} takes images of {_shape(accepted)} alone (batch x channels x height x width); "
+                f"found {_shape(images.shape)}.\n"
+                "Leave data.image_size as it is, or give the weights that it was exported from."
+            )
+        try:
+            return run(images)
+        except Exception as error:  # each runtime has exceptions of its own
+            reason = shortened(first_line(error), 160)
+            raise UserError(
+                f"{path}: {runtime} cannot run it on images of {_shape(images.shape)} (batch x channels x height x width); "
+                f"it takes {_shape(accepted)}: {reason}"
+            ) from error
+
+    return run_or_say, found
+
+
+def _shape(sides: Sequence[int | None]) -> str:
+    """Return a shape as text.
+
+    >>> _shape((None, 3, 64, 64))
+    'any x 3 x 64 x 64'
+    """
+    return " x ".join("any" if side is None else str(side) for side in sides)
+
+
 def _parsed(path: Path, found: Mapping[str, str]) -> WeightsInfo:
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
@@ -65,7 +104,8 @@ def _parsed(path: Path, found: Mapping[str, str]) -> WeightsInfo:
             f"{path}: not a file of `stvit export`: its metadata lack {', '.join(missing)}.\n"
             "They say how an image is prepared and what the classes are; export the weights with this version."
         )
-    names = [each.name for each in fields(WeightsInfo) if each.name in found]
+    default_crop = found.get(CROP_IS_DEFAULT) == "true"
+    names = [each.name for each in fields(WeightsInfo) if each.name in found and not (default_crop and each.name == "crop_pct")]
     try:
         values = {name: found[name] if name in _TEXTS else json.loads(found[name]) for name in names}
         info = parse(json.dumps(values), str(path))
@@ -76,18 +116,23 @@ def _parsed(path: Path, found: Mapping[str, str]) -> WeightsInfo:
     return info
 
 
-def _onnxruntime(path: Path) -> tuple[Run, Mapping[str, str]]:
+Accepted = tuple[int | None, ...]
+"""The shape of the images that a file takes; None for a dimension of any size."""
+
+
+def _onnxruntime(path: Path) -> tuple[Run, Accepted, Mapping[str, str]]:
     session = open_session(path)
     names = [output.name for output in session.get_outputs()]
-    given = session.get_inputs()[0].name
+    given = session.get_inputs()[0]
 
     def run(images: Any) -> Mapping[str, Any]:
-        return dict(zip(names, session.run(names, {given: images}), strict=True))
+        return dict(zip(names, session.run(names, {given.name: images}), strict=True))
 
-    return run, session.get_modelmeta().custom_metadata_map
+    accepted = tuple(side if isinstance(side, int) else None for side in given.shape)
+    return run, accepted, session.get_modelmeta().custom_metadata_map
 
 
-def _openvino(path: Path) -> tuple[Run, Mapping[str, str]]:
+def _openvino(path: Path) -> tuple[Run, Accepted, Mapping[str, str]]:
     core = openvino_core()
     model = core.read_model(path)
     found = json.loads(str(model.get_rt_info([METADATA]).astype(str))) if model.has_rt_info([METADATA]) else {}
@@ -99,4 +144,6 @@ def _openvino(path: Path) -> tuple[Run, Mapping[str, str]]:
         request.infer([images])
         return {name: request.get_tensor(name).data.copy() for name in names}
 
-    return run, found
+    shape = model.inputs[0].get_partial_shape()
+    accepted = () if shape.rank.is_dynamic else tuple(side.get_length() if side.is_static else None for side in shape)
+    return run, accepted, found

@@ -12,7 +12,8 @@ from stvit_cli.utils.text import did_you_mean
 
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 """Each runtime, and the extra of this package that installs it."""
-_EXPORT = ("onnx", "onnxscript", "onnxruntime")
+ONNX = ("onnx", "onnxruntime")
+"""The packages that an ONNX file is written and checked with."""
 
 
 def require_runtimes(runtimes: Sequence[str]) -> None:
@@ -27,10 +28,18 @@ def require_runtimes(runtimes: Sequence[str]) -> None:
     for name in runtimes:
         if name not in EXTRAS:
             raise UserError(f"runtime: found '{name}', expected {' or '.join(EXTRAS)}.{did_you_mean(name, list(EXTRAS))}")
-        missing = [package for package in (name, *_EXPORT) if not is_installed(package)]
+        # onnxscript: models of timm and torchvision are exported by PyTorch's newer exporter (`analysis.cost.runtimes`).
+        missing = [package for package in (name, *ONNX, "onnxscript") if not is_installed(package)]
         if missing:
             needed = ", ".join(dict.fromkeys(missing))
             raise UserError(f"runtime {name} needs {needed}, not installed here: pip install 'stvit[{EXTRAS[name]}]'")
+
+
+def require_onnx() -> None:
+    """Raise UserError where a package is missing that ONNX files are written and checked with."""
+    missing = [name for name in ONNX if not is_installed(name)]
+    if missing:
+        raise UserError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'stvit[onnx]'")
 
 
 @cache

@@ -1,6 +1,7 @@
 """Exported ONNX files run without this package and compute the same at any size; weights in half precision, layers in int8."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,19 +16,25 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+import stvit_cli
 from stvit_cli import create_model
-from stvit_cli.analysis import export, export_int8
+from stvit_cli.analysis import export, export_formats, export_int8, export_target
+from stvit_cli.analysis.export_formats import _place
 from stvit_cli.analysis.onnx_graph import write_graph
 from stvit_cli.cli import output
 from stvit_cli.data import eval_transform
 from stvit_cli.data.images import open_image
+from stvit_cli.engine.kept_evaluation import file_hash
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize import quantize
 from stvit_cli.models.weights.file import WeightsInfo, load_weights, read_info, read_weights, save_weights
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks import registry
+from stvit_cli.tasks.exported import files_of
+from stvit_cli.tasks.exported_file import _parsed as parsed
 from stvit_cli.tasks.loading import open_trained
+from stvit_cli.utils import runtimes
 
 Stvit = Callable[..., Any]
 
@@ -41,6 +48,7 @@ INFO = WeightsInfo(
     image_size=64,
     licence="CC0",
 )
+SMALL = replace(INFO, model="timm/test_resnet")
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +70,12 @@ def traced(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def as_traced(traced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(form: Any, info: Any, path: Path) -> int:
-        path.write_bytes(traced.read_bytes())
+    def write(form: Any, info: Any, path: Path, precision: str) -> int:
+        import onnx
+
+        model = onnx.load(traced)
+        onnx.helper.set_model_props(model, export.metadata(info, form.preparation, precision))
+        onnx.save(model, path)
         return 2000
 
     monkeypatch.setattr(export, "write_graph", write)
@@ -133,8 +145,8 @@ def test_onnx(weights: Path, tmp_path: Path, stvit: Stvit) -> None:
     assert json.loads(metadata["class_names"]) == ["ant", "bee", "cat"]
     assert json.loads(metadata["mean"]) == [0.5]
     assert (metadata["model"], metadata["image_size"], metadata["licence"]) == ("stvit-nano", "64", "CC0")
-    assert metadata["crop_pct"] == "0.875"
-    assert json.loads(metadata["preparation"])["resize"] == {"short_side": 73}
+    assert (metadata["crop_pct"], metadata["crop_pct_is_default"], metadata["precision"]) == ("0.875", "true", "fp32")
+    assert json.loads(metadata["preparation"])["resize"] == {"short_side": 73, "antialias": True}
     assert report["num_nodes"] == len(file.graph.node)
 
     done = subprocess.run([sys.executable, "-c", STANDALONE, path], capture_output=True, text=True, check=True)
@@ -199,10 +211,10 @@ def test_unusable_targets_are_refused(weights: Path, tmp_path: Path, stvit: Stvi
         assert expected in ended.err, ended.err
     ended = stvit("export", weights, tmp_path / "x.safetensors", "--precision", "int8")
     assert ended.code == 2
-    assert "must have a name that ends in .onnx" in ended.err
+    assert "int8 is for names that end in .onnx" in ended.err
     ended = stvit("export", weights, tmp_path / "x.onnx", "--calibrate", tmp_path)
     assert ended.code == 2
-    assert "--calibrate is for --precision int8" in ended.err
+    assert "only int8 is calibrated on images (--calibrate)" in ended.err
     for name, precision, expected in [
         ("x.pt2", "fp16", "is written in fp32, found fp16"),
         ("x.xml", "bf16", "fp32 or fp16, found"),
@@ -217,17 +229,28 @@ def test_unusable_targets_are_refused(weights: Path, tmp_path: Path, stvit: Stvi
 
 
 def test_missing_onnx_package_is_named(weights: Path, tmp_path: Path, stvit: Stvit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "NEEDED", ("a_package_that_is_not_there",))
+    monkeypatch.setattr(runtimes, "ONNX", ("a_package_that_is_not_there",))
     ended = stvit("export", weights, tmp_path / "x.onnx")
     assert ended.code == 2
     assert "pip install 'stvit[onnx]'" in ended.err
+
+
+def test_a_program_needs_no_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*sys.modules, "onnx", "onnxruntime"]:
+        if name.partition(".")[0] in ("onnx", "onnxruntime"):
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(runtimes, "is_installed", lambda name: False)
+    save_weights(tmp_path / "small.safetensors", create_model("timm/test_resnet", 3, 1), SMALL)
+    stvit_cli.load(tmp_path / "small.safetensors").export(tmp_path / "small.pt2")
+    with pytest.raises(UserError, match="ONNX needs onnx, onnxruntime, not installed here"):
+        stvit_cli.load(tmp_path / "small.safetensors").export(tmp_path / "small.onnx")
 
 
 @pytest.mark.usefixtures("as_traced")
 def test_onnx_file_with_other_outputs_is_not_kept(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is made on the file: a fault in writing ends without one."""
     monkeypatch.setattr(export, "compare", lambda *_: {"largest_difference": {"1x65x101": 1e-3}})
-    with pytest.raises(RuntimeError, match="the outputs of the ONNX file differ"):
+    with pytest.raises(RuntimeError, match="the outputs of the file differ"):
         export.export_onnx(open_trained(weights), tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -382,7 +405,7 @@ def test_a_task_without_a_graph_is_refused(weights: Path, tmp_path: Path, monkey
     trained = open_trained(weights)
     without = replace(registry.get("classification"), export_form=None)
     monkeypatch.setattr(export.registry, "get", lambda name: without)
-    with pytest.raises(UserError, match="cannot be exported as ONNX"):
+    with pytest.raises(UserError, match="cannot be exported as a graph"):
         export.export_onnx(trained, tmp_path / "x.onnx")
 
 
@@ -392,6 +415,80 @@ def test_a_bin_file_of_another_model_is_not_overwritten(weights: Path, tmp_path:
     ended = stvit("export", weights, tmp_path / "x.xml")
     assert ended.code == 2
     assert f"{tmp_path / 'x.bin'} exists" in ended.err
+
+
+def test_what_a_killed_export_for_openvino_has_left_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_target, "is_installed", lambda name: True)
+    path = tmp_path / "x.xml"
+
+    def write(folder: Path) -> Path:
+        folder.mkdir()
+        for name in ("x.xml", "x.bin"):
+            (folder / name).write_text(folder.name)
+        return folder / "x.xml"
+
+    killed = write(tmp_path / ".x.abc.writing")
+    killed.with_suffix(".bin").replace(tmp_path / "x.bin")
+    export_target.require_exported_file(path, "fp16")
+    _place(write(tmp_path / ".x.new.writing"), path)
+    assert (path.read_text(), (tmp_path / "x.bin").read_text()) == (".x.new.writing",) * 2
+    assert not killed.parent.exists()
+
+    path.unlink()
+    (tmp_path / "x.bin").unlink()
+    interrupted = write(tmp_path / "again")
+    path.mkdir()  # the second file cannot get its name
+    with pytest.raises(OSError, match="directory"):
+        _place(interrupted, path)
+    assert not (tmp_path / "x.bin").exists()
+
+
+def test_an_openvino_file_with_other_outputs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenVINO computes of the new file is compared, in both precisions."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    save_weights(tmp_path / "small.safetensors", create_model("timm/test_resnet", 3, 1), SMALL)
+    model = stvit_cli.load(tmp_path / "small.safetensors")
+    details = model.export(tmp_path / "half.xml", "fp16").details
+    assert 1e-6 < max(details["largest_difference"].values()) < 1e-2
+    before = [path.name for path in tmp_path.iterdir()]
+    convert = export_formats._convert
+
+    def other(graph: Path, target: Path, *more: Any) -> int:
+        count = convert(graph, target, *more)
+        weights = target.with_suffix(".bin")
+        weights.write_bytes(bytes(weights.stat().st_size))
+        return count
+
+    monkeypatch.setattr(export_formats, "_convert", other)
+    with pytest.raises(RuntimeError, match="the outputs of the file differ"):
+        model.export(tmp_path / "x.xml")
+    assert [path.name for path in tmp_path.iterdir()] == before
+    found = file_hash(*files_of(tmp_path / "half.xml"))
+    (tmp_path / "half.bin").write_bytes(b"others")
+    assert file_hash(*files_of(tmp_path / "half.xml")) != found
+
+
+@pytest.mark.usefixtures("run")
+def test_a_file_of_a_fixed_size_says_which(tmp_path: Path, stvit: Stvit) -> None:
+    pytest.importorskip("onnxruntime")
+    save_weights(tmp_path / "small.safetensors", create_model("timm/test_resnet", 3, 1), SMALL)
+    stvit_cli.load(tmp_path / "small.safetensors").export(tmp_path / "small.onnx")
+    ended = stvit("eval", "--weights", tmp_path / "small.onnx", "--data", tmp_path / "data", "data.image_size=48")
+    assert ended.code == 2, ended.err
+    assert "takes images of any x 1 x 64 x 64 alone" in ended.err
+    assert re.search(r"found \d x 1 x 48 x 48", ended.err)
+    assert len(ended.err.splitlines()) <= 6
+
+
+def test_a_file_whose_crop_is_the_default_has_that_of_another_size(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    for crop_pct in (None, 0.875):
+        info = replace(INFO, image_size=224, crop_pct=crop_pct)
+        assert info.resolved_crop_pct == 0.875
+        assert parsed(tmp_path, export.metadata(info)) == info
+        before = {key: value for key, value in export.metadata(info).items() if key != "crop_pct_is_default"}
+        assert parsed(tmp_path, before).crop_pct == 0.875  # a file of an earlier version
 
 
 def test_detectors_are_not_programs(tmp_path: Path, stvit: Stvit) -> None:

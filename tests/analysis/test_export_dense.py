@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 import stvit_cli
+from stvit_cli.analysis import export_check
 from stvit_cli.analysis.export_check import compare, require_same
 from stvit_cli.analysis.onnx_graph import metadata
 from stvit_cli.errors import UserError
@@ -24,6 +25,7 @@ from stvit_cli.models.weights.file import WeightsInfo
 from stvit_cli.tasks import registry
 from stvit_cli.tasks.detection.detector import create_detector
 from stvit_cli.tasks.detection.export import ExportedDetector, _reference
+from stvit_cli.tasks.exported import ExportForm
 from stvit_cli.tasks.exported_file import open_exported
 from stvit_cli.tasks.loading import open_trained
 from stvit_cli.tasks.segmentation.export import ExportedAdaptivePool
@@ -44,6 +46,7 @@ def test_a_file_computes_what_the_model_does_at_three_sizes(exported: Exported, 
     found = compare(form, exported(name), trained.info.in_chans, [(1, 64, 64), (batch, 70, 161), (batch, 129, 96)])
     assert max(found["largest_difference"].values()) < 1e-4
     assert not found.get("unmatched")
+    assert not form.is_detector or found["num_compared"] > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,6 +116,7 @@ def test_metadata_say_how_an_image_is_prepared(exported: Exported) -> None:
         assert preparation["channels"] == "RGB"
         assert len(json.loads(found["class_names"])) == int(found["num_classes"])
         assert {"mean", "std", "interpolation", "stvit_version", "precision"} < set(found)
+        assert preparation["resize"]["antialias"] is (name == "shapes-upernet")
 
 
 def test_an_image_without_objects_has_none(exported: Exported) -> None:
@@ -154,6 +158,7 @@ def test_every_head_is_exported(head: Any, tmp_path: Path) -> None:
     )
     found = export_onnx(Trained(detector, info, tmp_path), tmp_path / "x.onnx")
     assert found["unmatched"] == 0
+    assert found["num_compared"] > 0
 
 
 @pytest.mark.slow
@@ -185,6 +190,25 @@ def test_other_objects_than_the_models_are_found_out() -> None:
         require_same({"largest_difference": {"1x64x64": 1e-5}, "unmatched": 0.1}, "fp32")
     with pytest.raises(RuntimeError, match="differ"):
         require_same({"largest_difference": {"1x64x64": float("nan")}}, "fp32")
+    said: list[str] = []
+    require_same({"largest_difference": {"1x64x64": 0.0}, "unmatched": 0.0, "num_compared": 0}, "fp32", say=said.append)
+    assert "boxes and scores are not compared" in said[0]
+
+
+@pytest.mark.parametrize(("own", "unmatched", "num_compared"), [((0, 1), 0, 2), ((0,), 1 / 2, 1), ((2, 3, 4), 1, 0), ((), 1, 0)])
+def test_the_unmatched_are_a_share_of_all(own: tuple[int, ...], unmatched: float, num_compared: int, monkeypatch: Any) -> None:
+    """Of a model that finds objects 0 and 1, and a file that finds ``own``."""
+
+    def detections(numbers: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+        corners = torch.tensor(numbers, dtype=torch.float32)[:, None] * 10
+        return torch.cat([corners, corners, corners + 5, corners + 5], dim=1), torch.ones(len(numbers)), torch.ones(len(numbers))
+
+    names = ("boxes", "scores", "labels")
+    form = ExportForm(nn.Identity(), lambda images: detections((0, 1)), names, batch=False)
+    found = {name: value.numpy() for name, value in zip(names, detections(own), strict=True)}
+    monkeypatch.setattr(export_check, "open_runner", lambda path: (lambda images: found, {}))
+    report = compare(form, Path("x.onnx"), 3, [(1, 64, 64)])
+    assert (report["unmatched"], report["num_compared"]) == (unmatched, num_compared)
 
 
 def small_file(path: Path, **properties: str) -> Path:

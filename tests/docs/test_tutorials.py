@@ -108,11 +108,17 @@ def require_same(run: Run, exported: Path, model: stvit_cli.TrainedModel, photo:
 def test_twelve_lines_of_onnxruntime(run: Run, photo: Path, tmp_path: Path) -> None:
     """On a small model of timm: the export of an STViT takes a minute."""
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     info = stvit_cli.WeightsInfo(
-        "timm/test_resnet", num_classes=3, class_names=("ant", "bee", "cat"), image_size=64, crop_pct=0.875
+        "timm/test_resnet",
+        num_classes=3,
+        class_names=("ant", "bee", "cat"),
+        in_chans=1,
+        mean=(0.4,),
+        std=(0.2,),
+        image_size=64,
+        interpolation="bilinear",
     )
-    stvit_cli.save_weights(tmp_path / "small.safetensors", stvit_cli.create_model("timm/test_resnet", 3), info)
+    stvit_cli.save_weights(tmp_path / "small.safetensors", stvit_cli.create_model("timm/test_resnet", 3, 1), info)
     model = stvit_cli.load(tmp_path / "small.safetensors", device="cpu")
     model.export(tmp_path / "small.onnx")
     require_same(run, tmp_path / "small.onnx", model, photo)

@@ -24,6 +24,7 @@ from stvit_cli.errors import Interrupted, UserError
 from stvit_cli.models.optimize.inference import Precision
 from stvit_cli.tasks import registry
 from stvit_cli.tasks.bulk import BulkPredictor
+from stvit_cli.tasks.exported import files_of
 from stvit_cli.tasks.spec import PredictOptions, Trained
 from stvit_cli.utils.files import writing
 from stvit_cli.utils.text import printable
@@ -175,7 +176,7 @@ def _predictor(trained: Trained, options: BulkOptions, device: torch.device) -> 
 def _plan(trained: Trained, inputs: Inputs, output: Path, options: BulkOptions, predictor: BulkPredictor) -> Plan:
     settings: dict[str, Any] = {
         "content": options.content,
-        "weights": {"model": trained.info.model, "task": trained.info.task, "blake2b": file_hash(trained.path)},
+        "weights": {"model": trained.info.model, "task": trained.info.task, "blake2b": file_hash(*files_of(trained.path))},
         "images": inputs.fingerprint(),
         "precision": options.precision,
     }

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from stvit_cli.recipe import IMAGENET_MEAN, IMAGENET_STD, DetectionSection, SegmentationSection
 from stvit_cli.recipe.field_types import CropPct, GridSize, Interpolation, Kwargs, LayerScale, Mean, NumIters, Section, Side, Std
 from stvit_cli.recipe.yaml import as_tuples
+from stvit_cli.utils.crop import default_crop_pct
 from stvit_cli.utils.text import first_few, shortened
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,11 @@ class WeightsInfo:
     association_grad: bool | None = None
     layer_scale: LayerScale | None = None
     kwargs: Kwargs = field(default_factory=dict, hash=False)
+
+    @property
+    def resolved_crop_pct(self) -> float:
+        """The ratio of the center crop to the resized image: ``crop_pct``, or the default for the image size."""
+        return self.crop_pct or default_crop_pct(self.image_size)
 
     def to_json(self) -> str:
         # Earlier versions do not have these, and warn of what they do not know.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from stvit_cli.data.transforms import default_crop_pct
 from stvit_cli.models.optimize.fuse import fuse
 from stvit_cli.models.timm_models import is_timm_name
 from stvit_cli.tasks.exported import ExportForm
@@ -15,7 +14,7 @@ def export_form(trained: Trained) -> ExportForm:
     """Return a classifier as one graph. A model of timm takes images of its own size alone."""
     info = trained.info
     preparation = {
-        "resize": {"short_side": math.floor(info.image_size / (info.crop_pct or default_crop_pct(info.image_size)))},
+        "resize": {"short_side": math.floor(info.image_size / info.resolved_crop_pct), "antialias": True},
         "center_crop": info.image_size,
         "probabilities": "sigmoid of each logit" if info.multi_label else "softmax of the logits",
     }

@@ -167,7 +167,12 @@ def export_form(trained: Trained) -> ExportForm:
     module = ExportedDetector(fuse(detector)).eval()  # type: ignore[arg-type]
     outputs = ("boxes", "scores", "labels", *(("masks",) if detector.has_masks else ()))
     preparation = {
-        "resize": {"short_side": settings.short_sides[-1], "max_long_side": settings.long_side, "filter": "bilinear"},
+        "resize": {
+            "short_side": settings.short_sides[-1],
+            "max_long_side": settings.long_side,
+            "filter": "bilinear",
+            "antialias": False,
+        },
         "padding": f"in the graph, right and below to a multiple of {SIZE_DIVISOR}",
         "boxes": "left, top, right, bottom in pixels of the input",
         "labels": "index into class_names",

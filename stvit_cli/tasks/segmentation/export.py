@@ -53,13 +53,14 @@ def export_form(trained: Trained) -> ExportForm:
     """Return a segmenter as one graph: images, resized and normalized, to logits (B, K, H, W)."""
     section = section_of(trained.info)
     preparation = {
-        "resize": {"max_long_side": section.max_size[0], "max_short_side": section.max_size[1]},
+        "resize": {"max_long_side": section.max_size[0], "max_short_side": section.max_size[1], "antialias": True},
         "size_divisor": section.size_divisor,
+        "padding": "right and below to a multiple of size_divisor, the last column and row repeated",
         "window": section.window,
         "window_stride": section.window_stride,
         "scales": list(section.eval_scales),
         "flip": section.eval_flip,
-        "logits": "at the size of the input; resize them to the image, then take the class with the largest",
+        "logits": "at the size of the input; cut the padding off, resize them to the image (bilinear), then take the largest",
     }
     return ExportForm(
         exportable(fuse(trained.model)),
