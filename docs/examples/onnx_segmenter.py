@@ -14,13 +14,12 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 meta = session.get_modelmeta().custom_metadata_map
 mean, std, prepare = (json.loads(meta[key]) for key in ("mean", "std", "preparation"))
-sides, divisor = prepare["resize"], prepare["size_divisor"]
-image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
+image, sides = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB"), prepare["resize"]
 scale = min(sides["max_long_side"] / max(image.size), sides["max_short_side"] / min(image.size))
 w, h = (max(1, int(side * scale + 0.5)) for side in image.size)
 pixels = np.asarray(image.resize((w, h), Image.Resampling[meta["interpolation"].upper()])) / 255
-pixels = np.pad((pixels - mean) / std, ((0, -h % divisor), (0, -w % divisor), (0, 0)), "edge").astype(np.float32)
-logits = session.run(None, {"images": pixels.transpose(2, 0, 1)[None]})[0][0, :, :h, :w]
+pixels = np.pad((pixels - mean) / std, ((0, -h % prepare["size_divisor"]), (0, -w % prepare["size_divisor"]), (0, 0)), "edge")
+logits = session.run(None, {"images": pixels.transpose(2, 0, 1)[None].astype(np.float32)})[0][0, :, :h, :w]
 affine = (
     Image.Transform.AFFINE,
     (w / image.width, 0, 0, 0, h / image.height, 0),
