@@ -20,11 +20,8 @@ w, h = (max(1, int(side * scale + 0.5)) for side in image.size)
 pixels = np.asarray(image.resize((w, h), Image.Resampling[meta["interpolation"].upper()])) / 255
 pixels = np.pad((pixels - mean) / std, ((0, -h % prepare["size_divisor"]), (0, -w % prepare["size_divisor"]), (0, 0)), "edge")
 logits = session.run(None, {"images": pixels.transpose(2, 0, 1)[None].astype(np.float32)})[0][0, :, :h, :w]
-affine = (
-    Image.Transform.AFFINE,
-    (w / image.width, 0, 0, 0, h / image.height, 0),
-    Image.Resampling.BILINEAR,
-)  # to the photo's size
+# To the size of the photo, two by two pixels:
+affine = (Image.Transform.AFFINE, (w / image.width, 0, 0, 0, h / image.height, 0), Image.Resampling.BILINEAR)
 labels = np.stack([Image.fromarray(each).transform(image.size, *affine) for each in logits]).argmax(0)
 Image.fromarray(labels.astype(np.uint8)).save(sys.argv[3])
 # --8<-- [end:lines]
