@@ -103,16 +103,16 @@ def test_an_exception_in_the_work_ends_the_waiting_of_the_others_but_not_of_the_
         pass
     with pytest.raises(UserError, match="Another process has ended: see its message"):
         other.meet()
+
     # A script that has caught both goes on.
+    def work_and_meet(process: Liveness, seconds: float) -> None:
+        with process.working():
+            time.sleep(seconds)
+        process.meet()
+
     with ThreadPoolExecutor(2) as pool:
-        for each in [pool.submit(_work_and_meet, process) for process in (failing, other)]:
+        for each in [pool.submit(work_and_meet, failing, 0.1), pool.submit(work_and_meet, other, 0.0)]:
             each.result(60)
-
-
-def _work_and_meet(process: Liveness) -> None:
-    with process.working():
-        pass
-    process.meet()
 
 
 def test_each_number_is_counted_once_and_each_count_begins_at_zero(store: dist.Store) -> None:
