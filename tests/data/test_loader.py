@@ -203,7 +203,7 @@ def test_a_killed_worker_is_named_with_what_helps() -> None:
     with pytest.raises(UserError, match=r"(?s)worker \(pid.*num_workers") as caught:
         list(numbers(20, die))
     assert len(str(caught.value).splitlines()) == 4
-    assert str(caught.value).endswith("#shared-memory")
+    assert "#shared-memory" in str(caught.value).splitlines()[-1]
 
 
 def test_workers_leave_signals_to_their_parent() -> None:
