@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import tomllib
 from datetime import date
 from pathlib import Path
-from types import ModuleType
 
 import yaml
+from helpers.scripts import load_script
 
 from stvit_cli import __version__
 from stvit_cli.recipe.renamed_keys import DEPRECATED, RENAMED, RENAMED_VALUES
@@ -45,7 +44,7 @@ def test_the_version_has_one_place(tmp_path: Path) -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["tool"]["hatch"]["version"]["path"] == "stvit_cli/__init__.py"
     assert "version" in PROJECT["dynamic"]
-    release = _release()
+    release = load_script("tools/release.py")
     assert release.package_version() == __version__
     assert release.disagreements() == []
     (tmp_path / "README.md").write_text("[Site](https://example.org/docs) and [below](#below)\n", encoding="utf-8")
@@ -65,15 +64,6 @@ def test_the_version_has_one_place(tmp_path: Path) -> None:
     (relative,) = release.disagreements("v9.0.0", tmp_path)
     assert relative.startswith("README.md: 2 links and images are relative, such as docs/a.jpg,")
     assert release.disagreements(root=tmp_path) == []
-
-
-def _release() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("release", ROOT / "tools" / "release.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_upgrading_lists_the_keys_that_have_other_names_now() -> None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("scaling", ROOT / "tests" / "benchmarks" / "scaling.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-scaling = importlib.util.module_from_spec(SPEC)
-sys.modules["scaling"] = scaling  # dataclasses look their module up
-SPEC.loader.exec_module(scaling)
+scaling = load_script("tests/benchmarks/scaling.py")
 
 
 def test_the_tables_are_those_of_the_formulas() -> None:

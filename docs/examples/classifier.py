@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="PHOTOS")
     parser.add_argument("--weights", default="stvit-nano.shapes-upernet", help="a weights file or a name of `stvit weights list`")
     parser.add_argument("--output", type=Path, default=Path("classifier"))
-    parser.add_argument("--skip-export", action="store_true", help="write no ONNX file, which can take some minutes")
+    parser.add_argument("--skip-export", action="store_true", help="write no ONNX file")
     given = parser.parse_args()
     output, weights = given.output, given.weights
     photos = given.data or make_photos(output / "photos")

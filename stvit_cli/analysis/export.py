@@ -18,7 +18,7 @@ import torch
 from stvit_cli.analysis.export_check import CHECKED_SIZES, TOLERANCES, compare, require_finite_outputs, require_same
 from stvit_cli.analysis.export_int8 import Calibration, Int8Report, quantize_and_measure
 from stvit_cli.analysis.export_target import unfinished
-from stvit_cli.analysis.onnx_graph import OPSET, metadata, write_graph
+from stvit_cli.analysis.onnx_graph import OPSET, write_graph
 from stvit_cli.errors import UserError
 from stvit_cli.models.optimize.half_weights import halve_weights
 from stvit_cli.models.precision import DTYPES
@@ -28,8 +28,6 @@ from stvit_cli.tasks.exported import ExportForm
 from stvit_cli.tasks.loading import Trained
 from stvit_cli.utils.files import replacing, writing
 from stvit_cli.utils.runtimes import require_onnx
-
-__all__ = ["CHECKED_SIZES", "export_onnx", "export_weights", "metadata", "require_exportable"]
 
 
 def export_onnx(

@@ -167,8 +167,7 @@ def export_program(trained: Trained, path: Path, *, say: Callable[[str], None] =
     say("Comparing the program with the model.")
     run = program.module()
     differences = differences_of(form, lambda images: (run(images),), trained.info.in_chans, checked_sizes(trained.info, form))
-    if not all(difference <= TOLERANCES["fp32"] for difference in differences.values()):
-        raise RuntimeError(f"the outputs of the program differ from the model's, relative to the largest output: {differences}")
+    require_same({"largest_difference": differences}, "fp32")
     with writing(path, advice=""), folder_beside(path) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         extra = {"stvit.json": json.dumps(metadata(trained.info, form.preparation))}

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stvit_cli.errors import UserError
-from stvit_cli.utils.environment import is_installed
 from stvit_cli.utils.files import require_new_file
-from stvit_cli.utils.runtimes import EXTRAS
+from stvit_cli.utils.runtimes import require_runtime
 
 PRECISIONS = {
     ".onnx": ("fp32", "fp16", "bf16", "int8"),
@@ -38,8 +37,7 @@ def require_exported_file(path: Path, precision: str, *, calibrated: bool = Fals
         other = "; int8 is for names that end in .onnx, which OpenVINO reads too" if precision == "int8" else ""
         raise UserError(f"{path}: a {path.suffix} file is written in {' or '.join(known)}, found {precision}{other}.")
     if path.suffix == ".xml":
-        if not is_installed("openvino"):
-            raise UserError(f"{path}: needs openvino, which is not installed: pip install 'stvit[{EXTRAS['openvino']}]'")
+        require_runtime(path, "openvino")
         if not any(leftovers(path)):
             require_new_file(path.with_suffix(".bin"), ".bin")
 

@@ -259,18 +259,15 @@ class Trainer:
         if state.step % self.recipe.train.log_every_steps and state.step != self.timeline.num_steps:
             return
         seconds = time.monotonic() - self.window_since
-        peak = peak_memory(self.world.device)
-        row = (
-            {name: value / state.window_steps for name, value in state.window.items()}
-            | {
-                "lr": step_result.lr,
-                "grad_norm": step_result.grad_norm,
-                "images_per_second": state.window_steps * batch / seconds,
-                "data_wait": self.waited / seconds,
-                "skipped": state.skipped,
-            }
-            | ({} if peak is None else {"peak_memory_bytes": peak})
-        )
+        row = {name: value / state.window_steps for name, value in state.window.items()} | {
+            "lr": step_result.lr,
+            "grad_norm": step_result.grad_norm,
+            "images_per_second": state.window_steps * batch / seconds,
+            "data_wait": self.waited / seconds,
+            "skipped": state.skipped,
+        }
+        if (peak := peak_memory(self.world.device)) is not None:
+            row["peak_memory_bytes"] = peak
         slow = slow_loader(self.waited, seconds, self.world.device, self.recipe.data.num_workers)
         self.slow_windows += slow is not None
         if slow is not None and self.slow_windows == SLOW_WINDOWS:

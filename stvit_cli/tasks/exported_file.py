@@ -17,8 +17,7 @@ from stvit_cli.models.weights.info import missing_parts, parse
 from stvit_cli.tasks import registry
 from stvit_cli.tasks.exported import CROP_IS_DEFAULT, ENDINGS, Run
 from stvit_cli.tasks.spec import Trained
-from stvit_cli.utils.environment import is_installed
-from stvit_cli.utils.runtimes import EXTRAS, openvino_core
+from stvit_cli.utils.runtimes import openvino_core, require_runtime
 from stvit_cli.utils.text import first_line, shortened
 
 METADATA = "stvit"
@@ -44,8 +43,7 @@ def open_exported(path: Path) -> Trained:
         )
     if not path.is_file():
         raise UserError(f"{path}: there is no such file.")
-    if not is_installed(runtime):
-        raise UserError(f"{path} needs {runtime}, which is not installed: pip install 'stvit[{EXTRAS[runtime]}]'")
+    require_runtime(path, runtime)
     try:
         run, found = open_runner(path)
     except Exception as error:  # each runtime has exceptions of its own for a damaged file

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from stvit_cli.errors import UserError
@@ -29,17 +30,33 @@ def require_runtimes(runtimes: Sequence[str]) -> None:
         if name not in EXTRAS:
             raise UserError(f"runtime: found '{name}', expected {' or '.join(EXTRAS)}.{did_you_mean(name, list(EXTRAS))}")
         # onnxscript: models of timm and torchvision are exported by PyTorch's newer exporter (`analysis.cost.runtimes`).
-        missing = [package for package in (name, *ONNX, "onnxscript") if not is_installed(package)]
-        if missing:
-            needed = ", ".join(dict.fromkeys(missing))
-            raise UserError(f"runtime {name} needs {needed}, not installed here: pip install 'stvit[{EXTRAS[name]}]'")
+        require_installed(f"runtime {name}", (name, *ONNX, "onnxscript"), EXTRAS[name])
 
 
 def require_onnx() -> None:
     """Raise UserError where a package is missing that ONNX files are written and checked with."""
-    missing = [name for name in ONNX if not is_installed(name)]
+    require_installed("ONNX", ONNX, EXTRAS["onnxruntime"])
+
+
+def require_runtime(path: Path, runtime: str) -> None:
+    """Raise UserError where the runtime of an exported file is not installed."""
+    require_installed(str(path), [runtime], EXTRAS[runtime])
+
+
+def require_installed(what: str, packages: Iterable[str], extra: str) -> None:
+    """Check that packages are installed.
+
+    Args:
+        what: what needs them.
+        packages: their names; each is named once.
+        extra: the extra of this package that installs them.
+
+    Raises:
+        UserError: one is missing; the message names the extra.
+    """
+    missing = [name for name in dict.fromkeys(packages) if not is_installed(name)]
     if missing:
-        raise UserError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'stvit[onnx]'")
+        raise UserError(f"{what} needs {', '.join(missing)}, not installed here: pip install 'stvit[{extra}]'")
 
 
 @cache

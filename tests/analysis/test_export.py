@@ -18,7 +18,7 @@ from rich.console import Console
 
 import stvit_cli
 from stvit_cli import create_model
-from stvit_cli.analysis import export, export_formats, export_int8, export_target
+from stvit_cli.analysis import export, export_formats, export_int8, export_target, onnx_graph
 from stvit_cli.analysis.export_formats import _place
 from stvit_cli.analysis.onnx_graph import write_graph
 from stvit_cli.cli import output
@@ -74,7 +74,7 @@ def as_traced(traced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import onnx
 
         model = onnx.load(traced)
-        onnx.helper.set_model_props(model, export.metadata(info, form.preparation, precision))
+        onnx.helper.set_model_props(model, onnx_graph.metadata(info, form.preparation, precision))
         onnx.save(model, path)
         return 2000
 
@@ -418,7 +418,7 @@ def test_a_bin_file_of_another_model_is_not_overwritten(weights: Path, tmp_path:
 
 
 def test_what_a_killed_export_for_openvino_has_left_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_target, "is_installed", lambda name: True)
+    monkeypatch.setattr(runtimes, "is_installed", lambda name: True)
     path = tmp_path / "x.xml"
 
     def write(folder: Path) -> Path:
@@ -486,8 +486,8 @@ def test_a_file_whose_crop_is_the_default_has_that_of_another_size(tmp_path: Pat
     for crop_pct in (None, 0.875):
         info = replace(INFO, image_size=224, crop_pct=crop_pct)
         assert info.resolved_crop_pct == 0.875
-        assert parsed(tmp_path, export.metadata(info)) == info
-        before = {key: value for key, value in export.metadata(info).items() if key != "crop_pct_is_default"}
+        assert parsed(tmp_path, onnx_graph.metadata(info)) == info
+        before = {key: value for key, value in onnx_graph.metadata(info).items() if key != "crop_pct_is_default"}
         assert parsed(tmp_path, before).crop_pct == 0.875  # a file of an earlier version
 
 

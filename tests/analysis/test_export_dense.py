@@ -252,7 +252,7 @@ def test_files_that_cannot_be_run_are_refused(name: str, content: Any, says: str
 
 
 def test_a_runtime_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stvit_cli.tasks.exported_file.is_installed", lambda name: False)
+    monkeypatch.setattr("stvit_cli.utils.runtimes.is_installed", lambda name: False)
     for ending, extra in ((".onnx", "onnx"), (".xml", "openvino")):
         path = small_file(tmp_path / f"a{ending}")
         with pytest.raises(UserError, match=rf"pip install 'stvit\[{extra}\]'"):

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.scripts import load_script
 
 from stvit_cli import UserError
 from stvit_cli.models.weights.file import read_info
 from stvit_cli.tasks.loading import open_trained
 from stvit_cli.utils import packaged_weights
 
-ROOT = Path(__file__).parents[2]
 NANO = "stvit-nano.digits"
 
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("package_weights", ROOT / "tools" / "package_weights.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/package_weights.py")
 
 
 def test_commands_list_and_show_them(stvit, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def require_same(run: Run, exported: Path, model: stvit_cli.TrainedModel, photo:
 
 
 def test_twelve_lines_of_onnxruntime(run: Run, photo: Path, tmp_path: Path) -> None:
-    """On a small model of timm: the export of an STViT takes a minute."""
+    """On a small model of timm, whose export takes less time than an STViT's."""
     pytest.importorskip("onnxruntime")
     info = stvit_cli.WeightsInfo(
         "timm/test_resnet",

@@ -35,7 +35,7 @@ class _Handle:
 
 
 def require_unchanged(file: ShardFile) -> None:
-    """Ask for a remote shard anew.
+    """Compare a remote shard with what was listed.
 
     Args:
         file: as it was listed. A stamp that the server does not give any more is not compared, the size always is.

@@ -16,7 +16,7 @@ from torch import nn
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
 from stvit_cli import tasks
-from stvit_cli.analysis.export import metadata
+from stvit_cli.analysis.onnx_graph import metadata
 from stvit_cli.data import SampleKey
 from stvit_cli.engine.seeding import seed_micro_batch
 from stvit_cli.errors import UserError
