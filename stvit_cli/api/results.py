@@ -47,6 +47,7 @@ class DryRunResult:
         head: of a classifier of 1000 classes or more: ``classes``, ``params``, ``logits_bytes`` and ``seconds`` of an image.
         activation_bytes_per_image: where a step was estimated; None where it was taken.
         read_seconds_per_image: the same, of one loader worker.
+        trial_images: the images that such an estimate is judged by.
     """
 
     global_batch_size: int
@@ -71,6 +72,7 @@ class DryRunResult:
     head: Mapping[str, float] | None = None
     activation_bytes_per_image: int | None = None
     read_seconds_per_image: float | None = None
+    trial_images: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields but the summary, as `stvit train --dry-run --json` writes them."""

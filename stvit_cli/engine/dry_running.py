@@ -78,6 +78,7 @@ def _measure(session: Session) -> dict[str, Any]:
             "data_wait": 1 - trial.seconds * per_process / seconds,
             "activation_bytes_per_image": trial.activation_bytes,
             "read_seconds_per_image": trial.read_seconds,
+            "trial_images": trial.num_images,
         }
     return _facts(session, found["step_seconds"]) | found | {"state_bytes": state, "head": None if head is None else asdict(head)}
 
@@ -132,7 +133,9 @@ def _summary(session: Session, measured: dict[str, Any]) -> list[str]:
     is_estimated, peak = "activation_bytes_per_image" in measured, measured["peak_memory_bytes"]
     slow = slow_loader(measured["data_wait"], 1.0, device, session.recipe.data.num_workers)
     notes = [note.replace("\n", " ") for note in [*measured["notes"], *filter(None, [slow])]]
-    judged = f"a forward and backward pass of {FEW} images; no step was taken" if is_estimated else "one step"
+    judged = (
+        f"a forward and backward pass of {measured['trial_images']} images; no step was taken" if is_estimated else "one step"
+    )
     return [
         f"batch       {session.plan}",
         f"schedule    {timeline.num_steps} steps, {timeline.steps_per_epoch} an epoch, {timeline.epoch(timeline.num_steps):g} "

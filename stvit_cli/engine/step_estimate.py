@@ -35,12 +35,14 @@ class Trial:
     """A forward and a backward pass of a few images, without an update.
 
     Attributes:
+        num_images: how many.
         loss: of these images.
         seconds: of an image.
         activation_bytes: that autograd keeps of an image for the backward pass.
         read_seconds: of an image, from its file to a tensor, in one process.
     """
 
+    num_images: int
     loss: float
     seconds: float
     activation_bytes: int
@@ -123,7 +125,7 @@ def try_images(session: Session, num_images: int) -> Trial:
     if seconds / size * num_images <= SLOW_SECONDS:
         size = num_images
         loss, seconds = timed(lambda: step(batch), device)
-    return Trial(loss, seconds / size, sum(kept.values()) // size, read)
+    return Trial(size, loss, seconds / size, sum(kept.values()) // size, read)
 
 
 def head_cost(session: Session) -> HeadCost | None:

@@ -73,5 +73,15 @@ def test_a_long_step_is_estimated_and_a_short_one_taken(monkeypatch: pytest.Monk
     assert found["expected_seconds"] == pytest.approx(found["step_seconds"] * found["steps"])
     assert found["global_batch_size"] == 8
     assert found["head"] is None
-    assert any("no step was taken" in line for line in found["summary"])
+    assert any("pass of 2 images; no step was taken" in line for line in found["summary"])
     assert any(line.startswith("memory      about") for line in found["summary"])
+
+
+def test_the_images_that_an_estimate_is_judged_by_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_running, "SMALL_STEP", 4)
+    monkeypatch.setattr(dry_running, "LONG_SECONDS", 0.0)
+    for slow_seconds, images in ((60.0, 8), (0.0, 2)):
+        monkeypatch.setattr(step_estimate, "SLOW_SECONDS", slow_seconds)
+        found = engine.dry_run(toy.ToyTask(), toy.recipe("train.batch_size_per_device=8"))
+        assert found["trial_images"] == images
+        assert any(f"pass of {images} images; no step was taken" in line for line in found["summary"])
