@@ -209,7 +209,7 @@ def _written(
         from stvit_cli.analysis.reproduce.measurements import paired_tests, speeds
 
         pairs = parts.get("pairs", {}) | paired_tests(experiment, found.paths)
-        speed = parts.get("speed", {}) or speeds(experiment, found.paths)
+        speed = parts.get("speed", {}) or speeds(experiment, {line["setting"] for line in lines.values()})
         parts |= {name: part for name, part in (("pairs", pairs), ("speed", speed)) if part}
     if experiment.superpixels and parts.get("superpixel_runs") != list(found.paths):
         from stvit_cli.analysis.reproduce.superpixel_lines import superpixel_parts

@@ -43,6 +43,9 @@ NOISE = 12.0
 """Standard deviation of the noise on every pixel, in 0..255."""
 
 SPLITS = ("train", "val")
+TABLE = "images.csv"
+"""The table of a data set for classifiers, below its folder."""
+
 _ADE_SPLIT = {"train": "training", "val": "validation"}
 _FORMAT = 1  # increases with every change to the images, so that an older tree is not reused
 
@@ -149,11 +152,9 @@ def write_coco_tree(root: Path, counts: Sequence[int], image_size: int, seed: in
 
     Args:
         root: the folder of the tree.
-        root: the folder.
         counts: number of training and of validation images.
         image_size: longer side, in pixels.
         seed: of the data set.
-        seed: of the generator of the images.
     """
     (root / "annotations").mkdir(parents=True)
     categories = [{"id": number, "name": name} for number, name in zip(CATEGORY_IDS, SHAPE_NAMES, strict=True)]
@@ -199,12 +200,12 @@ def write_ade20k_tree(root: Path, counts: Sequence[int], image_size: int, seed: 
 
 
 def write_table_tree(root: Path, counts: Sequence[int], image_size: int, seed: int) -> None:
-    """Write ``images.csv``, a table for a classifier of several labels (``data.multi_label=true``), with the images beside it.
+    """Write a table, `TABLE`, for a classifier of several labels (``data.multi_label=true``), with the images beside it.
 
     A label is a kind of shape that is in the image. Arguments and images are those of `write_coco_tree`.
     """
     root.mkdir(parents=True)
-    with (root / "images.csv").open("w", newline="", encoding="utf-8") as file:
+    with (root / TABLE).open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("path", "label", "split"))
         for split, count in zip(SPLITS, counts, strict=True):
@@ -216,16 +217,20 @@ def write_table_tree(root: Path, counts: Sequence[int], image_size: int, seed: i
                 rows.writerow((name, ";".join(SHAPE_NAMES[label] for label in sorted(set(drawn.labels))), split))
 
 
-_WRITERS = {"coco": write_coco_tree, "ade20k": write_ade20k_tree}
+_WRITERS = {"coco": write_coco_tree, "ade20k": write_ade20k_tree, "table": write_table_tree}
 
 
 def _files(layout: str, counts: Sequence[int]) -> Iterator[str]:
     """Yield the paths of a tree's files below it."""
+    if layout == "table":
+        yield TABLE
     for split, count in zip(SPLITS, counts, strict=True):
         names = [f"{index:06d}.png" for index in range(count)]
         if layout == "coco":
             yield f"annotations/instances_{split}2017.json"
             yield from (f"{split}2017/{name}" for name in names)
+        elif layout == "table":
+            yield from (f"{split}/{name}" for name in names)
         else:
             yield from (f"{folder}/{_ADE_SPLIT[split]}/{name}" for folder in ("images", "annotations") for name in names)
 
@@ -247,7 +252,7 @@ def shapes_tree(layout: str, counts: Sequence[int], image_size: int, seed: int, 
     same time.
 
     Args:
-        layout: coco or ade20k.
+        layout: coco, ade20k, or table, for a classifier of several labels.
         counts: number of training and of validation images.
         image_size: longer side, in pixels.
         seed: of the data set.

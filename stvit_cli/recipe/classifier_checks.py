@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 CLASSIFIER_KEYS = {
     "augment": ("vflip", "color_jitter", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"),
-    "data": ("class_weights", "balance"),
+    "data": ("class_weights", "balance", "multi_label"),
     "eval": ("hflip", "subset", "subset_dir"),
     "finetune": ("keep_classes",),
 }
@@ -29,7 +29,7 @@ KINDS_OF = {
     "label_column": ("table", "shards"),
     "label_separator": ("table",),
     "image_dir": ("table",),
-    "multi_label": ("table",),
+    "multi_label": ("table", "shapes"),
     "class_names": ("idx", "shards"),
     "shuffle": ("shards",),
     "shuffle_window": ("shards",),
@@ -67,6 +67,8 @@ def classifier_contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"augment.color_jitter: found a hue of {jitter[3]:g}, expected at most 0.5"
     if recipe.augment.color_jitter_prob is not None and not jitter:
         yield f"augment.color_jitter_prob: found {recipe.augment.color_jitter_prob:g}, but augment.color_jitter is 0"
+    if recipe.data.kind == "shapes" and not recipe.data.multi_label:
+        yield "data.multi_label: expected true for data.kind shapes: an image has several shapes"
     kind = recipe.loss.kind or ("bce" if recipe.data.multi_label else "cross-entropy")
     if recipe.data.multi_label and kind == "cross-entropy":
         yield "loss.kind: found cross-entropy beside data.multi_label, expected bce or focal"

@@ -16,7 +16,8 @@ class TaskKeys(NamedTuple):
 
 TASKS = {
     "classification": TaskKeys(
-        sections=("loss", "distill"), data_kinds=("digits", "imagefolder", "table", "idx", "timm", "shards")
+        sections=("loss", "distill", "shapes"),
+        data_kinds=("digits", "imagefolder", "table", "idx", "timm", "shards", "shapes"),
     ),
     "detection": TaskKeys(
         sections=("detection", "shapes"), data_kinds=("coco", "yolo", "voc", "labelme", "cvat", "createml", "shapes")

@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         shapes_tree("coco", (1, 1), 64, 0, str(tmp_path / "file"))
 
 
-@pytest.mark.parametrize("layout", ["coco", "ade20k"])
+@pytest.mark.parametrize("layout", ["coco", "ade20k", "table"])
 def test_a_tree_that_lost_an_image_is_made_whole_again(tmp_path: Path, layout: str) -> None:
     def contents(tree: Path) -> dict[str, bytes]:
         return {str(path.relative_to(tree)): path.read_bytes() for path in sorted(tree.rglob("*")) if path.is_file()}

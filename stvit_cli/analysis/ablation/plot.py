@@ -4,23 +4,50 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stvit_cli.analysis.ablation.rows import Row
+from stvit_cli.analysis.ablation.statistics import Estimate, estimate
 
 BASELINE, CLEAR, OTHER, SEED = "#555555", "#1f6fb4", "#8a9aa8", "#444444"
 MAX_REACH = 1.5
 """How far the axis goes beyond the scores, as a multiple of their range: an interval of two seeds would leave them one dot."""
 
 
-def draw(rows: Sequence[Row], title: str, label: str) -> bytes:
+@dataclass(frozen=True)
+class PlotLine:
+    """A setting in the plot.
+
+    Attributes:
+        name: beside the line.
+        scores: one for each seed; empty where no run has finished.
+        differs: the interval of its difference from the first setting excludes 0.
+    """
+
+    name: str
+    scores: tuple[float, ...]
+    differs: bool = False
+
+    @property
+    def score(self) -> Estimate | None:
+        """The mean over the seeds with its interval."""
+        return estimate(self.scores)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the mean; None with fewer than two seeds."""
+        score = self.score
+        return None if score is None or score.low is None or score.high is None else (score.low, score.high)
+
+
+def draw(lines: Sequence[PlotLine], title: str, label: str) -> bytes:
     """Plot the scores.
 
     Args:
-        rows: the settings, from top to bottom; the first has a vertical line.
+        lines: the settings, from top to bottom; the first has a vertical line.
         title: above the plot.
         label: of the axis, with the unit.
 
@@ -28,41 +55,36 @@ def draw(rows: Sequence[Row], title: str, label: str) -> bytes:
         An SVG file, the same for the same scores.
     """
     with mpl.rc_context({"svg.hashsalt": "stvit", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.2, 1.3 + 0.34 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.3 + 0.34 * len(lines)), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.set_title(title, fontsize=11, loc="left")
-        low, high = limits([list(row.scores.values()) for row in rows], [_interval(row) for row in rows])
+        low, high = limits([line.scores for line in lines], [line.interval for line in lines])
         cut = False
-        for height, row in enumerate(rows):
-            score = row.score
+        for height, line in enumerate(lines):
+            score = line.score
             if score is None:
                 axes.text(low, height, " no score", va="center", fontsize=8, color=OTHER)
                 continue
-            colour = BASELINE if height == 0 else CLEAR if row.difference and row.difference.excludes_zero else OTHER
-            if score.low is not None and score.high is not None:
-                axes.plot([score.low, score.high], [height, height], color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
-                cut |= score.low < low or score.high > high
-            axes.scatter(list(row.scores.values()), [height] * len(row.scores), s=9, color=SEED, zorder=3, linewidths=0)
+            colour = BASELINE if height == 0 else CLEAR if line.differs else OTHER
+            if (ends := line.interval) is not None:
+                axes.plot(ends, [height, height], color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
+                cut |= ends[0] < low or ends[1] > high
+            axes.scatter(line.scores, [height] * len(line.scores), s=9, color=SEED, zorder=3, linewidths=0)
             axes.scatter([score.mean], [height], s=42, facecolor="white", edgecolor=colour, linewidths=1.6, zorder=2)
             if height == 0:
                 axes.axvline(score.mean, color=BASELINE, linewidth=0.8, linestyle=":", zorder=1)
         axes.set_xlim(low, high)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(range(len(rows)), [row.setting.name for row in rows], fontsize=9)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
+        axes.set_yticks(range(len(lines)), [line.name for line in lines], fontsize=9)
         note = ": circles are means, lines 95 % intervals, dots seeds" + ("; lines that leave the plot go on" if cut else "")
-        axes.set_xlabel(label + note, fontsize=8)
+        figure.supxlabel(label + note, fontsize=8)
         axes.grid(True, axis="x", alpha=0.25)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
-
-
-def _interval(row: Row) -> tuple[float, float] | None:
-    score = row.score
-    return None if score is None or score.low is None or score.high is None else (score.low, score.high)
 
 
 def limits(scores: Sequence[Sequence[float]], intervals: Sequence[tuple[float, float] | None]) -> tuple[float, float]:

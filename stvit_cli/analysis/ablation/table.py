@@ -9,7 +9,7 @@ from typing import Any
 
 from stvit_cli import __version__
 from stvit_cli.analysis.ablation.notes import notes_on
-from stvit_cli.analysis.ablation.plot import draw
+from stvit_cli.analysis.ablation.plot import PlotLine, draw
 from stvit_cli.analysis.ablation.rows import Row, TableRun
 from stvit_cli.analysis.ablation.runs import Run
 from stvit_cli.analysis.ablation.settings import Setting
@@ -105,7 +105,7 @@ class AblationTable:
         contents = {
             "table.json": strict_json.dumps(self.to_dict(), indent=2).encode() + b"\n",
             "table.md": self.markdown().encode(),
-            "table.svg": draw(self.rows, self.title, self.columns()[1]),
+            "table.svg": draw([_plot_line(row) for row in self.rows], self.title, self.columns()[1]),
         }
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
@@ -136,6 +136,10 @@ def make_table(path: Path, recipe: Recipe, settings: Sequence[Setting], runs: Ma
 def resume_command(path: Path) -> str:
     """Return the command that resumes the ablation in a directory."""
     return shell_command("stvit", "ablate", "--resume", path)
+
+
+def _plot_line(row: Row) -> PlotLine:
+    return PlotLine(row.setting.name, tuple(row.scores.values()), row.difference is not None and row.difference.excludes_zero)
 
 
 def _cells(row: Row, is_baseline: bool) -> list[str]:

@@ -29,12 +29,27 @@ def as_markdown(results: Mapping[str, Any]) -> str:
         "",
     ]
     if results["runs"]:
-        lines += [*_settings(results), "", *_sentences(results), *_differences(results), *_pairs(results), *_superpixels(results)]
+        lines += [*_settings(results), "", *_sentences(results), *_plot(results), *_differences(results), *_pairs(results)]
+        lines += _superpixels(results)
         lines += _runs(results)
     else:
         lines += ["No run has finished yet.", ""]
     lines += _published(results)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def has_plot(results: Mapping[str, Any]) -> bool:
+    """Whether there are settings to compare, with an interval: then NAME.svg is beside the page."""
+    settings = results["settings"].values()
+    return sum(line["mean"] is not None for line in settings) > 1 and any(line["low"] is not None for line in settings)
+
+
+def _plot(results: Mapping[str, Any]) -> list[str]:
+    if not has_plot(results):
+        return []
+    first = next(iter(results["settings"]))
+    alt = f"{heading(results['metrics'][0])} of each setting, with its interval"
+    return [f"![{alt}]({results['name']}.svg)", "", f"Blue: the interval of its difference from {first} excludes zero.", ""]
 
 
 def _settings(results: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from stvit_cli.analysis.cost.throughput import Setting, prepare, time_in_turn
 from stvit_cli.analysis.reproduce.experiments import Experiment
 from stvit_cli.engine.kept_evaluation import read_kept
 from stvit_cli.engine.run_dir import RunDir
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.tasks.bootstrap import mcnemar
 from stvit_cli.tasks.image_scores import ImageScores
-from stvit_cli.tasks.loading import open_trained
 from stvit_cli.utils.text import shell_command
 
 logger = logging.getLogger(__name__)
@@ -69,26 +69,29 @@ def _test_scores(path: Path) -> ImageScores | None:
     return None if kept is None else spec.image_scores(kept[1])
 
 
-def speeds(experiment: Experiment, paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+def speeds(experiment: Experiment, labels: Collection[str]) -> dict[str, dict[str, Any]]:
     """Measure images per second of inference, one model of each setting, in interleaved rounds.
+
+    The models have random weights, which cost the same: a run's directory may be gone.
 
     Args:
         experiment: with ``speed``, the batch size.
-        paths: run directories by key.
+        labels: settings that have a finished run; nothing is measured before all have one.
 
     Returns:
         A line for each setting: ``images_per_second`` (median), the slowest and fastest round, and what belongs to a figure.
     """
-    first: dict[str, Path] = {}
-    for key, path in paths.items():
-        first.setdefault(key.rpartition(", seed ")[0], path)
-    if experiment.speed is None or len(first) < len(experiment.settings):
+    if experiment.speed is None or not {setting.label for setting in experiment.settings} <= set(labels):
         return {}
-    logger.info("Measuring images per second of %d models", len(first))
-    opened = {label: open_trained(first[label]) for label in (setting.label for setting in experiment.settings)}
-    info = next(iter(opened.values())).info
+    logger.info("Measuring images per second of %d models", len(experiment.settings))
+    try:
+        infos = {setting.label: tasks.build(tasks.resolve(setting.recipe)[0]).weights_info() for setting in experiment.settings}
+    except UserError as error:
+        logger.warning("Images per second are not measured: %s", error)
+        return {}
+    info = next(iter(infos.values()))
     setting = Setting((info.image_size, info.image_size), info.in_chans, experiment.speed, rounds=ROUNDS)
-    timed = time_in_turn([prepare(label, trained.model, setting) for label, trained in opened.items()], setting)
+    timed = time_in_turn([prepare(label, tasks.create_from(own), setting) for label, own in infos.items()], setting)
     command = shell_command("stvit", "reproduce", experiment.name)
     return {label: _speed_line(found, command) for label, found in timed.items()}
 

@@ -240,13 +240,22 @@ def as_text(results: Mapping[str, Any]) -> str:
 
 
 def write(results: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write NAME.json and NAME.md. Raises UserError where that is not possible."""
-    from stvit_cli.analysis.reproduce.markdown import as_markdown
+    """Write NAME.json and NAME.md, and NAME.svg where there are settings to compare. Raises UserError where that fails.
+
+    Returns:
+        The paths of the first two.
+    """
+    from stvit_cli.analysis.reproduce.markdown import as_markdown, has_plot
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{results['name']}.json", folder / f"{results['name']}.md"
-    for path, text in zip(paths, (as_text(results), as_markdown(results)), strict=True):
+    contents = {path: text.encode() for path, text in zip(paths, (as_text(results), as_markdown(results)), strict=True)}
+    if has_plot(results):
+        from stvit_cli.analysis.reproduce.plot import draw_results
+
+        contents[folder / f"{results['name']}.svg"] = draw_results(results)
+    for path, content in contents.items():
         with writing(path):
-            replace_file(path, text.encode())
+            replace_file(path, content)
     return paths

@@ -12,7 +12,7 @@ from stvit_cli.data.digits import SIDE, DigitImages
 from stvit_cli.data.shards.images import ShardImages
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
-from stvit_cli.tasks.classification.data import build_classification
+from stvit_cli.tasks.classification.data import build_classification, data_section
 from stvit_cli.tasks.data_view import DataView, Finding, ImageReport, ImagesView, Level, header_size
 from stvit_cli.utils.text import printable
 
@@ -48,7 +48,7 @@ class ClassificationView(ImagesView[Images]):
 
 def view_classification(recipe: Recipe) -> DataView:
     """Return what the recipe's folders hold. Raises UserError as `build_classification` does."""
-    settings = recipe.data
+    settings = data_section(recipe)
     level: Level = "error" if settings.unreadable == "stop" else "warning"
     if settings.kind == "shards":  # damaged shards are findings beside the others
         settings = settings.model_copy(update={"unreadable": "skip"})

@@ -109,9 +109,9 @@ def _view_data(recipe: Recipe) -> DataView:
 
 
 def _training_images(recipe: Recipe) -> Images:
-    from stvit_cli.tasks.classification.data import training_images
+    from stvit_cli.tasks.classification.data import data_section, training_images
 
-    return training_images(recipe.data)
+    return training_images(data_section(recipe))
 
 
 def _report(given: ReportInput) -> Iterator[ReportSection]:

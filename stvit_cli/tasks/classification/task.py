@@ -34,7 +34,7 @@ from stvit_cli.models.timm_models import HasNoWeightDecay, is_timm_name, require
 from stvit_cli.models.weights.file import WeightsInfo, backbone_of, describe, load_weights, read_weights
 from stvit_cli.recipe import AugmentSection, Recipe
 from stvit_cli.tasks.base import Evaluator
-from stvit_cli.tasks.classification.data import build_classification, build_eval_set, build_subset, build_test_set
+from stvit_cli.tasks.classification.data import build_classification, build_eval_set, build_subset, build_test_set, data_section
 from stvit_cli.tasks.classification.distillation import distillation_loss, load_teacher
 from stvit_cli.tasks.classification.evaluator import ClassificationEvaluator
 from stvit_cli.tasks.classification.kept_classes import keep_rows
@@ -294,7 +294,7 @@ def build_mixup(augment: AugmentSection, num_classes: int, multi_label: bool = F
 
 def build_classification_task(recipe: Recipe, weights: Path | None) -> ClassificationTask:
     """Build data and model; the initial weights follow from the recipe's seed. Raises UserError as `tasks.build` does."""
-    data = build_classification(recipe.data, recipe.augment, recipe.eval, recipe.train.seed, recipe.model.in_chans)
+    data = build_classification(data_section(recipe), recipe.augment, recipe.eval, recipe.train.seed, recipe.model.in_chans)
     with seeded(derive_seed(recipe.train.seed, "model")):
         model = create_model(
             recipe.model.name,
@@ -318,7 +318,7 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
             f"data.multi_label is {str(bool(recipe.data.multi_label)).lower()}, but the model has {has} for each image."
         )
     val_set = build_eval_set(
-        recipe.data,
+        data_section(recipe),
         recipe.eval,
         info.class_names or None,
         all_images=whole,
@@ -340,14 +340,14 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
 def _subset_evaluation(recipe: Recipe, class_names: Sequence[str], val_set: EvalSet, in_chans: int) -> SubsetEvaluation | None:
     """Return the evaluation of ``eval.subset``. Raises UserError as `build_subset` does."""
     how = {"interpolation": recipe.augment.interpolation, "in_chans": in_chans}
-    found = build_subset(recipe.data, recipe.eval, class_names, val_set.images, **how)  # type: ignore[arg-type]
+    found = build_subset(data_section(recipe), recipe.eval, class_names, val_set.images, **how)  # type: ignore[arg-type]
     return None if found is None else SubsetEvaluation(*found, len(class_names), recipe.eval.hflip)
 
 
 def build_classification_test(recipe: Recipe, info: WeightsInfo) -> ClassificationEvaluation:
     """Build the test images of a recipe for a model of a run by it. Raises UserError as `tasks.build_test` does."""
     images = {"interpolation": recipe.augment.interpolation, "in_chans": info.in_chans}
-    test_set = build_test_set(recipe.data, recipe.eval, info.class_names, **images)  # type: ignore[arg-type]
+    test_set = build_test_set(data_section(recipe), recipe.eval, info.class_names, **images)  # type: ignore[arg-type]
     return ClassificationEvaluation(test_set, info.multi_label, recipe.eval.hflip)
 
 

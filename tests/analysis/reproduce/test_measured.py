@@ -12,10 +12,13 @@ import pytest
 from helpers.reproduction import SMALL, write_run
 
 import stvit_cli
+from stvit_cli.analysis.ablation.plot import CLEAR
 from stvit_cli.analysis.ablation.runs import Run
 from stvit_cli.analysis.reproduce import experiments, measurements, results
 from stvit_cli.analysis.reproduce.experiments import Experiment
+from stvit_cli.analysis.reproduce.plot import draw_results
 from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.recipe import Recipe
 from stvit_cli.tasks.bootstrap import mcnemar
 from stvit_cli.tasks.image_scores import ImageScores
 
@@ -23,6 +26,13 @@ from stvit_cli.tasks.image_scores import ImageScores
 @pytest.fixture
 def small() -> Experiment:
     return experiments.read("small", SMALL)
+
+
+def run_line(label: str, seed: int, top1: float) -> dict[str, Any]:
+    """Return the line of a run."""
+    numbers = dict.fromkeys(("minutes", "images_per_second", "threads", "epochs", "params"), 1)
+    texts = dict.fromkeys(("recipe_hash", "version", "date", "command", "machine"), "x")
+    return {"setting": label, "seed": seed, "top1": top1, **numbers, **texts}
 
 
 def train_as(top1: dict[tuple[str, int], float], small: Experiment, trained: list[str]) -> Any:
@@ -101,10 +111,7 @@ def test_pairs_of_runs_are_tested_image_by_image(tmp_path: Path, monkeypatch: py
 
 
 def test_what_else_was_measured_is_shown_and_kept_with_its_runs(small: Experiment, tmp_path: Path) -> None:
-    lines = {f"{label}, seed 0": {"setting": label, "seed": 0, "top1": 90.0} for label in ("base", "wide")}
-    for line in lines.values():
-        line |= dict.fromkeys(("minutes", "images_per_second", "threads", "epochs", "params"), 1) | {"recipe_hash": "x"}
-        line |= dict.fromkeys(("version", "date", "command", "machine"), "x")
+    lines = {f"{label}, seed 0": run_line(label, 0, 90.0) for label in ("base", "wide")}
     pair = {
         "first": "wide, seed 0",
         "second": "base, seed 0",
@@ -141,10 +148,17 @@ def test_what_else_was_measured_is_shown_and_kept_with_its_runs(small: Experimen
     assert "pairs" not in results.known_parts(path, {"base, seed 0": {}})
 
 
-def test_models_are_timed_in_turn_once_every_setting_has_a_run(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_timed_in_turn_once_every_setting_has_a_run(
+    small: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     own = experiments.read("speed", SMALL.replace("minutes: 1", "minutes: 1\nspeed: 16"))
     info = SimpleNamespace(image_size=32, in_chans=1)
-    monkeypatch.setattr(measurements, "open_trained", lambda path: SimpleNamespace(model=path.name, info=info))
+
+    def build(recipe: Recipe) -> Any:
+        return SimpleNamespace(weights_info=lambda: info)
+
+    monkeypatch.setattr(measurements.tasks, "build", build)
+    monkeypatch.setattr(measurements.tasks, "create_from", lambda found: "model")
     monkeypatch.setattr(measurements, "prepare", lambda label, model, setting: (label, model))
     machine = {"processor": "EPYC", "instruction_sets": ["AVX2"], "cpus": 2, "threads": 1, "versions": {"stvit": "0.2.0"}}
     found = {"images_per_second": 9.99, "spread": [9.0, 11.0], "batch_size": 16, "precision": "fp32", "served_by": "PyTorch"}
@@ -155,13 +169,37 @@ def test_models_are_timed_in_turn_once_every_setting_has_a_run(small: Experiment
         return {label: found | {"machine": machine} for label, _ in candidates}
 
     monkeypatch.setattr(measurements, "time_in_turn", time_in_turn)
-    paths = {"base, seed 1": Path("b1"), "wide, seed 0": Path("w0"), "wide, seed 1": Path("w1")}
-    assert measurements.speeds(small, paths) == {}
-    assert measurements.speeds(own, {"base, seed 0": Path("b0")}) == {}
-    lines = measurements.speeds(own, paths)
-    assert timed == [([("base", "b1"), ("wide", "w0")], (32, 32), 1, 16)]
+    assert measurements.speeds(small, {"base", "wide"}) == {}
+    assert measurements.speeds(own, {"base"}) == {}
+    lines = measurements.speeds(own, {"base", "wide"})
+    assert timed == [([("base", "model"), ("wide", "model")], (32, 32), 1, 16)]
     assert lines["wide"]["machine"] == "EPYC (AVX2), 2 cores"
     assert (lines["wide"]["images_per_second"], lines["wide"]["command"]) == (10.0, "stvit reproduce speed")
+
+    def missing(recipe: Recipe) -> Any:
+        raise UserError("there is no such folder")
+
+    monkeypatch.setattr(measurements.tasks, "build", missing)
+    assert measurements.speeds(own, {"base", "wide"}) == {}
+    assert "Images per second are not measured: there is no such folder" in caplog.text
+
+
+def test_settings_with_several_seeds_are_drawn_beside_the_page(small: Experiment, tmp_path: Path) -> None:
+    scores = {("base", 0): 90.0, ("base", 1): 90.2, ("wide", 0): 91.0, ("wide", 1): 91.21}
+    lines = {f"{label}, seed {seed}": run_line(label, seed, top1) for (label, seed), top1 in scores.items()}
+    one = {key: line for key, line in lines.items() if line["seed"] == 0}
+    _, page = results.write(results.build(small, one), tmp_path)
+    assert not (tmp_path / "small.svg").exists()  # one seed: there is no interval to draw
+    assert "svg" not in page.read_text()
+    written = results.build(small, lines)
+    _, page = results.write(written, tmp_path)
+    assert "of each setting, with its interval](small.svg)" in page.read_text()
+    svg = (tmp_path / "small.svg").read_text()
+    assert ">wide<" in svg
+    assert svg == draw_results(written).decode()
+    assert CLEAR in svg  # + 1.00 and + 1.01
+    close = lines | {"wide, seed 1": lines["wide, seed 1"] | {"top1": 89.0}}
+    assert CLEAR not in draw_results(results.build(small, close)).decode()
 
 
 @pytest.mark.slow
