@@ -81,7 +81,7 @@ class RunWriter:
         """
         if self.loggers.names:
             recipe = self.session.recipe
-            others = other_tasks_sections(recipe.task)
+            others = other_tasks_sections(recipe.task, recipe.data.kind)
             config = {key: value for key, value in flatten(recipe).items() if key.partition(".")[0] not in others}
             environment = self.run_dir.read_environment()
             run = LoggedRun(self.run_dir.path, self.run_dir.path.resolve().name, step, config, environment)

@@ -12,7 +12,7 @@ _Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
 class ShapesSection(Section):
-    """Synthetic shapes (data.kind shapes), generated in data.dir or, where that is null, in the user's cache."""
+    """Synthetic shapes (data.kind shapes, of every task), generated in data.dir or, where that is null, in the user's cache."""
 
     num_train: PositiveInt = 1000
     """Number of training images."""

@@ -72,7 +72,7 @@ def _keys_of(task: object) -> list[str]:
     is_task = isinstance(task, str) and task in TASKS
     if not is_task:
         return list(dotted_keys())
-    others = {*other_tasks_sections(task), *keys_of_other_tasks(task)}
+    others = {*other_tasks_sections(task, "shapes"), *keys_of_other_tasks(task)}
     return [key for key in dotted_keys() if key.partition(".")[0] not in others and key not in others]
 
 

@@ -172,7 +172,7 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
 
 
 def _lines(section: Section, indent: str, only_changes: bool, explain: bool) -> Iterator[str]:
-    others = other_tasks_sections(section.task) if isinstance(section, Recipe) else []
+    others = other_tasks_sections(section.task, section.data.kind) if isinstance(section, Recipe) else []
     for key, field in type(section).model_fields.items():
         if key in others:
             continue

@@ -84,7 +84,8 @@ class DataSection(Section):
     package. imagefolder: a folder of images for each class, in `train/` and `val/` or side by side. table: paths and labels in
     CSV, TSV, JSON Lines or Parquet. idx: MNIST's files. timm: a data set by timm's name for it. coco: COCO's annotation file
     and images. yolo, voc, labelme, cvat, createml: boxes and polygons in the files of these tools, with their split. ade20k:
-    images and label maps in folders, as in ADE20K. shapes: synthetic shapes with exact boxes, masks and label maps."""
+    images and label maps in folders, as in ADE20K. shapes: synthetic shapes with exact boxes, masks and label maps, or with the
+    labels of what is in an image."""
     dir: str | None = None
     """Folder of the data set, or its table; of shards also a URL, or a pattern such as train-{0000..1023}.tar. `--data` sets
     it."""
@@ -117,8 +118,8 @@ class DataSection(Section):
     image_dir: str | None = None
     """Kind table: folder that paths are relative to, below data.dir. null: the table's folder, or data.dir."""
     multi_label: bool | None = None
-    """Kind table: an image has any number of labels. Trained with binary cross-entropy, evaluated by mAP and F1. null: false,
-    but labels that look like several in a cell are refused."""
+    """Kinds table and shapes: an image has any number of labels. Trained with binary cross-entropy, evaluated by mAP and F1.
+    null: false, but labels that look like several in a cell are refused."""
     class_names: tuple[str, ...] = ()
     """Kinds idx and shards: names of the classes, in the order of their numbers. []: those of class_names_file, else of a file
     beside shards (class_names.txt, _info.json), else the numbers."""

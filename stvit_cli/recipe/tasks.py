@@ -16,7 +16,7 @@ class TaskKeys(NamedTuple):
 
 TASKS = {
     "classification": TaskKeys(
-        sections=("loss", "distill", "shapes"),
+        sections=("loss", "distill"),
         data_kinds=("digits", "imagefolder", "table", "idx", "timm", "shards", "shapes"),
     ),
     "detection": TaskKeys(
@@ -29,13 +29,15 @@ TASK_SECTIONS = tuple(dict.fromkeys(section for task in TASKS.values() for secti
 """Sections that only some tasks have."""
 
 
-def other_tasks_sections(task: object) -> list[str]:
-    """Return the sections that a task does not have.
+def other_tasks_sections(task: object, data_kind: object = None) -> list[str]:
+    """Return the sections that a task does not have; a section named as its kind of data it has.
 
     >>> other_tasks_sections("detection")
     ['loss', 'distill', 'segmentation']
+    >>> other_tasks_sections("classification"), other_tasks_sections("classification", "shapes")
+    (['detection', 'shapes', 'segmentation'], ['detection', 'segmentation'])
     """
-    return [section for section in TASK_SECTIONS if task not in tasks_with(section)]
+    return [section for section in TASK_SECTIONS if task not in tasks_with(section) and section != data_kind]
 
 
 def tasks_with(section: str) -> list[str]:

@@ -108,7 +108,7 @@ def _beyond_limits(recipe: Recipe) -> Iterator[str]:
 
 def _task_contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield what contradicts the task."""
-    for section in other_tasks_sections(recipe.task):
+    for section in other_tasks_sections(recipe.task, recipe.data.kind):
         mine, default = getattr(recipe, section), type(recipe).model_fields[section].default
         changed = [key for key in type(mine).model_fields if getattr(mine, key) != getattr(default, key)]
         if changed:

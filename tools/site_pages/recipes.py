@@ -111,6 +111,7 @@ EXAMPLES: Mapping[str, Any] = {
     "shapes.seed": 1,
     "train.batch_size_per_device": 64,
     "train.device": "cuda",
+    "train.ema_decay": 0.9999,
     "train.kernels": False,
     "train.log_every_steps": 50,
     "train.loggers": ("tensorboard", "wandb"),

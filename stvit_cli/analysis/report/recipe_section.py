@@ -57,7 +57,7 @@ def _from_defaults(run: Run, own: dict[str, Any]) -> TablePart | TextPart:
 
 def _keys(run: Run, own: dict[str, Any]) -> list[str]:
     """Return the keys that decide something: without name and description, and without other tasks' sections."""
-    others = set(other_tasks_sections(run.recipe.task))
+    others = set(other_tasks_sections(run.recipe.task, run.recipe.data.kind))
     return [key for key in own if key not in ("name", "description", "task") and key.partition(".")[0] not in others]
 
 

@@ -46,7 +46,8 @@ def test_targets_are_the_kinds_of_shapes_in_the_image(tmp_path: Path) -> None:
     [
         (["shapes-classifier", "data.multi_label=false"], "data.multi_label: expected true for data.kind shapes"),
         (["shapes-mask-rcnn", "data.multi_label=true"], "data.multi_label: belongs to task classification"),
-        (["quickstart", "shapes.num_trian=8"], "shapes.num_train"),
+        (["shapes-classifier", "shapes.num_trian=8"], "Did you mean 'shapes.num_train'?"),
+        (["quickstart", "shapes.num_val=8"], "shapes.num_val: belongs to task detection or segmentation"),
     ],
 )
 def test_contradictions_are_refused(stvit, words: list[str], expected: str) -> None:
