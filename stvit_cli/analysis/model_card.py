@@ -209,7 +209,7 @@ def _head(run: _Run, licence: str | None) -> Iterator[str]:
         results += [_result(run, _shown(run.test), "test")] if run.test else []
         data["model-index"] = [{"name": _title(run), "results": results}]
     if run.packaged is not None:
-        data["stvit"] = listed(run.packaged, run.recipe.name, run.metrics, run.num_images.get("validation", 0), run.test)
+        data["stvit"] = listed(run.packaged, run.recipe, run.metrics, run.num_images.get("validation", 0), run.test)
     yield "---"
     if not licence:
         yield "# license: state the licence of these weights here, such as apache-2.0 or cc-by-4.0"
@@ -303,13 +303,17 @@ def _metrics(run: _Run) -> Iterator[str]:
         return
     num_images = run.num_images.get("validation")
     images = f"{num_images} validation images" if num_images else "the validation images"
-    yield f"\n## Metrics\n\nOf the best weights of the run, on {images} of {_escaped(run.data_name)}:\n"
+    flip = _flip(run.recipe.eval.hflip)
+    yield f"\n## Metrics\n\nOf the best weights of the run, on {images} of {_escaped(run.data_name)}{flip}:\n"
     yield from _table(run.metrics, num_images or MANY_IMAGES)
     if run.test:
-        flip = ", with the mirror images" if run.test.get("hflip") else ""
-        count = int(run.test["num_images"])
+        flip, count = _flip(run.test.get("hflip", False)), int(run.test["num_images"])
         yield f"\nOn the {count} test images, evaluated once after the training, on which nothing was chosen{flip}:\n"
         yield from _table(_shown(run.test), count)
+
+
+def _flip(hflip: bool) -> str:
+    return ", with the mirror images" if hflip else ""
 
 
 def _table(metrics: Mapping[str, float], num_images: float) -> Iterator[str]:

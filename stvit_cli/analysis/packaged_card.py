@@ -8,6 +8,7 @@ from typing import Any
 
 from stvit_cli.models.timm_models import NAMES_IN_TIMM
 from stvit_cli.models.weights.info import WeightsInfo
+from stvit_cli.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class PackagedAs:
 
 
 def listed(
-    packaged: PackagedAs, recipe: str, metrics: Mapping[str, float], num_images: int, test: Mapping[str, Any]
+    packaged: PackagedAs, recipe: Recipe, metrics: Mapping[str, float], num_images: int, test: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what `stvit weights list` reads at the head of a card.
 
     Args:
         packaged: see there.
-        recipe: its name.
+        recipe: of the run.
         metrics: on the validation images.
         num_images: number of those.
         test: the row of the evaluation on the test set, empty without one; its metrics come first.
@@ -51,7 +52,8 @@ def listed(
         "value": round(row[packaged.main_metric], 4),
         "images": "test" if test else "validation",
         "num_images": int(row["num_images"]),
-        "recipe": recipe,
+        **({"hflip": True} if row.get("hflip", recipe.eval.hflip) else {}),
+        "recipe": recipe.name,
     }
 
 
@@ -60,11 +62,11 @@ def loading_lines(info: WeightsInfo, packaged: PackagedAs) -> Iterator[str]:
     name = packaged.name
     yield "\n## Load it\n"
     yield from ("```bash", f"stvit predict image.png --weights {name}", f"stvit finetune --weights {name} --data FOLDER", "```")
-    yield from ("\nIn Python:\n", "```python", "import stvit_cli", f'model = stvit_cli.load("{name}")')
+    yield from ("\nIn Python:\n", "```python", "import stvit_cli\n", f'model = stvit_cli.load("{name}")')
     yield from ('print(model.predict("image.png").summary())', "```")
     if info.task == "classification" and info.model in NAMES_IN_TIMM:
         own = f"{NAMES_IN_TIMM[info.model]}.{name.removeprefix(f'{info.model}.').replace('-', '_')}"
-        yield from ("\nWith timm:\n", "```python", "import timm", "import stvit_cli  # registers the models in timm")
+        yield from ("\nWith timm:\n", "```python", "import timm", "import stvit_cli  # registers the models in timm\n")
         yield from (f'model = timm.create_model("{own}", pretrained=True).eval()', "```")
     if packaged.precision != "fp32":
         yield f"\nThe weights are stored in {packaged.precision}; the metrics are those of float32."

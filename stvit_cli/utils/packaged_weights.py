@@ -50,6 +50,7 @@ class PackagedWeights:
         value: its value.
         images: what it was measured on: ``test`` or ``validation``.
         num_images: number of those images.
+        hflip: whether it was measured with the mirror images too (``eval.hflip``), which predictions do without.
         recipe: the recipe that trained them.
         recipe_hash: of it.
     """
@@ -70,6 +71,7 @@ class PackagedWeights:
     value: float
     images: str
     num_images: int
+    hflip: bool
     recipe: str
     recipe_hash: str
 
@@ -187,6 +189,7 @@ def _read(name: str, path: Path) -> PackagedWeights:
         size_bytes=path.stat().st_size,
         licence=head["license"],
         recipe_hash=described["recipe_hash"],
+        hflip=own.get("hflip", False),
         **{key: described[key] for key in ("model", "task", "num_classes", "in_chans", "image_size")},
         **{key: own[key] for key in ("data", "data_licence", "metric", "value", "images", "num_images", "recipe")},
     )

@@ -61,7 +61,7 @@ def test_the_test_set_counts_where_there_was_one(tmp_path: Path, short_run: Path
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     listed = packaged_weights._read(name, tool.package(run, name, tmp_path))
-    assert (listed.images, listed.num_images, listed.value) == ("test", 10000, 95.25)
+    assert (listed.images, listed.num_images, listed.value, listed.hflip) == ("test", 10000, 95.25, True)
     card = listed.card.read_text()
     assert "On the 10000 test images, evaluated once" in card
     assert "with the mirror images" in card

@@ -153,15 +153,15 @@ def test_the_json_has_a_line_for_every_figure_and_keeps_runs_of_the_same_recipe(
 
 def test_the_command_collects_and_writes(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(superpixel_lines, "superpixel_parts", lambda *_: {})  # needs weights
-    setting = experiments.load("shapes-segmentation").setting("stvit-nano")
+    setting = experiments.load("shapes-segmentation").setting("stvit-nano, all steps")
     rows = {"miou": 85.5, "epoch": 4.0}
     run = write_run(tmp_path / "runs" / "x", setting, 0, 0.0, **rows)
     log = run.path / "metrics.jsonl"
     log.write_text(log.read_text().replace('"step": 10', f'"step": {setting.recipe.schedule.steps}'))
     ended = stvit("reproduce", "shapes-segmentation", "--collect", tmp_path / "runs", "--output", tmp_path / "out", "--json", "-")
     assert ended.code == 0, ended.err
-    assert json.loads(ended.out)["settings"]["stvit-nano"]["mean"] == 85.5
-    assert "| 85.50 | - | 1 of 3 |" in (tmp_path / "out" / "shapes-segmentation.md").read_text()
+    assert json.loads(ended.out)["settings"]["stvit-nano, all steps"]["mean"] == 85.5
+    assert "| 85.50 | - | 1 |" in (tmp_path / "out" / "shapes-segmentation.md").read_text()
     ended = stvit("reproduce", "--collect", tmp_path / "runs", "--json", "-")  # of every experiment
     assert [each["name"] for each in json.loads(ended.out)] == ["shapes-segmentation", "superpixels"]
 
