@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from pycocotools import mask as rle
 
 from stvit_cli.data.sampling import derive_seed
 from stvit_cli.errors import UserError
@@ -174,6 +173,8 @@ def write_coco_tree(root: Path, counts: Sequence[int], image_size: int, seed: in
 
 
 def _annotation(mask: Mask, category_id: int) -> dict[str, Any]:
+    from pycocotools import mask as rle  # an extra, of detection alone
+
     encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {
         "category_id": category_id,
