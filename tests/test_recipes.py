@@ -39,7 +39,7 @@ MARKS = ("[P]", "[D]", "[S]", "[W]", "[O]")
 
 
 def test_the_recipes_are_there() -> None:
-    assert len(NAMES) == 22
+    assert len(NAMES) == 23
     folder = Path(__file__).parents[1] / "recipes"
     assert sorted(path.stem for path in folder.iterdir()) == NAMES
 
