@@ -52,7 +52,7 @@ def listed(
         "value": round(row[packaged.main_metric], 4),
         "images": "test" if test else "validation",
         "num_images": int(row["num_images"]),
-        **({"hflip": True} if row.get("hflip", recipe.eval.hflip) else {}),
+        "hflip": row.get("hflip", recipe.eval.hflip),
         "recipe": recipe.name,
     }
 

@@ -72,6 +72,7 @@ def _keys_of(task: object) -> list[str]:
     is_task = isinstance(task, str) and task in TASKS
     if not is_task:
         return list(dotted_keys())
+    # The kind of data is not known here; that of shapes has a section of its own, for every task.
     others = {*other_tasks_sections(task, "shapes"), *keys_of_other_tasks(task)}
     return [key for key in dotted_keys() if key.partition(".")[0] not in others and key not in others]
 

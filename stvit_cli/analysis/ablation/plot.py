@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,12 +32,12 @@ class PlotLine:
     scores: tuple[float, ...]
     differs: bool = False
 
-    @property
+    @cached_property
     def score(self) -> Estimate | None:
         """The mean over the seeds with its interval."""
         return estimate(self.scores)
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float] | None:
         """Of the mean; None with fewer than two seeds."""
         score = self.score

@@ -85,13 +85,13 @@ def speeds(experiment: Experiment, labels: Collection[str]) -> dict[str, dict[st
         return {}
     logger.info("Measuring images per second of %d models", len(experiment.settings))
     try:
-        infos = {setting.label: tasks.build(tasks.resolve(setting.recipe)[0]).weights_info() for setting in experiment.settings}
+        built = {setting.label: tasks.build(tasks.resolve(setting.recipe)[0]) for setting in experiment.settings}
     except UserError as error:
         logger.warning("Images per second are not measured: %s", error)
         return {}
-    info = next(iter(infos.values()))
+    info = next(iter(built.values())).weights_info()
     setting = Setting((info.image_size, info.image_size), info.in_chans, experiment.speed, rounds=ROUNDS)
-    timed = time_in_turn([prepare(label, tasks.create_from(own), setting) for label, own in infos.items()], setting)
+    timed = time_in_turn([prepare(label, task.model, setting) for label, task in built.items()], setting)
     command = shell_command("stvit", "reproduce", experiment.name)
     return {label: _speed_line(found, command) for label, found in timed.items()}
 

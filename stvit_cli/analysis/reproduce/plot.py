@@ -8,6 +8,7 @@ from typing import Any
 from stvit_cli.analysis.ablation.plot import PlotLine, draw
 from stvit_cli.analysis.ablation.statistics import paired_difference
 from stvit_cli.analysis.reproduce.markdown import heading
+from stvit_cli.analysis.reproduce.results import scores_by_seed
 
 
 def draw_results(results: Mapping[str, Any]) -> bytes:
@@ -20,9 +21,7 @@ def draw_results(results: Mapping[str, Any]) -> bytes:
         An SVG file, the same for the same results.
     """
     metric = results["metrics"][0]
-    scores: dict[str, dict[int, float]] = {label: {} for label in results["settings"]}
-    for run in results["runs"].values():
-        scores[run["setting"]][run["seed"]] = run[metric]
+    scores = scores_by_seed(results["settings"], metric, results["runs"])
     first = next(iter(scores.values()))
     lines = []
     for label, own in scores.items():

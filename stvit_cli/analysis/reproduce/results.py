@@ -155,7 +155,7 @@ def _summary(experiment: Experiment, setting: Setting, runs: Mapping[str, Mappin
 
 def _differences(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the line of each comparison of two settings: the difference of the main metric, paired by seed."""
-    scores = _scores(experiment, runs)
+    scores = scores_by_seed(_labels(experiment), experiment.metric, runs)
     result = {}
     for label, other in experiment.comparisons:
         pairs = [scores[label][seed] - scores[other][seed] for seed in sorted(scores[label].keys() & scores[other].keys())]
@@ -166,12 +166,22 @@ def _differences(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) 
     return result
 
 
-def _scores(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """Return the main metric by label and seed."""
-    scores: dict[str, dict[int, float]] = {setting.label: {} for setting in experiment.settings}
+def _labels(experiment: Experiment) -> list[str]:
+    return [setting.label for setting in experiment.settings]
+
+
+def scores_by_seed(labels: Iterable[str], metric: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """Return a metric by label and seed, of the runs that have it.
+
+    Args:
+        labels: of all settings.
+        metric: its name.
+        runs: the lines of runs, by key.
+    """
+    scores: dict[str, dict[int, float]] = {label: {} for label in labels}
     for line in runs.values():
-        if experiment.metric in line:
-            scores[line["setting"]][line["seed"]] = line[experiment.metric]
+        if metric in line:
+            scores[line["setting"]][line["seed"]] = line[metric]
     return scores
 
 
@@ -193,7 +203,7 @@ def needs_extra_seed(experiment: Experiment, runs: Mapping[str, Mapping[str, Any
     """Return the labels of settings of which one seed more decides: differences of two of them disagree in sign."""
     if not experiment.extra_seed:
         return set()
-    scores = _scores(experiment, runs)
+    scores = scores_by_seed(_labels(experiment), experiment.metric, runs)
     unclear: set[str] = set()
     for label, other in experiment.comparisons:
         seeds = range(min(experiment.setting(label).seeds, experiment.setting(other).seeds))

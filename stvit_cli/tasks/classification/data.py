@@ -13,7 +13,7 @@ from stvit_cli.data.digits import DigitImages
 from stvit_cli.data.idx import find_idx_eval_images, find_idx_images, find_idx_test_images
 from stvit_cli.data.imagefolder import find_eval_images, find_images, find_test_images
 from stvit_cli.data.inputs import is_of_shards
-from stvit_cli.data.shapes import TABLE, shapes_tree
+from stvit_cli.data.shapes import TABLE
 from stvit_cli.data.shards.find import ShardOptions, find_shard_eval_images, find_shard_images, find_shard_test_images
 from stvit_cli.data.shards.images import ShardImages
 from stvit_cli.data.shards.storage import is_pattern
@@ -22,6 +22,7 @@ from stvit_cli.data.timm_dataset import find_timm_images, find_timm_test_images
 from stvit_cli.data.transforms import eval_transform, train_transform
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import AugmentSection, DataSection, EvalSection, Recipe
+from stvit_cli.tasks.shapes_folder import shapes_folder
 from stvit_cli.utils.text import first_few
 
 
@@ -63,11 +64,10 @@ def build_classification(
 
 def data_section(recipe: Recipe) -> DataSection:
     """Return the recipe's section ``data``; for synthetic shapes that of their table, which is written where it is missing."""
-    data, shapes = recipe.data, recipe.shapes
-    if data.kind != "shapes":
-        return data
-    tree = shapes_tree("table", (shapes.num_train, shapes.num_val), data.image_size, shapes.seed, data.dir)
-    return data.model_copy(update={"kind": "table", "dir": str(tree / TABLE)})
+    if recipe.data.kind != "shapes":
+        return recipe.data
+    table = shapes_folder("table", recipe.data, recipe.shapes) / TABLE
+    return recipe.data.model_copy(update={"kind": "table", "dir": str(table)})
 
 
 def training_images(data: DataSection) -> Images:

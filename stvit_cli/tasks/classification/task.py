@@ -340,14 +340,14 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
 def _subset_evaluation(recipe: Recipe, class_names: Sequence[str], val_set: EvalSet, in_chans: int) -> SubsetEvaluation | None:
     """Return the evaluation of ``eval.subset``. Raises UserError as `build_subset` does."""
     how = {"interpolation": recipe.augment.interpolation, "in_chans": in_chans}
-    found = build_subset(data_section(recipe), recipe.eval, class_names, val_set.images, **how)  # type: ignore[arg-type]
+    found = build_subset(recipe.data, recipe.eval, class_names, val_set.images, **how)  # type: ignore[arg-type]
     return None if found is None else SubsetEvaluation(*found, len(class_names), recipe.eval.hflip)
 
 
 def build_classification_test(recipe: Recipe, info: WeightsInfo) -> ClassificationEvaluation:
     """Build the test images of a recipe for a model of a run by it. Raises UserError as `tasks.build_test` does."""
     images = {"interpolation": recipe.augment.interpolation, "in_chans": info.in_chans}
-    test_set = build_test_set(data_section(recipe), recipe.eval, info.class_names, **images)  # type: ignore[arg-type]
+    test_set = build_test_set(recipe.data, recipe.eval, info.class_names, **images)  # type: ignore[arg-type]
     return ClassificationEvaluation(test_set, info.multi_label, recipe.eval.hflip)
 
 

@@ -15,11 +15,11 @@ from stvit_cli.data.coco_folder import find_image_folder
 from stvit_cli.data.coco_index import Category, CocoIndex, read_coco
 from stvit_cli.data.file_listing import require_folder
 from stvit_cli.data.held_out import group_images, held_out_note, hold_out_groups
-from stvit_cli.data.shapes import shapes_tree
 from stvit_cli.errors import UserError
 from stvit_cli.recipe import DataSection, DetectionSection, Recipe, ShapesSection
 from stvit_cli.tasks.detection import formats
 from stvit_cli.tasks.detection.detector import BOX_ONLY
+from stvit_cli.tasks.shapes_folder import shapes_folder
 from stvit_cli.utils.text import first_few
 
 
@@ -216,7 +216,7 @@ def _read(
 
 def _root(data: DataSection, shapes: ShapesSection) -> Path:
     if data.kind == "shapes":
-        return shapes_tree("coco", (shapes.num_train, shapes.num_val), data.image_size, shapes.seed, data.dir)
+        return shapes_folder("coco", data, shapes)
     return require_folder(data.dir, "images and their annotations")
 
 

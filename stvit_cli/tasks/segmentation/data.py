@@ -8,8 +8,8 @@ from stvit_cli.data.file_listing import require_folder
 from stvit_cli.data.image_pairs import LabelledImages, find_pairs
 from stvit_cli.data.segmentation import SegmentationData, SegmentationEvalSet, SegmentationTrainSet
 from stvit_cli.data.segmentation_transforms import TrainTransform, eval_transform
-from stvit_cli.data.shapes import shapes_tree
 from stvit_cli.recipe import Recipe
+from stvit_cli.tasks.shapes_folder import shapes_folder
 
 
 def build_segmentation(recipe: Recipe) -> SegmentationData:
@@ -81,6 +81,5 @@ def _find_images(recipe: Recipe, images: str, maps: str) -> LabelledImages:
 
 def _root(recipe: Recipe) -> Path:
     if recipe.data.kind == "shapes":
-        shapes = recipe.shapes
-        return shapes_tree("ade20k", (shapes.num_train, shapes.num_val), recipe.data.image_size, shapes.seed, recipe.data.dir)
+        return shapes_folder("ade20k", recipe.data, recipe.shapes)
     return require_folder(recipe.data.dir, "images and label maps")

@@ -155,10 +155,9 @@ def test_models_are_timed_in_turn_once_every_setting_has_a_run(
     info = SimpleNamespace(image_size=32, in_chans=1)
 
     def build(recipe: Recipe) -> Any:
-        return SimpleNamespace(weights_info=lambda: info)
+        return SimpleNamespace(weights_info=lambda: info, model="model")
 
     monkeypatch.setattr(measurements.tasks, "build", build)
-    monkeypatch.setattr(measurements.tasks, "create_from", lambda found: "model")
     monkeypatch.setattr(measurements, "prepare", lambda label, model, setting: (label, model))
     machine = {"processor": "EPYC", "instruction_sets": ["AVX2"], "cpus": 2, "threads": 1, "versions": {"stvit": "0.2.0"}}
     found = {"images_per_second": 9.99, "spread": [9.0, 11.0], "batch_size": 16, "precision": "fp32", "served_by": "PyTorch"}
