@@ -8,7 +8,7 @@ from typing import Any
 from stvit_cli.analysis.ablation.plot import PlotLine, draw
 from stvit_cli.analysis.ablation.statistics import paired_difference
 from stvit_cli.analysis.reproduce.markdown import heading
-from stvit_cli.analysis.reproduce.results import scores_by_seed
+from stvit_cli.analysis.reproduce.scores import scores_by_seed
 
 
 def draw_results(results: Mapping[str, Any]) -> bytes:

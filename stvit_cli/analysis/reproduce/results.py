@@ -17,6 +17,7 @@ from stvit_cli.analysis.ablation.results import RunResult
 from stvit_cli.analysis.ablation.statistics import estimate
 from stvit_cli.analysis.reproduce.experiments import Experiment, Setting
 from stvit_cli.analysis.reproduce.found_run import FoundRun
+from stvit_cli.analysis.reproduce.scores import scores_by_seed
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
@@ -168,21 +169,6 @@ def _differences(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) 
 
 def _labels(experiment: Experiment) -> list[str]:
     return [setting.label for setting in experiment.settings]
-
-
-def scores_by_seed(labels: Iterable[str], metric: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """Return a metric by label and seed, of the runs that have it.
-
-    Args:
-        labels: of all settings.
-        metric: its name.
-        runs: the lines of runs, by key.
-    """
-    scores: dict[str, dict[int, float]] = {label: {} for label in labels}
-    for line in runs.values():
-        if metric in line:
-            scores[line["setting"]][line["seed"]] = line[metric]
-    return scores
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
