@@ -29,6 +29,7 @@ from stvit_cli.utils.files import replace_file, writing
 from stvit_cli.utils.metric_names import MANY_IMAGES, metric_name, metric_value
 from stvit_cli.utils.safetensors_header import num_parameters
 from stvit_cli.utils.text import first_few, printable
+from stvit_cli.utils.views import Views
 
 CARD = "README.md"
 REPO = "OWNER/NAME"
@@ -303,17 +304,17 @@ def _metrics(run: _Run) -> Iterator[str]:
         return
     num_images = run.num_images.get("validation")
     images = f"{num_images} validation images" if num_images else "the validation images"
-    flip = _flip(run.recipe.eval.hflip)
-    yield f"\n## Metrics\n\nOf the best weights of the run, on {images} of {_escaped(run.data_name)}{flip}:\n"
+    averaged = _averaged(run.recipe.eval.views)
+    yield f"\n## Metrics\n\nOf the best weights of the run, on {images} of {_escaped(run.data_name)}{averaged}:\n"
     yield from _table(run.metrics, num_images or MANY_IMAGES)
     if run.test:
-        flip, count = _flip(run.test.get("hflip", False)), int(run.test["num_images"])
-        yield f"\nOn the {count} test images, evaluated once after the training, on which nothing was chosen{flip}:\n"
+        count, averaged = int(run.test["num_images"]), _averaged(Views.of(run.test))
+        yield f"\nOn the {count} test images, evaluated once after the training, on which nothing was chosen{averaged}:\n"
         yield from _table(_shown(run.test), count)
 
 
-def _flip(hflip: bool) -> str:
-    return ", with the mirror images" if hflip else ""
+def _averaged(views: Views) -> str:
+    return f", averaged with {views}" if str(views) else ""
 
 
 def _table(metrics: Mapping[str, float], num_images: float) -> Iterator[str]:

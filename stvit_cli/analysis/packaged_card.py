@@ -9,6 +9,7 @@ from typing import Any
 from stvit_cli.models.timm_models import NAMES_IN_TIMM
 from stvit_cli.models.weights.info import WeightsInfo
 from stvit_cli.recipe import Recipe
+from stvit_cli.utils.views import Views
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def listed(
         "value": round(row[packaged.main_metric], 4),
         "images": "test" if test else "validation",
         "num_images": int(row["num_images"]),
-        "hflip": row.get("hflip", recipe.eval.hflip),
+        **(Views.of(test) if test else recipe.eval.views)._asdict(),
         "recipe": recipe.name,
     }
 

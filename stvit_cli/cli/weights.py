@@ -49,8 +49,8 @@ def list_(json_file: Json = None) -> None:
         for item in found:
             metric = metric_name(item.metric)
             value = metric_value(item.metric, item.value, item.num_images)
-            flip = ", mirrored too" if item.hflip else ""
-            reached = f"{metric.label} {value} {metric.unit}".rstrip() + f" ({item.num_images} {item.images} images{flip})"
+            views = f", with {item.views}" if str(item.views) else ""
+            reached = f"{metric.label} {value} {metric.unit}".rstrip() + f" ({item.num_images} {item.images} images{views})"
             data = f"{item.data} ({item.data_licence})"
             size = f"{item.image_size} px, {item.in_chans} channel{'s' * (item.in_chans > 1)}"
             rows.append([item.name, item.task, data, size, reached, f"{item.size_bytes / 1e6:.1f} MB"])

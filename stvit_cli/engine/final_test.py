@@ -22,6 +22,7 @@ from stvit_cli.engine.state import RunState
 from stvit_cli.models.weights.file import read_weights
 from stvit_cli.tasks.base import Evaluation
 from stvit_cli.utils.metric_names import epoch_text, metric_name, metric_with_unit
+from stvit_cli.utils.views import Views
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class FinalTest:
         split: ``data.test_split``.
         weights: which weights were the best on the validation images: those of the model, or their moving average.
         step: after which they were the best.
-        hflip: whether the logits of mirror images were averaged (``eval.hflip``).
+        views: over which the logits of an image were averaged (``eval.hflip``, ``eval.translate``).
         metrics: by name.
         seconds: that the evaluation took.
     """
@@ -40,14 +41,14 @@ class FinalTest:
     split: str
     weights: Literal["model", "ema"]
     step: int
-    hflip: bool
+    views: Views
     metrics: dict[str, float]
     seconds: float
 
     def row(self) -> dict[str, Any]:
         """Return the values of its row in ``metrics.jsonl``."""
-        facts = {"split": self.split, "weights": self.weights, "weights_step": self.step, "hflip": self.hflip}
-        return {**facts, **self.metrics, "seconds": self.seconds}
+        facts = {"split": self.split, "weights": self.weights, "weights_step": self.step}
+        return {**facts, **self.views._asdict(), **self.metrics, "seconds": self.seconds}
 
     def line(self, main_metric: str, epoch: float) -> str:
         """Return a line for the user.
@@ -58,10 +59,10 @@ class FinalTest:
         """
         num_images = self.metrics["num_images"]
         value = metric_with_unit(main_metric, self.metrics[main_metric], num_images)
-        flip = ", with the mirror images" if self.hflip else ""
+        views = f", averaged with {self.views}" if str(self.views) else ""
         whose = "the moving average" if self.weights == "ema" else "the weights"
         return (
-            f"Test {metric_name(main_metric).label} {value} ({int(num_images)} images of {self.split}{flip}): "
+            f"Test {metric_name(main_metric).label} {value} ({int(num_images)} images of {self.split}{views}): "
             f"{whose} of epoch {epoch_text(epoch)}, evaluated once."
         )
 
@@ -83,7 +84,7 @@ def read_final_test(run_dir: RunDir, split: str | None) -> FinalTest | None:
             split=str(content["split"]),
             weights=content["of"],
             step=int(content["step"]),
-            hflip=bool(content["hflip"]),
+            views=Views.of(content),
             metrics=metrics_of(content),
             seconds=float(content["seconds"]),
         )
@@ -132,11 +133,11 @@ def run_final_test(
         split=str(recipe.data.test_split),
         weights="ema" if state.best["ema"] else "model",
         step=state.best["step"],
-        hflip=recipe.eval.hflip,
+        views=recipe.eval.views,
         metrics=found[""].metrics,
         seconds=round(time.monotonic() - began, 3),
     )
-    facts = {"split": result.split, "of": result.weights, "hflip": result.hflip, "seconds": result.seconds}
+    facts = {"split": result.split, "of": result.weights, **result.views._asdict(), "seconds": result.seconds}
     names = session.task.weights_info().class_names
     world.on_main(lambda: write_evaluation(run_dir, session.task.name, result.step, found[""], names, of="test", facts=facts))
     return result

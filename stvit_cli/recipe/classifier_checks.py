@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 CLASSIFIER_KEYS = {
     "augment": ("vflip", "color_jitter", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"),
     "data": ("class_weights", "balance", "multi_label"),
-    "eval": ("hflip", "subset", "subset_dir"),
+    "eval": ("hflip", "translate", "subset", "subset_dir"),
     "finetune": ("keep_classes",),
 }
 """Keys in sections that other tasks have too."""

@@ -24,6 +24,7 @@ from stvit_cli.recipe.field_types import (
     Section,
 )
 from stvit_cli.recipe.validation import contradictions
+from stvit_cli.utils.views import Views
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -384,12 +385,20 @@ class EvalSection(Section):
     """Side of the center crop divided by the resized short side. null: 224/256 up to 224 pixels, 1 above (DeiT)."""
     hflip: bool = False
     """Test-time flip of a classifier: average the logits of each image and its horizontal mirror image, at twice the time."""
+    translate: Annotated[int, Field(ge=0)] = 0
+    """Test-time translation of a classifier: average the logits of each image and of the image moved by this number of pixels in
+    the eight directions, its outermost pixels repeated, at nine times the time. 0: off."""
     subset: str | None = None
     """Evaluate a second time among some classes alone, matched by name (WordNet IDs for ImageNet): a list such as imagenet-1k, or
     a text file with a name on each line, relative to data.dir. null: the class folders of subset_dir, or no such evaluation."""
     subset_dir: str | None = None
     """Images of that evaluation: a folder by class, such as ImageNet-1k's val, or shards, whose numbers of classes count along
     subset. null: the validation images of these classes."""
+
+    @property
+    def views(self) -> Views:
+        """The views of an image over which the logits of a classifier are averaged."""
+        return Views(self.hflip, self.translate)
 
 
 class Recipe(Section):
@@ -469,6 +478,7 @@ FREE_ON_RESUME = frozenset(
         "checkpoint.keep",
         "eval.batch_size",
         "eval.hflip",
+        "eval.translate",
         "eval.subset",
         "eval.subset_dir",
         "detection.results_json",

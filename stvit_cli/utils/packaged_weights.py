@@ -20,6 +20,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.utils.safetensors_header import METADATA, read_header
 from stvit_cli.utils.shipped import weights_folder
 from stvit_cli.utils.text import did_you_mean, printable
+from stvit_cli.utils.views import Views
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class PackagedWeights:
         images: what it was measured on: ``test`` or ``validation``.
         num_images: number of those images.
         hflip: whether it was measured with the mirror images too (``eval.hflip``), which predictions do without.
+        translate: by how many pixels images were moved too (``eval.translate``); predictions do without.
         recipe: the recipe that trained them.
         recipe_hash: of it.
     """
@@ -72,8 +74,14 @@ class PackagedWeights:
     images: str
     num_images: int
     hflip: bool
+    translate: int
     recipe: str
     recipe_hash: str
+
+    @property
+    def views(self) -> Views:
+        """The views of an image over which the logits were averaged."""
+        return Views(self.hflip, self.translate)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as `stvit weights list --json` writes them."""
@@ -189,7 +197,7 @@ def _read(name: str, path: Path) -> PackagedWeights:
         size_bytes=path.stat().st_size,
         licence=head["license"],
         recipe_hash=described["recipe_hash"],
-        hflip=own.get("hflip", False),
+        **Views.of(own)._asdict(),
         **{key: described[key] for key in ("model", "task", "num_classes", "in_chans", "image_size")},
         **{key: own[key] for key in ("data", "data_licence", "metric", "value", "images", "num_images", "recipe")},
     )

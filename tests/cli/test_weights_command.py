@@ -14,6 +14,7 @@ from stvit_cli import UserError
 from stvit_cli.models.weights.file import read_info
 from stvit_cli.tasks.loading import open_trained
 from stvit_cli.utils import packaged_weights
+from stvit_cli.utils.views import Views
 
 NANO = "stvit-nano.digits"
 
@@ -56,15 +57,15 @@ def test_a_run_is_packaged(tmp_path: Path, short_run: Path, tool: Any, monkeypat
 def test_the_test_set_counts_where_there_was_one(tmp_path: Path, short_run: Path, tool: Any) -> None:
     run, name = tmp_path / "run", "stvit-nano.fashion-mnist"
     shutil.copytree(short_run, run)
-    row = {"kind": "test", "step": 16, "split": "t10k", "weights": "ema", "weights_step": 16, "hflip": True}
+    row = {"kind": "test", "step": 16, "split": "t10k", "weights": "ema", "weights_step": 16, "hflip": True, "translate": 1}
     row |= {"num_images": 10000, "top1": 95.25, "top5": 99.9, "loss": 0.2, "seconds": 1.5}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     listed = packaged_weights._read(name, tool.package(run, name, tmp_path))
-    assert (listed.images, listed.num_images, listed.value, listed.hflip) == ("test", 10000, 95.25, True)
+    assert (listed.images, listed.num_images, listed.value, listed.views) == ("test", 10000, 95.25, Views(True, 1))
     card = listed.card.read_text()
     assert "On the 10000 test images, evaluated once" in card
-    assert "with the mirror images" in card
+    assert "averaged with mirror images and images moved by 1 pixel" in card
     assert "seconds" not in card
     results = packaged_weights.read_card_head(listed.card)["model-index"][0]["results"]
     assert [result["dataset"]["name"] for result in results] == ["Fashion-MNIST, validation", "Fashion-MNIST, test"]

@@ -81,7 +81,7 @@ def test_a_finished_run_that_is_resumed_says_it_and_does_not_do_it(
 ) -> None:
     shutil.copytree(tested / "run", tmp_path / "run")
     (row,) = rows(tested)
-    for keys in ([], ["eval.hflip=true"], ["data.test_split=null"]):
+    for keys in ([], ["eval.hflip=true"], ["eval.translate=1"], ["data.test_split=null"]):
         result = train(tmp_path, *keys, resume=True, on_item=refuse)
         assert (result["test_top1"], result["test_num_images"]) == (row["top1"], toy.NUM_VAL)
         assert rows(tmp_path) == [row]

@@ -8,6 +8,7 @@ from stvit_cli.engine.kept_evaluation import read_kept
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.tasks.report_parts import Metric, MetricsPart, Part, ReportSection, TextPart
 from stvit_cli.utils.metric_names import metric_name, metric_with_unit
+from stvit_cli.utils.views import Views
 
 
 def final_test_section(run: Run) -> ReportSection | None:
@@ -41,9 +42,10 @@ def sentence(row: dict[str, object]) -> str:
     assert isinstance(value, int | float)
     assert isinstance(num_images, int | float)
     whose = "the moving average (EMA) of the weights has" if row.get("weights") == "ema" else "the best weights have"
-    flip = ", the logits averaged with those of the mirror images" if row.get("hflip") else ""
+    views = Views.of(row)
+    averaged = f", the logits averaged with those of {views}" if str(views) else ""
     shown = metric_with_unit(name, value, num_images)
     return (
-        f"On the {int(num_images)} images of {row.get('split')} {whose} {metric_name(name).label} {shown}{flip}; "
+        f"On the {int(num_images)} images of {row.get('split')} {whose} {metric_name(name).label} {shown}{averaged}; "
         "they were evaluated once, at the end."
     )

@@ -16,6 +16,7 @@ from stvit_cli.tasks.base import in_float64
 from stvit_cli.tasks.classification.predictions import KEPT, ClassificationPredictions
 from stvit_cli.tasks.classification.statistics import TOP
 from stvit_cli.tasks.finite import require_finite
+from stvit_cli.utils.views import NO_VIEWS, Views
 
 
 class ClassificationEvaluator:
@@ -26,18 +27,18 @@ class ClassificationEvaluator:
 
     Args:
         val_set: the images that the indices of batches refer to; None where no predictions are needed.
-        hflip: average the logits with those of the mirror images.
+        views: of each image, over which the logits are averaged.
         columns: rank these classes of the model alone, (S,); the targets count along them. None: all.
     """
 
-    def __init__(self, val_set: EvalSet | None = None, hflip: bool = False, columns: NDArray[np.int64] | None = None) -> None:
-        self.val_set, self.hflip, self.columns = val_set, hflip, columns
+    def __init__(self, val_set: EvalSet | None = None, views: Views = NO_VIEWS, columns: NDArray[np.int64] | None = None) -> None:
+        self.val_set, self.views, self.columns = val_set, views, columns
         self.num_classes = 0
         self.parts: list[tuple[Tensor, ...]] = []
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """See `tasks.base.Evaluator`."""
-        logits, target = logits_of(model, batch["image"], self.hflip), batch["target"]  # (B, K), (B,)
+        logits, target = logits_of(model, batch["image"], self.views), batch["target"]  # (B, K), (B,)
         require_finite(logits)
         if self.columns is not None:
             logits = logits[:, torch.from_numpy(self.columns).to(logits.device)]  # (B, S)
@@ -87,21 +88,30 @@ class ClassificationEvaluator:
         )
 
 
-def logits_of(model: nn.Module, images: Tensor, hflip: bool = False) -> Tensor:
-    """Return the logits of images (B, C, H, W) in float32, (B, K).
+def logits_of(model: nn.Module, images: Tensor, views: Views = NO_VIEWS) -> Tensor:
+    """Return the logits of images (B, C, H, W) in float32, (B, K): their mean over the views.
 
     Args:
         model: a classifier.
         images: the batch.
-        hflip: average them with those of the mirror images.
+        views: of each image. Where it is moved, its outermost pixels are repeated.
 
-    >>> logits_of(nn.Flatten(), torch.arange(3.0).view(1, 1, 1, 3), hflip=True)
+    >>> logits_of(nn.Flatten(), torch.arange(3.0).view(1, 1, 1, 3), Views(hflip=True))
     tensor([[1., 1., 1.]])
     """
-    logits: Tensor = model(images).float()
-    if hflip:
-        logits = (logits + model(images.flip(-1)).float()) / 2
-    return logits
+    if views == NO_VIEWS:
+        return model(images).float()
+    height, width = images.shape[-2:]
+    padding = views.translate
+    padded = F.pad(images, [padding] * 4, mode="replicate")
+    total = torch.zeros((), device=images.device)
+    for down, right in views.offsets:
+        top, left = padding - down, padding - right
+        view = padded[..., top : top + height, left : left + width]
+        total = total + model(view).float()
+        if views.hflip:
+            total = total + model(view.flip(-1)).float()
+    return total / views.num_views
 
 
 class ClassificationState(NamedTuple):

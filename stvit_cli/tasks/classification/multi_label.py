@@ -17,6 +17,7 @@ from stvit_cli.tasks.classification.evaluator import logits_of
 from stvit_cli.tasks.classification.predictions import MultiLabelPredictions
 from stvit_cli.tasks.classification.statistics import THRESHOLD, Ranking
 from stvit_cli.tasks.finite import require_finite
+from stvit_cli.utils.views import NO_VIEWS, Views
 
 State = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]
 """Of the images that one process saw: their indices (N,), logits (N, K), labels (N, K) and losses (N,)."""
@@ -31,16 +32,16 @@ class MultiLabelEvaluator:
 
     Args:
         val_set: the images that the indices of batches refer to; None where no predictions are needed.
-        hflip: average the logits with those of the mirror images.
+        views: of each image, over which the logits are averaged.
     """
 
-    def __init__(self, val_set: EvalSet | None = None, hflip: bool = False) -> None:
-        self.val_set, self.hflip = val_set, hflip
+    def __init__(self, val_set: EvalSet | None = None, views: Views = NO_VIEWS) -> None:
+        self.val_set, self.views = val_set, views
         self.parts: list[State] = []
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """See `tasks.base.Evaluator`."""
-        logits, target = logits_of(model, batch["image"], self.hflip), batch["target"]  # both (B, K)
+        logits, target = logits_of(model, batch["image"], self.views), batch["target"]  # both (B, K)
         require_finite(logits)
         losses = in_float64(F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean(1)
         self.parts.append(

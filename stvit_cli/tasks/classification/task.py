@@ -45,6 +45,7 @@ from stvit_cli.tasks.param_groups import decay_layer_scale
 from stvit_cli.tasks.preparation import PreparedModel
 from stvit_cli.tasks.weights import is_of_timm, recipe_weights_info, report_notes
 from stvit_cli.utils.text import first_few
+from stvit_cli.utils.views import NO_VIEWS, Views
 
 NUM_OPENED = 500
 """The largest number of images of a set that are opened in the search for problems."""
@@ -60,9 +61,9 @@ class ClassificationEvaluation:
     name = "classification"
 
     def __init__(
-        self, val_set: EvalSet, multi_label: bool = False, hflip: bool = False, subset: SubsetEvaluation | None = None
+        self, val_set: EvalSet, multi_label: bool = False, views: Views = NO_VIEWS, subset: SubsetEvaluation | None = None
     ) -> None:
-        self.val_set, self.multi_label, self.hflip, self.subset = val_set, multi_label, hflip, subset
+        self.val_set, self.multi_label, self.views, self.subset = val_set, multi_label, views, subset
 
     def collate_eval(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         skipped = [path for sample in samples for path in sample.get("skipped", [])]
@@ -72,7 +73,7 @@ class ClassificationEvaluation:
 
     def evaluator(self) -> Evaluator:
         kind = MultiLabelEvaluator if self.multi_label else ClassificationEvaluator
-        return kind(self.val_set, self.hflip)
+        return kind(self.val_set, self.views)
 
     def describe_eval(self, batch: dict[str, Any]) -> list[str]:
         return [self.val_set.path(index) for index in batch["index"].tolist()]
@@ -109,15 +110,15 @@ class SubsetEvaluation(ClassificationEvaluation):
         val_set: the images of these classes; targets count along them.
         subset: the classes.
         num_classes: of the model.
-        hflip: see `ClassificationEvaluation`.
+        views: see `ClassificationEvaluation`.
     """
 
-    def __init__(self, val_set: EvalSet, subset: ClassSubset, num_classes: int, hflip: bool = False) -> None:
-        super().__init__(val_set, hflip=hflip)
+    def __init__(self, val_set: EvalSet, subset: ClassSubset, num_classes: int, views: Views = NO_VIEWS) -> None:
+        super().__init__(val_set, views=views)
         self.chosen, self.num_classes = subset, num_classes
 
     def evaluator(self) -> Evaluator:
-        return ClassificationEvaluator(self.val_set, self.hflip, self.chosen.columns)
+        return ClassificationEvaluator(self.val_set, self.views, self.chosen.columns)
 
     def check_data(self) -> list[str]:
         """Return a line on the classes, and one on those that the model does not have."""
@@ -138,7 +139,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
 
     def __init__(self, recipe: Recipe, data: ClassificationData, model: nn.Module, notes: list[str]) -> None:
         subset = _subset_evaluation(recipe, data.class_names, data.val_set, recipe.model.in_chans)
-        super().__init__(data.val_set, bool(recipe.data.multi_label), recipe.eval.hflip, subset)
+        super().__init__(data.val_set, bool(recipe.data.multi_label), recipe.eval.views, subset)
         self.main_metric = "map" if self.multi_label else "top1"
         self.recipe, self.data, self.model = recipe, data, model
         self.train_set = data.train_set
@@ -157,7 +158,7 @@ class ClassificationTask(PreparedModel, ClassificationEvaluation):
     def test(self) -> ClassificationEvaluation | None:
         """See `tasks.base.HasTestSet`."""
         test_set = self.data.test_set
-        return None if test_set is None else ClassificationEvaluation(test_set, self.multi_label, self.hflip)
+        return None if test_set is None else ClassificationEvaluation(test_set, self.multi_label, self.views)
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         return self.collate_eval(samples)
@@ -334,21 +335,21 @@ def build_classification_evaluation(recipe: Recipe, info: WeightsInfo, *, whole:
             "Its weights file does not name them, so that the data must have all its classes, in the order of their names."
         )
     subset = _subset_evaluation(recipe, info.class_names, val_set, info.in_chans)
-    return ClassificationEvaluation(val_set, info.multi_label, recipe.eval.hflip, subset)
+    return ClassificationEvaluation(val_set, info.multi_label, recipe.eval.views, subset)
 
 
 def _subset_evaluation(recipe: Recipe, class_names: Sequence[str], val_set: EvalSet, in_chans: int) -> SubsetEvaluation | None:
     """Return the evaluation of ``eval.subset``. Raises UserError as `build_subset` does."""
     how = {"interpolation": recipe.augment.interpolation, "in_chans": in_chans}
     found = build_subset(recipe.data, recipe.eval, class_names, val_set.images, **how)  # type: ignore[arg-type]
-    return None if found is None else SubsetEvaluation(*found, len(class_names), recipe.eval.hflip)
+    return None if found is None else SubsetEvaluation(*found, len(class_names), recipe.eval.views)
 
 
 def build_classification_test(recipe: Recipe, info: WeightsInfo) -> ClassificationEvaluation:
     """Build the test images of a recipe for a model of a run by it. Raises UserError as `tasks.build_test` does."""
     images = {"interpolation": recipe.augment.interpolation, "in_chans": info.in_chans}
     test_set = build_test_set(recipe.data, recipe.eval, info.class_names, **images)  # type: ignore[arg-type]
-    return ClassificationEvaluation(test_set, info.multi_label, recipe.eval.hflip)
+    return ClassificationEvaluation(test_set, info.multi_label, recipe.eval.views)
 
 
 def load_initial_weights(model: nn.Module, weights: Path, class_names: Sequence[str], *, keep_classes: bool = False) -> list[str]:
