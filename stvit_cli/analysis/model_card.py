@@ -304,17 +304,13 @@ def _metrics(run: _Run) -> Iterator[str]:
         return
     num_images = run.num_images.get("validation")
     images = f"{num_images} validation images" if num_images else "the validation images"
-    averaged = _averaged(run.recipe.eval.views)
+    averaged = run.recipe.eval.views.clause
     yield f"\n## Metrics\n\nOf the best weights of the run, on {images} of {_escaped(run.data_name)}{averaged}:\n"
     yield from _table(run.metrics, num_images or MANY_IMAGES)
     if run.test:
-        count, averaged = int(run.test["num_images"]), _averaged(Views.of(run.test))
+        count, averaged = int(run.test["num_images"]), Views.of(run.test).clause
         yield f"\nOn the {count} test images, evaluated once after the training, on which nothing was chosen{averaged}:\n"
         yield from _table(_shown(run.test), count)
-
-
-def _averaged(views: Views) -> str:
-    return f", averaged with {views}" if str(views) else ""
 
 
 def _table(metrics: Mapping[str, float], num_images: float) -> Iterator[str]:

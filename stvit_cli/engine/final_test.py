@@ -59,10 +59,9 @@ class FinalTest:
         """
         num_images = self.metrics["num_images"]
         value = metric_with_unit(main_metric, self.metrics[main_metric], num_images)
-        views = f", averaged with {self.views}" if str(self.views) else ""
         whose = "the moving average" if self.weights == "ema" else "the weights"
         return (
-            f"Test {metric_name(main_metric).label} {value} ({int(num_images)} images of {self.split}{views}): "
+            f"Test {metric_name(main_metric).label} {value} ({int(num_images)} images of {self.split}{self.views.clause}): "
             f"{whose} of epoch {epoch_text(epoch)}, evaluated once."
         )
 
@@ -84,7 +83,7 @@ def read_final_test(run_dir: RunDir, split: str | None) -> FinalTest | None:
             split=str(content["split"]),
             weights=content["of"],
             step=int(content["step"]),
-            views=Views.of(content),
+            views=Views(bool(content["hflip"]), int(content.get("translate", 0))),  # older files lack it
             metrics=metrics_of(content),
             seconds=float(content["seconds"]),
         )

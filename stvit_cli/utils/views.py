@@ -56,6 +56,15 @@ class Views(NamedTuple):
         moved = f"images moved by {self.translate} pixel{'s' * (self.translate > 1)}"
         return " and ".join(["mirror images"] * self.hflip + [moved] * bool(self.translate))
 
+    @property
+    def clause(self) -> str:
+        """What follows the images in a sentence, empty where nothing is averaged.
+
+        >>> Views(hflip=True).clause, Views().clause
+        (', averaged with mirror images', '')
+        """
+        return f", averaged with {self}" if str(self) else ""
+
 
 NO_VIEWS = Views()
 """The image alone."""
