@@ -24,19 +24,17 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stvit_cli.data.byte_images import without_bytes
 from stvit_cli.data.sampling import SampleKey, TrainBatches, derive_seed, sample_order
+from stvit_cli.data.worker_deaths import deaths_kept_back, deaths_raised, explain_dead_worker
 from stvit_cli.errors import UserError
 from stvit_cli.utils.cpus import threads_of_process
-from stvit_cli.utils.troubleshooting import see
 
 __all__ = [
-    "DeadWorkerError",
     "Loader",
     "SampleKey",
     "TrainBatches",
     "build_eval_loader",
     "build_train_loader",
     "derive_seed",
-    "explain_dead_worker",
     "sample_order",
     "seeded",
 ]
@@ -80,6 +78,7 @@ SMALL = 1 << 16
 """Bytes of a tensor up to which a worker hands it over by value."""
 
 _CPU = torch.device("cpu")
+_END = object()
 
 GRACE_S = 60
 """Seconds that a worker keeps running after SIGTERM, in which its parent ends the step and saves."""
@@ -89,10 +88,6 @@ _IGNORED = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )  # Windows has the first alone
 _HELD = (*_IGNORED, signal.SIGTERM)
-
-
-class DeadWorkerError(UserError):
-    """A worker was ended from outside, as by a system that is out of memory."""
 
 
 @contextmanager
@@ -205,10 +200,19 @@ class Loader:
         return len(self.loader)
 
     def __iter__(self) -> Generator[Any, None, None]:
-        with _signals_held():
-            iterator = iter(self.loader)
+        with deaths_kept_back():
+            yield from self._batches()
+
+    def _batches(self) -> Generator[Any, None, None]:
+        iterator: Iterator[Any] | None = None
         try:
-            for batch in iterator:
+            with _signals_held():
+                iterator = iter(self.loader)
+            while True:
+                with deaths_raised(iterator):
+                    batch = next(iterator, _END)
+                if batch is _END:
+                    return
                 if isinstance(batch, _Refused):
                     raise UserError(batch.message)
                 # A GPU normalizes what it has been sent: see `tasks.base.move`.
@@ -246,26 +250,6 @@ def useful_workers(dataset: Dataset[Any], num_workers: int, *, on_gpu: bool = Fa
     use = dataset.workers if isinstance(dataset, MakesBatches) and dataset.is_in_memory else "always"
     are_spare = on_gpu or threads_of_process() > FEW_CORES
     return num_workers if use == "always" or (use == "spare cores" and are_spare) else 0
-
-
-def explain_dead_worker(error: BaseException) -> DeadWorkerError | None:
-    """Return the message for the user if torch's error is about a dead worker, otherwise None.
-
-    Torch may raise it anywhere in the main thread, as it comes from a signal: whoever drives a loader asks this too.
-    """
-    message = str(error).strip()
-    if isinstance(error, (ConnectionError, EOFError)) and not message.startswith("Caught"):  # it died as it handed over a batch
-        first = f"A DataLoader worker ended while it was read from ({type(error).__name__})"
-    elif isinstance(error, RuntimeError) and message.startswith("DataLoader worker (pid"):
-        first = message.splitlines()[0].rstrip(". ")
-    else:
-        return None
-    return DeadWorkerError(
-        f"{first}.\n"
-        "A loader process was ended from outside, mostly because memory or shared memory (/dev/shm) ran out.\n"
-        "Lower data.num_workers (0 loads in the main process) or train.batch_size_per_device, or free memory.\n"
-        f"{see('shared-memory')}"
-    )
 
 
 @dataclass(frozen=True)

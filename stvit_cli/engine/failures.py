@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from stvit_cli.data.loader import explain_dead_worker
 from stvit_cli.engine.batching import smaller_sizes
 from stvit_cli.engine.branch import restart_advice, stabilizing_overrides
 from stvit_cli.engine.run_dir import RunDir
@@ -46,15 +45,11 @@ def explained(session: Session, run_dir: Path | None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UserError):
             raise
-        message = str(error)
-        dead_worker = explain_dead_worker(error) if isinstance(error, RuntimeError) else None
-        if dead_worker is not None:
-            raise dead_worker from error
         failure = machine_failure(error)
         if failure is not None:
             said = _out_of_memory(session) if failure.is_memory else describe(failure, LESS_MEMORY)
             raise UserError("\n".join(filter(None, [said, resume_advice(run_dir)]))) from error
-        is_peer = isinstance(error, dist.DistError) or any(sign in message for sign in LOST_PEER)
+        is_peer = isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST_PEER)
         if session.world.size > 1 and isinstance(error, RuntimeError) and is_peer:
             raise UserError(
                 f"Process {session.world.rank} has lost the others: one of them ended, or the network failed.\n"

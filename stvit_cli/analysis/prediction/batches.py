@@ -18,7 +18,8 @@ from stvit_cli.analysis.prediction.parts import Part
 from stvit_cli.data.byte_images import ByteImages
 from stvit_cli.data.images import UnreadableImageError, decode_image, explain_failure
 from stvit_cli.data.inputs import Inputs
-from stvit_cli.data.loader import BESIDE_THE_STEP, DeadWorkerError, Loader, explain_dead_worker
+from stvit_cli.data.loader import BESIDE_THE_STEP, Loader
+from stvit_cli.data.worker_deaths import DeadWorkerError
 from stvit_cli.errors import UserError
 from stvit_cli.tasks.bulk import BatchResult, BulkPredictor
 
@@ -112,11 +113,8 @@ class PartPredictor:
             try:
                 yield from self._predict(loader, stopped)
                 return
-            except (UserError, RuntimeError) as error:
-                is_dead_worker = isinstance(error, DeadWorkerError) or explain_dead_worker(error) is not None
-                if not (num_workers and is_dead_worker):
-                    raise
-            num_workers = 0
+            except DeadWorkerError:
+                num_workers = 0
 
     def collate(self, items: list[tuple[str, Any]]) -> Batch:
         """Make a batch of items of `Samples`, in a loader process."""

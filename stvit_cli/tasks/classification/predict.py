@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -17,10 +18,9 @@ from torch.utils.data import Dataset
 from stvit_cli.data import build_eval_loader, eval_transform
 from stvit_cli.data.drawing import font_for, save_png, write_text
 from stvit_cli.data.images import ImageSource, explain_failure, image_path, open_image
-from stvit_cli.data.loader import DeadWorkerError, explain_dead_worker
 from stvit_cli.data.prefetch import Opened, decoded_ahead
 from stvit_cli.data.transforms import Transform
-from stvit_cli.errors import UserError
+from stvit_cli.data.worker_deaths import DeadWorkerError
 from stvit_cli.models.optimize.inference import Precision
 from stvit_cli.models.weights import imagenet
 from stvit_cli.tasks.base import NonFiniteOutputsError
@@ -129,21 +129,17 @@ def predict(
             )
         else:
             batches = _batches(rest, transform, batch_size)
-        for predictions in _until_a_worker_dies(batches, workers, model, names, select, device):
+        for predictions in _until_a_worker_dies(batches, model, names, select, device):
             num_answered += len(predictions)
             yield from predictions
         workers = 0  # a worker was killed, usually for lack of memory: this process decodes the other images
 
 
-def _until_a_worker_dies(batches: Iterable[Batch], workers: int, *how: Any) -> Iterator[list[ClassificationPrediction]]:
+def _until_a_worker_dies(batches: Iterable[Batch], *how: Any) -> Iterator[list[ClassificationPrediction]]:
     """Yield the predictions of each batch; stop where a worker was killed."""
-    try:
+    with suppress(DeadWorkerError):
         for batch in batches:
             yield _predict_batch(batch, *how)
-    except (UserError, RuntimeError) as error:
-        is_dead_worker = isinstance(error, DeadWorkerError) or explain_dead_worker(error) is not None
-        if not (workers and is_dead_worker):
-            raise
 
 
 def class_names(trained: Trained) -> Sequence[str]:
