@@ -218,7 +218,7 @@ class Loader:
                 # A GPU normalizes what it has been sent: see `tasks.base.move`.
                 yield _as_tensors(batch) if self.on_gpu else without_bytes(_as_tensors(batch), _CPU)
         except (RuntimeError, ConnectionError, EOFError) as error:
-            explained = explain_dead_worker(error)
+            explained = explain_dead_worker(error) if self.loader.num_workers else None
             if explained is None:
                 raise
             raise explained from None

@@ -30,6 +30,10 @@ def explain_dead_worker(error: BaseException) -> DeadWorkerError | None:
         first = message.splitlines()[0].rstrip(". ")
     else:
         return None
+    return _dead_worker(first)
+
+
+def _dead_worker(first: str) -> DeadWorkerError:
     return DeadWorkerError(
         f"{first}.\n"
         "A loader process was ended from outside, mostly because memory or shared memory (/dev/shm) ran out.\n"
@@ -68,7 +72,8 @@ def deaths_raised(iterator: object) -> Iterator[None]:
         iterator: of a ``torch.utils.data.DataLoader``.
 
     Raises:
-        RuntimeError: a worker has died; `explain_dead_worker` knows it.
+        DeadWorkerError: one of the iterator's had died before.
+        RuntimeError: torch's, of one that dies in the block; `explain_dead_worker` knows it.
     """
     global _is_waiting
     if not _in_main_thread():
@@ -90,7 +95,7 @@ def _require_alive(iterator: object) -> None:
         if process.exitcode is not None:
             code = process.exitcode
             how = f"killed by signal: {-code}" if code < 0 else f"exited unexpectedly with exit code {code}"
-            raise RuntimeError(f"DataLoader worker (pid {process.pid}) {how}.")
+            raise _dead_worker(f"DataLoader worker (pid {process.pid}) {how}")
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

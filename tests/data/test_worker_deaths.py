@@ -131,6 +131,15 @@ def test_other_children_are_the_callers(own_handler: list[int], monkeypatch: pyt
     assert signal.SIGCHLD in own_handler
 
 
+def test_a_loader_without_workers_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Numbers, index: int) -> int:
+        raise ConnectionResetError("the storage has gone")
+
+    monkeypatch.setattr(Numbers, "__getitem__", fail)
+    with pytest.raises(ConnectionResetError, match="the storage has gone"):
+        list(build_eval_loader(Numbers(), default_collate, batch_size=4, num_workers=0))
+
+
 def test_only_torchs_words_are_explained() -> None:
     assert explain_dead_worker(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     assert explain_dead_worker(ValueError("DataLoader worker (pid 1) is killed by signal: Killed.")) is None
