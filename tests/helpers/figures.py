@@ -22,7 +22,16 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "docs" / "results" / "claims.json"
-PAGES = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
+WRITTEN_FROM_FIGURES = ("docs/results", "docs/images")
+"""Folders whose pages `stvit reproduce` and the benchmarks write from their JSON."""
+PAGES = (
+    "README.md",
+    *(
+        page
+        for path in sorted((ROOT / "docs").rglob("*.md"))
+        if not (page := path.relative_to(ROOT).as_posix()).startswith(WRITTEN_FROM_FIGURES)
+    ),
+)
 
 UNITS = (
     r"%|percent\b|points?\b|images?(?:/s| per second| a second)|ms\b|milliseconds?\b|s\b|seconds?\b|minutes?\b|min\b|hours?\b|"
