@@ -11,6 +11,7 @@ from stvit_cli.api import training
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.training import AnyPath
 from stvit_cli.errors import Interrupted, UserError
+from stvit_cli.recipe.renamed_keys import rename_key
 from stvit_cli.utils.cpus import limit_threads
 from stvit_cli.utils.environment import is_main_process, require_group
 from stvit_cli.utils.text import shell_command
@@ -54,8 +55,9 @@ def ablate(
 ) -> AblationTable:
     """Train a recipe in several settings with several seeds, and compare the settings with the first one.
 
-    Of one key the settings are its values. Of several keys they are the recipe itself and each value by itself, or with
-    ``product`` all combinations. A run that fails or diverges is said in the table and does not end the others.
+    Of one key the settings are its values, and the recipe itself where there is a single one. Of several keys they are the recipe
+    itself and each value by itself, or with ``product`` all combinations. A run that fails or diverges is said in the table and
+    does not end the others.
 
     Args:
         recipe: the name of a shipped recipe, or a file.
@@ -96,6 +98,9 @@ def ablate(
         raise UserError("Which recipe? Give the name of a shipped one (`stvit recipes list`), or a file.")
     from stvit_cli.analysis.ablation.ablation import new_ablation
 
+    for word in words:
+        if (key := rename_key(word.partition("=")[0])[0]) in varied:
+            raise UserError(f"{key} is given twice, with the values to compare and as an override; keep one of them.")
     settings = training.new_recipe(recipe, [*words, *_own_length(varied)])
     with training.new_run_dir(output, f"{settings.name}-ablation") as folder:
         ablation = new_ablation(folder, settings, varied, seeds or 1, product=product)
@@ -201,7 +206,6 @@ def _reopen(path: Path, varied: dict[str, list[Any]], words: Sequence[str], seed
     from stvit_cli.analysis.ablation.ablation import reopen
     from stvit_cli.analysis.ablation.settings import split_values
     from stvit_cli.recipe import FREE_ON_RESUME
-    from stvit_cli.recipe.renamed_keys import rename_key
 
     free: list[str] = []
     for word in words:

@@ -55,18 +55,19 @@ def split_words(words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
     """
     varied: dict[str, list[Any]] = {}
     others: list[str] = []
+    single: set[str] = set()
     for word in words:
         given, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"Found {word!r}, expected key=a,b,c, such as optim.lr=1e-3,2e-3.")
-        values = split_values(text)
-        if len(values) < 2:
-            others.append(word)
-            continue
-        key = rename_key(given)[0]
-        if key in varied:
+        key, values = rename_key(given)[0], split_values(text)
+        if key in varied or (key in single and len(values) > 1):
             raise UserError(f"{key} is given twice; write all of its values behind one sign: {key}={text},...")
-        varied[key] = values
+        if len(values) < 2:
+            single.add(key)
+            others.append(word)
+        else:
+            varied[key] = values
     for key, values in varied.items():
         check_values(key, values)
     return varied, others
@@ -92,6 +93,8 @@ def check_values(key: str, values: Sequence[Any]) -> None:
         raise UserError("train.seed: every setting is trained with the same seeds; say how many with --seeds N.")
     if key in ("name", "description"):
         raise UserError(f"{key} changes nothing in a run; vary another key.")
+    if not values:
+        raise UserError(f"{key}: found no value, expected the list of its values.")
     seen: list[Any] = []
     for value in values:
         if any(same(value, other) for other in seen):
@@ -108,7 +111,7 @@ def make_settings(
         varied: the values of each key.
         product: all combinations; otherwise each value by itself, and the base first where there are several keys.
         known: settings that come first and are not repeated.
-        with_base: the base is a setting; None: where there are several keys.
+        with_base: the base is a setting; None: where there are several keys, or a single value to compare with it.
 
     Example:
         >>> [setting.name for setting in make_settings({"optim.lr": [1e-3, 2e-3]}, product=False)]
@@ -120,7 +123,7 @@ def make_settings(
     if product:
         choices = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     else:
-        with_base = len(varied) > 1 if with_base is None else with_base
+        with_base = sum(map(len, varied.values())) == 1 or len(varied) > 1 if with_base is None else with_base
         choices = [*([{}] if with_base else []), *({key: value} for key, values in varied.items() for value in values)]
     settings = list(known)
     for values in choices:

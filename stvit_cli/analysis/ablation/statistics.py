@@ -22,9 +22,9 @@ class Estimate:
         n: number of seeds.
         mean: over them.
         std: sample standard deviation; None for one seed.
-        low: lower end of the interval; None for one seed.
+        low: lower end of the interval; None for one seed, and where all values are equal: they do not say how far another is.
         high: upper end.
-        p_value: of the two-sided t-test that the mean is 0; None for one seed, and where all values are equal.
+        p_value: of the two-sided t-test that the mean is 0; None where there is no interval.
 
     Example:
         >>> Estimate(n=3, mean=1.0, std=0.1, low=0.75, high=1.25).excludes_zero
@@ -67,7 +67,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(1, mean)
     deviation = stdev(values)
     if deviation == 0:
-        return Estimate(len(values), mean, 0.0, mean, mean)
+        return Estimate(len(values), mean, 0.0)
     from scipy.stats import ttest_1samp
 
     test = ttest_1samp(values, 0.0)

@@ -99,7 +99,7 @@ def test_intervals_are_those_of_students_t() -> None:
     assert (one.std, one.low, one.excludes_zero) == (None, None, False)
     same = estimate([0.4, 0.4])
     assert same is not None
-    assert (same.low, same.high, same.p_value) == (0.4, 0.4, None)
+    assert (same.std, same.low, same.high, same.p_value, same.excludes_zero) == (0.0, None, None, None, False)
 
 
 def test_differences_are_paired_by_seed_and_not_by_position() -> None:
@@ -156,7 +156,7 @@ def test_table_compares_every_setting_with_the_first(stvit, small: Path, trained
     assert len(hashes) == 6
     assert all(recipe_io.load(tmp_path / "out" / name / "recipe.yaml").schedule.warmup_epochs == 1 for name in trained)
     text = (tmp_path / "out/table.md").read_text(encoding="utf-8")
-    assert "| optim.lr=0.002 | 90.30 | [90.05, 90.55] | 3 | +0.10 [+0.10, +0.10] | 1234 |" in text
+    assert "| optim.lr=0.002 | 90.30 | [90.05, 90.55] | 3 | +0.10 | 1234 |" in text  # equal in all seeds: no interval
     assert "90.30" in ended.err
 
 
@@ -273,6 +273,8 @@ def test_one_process_trains_at_a_time_in_a_directory(stvit, small: Path, trained
         ("small.yaml optim.lr=1e-3,fast", "optim.lr: found fast"),
         ("small.yaml optim.lr=1e-3,1e-3", "optim.lr: 0.001 is given twice"),
         ("small.yaml optim.lr=1,2 optim.lr=3,4", "optim.lr is given twice"),
+        ("small.yaml optim.lr=1,2 optim.lr=3", "optim.lr is given twice"),
+        ("small.yaml optim.lr=3 optim.lr=1,2", "optim.lr is given twice"),
         ("small.yaml train.seed=1,2", "--seeds N"),
         ("small.yaml name=a,b", "changes nothing"),
         ("small.yaml data.kind=imagefolder optim.lr=1,2", "data.dir"),
@@ -304,7 +306,16 @@ def test_python_takes_mappings_and_returns_the_table(small: Path, trained: list[
         ablate(small, {"optim.lr": 1e-3})
     with pytest.raises(UserError, match="found the text"):
         ablate(small, "optim.lr=1,2")
+    with pytest.raises(UserError, match="found no value"):
+        ablate(small, {"optim.lr": []})
+    with pytest.raises(UserError, match="is given twice, with the values to compare and as an override"):
+        ablate(small, {"optim.lr": [1e-3, 2e-3]}, overrides={"optim.lr": 3e-3})
     assert reopen(tmp_path / "out").num_seeds == 1
+
+
+def test_a_single_value_is_compared_with_the_recipe_itself(small: Path, trained: list[str], tmp_path: Path) -> None:
+    table = ablate(small, {"model.num_iters": [2]}, output=tmp_path / "out")
+    assert [row.setting.name for row in table.rows] == ["base", "model.num_iters=2"]
 
 
 def test_parallel_runs_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
