@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from helpers.figures import CLAIMS, PAGES, ROOT, prose, tables, uncovered
 
 from stvit_cli.analysis.reproduce import experiments, results
 from stvit_cli.analysis.reproduce.markdown import as_markdown
+from stvit_cli.recipe import io as recipe_io
 
 ALL_CLAIMS = figures.read_claims()
 RESULTS = [path for path in sorted(CLAIMS.parent.glob("*.json")) if path != CLAIMS]
@@ -89,8 +91,12 @@ def test_the_pages_of_results_are_written_from_their_json() -> None:
 def test_results_are_of_the_recipes_of_today(path: Path) -> None:
     experiment = experiments.load(path.stem)
     lines = json.loads(path.read_text(encoding="utf-8"))["runs"]
-    old = [key for key in lines if key not in results.known_runs(path, experiment)]
-    assert old == [], "the recipes of these runs have changed since: train them again"
+    known = results.known_runs(results.read_earlier(path), experiment)
+    assert [key for key in lines if key not in known] == [], "the recipes of these runs have changed since: train them again"
+    for line in lines.values():
+        words = shlex.split(line["command"])
+        assert words[:3] == ["stvit", "train", "--recipe"]
+        assert recipe_io.recipe_hash(recipe_io.load(words[3], words[4:])) == line["recipe_hash"], line["command"]
     assert all(line[name] is not None for line in lines.values() for name in ("version", "machine", "threads", "minutes", "date"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,16 +58,19 @@ def output_folder(name: str) -> Path:
 def experiments() -> list[dict[str, Any]]:
     """Return what there is to reproduce: ``name``, ``question``, ``num_runs``, about how many ``hours``, and ``finished`` runs.
 
-    Runs are finished where ``runs/reproduce-NAME`` says so.
+    Runs are finished where ``runs/reproduce-NAME`` says so; where its seeds disagree in sign, ``num_runs`` has the extra ones.
+    Hours are those of one core.
     """
     from stvit_cli.analysis.reproduce import experiments as definitions
+    from stvit_cli.analysis.reproduce import results
     from stvit_cli.utils import strict_json
 
     rows = []
     for name in definitions.names():
         own = definitions.load(name)
         found = strict_json.read_object(output_folder(name) / f"{name}.json").get("runs", {})
-        row = {"name": name, "title": own.title, "question": own.question, "num_runs": own.num_runs}
+        num_runs = own.num_runs + len(results.needs_extra_seed(own, found))
+        row = {"name": name, "title": own.title, "question": own.question, "num_runs": num_runs}
         rows.append({**row, "hours": round(own.hours, 1), "finished": len(found)})
     return rows
 
@@ -93,10 +96,11 @@ def reproduce(
         data: sets ``data.dir``.
         output: folder of the runs, of NAME.json and NAME.md; by default ``runs/reproduce-NAME``, or ``collect``.
         collect: train nothing: a folder with run directories, at any depth. They are recognized by their recipes; runs that
-            NAME.json has already are kept.
+            NAME.json has already are kept, but for those that are found again.
 
     Raises:
-        UserError: there is no such experiment or folder, the data cannot be used, or there is no finished run.
+        UserError: there is no such experiment or folder, the data cannot be used, there is no finished run, or NAME.json is
+            damaged.
         Interrupted: a signal asked to stop; the state of every run is saved.
 
     Example:
@@ -116,7 +120,7 @@ def reproduce(
         folder = _existing(collect)
         return _written(experiment, results.collect(experiment, find_runs(folder)), Path(output or folder), folder)
     folder = output_folder(name) if output is None else Path(output)
-    failures = _train(experiment, folder, seeds, parallel, [] if data is None else [f"data.dir={data}"])
+    failures = _train(experiment, folder, seeds, parallel, data)
     return _written(experiment, results.collect(experiment, find_runs(folder)), folder, folder, failures)
 
 
@@ -150,7 +154,7 @@ def _existing(folder: AnyPath) -> Path:
     return path
 
 
-def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: int, overrides: Sequence[str]) -> list[str]:
+def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: int, data: AnyPath | None) -> list[str]:
     """Train what is missing in a folder, and return sentences on runs that failed."""
     from stvit_cli import tasks
     from stvit_cli.analysis.ablation.training import locked, train_runs
@@ -165,9 +169,20 @@ def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: in
 
     def save() -> None:
         if (now := found()).lines:
-            results.write(results.build(experiment, now.lines), folder)
+            earlier = results.read_earlier(folder / f"{experiment.name}.json")
+            lines = results.known_runs(earlier, experiment) | now.lines
+            results.write(results.build(experiment, lines, results.known_parts(earlier, lines)), folder)
 
     require_writable_folder(folder)
+    results.read_earlier(folder / f"{experiment.name}.json")
+    overrides = [] if data is None else [f"data.dir={data}"]
+    values = {
+        "--seeds": seeds,
+        "--parallel": None if parallel == 1 else parallel,
+        "--data": data,
+        "--output": None if folder == output_folder(experiment.name) else folder,
+    }
+    options = [str(word) for option, value in values.items() if value is not None for word in (option, value)]
     failures: dict[str, str] = {}
     tried: set[Path] = set()
     extra: set[str] = set()
@@ -183,8 +198,7 @@ def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: in
             with locked(folder):
                 train_runs(runs, train_run, parallel, save)
         except (Interrupted, KeyboardInterrupt):
-            again: list[str | Path] = [] if folder == output_folder(experiment.name) else ["--output", folder]
-            logger.info("Resume with the same command: %s", shell_command("stvit", "reproduce", experiment.name, *again))
+            logger.info("Resume with the same command: %s", shell_command("stvit", "reproduce", experiment.name, *options))
             raise
         for run in runs:
             if (failure := run.failure) is not None:
@@ -198,9 +212,10 @@ def _written(
     """Measure what is measured on runs, write the results, and return them."""
     from stvit_cli.analysis.reproduce import results
 
-    earlier = target / f"{experiment.name}.json"
-    lines = results.known_runs(earlier, experiment) | found.lines
-    notes = [*failures, *found.notes]
+    earlier = results.read_earlier(target / f"{experiment.name}.json")
+    known = results.known_runs(earlier, experiment)
+    lines = known | found.lines
+    notes = [*failures, *found.notes, *results.replaced(known, found, experiment.metrics)]
     if not lines:
         hints = notes[:4] or ["It holds no run directory."]
         raise UserError("\n".join([f"{folder} holds no finished run of {experiment.name}.", *hints]))

@@ -56,9 +56,11 @@ def reproduce(
                 raise UserError(f"Which experiment? Name one of {', '.join(row['name'] for row in api.experiments())}.")
             rows = api.experiments()
             cells = [[row["name"], f"{row['finished']} of {row['num_runs']}", f"{row['hours']:g}", row["title"]] for row in rows]
-            print_table(["name", "runs here", "hours on two cores", "what"], cells, right={1, 2})
+            print_table(["name", "runs here", "hours on one core", "what"], cells, right={1, 2})
             report(rows)
             return
+        if collect is not None and (seeds is not None or parallel > 1 or data is not None):
+            raise UserError("--collect trains nothing: leave --seeds, --parallel and --data out.")
         result = api.reproduce(name, seeds=seeds, parallel=parallel, data=data, output=output, collect=collect)
         _print(result)
         report(result.to_dict())

@@ -60,6 +60,9 @@ def classifier_contradictions(recipe: Recipe) -> Iterator[str]:
     if recipe.task != "classification":
         yield from _of_another_task(recipe)
         return
+    if recipe.eval.translate >= recipe.data.image_size:
+        found, size = recipe.eval.translate, recipe.data.image_size
+        yield f"eval.translate: found {found}, expected less than data.image_size, {size}: nothing of the image is left"
     jitter = recipe.augment.color_jitter
     if isinstance(jitter, tuple) and len(jitter) not in (3, 4):
         yield f"augment.color_jitter: found {list(jitter)}, expected a number, or 3 or 4: brightness, contrast, saturation, hue"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from stvit_cli.analysis.ablation.results import RunResult
 from stvit_cli.analysis.ablation.rows import Row
+from stvit_cli.analysis.ablation.statistics import how_many_are_clear
 from stvit_cli.utils.metric_names import metric_name
 from stvit_cli.utils.text import first_few
 
@@ -53,13 +54,7 @@ def _how_sure(rows: Sequence[Row]) -> list[str]:
     compared = [row for row in rows[1:] if row.difference is not None and row.difference.low is not None]
     clear = [row.setting.name for row in compared if row.difference is not None and row.difference.excludes_zero]
     if compared:
-        which = f": {first_few(clear)}" if clear else ""
-        baseline = rows[0].setting.name
-        notes.append(f"{len(clear)} of {len(compared)} differences from {baseline} have an interval without 0{which}.")
-    if len(compared) > 1:
-        notes.append(
-            f"Each interval stands for itself: that one of {len(compared)} misses a difference of 0 is likelier than 1 in 20."
-        )
+        notes += how_many_are_clear(clear, len(compared), f"differences from {rows[0].setting.name}")
     return notes
 
 

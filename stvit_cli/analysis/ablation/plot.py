@@ -25,7 +25,7 @@ class PlotLine:
     Attributes:
         name: beside the line.
         scores: one for each seed; empty where no run has finished.
-        differs: the interval of its difference from the first setting excludes 0.
+        differs: the interval of a difference of it excludes 0.
     """
 
     name: str
@@ -44,13 +44,14 @@ class PlotLine:
         return None if score is None or score.low is None or score.high is None else (score.low, score.high)
 
 
-def draw(lines: Sequence[PlotLine], title: str, label: str) -> bytes:
+def draw(lines: Sequence[PlotLine], title: str, label: str, baseline: int | None = 0) -> bytes:
     """Plot the scores.
 
     Args:
-        lines: the settings, from top to bottom; the first has a vertical line.
+        lines: the settings, from top to bottom.
         title: above the plot.
         label: of the axis, with the unit.
+        baseline: position of the setting that the others are compared with; it has a vertical line.
 
     Returns:
         An SVG file, the same for the same scores.
@@ -67,13 +68,13 @@ def draw(lines: Sequence[PlotLine], title: str, label: str) -> bytes:
             if score is None:
                 axes.text(low, height, " no score", va="center", fontsize=8, color=OTHER)
                 continue
-            colour = BASELINE if height == 0 else CLEAR if line.differs else OTHER
+            colour = BASELINE if height == baseline else CLEAR if line.differs else OTHER
             if (ends := line.interval) is not None:
                 axes.plot(ends, [height, height], color=colour, linewidth=2, alpha=0.6, solid_capstyle="butt")
                 cut |= ends[0] < low or ends[1] > high
             axes.scatter(line.scores, [height] * len(line.scores), s=9, color=SEED, zorder=3, linewidths=0)
             axes.scatter([score.mean], [height], s=42, facecolor="white", edgecolor=colour, linewidths=1.6, zorder=2)
-            if height == 0:
+            if height == baseline:
                 axes.axvline(score.mean, color=BASELINE, linewidth=0.8, linestyle=":", zorder=1)
         axes.set_xlim(low, high)
         axes.set_ylim(len(lines) - 0.5, -0.5)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from stvit_cli.utils.text import first_few
+
 CONFIDENCE = 0.95
 
 
@@ -73,6 +75,25 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     test = ttest_1samp(values, 0.0)
     interval = test.confidence_interval(CONFIDENCE)
     return Estimate(len(values), mean, deviation, float(interval.low), float(interval.high), float(test.pvalue))
+
+
+def how_many_are_clear(clear: Sequence[str], total: int, what: str) -> list[str]:
+    """Return sentences on differences: how many have an interval without 0, and that each stands for itself.
+
+    Args:
+        clear: names of those whose interval excludes 0.
+        total: number of those that have an interval.
+        what: they are: ``differences from base``.
+
+    Example:
+        >>> how_many_are_clear(["b"], 1, "differences from a")
+        ['1 of 1 differences from a have an interval without 0: b.']
+    """
+    which = f": {first_few(clear)}" if clear else ""
+    notes = [f"{len(clear)} of {total} {what} have an interval without 0{which}."]
+    if total > 1:
+        notes.append(f"Each interval stands for itself: that one of {total} misses a difference of 0 is likelier than 1 in 20.")
+    return notes
 
 
 def paired_difference(baseline: Mapping[int, float], other: Mapping[int, float]) -> Estimate | None:

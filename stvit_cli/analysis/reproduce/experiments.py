@@ -8,7 +8,7 @@ Each is a YAML file in the folder ``experiments`` beside this file:
     all seeds get one more.
 ``score``: ``test`` (the run's one evaluation on the test set after training) or ``last`` (the evaluation after the last step).
 ``metrics``: names as in ``metrics.jsonl``, the main one first.
-``minutes``: of a run, about, on two cores.
+``minutes``: of a run, about, on one core of an AMD EPYC with AVX-512.
 ``against``: by label, the settings that it is compared with; where it is not given, every setting with the first.
 ``paired``: compare test predictions of such pairs image by image (McNemar), seed by seed.
 ``speed``: a batch size: measure images per second of the settings' models in inference, in turn.
@@ -47,7 +47,7 @@ class Setting:
         recipe_name: a shipped recipe.
         overrides: recipe keys and their values.
         seeds: number of seeds, counted from 0.
-        minutes: of a run, about, on two cores.
+        minutes: of a run, about, on one core.
         published: its value in the published table, if there is one.
     """
 
@@ -114,7 +114,7 @@ class Experiment:
 
     @property
     def hours(self) -> float:
-        """About how long all runs take on two cores."""
+        """About how long all runs take on one core."""
         return sum(setting.seeds * setting.minutes for setting in self.settings) / 60
 
     def setting(self, label: str) -> Setting:

@@ -38,6 +38,16 @@ class FoundRun:
     def _environment(self) -> Mapping[str, Any]:
         return RunDir(self.path).read_environment()
 
+    @cached_property
+    def problems(self) -> list[str]:
+        """What of its files cannot be read, as sentences."""
+        return read_run(self.path).problems
+
+    @property
+    def has_provenance(self) -> bool:
+        """Whether it is known what belongs to its figures: version, machine, threads, date."""
+        return bool(self._environment)
+
     @property
     def progress(self) -> str:
         """How far the run is: ``epoch 3 of 14``."""

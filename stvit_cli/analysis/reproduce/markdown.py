@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stvit_cli.analysis.reproduce.comparisons import baseline_of, clear, sentences, significant_pairs
 from stvit_cli.utils.metric_names import metric_name
 from stvit_cli.utils.text import markdown_table
 
@@ -47,9 +48,13 @@ def has_plot(results: Mapping[str, Any]) -> bool:
 def _plot(results: Mapping[str, Any]) -> list[str]:
     if not has_plot(results):
         return []
-    first = next(iter(results["settings"]))
     alt = f"{heading(results['metrics'][0])} of each setting, with its interval"
-    return [f"![{alt}]({results['name']}.svg)", "", f"Blue: the interval of its difference from {first} excludes zero.", ""]
+    lines, differences = [f"![{alt}]({results['name']}.svg)", ""], results["differences"]
+    if any(clear(line) for line in differences.values()):
+        baseline = baseline_of(differences)
+        of = "a difference of it, below," if baseline is None else f"its difference from {baseline}"
+        lines += [f"Blue: the interval of {of} excludes zero.", ""]
+    return lines
 
 
 def _settings(results: Mapping[str, Any]) -> list[str]:
@@ -103,7 +108,8 @@ def _differences(results: Mapping[str, Any]) -> list[str]:
         + ([_plain(line["published"], "+")] if has_published else [])
         for key, line in lines.items()
     ]
-    return ["## Differences", "", *markdown_table(columns, rows), ""]
+    notes = [f"- {sentence}" for sentence in sentences(lines)]
+    return ["## Differences", "", *markdown_table(columns, rows), "", *notes, *[""] * bool(notes)]
 
 
 def _of_speed(line: Mapping[str, Any]) -> str:
@@ -125,7 +131,7 @@ def _pairs(results: Mapping[str, Any]) -> list[str]:
     text = (
         "McNemar's exact test on the images of the test set, seed by seed: does one model get more of them right than the other?"
     )
-    return ["## Paired tests", "", text, "", *markdown_table(columns, rows), ""]
+    return ["## Paired tests", "", text, "", *markdown_table(columns, rows), "", significant_pairs(pairs), ""]
 
 
 def _superpixels(results: Mapping[str, Any]) -> list[str]:
@@ -133,14 +139,16 @@ def _superpixels(results: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     metrics = ("boundary_recall", "undersegmentation_error", "accuracy")
-    columns = ["weights", "layer", "stride", "segmentation", "segments", *(name.replace("_", " ") for name in metrics)]
+    columns = ["weights", "layer", "stride", "segmentation", "segments", "connected parts", "boundary pixels"]
+    columns += [name.replace("_", " ") for name in metrics]
     cells = [
         [
             f"{line['setting']}, {'trained' if line['trained'] else 'untrained'}",
             line["layer"],
             str(line["stride"]),
             line["segmentation"],
-            _plain(line["segments"]),
+            *(_plain(line[name]) for name in ("segments", "components")),
+            "-" if line["boundary_share"] is None else f"{line['boundary_share']:.3f}",
             *(f"{line[name]:.3f} ({line[f'{name}_low']:.3f} to {line[f'{name}_high']:.3f})" for name in metrics),
         ]
         for line in rows.values()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stvit_cli.analysis.ablation.plot import PlotLine, draw
-from stvit_cli.analysis.ablation.statistics import paired_difference
+from stvit_cli.analysis.reproduce.comparisons import baseline_of, clear
 from stvit_cli.analysis.reproduce.markdown import heading
 from stvit_cli.analysis.reproduce.scores import scores_by_seed
 
@@ -20,11 +20,9 @@ def draw_results(results: Mapping[str, Any]) -> bytes:
     Returns:
         An SVG file, the same for the same results.
     """
-    metric = results["metrics"][0]
+    metric, differences = results["metrics"][0], results["differences"]
     scores = scores_by_seed(results["settings"], metric, results["runs"])
-    first = next(iter(scores.values()))
-    lines = []
-    for label, own in scores.items():
-        difference = paired_difference(first, own)
-        lines.append(PlotLine(label, tuple(own.values()), difference is not None and difference.excludes_zero))
-    return draw(lines, results["title"], heading(metric))
+    differing = {label for line in differences.values() if clear(line) for label in (line["of"], line["minus"])}
+    lines = [PlotLine(label, tuple(own.values()), label in differing) for label, own in scores.items()]
+    baseline = baseline_of(differences)
+    return draw(lines, results["title"], heading(metric), None if baseline is None else list(scores).index(baseline))

@@ -2,7 +2,7 @@
 
 ``docs/results/NAME.json`` holds what ``NAME.md`` is rendered from. Its parts ``settings`` and ``runs`` map keys to figures, one
 line of the file each, so that ``NAME.json#settings/LABEL/mean`` names a figure. Runs that are already in the file stay, as long
-as the definition of their setting does.
+as the definition of their setting does and no run of the same setting and seed is found.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from stvit_cli.analysis.ablation.statistics import estimate
 from stvit_cli.analysis.reproduce.experiments import Experiment, Setting
 from stvit_cli.analysis.reproduce.found_run import FoundRun
 from stvit_cli.analysis.reproduce.scores import scores_by_seed
+from stvit_cli.errors import UserError
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
 from stvit_cli.recipe.yaml import flow
@@ -67,9 +68,15 @@ def collect(experiment: Experiment, runs: Iterable[FoundRun]) -> Collected:
             nearest = min(nearest or (len(differing), sentence), (len(differing), sentence))
             continue
         result = run.result(experiment.score)
+        damage = "".join(f" {problem}" for problem in run.problems)
         if result is None:
-            notes.append(f"{run.path}, of {label}, is not finished: {run.progress}.")
+            notes.append(f"{run.path}, of {label}, is not finished: {run.progress}.{damage}")
             continue
+        if not run.has_provenance:
+            notes.append(f"{run.path}, of {label}, is left out: its figures need version, machine and date.{damage}")
+            continue
+        if damage:
+            notes.append(f"{run.path}, of {label}:{damage}")
         seed = run.recipe.train.seed
         key = f"{label}, seed {seed}"
         if key in lines:
@@ -157,13 +164,23 @@ def _summary(experiment: Experiment, setting: Setting, runs: Mapping[str, Mappin
 def _differences(experiment: Experiment, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the line of each comparison of two settings: the difference of the main metric, paired by seed."""
     scores = scores_by_seed(_labels(experiment), experiment.metric, runs)
+    machines = {(line["setting"], line["seed"]): line["machine"] for line in runs.values()}
     result = {}
     for label, other in experiment.comparisons:
-        pairs = [scores[label][seed] - scores[other][seed] for seed in sorted(scores[label].keys() & scores[other].keys())]
+        seeds = sorted(scores[label].keys() & scores[other].keys())
+        pairs = [scores[label][seed] - scores[other][seed] for seed in seeds]
+        mixed = [seed for seed in seeds if machines[label, seed] != machines[other, seed]]
         published = [experiment.setting(name).published for name in (label, other)]
         known = published[0] is not None and published[1] is not None
         gap = round(published[0] - published[1], 4) if known else None  # type: ignore[operator]
-        result[f"{label} minus {other}"] = {**spread(pairs), "num_seeds": len(pairs), "published": gap}
+        result[f"{label} minus {other}"] = {
+            "of": label,
+            "minus": other,
+            **spread(pairs),
+            "num_seeds": len(pairs),
+            "seeds_of_two_machines": mixed,
+            "published": gap,
+        }
     return result
 
 
@@ -199,9 +216,38 @@ def needs_extra_seed(experiment: Experiment, runs: Mapping[str, Mapping[str, Any
     return unclear
 
 
-def known_parts(path: Path, runs: Mapping[str, object]) -> dict[str, Any]:
-    """Return what else was measured in an earlier JSON file, as long as its runs are known."""
+def read_earlier(path: Path) -> dict[str, Any]:
+    """Return the content of an earlier JSON file; empty where there is none.
+
+    Raises:
+        UserError: it is no such file, or damaged: written again, it would lose the runs in it.
+    """
+    if not path.exists():
+        return {}
     content = strict_json.read_object(path)
+    if not isinstance(content.get("runs"), dict):
+        raise UserError(f"{path} cannot be read as the results of an experiment.\nMove it away, or write to another --output.")
+    return content
+
+
+def replaced(earlier: Mapping[str, Mapping[str, Any]], found: Collected, metrics: Sequence[str]) -> list[str]:
+    """Return a sentence for each earlier line in whose place another run with other scores was found."""
+    sentences = []
+    for key, line in found.lines.items():
+        before = earlier.get(key, line)
+        changed = [f"{name} {line[name]:g}, before {before[name]:g}" for name in metrics if line.get(name) != before.get(name)]
+        if changed:
+            sentences.append(f"{found.paths[key]} takes the place of another run of {key}: {'; '.join(changed)}.")
+    return sentences
+
+
+def known_parts(content: Mapping[str, Any], runs: Mapping[str, object]) -> dict[str, Any]:
+    """Return what else was measured in an earlier JSON file, as long as its runs are known.
+
+    Args:
+        content: of the file.
+        runs: the known ones, by key.
+    """
     labels = {key.rpartition(", seed ")[0] for key in runs}
     pairs = {key: line for key, line in content.get("pairs", {}).items() if {line["first"], line["second"]} <= runs.keys()}
     speed = {label: line for label, line in content.get("speed", {}).items() if label in labels}
@@ -211,9 +257,13 @@ def known_parts(path: Path, runs: Mapping[str, object]) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part}
 
 
-def known_runs(path: Path, experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Return the lines of runs in an earlier JSON file whose settings have not changed since; empty where there is none."""
-    content = strict_json.read_object(path)
+def known_runs(content: Mapping[str, Any], experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return the lines of runs in an earlier JSON file whose settings have not changed since.
+
+    Args:
+        content: of the file.
+        experiment: the definition of today.
+    """
     now = {setting.label: setting for setting in experiment.settings}
     lines = content.get("runs", {})
     return {

@@ -16,6 +16,6 @@ def scores_by_seed(labels: Iterable[str], metric: str, runs: Mapping[str, Mappin
     """
     scores: dict[str, dict[int, float]] = {label: {} for label in labels}
     for line in runs.values():
-        if metric in line:
+        if metric in line and line["setting"] in scores:
             scores[line["setting"]][line["seed"]] = line[metric]
     return scores

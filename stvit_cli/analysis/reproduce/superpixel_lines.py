@@ -16,6 +16,9 @@ from stvit_cli.utils.text import shell_command
 
 logger = logging.getLogger(__name__)
 
+COUNTED = {"segments": 1, "components": 1, "boundary_share": 4}
+"""What is counted of each segmentation besides the metrics, with the decimals of its mean."""
+
 
 def superpixel_parts(
     experiment: Experiment, paths: Mapping[str, Path], folder: Path, options: SuperpixelOptions | None = None
@@ -57,7 +60,7 @@ def _lines(result: SuperpixelResult, source: Mapping[str, str]) -> dict[str, dic
         key = f"{row['setting']}, {when}, {row['layer']}, {row['segmentation']}"
         lines[key] = {
             **{name: row[name] for name in ("setting", "trained", "layer", "stride", "segmentation", "seeds", "scenes")},
-            "segments": round(row["segments"]["mean"], 1),
+            **{name: None if (value := row[name]["mean"]) is None else round(value, digits) for name, digits in COUNTED.items()},
             **_rounded(row),
             **source,
         }

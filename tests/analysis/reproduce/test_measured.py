@@ -47,8 +47,9 @@ def train_as(top1: dict[tuple[str, int], float], small: Experiment, trained: lis
 
 
 def test_an_experiment_is_trained_from_nothing_and_resumed(
-    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     top1 = {("base", 0): 90.0, ("wide", 0): 91.0, ("base", 1): 90.0, ("wide", 1): 89.0, ("base", 2): 90.0, ("wide", 2): 92.0}
     trained: list[str] = []
     train = train_as(top1, small, trained)
@@ -61,7 +62,8 @@ def test_an_experiment_is_trained_from_nothing_and_resumed(
     monkeypatch.setattr(experiments, "load", lambda name: small)
     monkeypatch.setattr("stvit_cli.api.ablation.train_run", stopped)
     with pytest.raises(Interrupted):
-        stvit_cli.reproduce("small", output=tmp_path / "out")
+        stvit_cli.reproduce("small", seeds=2, output=tmp_path / "out")
+    assert f"Resume with the same command: stvit reproduce small --seeds 2 --output {tmp_path / 'out'}\n" in caplog.text
     assert trained == ["base-seed0", "wide-seed0", "base-seed1"]
     assert json.loads((tmp_path / "out" / "small.json").read_text())["settings"]["wide"]["seeds_missing"] == [1]
     monkeypatch.setattr("stvit_cli.api.ablation.train_run", train)
@@ -130,6 +132,8 @@ def test_what_else_was_measured_is_shown_and_kept_with_its_runs(small: Experimen
         "stride": 4,
         "segmentation": "SLIC",
         "segments": 80.0,
+        "components": 90.5,
+        "boundary_share": 0.25,
     }
     parts = {
         "pairs": {"wide and base, seed 0": pair},
@@ -143,9 +147,11 @@ def test_what_else_was_measured_is_shown_and_kept_with_its_runs(small: Experimen
     assert "| 123.4 |" in text
     assert "batch 64, fp32, on EPYC, 2 threads" in text
     assert text.count("| stage1.block1 |") == 1  # of random weights the baselines are in the JSON alone
-    assert "0.500 (0.250 to 0.250)" in text
-    assert results.known_parts(path, lines) == parts
-    assert "pairs" not in results.known_parts(path, {"base, seed 0": {}})
+    assert "| 80 | 90.5 | 0.250 | 0.500 (0.250 to 0.250) |" in text
+    assert "Seeds with p below 0.05: wide and base in 1 of 1." in text
+    content = results.read_earlier(path)
+    assert results.known_parts(content, lines) == parts
+    assert "pairs" not in results.known_parts(content, {"base, seed 0": {}})
 
 
 def test_models_are_timed_in_turn_once_every_setting_has_a_run(
@@ -199,6 +205,23 @@ def test_settings_with_several_seeds_are_drawn_beside_the_page(small: Experiment
     assert CLEAR in svg  # + 1.00 and + 1.01
     close = lines | {"wide, seed 1": lines["wide, seed 1"] | {"top1": 89.0}}
     assert CLEAR not in draw_results(results.build(small, close)).decode()
+
+
+def test_the_plot_marks_the_pairs_that_are_compared_and_not_the_first_setting(tmp_path: Path) -> None:
+    settings = "\n".join(f"  {name}: {{overrides: {{augment.hflip: {number / 10}}}}}" for number, name in enumerate("abcd"))
+    own = experiments.read("pairs", SMALL.partition("settings:")[0] + f"against: {{b: [a], d: [c]}}\nsettings:\n{settings}\n")
+    scores = {"a": (90.0, 95.0), "b": (90.1, 96.0), "c": (80.0, 80.0), "d": (81.0, 81.01)}
+    lines = {f"{name}, seed {seed}": run_line(name, seed, both[seed]) for name, both in scores.items() for seed in range(2)}
+    lines["d, seed 1"]["machine"] = "y"
+    written = results.build(own, lines)
+    page = results.write(written, tmp_path)[1].read_text()
+    assert "Blue: the interval of a difference of it, below, excludes zero." in page
+    assert "1 of 2 differences have an interval without 0: d minus c." in page
+    assert "In at least one seed the two runs were on different processors" in page
+    assert page.count("d minus c") == 3  # the table, the two sentences
+    svg = draw_results(written).decode()
+    assert svg.count(f"fill: #ffffff; stroke: {CLEAR}") == 2  # c and d
+    assert "stroke-dasharray" not in svg  # no vertical line: no setting is in all pairs
 
 
 @pytest.mark.slow

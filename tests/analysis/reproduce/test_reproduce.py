@@ -10,6 +10,7 @@ import pytest
 from helpers.reproduction import SMALL, write_run
 from scipy import stats
 
+import stvit_cli
 from stvit_cli.analysis.ablation.isotropic.table import LABELS, PAIRS, PAPER
 from stvit_cli.analysis.reproduce import experiments, results, superpixel_lines
 from stvit_cli.analysis.reproduce.experiments import Experiment
@@ -117,8 +118,8 @@ def test_differences_are_paired_by_seed_and_missing_runs_are_named(small: Experi
     lines = results.collect(small, find_runs(tmp_path)).lines
     content = results.build(small, lines)
     assert content["differences"]["wide minus base"] | {"low": 0, "high": 0, "std": 0} == {
-        **{"mean": 0.6, "std": 0, "low": 0, "high": 0},
-        **{"num_seeds": 2, "published": None},
+        **{"of": "wide", "minus": "base", "mean": 0.6, "std": 0, "low": 0, "high": 0},
+        **{"num_seeds": 2, "seeds_of_two_machines": [], "published": None},
     }
     page = as_markdown(content)
     assert "| wide minus base | +0.60 |" in page
@@ -127,6 +128,49 @@ def test_differences_are_paired_by_seed_and_missing_runs_are_named(small: Experi
     content = results.build(small, lines)
     assert content["settings"]["wide"]["seeds_missing"] == [0]
     assert "Not finished yet: wide (seed 0)." in as_markdown(content)
+
+
+def test_a_run_without_provenance_is_left_out_and_damage_is_told(small: Experiment, tmp_path: Path) -> None:
+    base, wide = small.settings
+    (write_run(tmp_path / "a", base, 0, 90.0).path / "environment.json").write_text("{")
+    log = write_run(tmp_path / "b", wide, 0, 91.0).path / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"kind": "eval", "st\n')
+    cut = write_run(tmp_path / "c", wide, 1, 91.0).path / "metrics.jsonl"
+    cut.write_bytes(b"\xff\xfe\n")
+    lines, _, notes = results.collect(small, find_runs(tmp_path))
+    assert list(lines) == ["wide, seed 0"]
+    assert "a, of base, is left out: its figures need version, machine and date. environment.json cannot be read" in notes[0]
+    assert "b, of wide: metrics.jsonl: 1 of 3 lines cannot be read and are left out." in notes[1]
+    assert "is not finished" in notes[2]
+    assert "metrics.jsonl: 1 of 1 lines cannot be read" in notes[2]
+
+
+def test_a_run_that_takes_the_place_of_an_earlier_one_is_told(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "load", lambda name: small)
+    write_run(tmp_path / "first" / "a", small.settings[0], 0, 90.0)
+    write_run(tmp_path / "second" / "a", small.settings[0], 0, 91.0)
+    assert stvit_cli.reproduce("small", collect=tmp_path / "first", output=tmp_path).notes == ()
+    again = stvit_cli.reproduce("small", collect=tmp_path / "second", output=tmp_path)
+    assert again.results["settings"]["base"]["mean"] == 91.0
+    told = f"{tmp_path / 'second' / 'a'} takes the place of another run of base, seed 0: top1 91, before 90."
+    assert again.notes == (told,)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"runs": []}'])
+def test_a_damaged_file_of_results_is_not_written_over(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(experiments, "load", lambda name: small)
+    write_run(tmp_path / "runs" / "a", small.settings[0], 0, 90.0)
+    path = tmp_path / "small.json"
+    path.write_text(content)
+    for options in ({"collect": tmp_path / "runs"}, {}):
+        with pytest.raises(UserError, match="cannot be read as the results of an experiment"):
+            stvit_cli.reproduce("small", output=tmp_path, **options)
+    assert path.read_text() == content
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["runs", "small.json"]
 
 
 def test_one_seed_more_decides_where_signs_disagree(small: Experiment) -> None:
@@ -145,9 +189,9 @@ def test_the_json_has_a_line_for_every_figure_and_keeps_runs_of_the_same_recipe(
     lines = results.collect(small, find_runs(tmp_path)).lines
     path, _ = results.write(results.build(small, lines), tmp_path)
     assert sum('"base, seed 0": {' in line and '"top1": 90.0' in line for line in path.read_text().splitlines()) == 1
-    assert results.known_runs(path, small) == lines
+    assert results.known_runs(results.read_earlier(path), small) == lines
     changed = experiments.read("small", SMALL.replace("schedule.epochs: 2", "schedule.epochs: 3"))
-    assert results.known_runs(path, changed) == {}
+    assert results.known_runs(results.read_earlier(path), changed) == {}
     assert wide.label not in str(lines)
 
 
@@ -161,7 +205,7 @@ def test_the_command_collects_and_writes(stvit: Any, tmp_path: Path, monkeypatch
     ended = stvit("reproduce", "shapes-segmentation", "--collect", tmp_path / "runs", "--output", tmp_path / "out", "--json", "-")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["settings"]["stvit-nano, all steps"]["mean"] == 85.5
-    assert "| 85.50 | - | 1 |" in (tmp_path / "out" / "shapes-segmentation.md").read_text()
+    assert "| 85.50 | - | 1 of 3 |" in (tmp_path / "out" / "shapes-segmentation.md").read_text()
     ended = stvit("reproduce", "--collect", tmp_path / "runs", "--json", "-")  # of every experiment
     assert [each["name"] for each in json.loads(ended.out)] == ["shapes-segmentation", "superpixels"]
 
@@ -182,7 +226,7 @@ def test_the_experiments_are_listed(stvit: Any, tmp_path: Path, monkeypatch: pyt
         (["shapes-segmentation", "--collect", "."], "holds no finished run of shapes-segmentation"),
         (["--collect", "."], "holds no finished run of any experiment"),
         (["--seeds", "2"], "Which experiment? Name one of ablations"),
-        (["fashion-mnist", "--collect", ".", "--seeds", "2"], "leave seeds, parallel and data out"),
+        (["fashion-mnist", "--collect", ".", "--seeds", "2"], "leave --seeds, --parallel and --data out"),
     ],
 )
 def test_what_is_refused(stvit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:

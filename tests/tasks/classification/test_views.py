@@ -70,6 +70,12 @@ def test_logits_are_the_mean_over_the_image_moved_in_eight_directions(pixels: in
     torch.testing.assert_close(logits_of(model, images.to(memory_format=torch.channels_last), Views(hflip, pixels)), expected)
 
 
+def test_an_image_is_not_moved_out_of_itself() -> None:
+    assert recipe_io.load("quickstart", ["data.image_size=32", "eval.translate=31"]).eval.translate == 31
+    with pytest.raises(UserError, match=r"eval\.translate: found 32, expected less than data\.image_size, 32"):
+        recipe_io.load("quickstart", ["data.image_size=32", "eval.translate=32"])
+
+
 def test_what_is_averaged_is_said() -> None:
     names = {
         Views(): "",
