@@ -233,7 +233,7 @@ def test_rows_train_in_parallel_processes(stvit: Any, tmp_path: Path) -> None:
     assert [row["row"] for row in json.loads((runs / "table.json").read_text()) if row["top1"] is not None] == [6, 7]
     for name in ("row6-seed0", "row7-seed0"):
         assert (runs / name / "best.safetensors").is_file()
-        assert "Best top1" in (runs / f"{name}.log").read_text(encoding="utf-8")
+        assert "Best top-1" in (runs / f"{name}.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -244,8 +244,7 @@ def test_log_of_a_failed_process_is_quoted(stvit: Any, tmp_path: Path, monkeypat
         "isotropic-ablation", "--recipe", "isotropic-mini", "--parallel", "2", "--output", runs, "train.device=cuda", *BRIEF
     )
     assert ended.code == 2
-    assert "ended with code 2" in ended.err
-    assert "no GPU" in ended.err
+    assert "row1-seed0 failed: train.device is cuda, but PyTorch finds no GPU here." in ended.err
 
 
 @pytest.mark.slow
