@@ -11,7 +11,6 @@ from stvit_cli.api import training
 from stvit_cli.api.overrides import Overrides, as_words
 from stvit_cli.api.training import AnyPath
 from stvit_cli.errors import Interrupted, UserError
-from stvit_cli.recipe.renamed_keys import rename_key
 from stvit_cli.utils.cpus import limit_threads
 from stvit_cli.utils.environment import is_main_process, require_group
 from stvit_cli.utils.text import shell_command
@@ -97,6 +96,7 @@ def ablate(
     if recipe is None:
         raise UserError("Which recipe? Give the name of a shipped one (`stvit recipes list`), or a file.")
     from stvit_cli.analysis.ablation.ablation import new_ablation
+    from stvit_cli.recipe.renamed_keys import rename_key
 
     for word in words:
         if (key := rename_key(word.partition("=")[0])[0]) in varied:
@@ -206,6 +206,7 @@ def _reopen(path: Path, varied: dict[str, list[Any]], words: Sequence[str], seed
     from stvit_cli.analysis.ablation.ablation import reopen
     from stvit_cli.analysis.ablation.settings import split_values
     from stvit_cli.recipe import FREE_ON_RESUME
+    from stvit_cli.recipe.renamed_keys import rename_key
 
     free: list[str] = []
     for word in words:
