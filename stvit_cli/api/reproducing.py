@@ -68,7 +68,8 @@ def experiments() -> list[dict[str, Any]]:
     rows = []
     for name in definitions.names():
         own = definitions.load(name)
-        found = strict_json.read_object(output_folder(name) / f"{name}.json").get("runs", {})
+        runs = strict_json.read_object(output_folder(name) / f"{name}.json").get("runs")
+        found = runs if isinstance(runs, dict) else {}
         num_runs = own.num_runs + len(results.needs_extra_seed(own, found))
         row = {"name": name, "title": own.title, "question": own.question, "num_runs": num_runs}
         rows.append({**row, "hours": round(own.hours, 1), "finished": len(found)})

@@ -45,6 +45,8 @@ def reproduce(
     stvit reproduce --collect RUNS --output results                all of which runs have finished
     """
     with reporting(json_file) as report:
+        if collect is not None and (seeds is not None or parallel > 1 or data is not None):
+            raise UserError("--collect trains nothing: leave --seeds, --parallel and --data out.")
         if name is None and collect is not None:
             written = collect_all(collect, output)
             for each in written:
@@ -59,8 +61,6 @@ def reproduce(
             print_table(["name", "runs here", "hours on one core", "what"], cells, right={1, 2})
             report(rows)
             return
-        if collect is not None and (seeds is not None or parallel > 1 or data is not None):
-            raise UserError("--collect trains nothing: leave --seeds, --parallel and --data out.")
         result = api.reproduce(name, seeds=seeds, parallel=parallel, data=data, output=output, collect=collect)
         _print(result)
         report(result.to_dict())

@@ -235,7 +235,8 @@ def replaced(earlier: Mapping[str, Mapping[str, Any]], found: Collected, metrics
     sentences = []
     for key, line in found.lines.items():
         before = earlier.get(key, line)
-        changed = [f"{name} {line[name]:g}, before {before[name]:g}" for name in metrics if line.get(name) != before.get(name)]
+        both = [name for name in metrics if name in line and name in before]
+        changed = [f"{name} {line[name]:g}, before {before[name]:g}" for name in both if line[name] != before[name]]
         if changed:
             sentences.append(f"{found.paths[key]} takes the place of another run of {key}: {'; '.join(changed)}.")
     return sentences
@@ -253,7 +254,8 @@ def known_parts(content: Mapping[str, Any], runs: Mapping[str, object]) -> dict[
     speed = {label: line for label, line in content.get("speed", {}).items() if label in labels}
     parts: dict[str, Any] = {"pairs": pairs, "speed": speed}
     names = ("superpixels", "superpixel_differences", "superpixel_notes", "superpixel_runs")
-    parts |= {name: content.get(name, {}) for name in names}
+    if all("components" in line for line in content.get("superpixels", {}).values()):  # otherwise of an earlier version: anew
+        parts |= {name: content.get(name, {}) for name in names}
     return {name: part for name, part in parts.items() if part}
 
 

@@ -216,6 +216,19 @@ def test_the_experiments_are_listed(stvit: Any, tmp_path: Path, monkeypatch: pyt
     assert ended.code == 0
     assert all(name in ended.out for name in experiments.names())
     assert "0 of 3" in ended.out
+    path = tmp_path / "runs" / "reproduce-ablations" / "ablations.json"
+    path.parent.mkdir(parents=True)
+    run = {"top1": 88.0, "recipe_hash": "x"}
+    settings = {"stvit-nano": (88.0, 88.0), "2 iterations of sampling": (87.0, 89.0), "layer scale 0.1": (89.0, 89.0)}
+    runs = {
+        f"{label}, seed {seed}": run | {"setting": label, "seed": seed, "top1": top1[seed]}
+        for label, top1 in settings.items()
+        for seed in (0, 1)
+    }
+    path.write_text(json.dumps({"runs": runs}))
+    assert "6 of 26" in stvit("reproduce").out  # the signs of one difference disagree: both of its settings get a third seed
+    path.write_text('{"runs": []}')
+    assert "0 of 24" in stvit("reproduce").out
 
 
 @pytest.mark.parametrize(
@@ -226,6 +239,7 @@ def test_the_experiments_are_listed(stvit: Any, tmp_path: Path, monkeypatch: pyt
         (["shapes-segmentation", "--collect", "."], "holds no finished run of shapes-segmentation"),
         (["--collect", "."], "holds no finished run of any experiment"),
         (["--seeds", "2"], "Which experiment? Name one of ablations"),
+        (["--collect", ".", "--seeds", "2"], "leave --seeds, --parallel and --data out"),
         (["fashion-mnist", "--collect", ".", "--seeds", "2"], "leave --seeds, --parallel and --data out"),
     ],
 )
