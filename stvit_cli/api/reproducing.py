@@ -170,20 +170,18 @@ def _train(experiment: Experiment, folder: Path, seeds: int | None, parallel: in
 
     def save() -> None:
         if (now := found()).lines:
-            earlier = results.read_earlier(folder / f"{experiment.name}.json")
-            lines = results.known_runs(earlier, experiment) | now.lines
+            lines = known | now.lines
             results.write(results.build(experiment, lines, results.known_parts(earlier, lines)), folder)
 
     require_writable_folder(folder)
-    results.read_earlier(folder / f"{experiment.name}.json")
+    earlier = results.read_earlier(folder / f"{experiment.name}.json")
+    known = results.known_runs(earlier, experiment)
     overrides = [] if data is None else [f"data.dir={data}"]
-    values = {
-        "--seeds": seeds,
-        "--parallel": None if parallel == 1 else parallel,
-        "--data": data,
-        "--output": None if folder == output_folder(experiment.name) else folder,
-    }
-    options = [str(word) for option, value in values.items() if value is not None for word in (option, value)]
+    options: list[str | Path] = []
+    options += ["--seeds", str(seeds)] if seeds is not None else []
+    options += ["--parallel", str(parallel)] if parallel > 1 else []
+    options += ["--data", Path(data)] if data is not None else []
+    options += ["--output", folder] if folder != output_folder(experiment.name) else []
     failures: dict[str, str] = {}
     tried: set[Path] = set()
     extra: set[str] = set()

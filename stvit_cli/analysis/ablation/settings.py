@@ -55,19 +55,18 @@ def split_words(words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
     """
     varied: dict[str, list[Any]] = {}
     others: list[str] = []
-    single: set[str] = set()
     for word in words:
         given, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"Found {word!r}, expected key=a,b,c, such as optim.lr=1e-3,2e-3.")
-        key, values = rename_key(given)[0], split_values(text)
-        if key in varied or (key in single and len(values) > 1):
-            raise UserError(f"{key} is given twice; write all of its values behind one sign: {key}={text},...")
+        values = split_values(text)
         if len(values) < 2:
-            single.add(key)
             others.append(word)
-        else:
-            varied[key] = values
+            continue
+        key = rename_key(given)[0]
+        if key in varied:
+            raise UserError(f"{key} is given twice; write all of its values behind one sign: {key}={text},...")
+        varied[key] = values
     for key, values in varied.items():
         check_values(key, values)
     return varied, others

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stvit_cli.analysis.ablation.statistics import how_many_are_clear
+from stvit_cli.analysis.ablation.statistics import Estimate, how_many_are_clear
 
 SIGNIFICANT = 0.05
 
 
 def clear(line: Mapping[str, Any]) -> bool:
     """Whether a difference has an interval, and 0 is not in it."""
-    return line["low"] is not None and (line["low"] > 0 or line["high"] < 0)
+    return Estimate(line["num_seeds"], line["mean"], low=line["low"], high=line["high"]).excludes_zero
 
 
 def baseline_of(differences: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -45,11 +45,13 @@ def sentences(differences: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def significant_pairs(pairs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return in how many seeds the test of two settings is significant, in one sentence."""
+    """Return in how many seeds the test of two settings is significant, in one sentence.
+
+    Args:
+        pairs: the lines of the tests, by key: ``LABEL and LABEL, seed N``.
+    """
     values: dict[str, list[float]] = {}
-    for pair in pairs.values():
-        values.setdefault(" and ".join(key.rpartition(", seed ")[0] for key in (pair["first"], pair["second"])), []).append(
-            pair["p_value"]
-        )
+    for key, pair in pairs.items():
+        values.setdefault(key.rpartition(", seed ")[0], []).append(pair["p_value"])
     counts = [f"{label} in {sum(p < SIGNIFICANT for p in own)} of {len(own)}" for label, own in values.items()]
     return f"Seeds with p below {SIGNIFICANT}: {'; '.join(counts)}."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stvit_cli.analysis.ablation.results import RunResult, read_result
-from stvit_cli.analysis.report.run_files import read_run
+from stvit_cli.analysis.report.run_files import Run, read_run
 from stvit_cli.engine.run_dir import RunDir
 from stvit_cli.recipe import Recipe
 from stvit_cli.recipe import io as recipe_io
@@ -39,9 +39,13 @@ class FoundRun:
         return RunDir(self.path).read_environment()
 
     @cached_property
+    def _run(self) -> Run:
+        return read_run(self.path)
+
+    @property
     def problems(self) -> list[str]:
         """What of its files cannot be read, as sentences."""
-        return read_run(self.path).problems
+        return self._run.problems
 
     @property
     def has_provenance(self) -> bool:
@@ -51,7 +55,7 @@ class FoundRun:
     @property
     def progress(self) -> str:
         """How far the run is: ``epoch 3 of 14``."""
-        run, schedule = read_run(self.path), self.recipe.schedule
+        run, schedule = self._run, self.recipe.schedule
         if schedule.steps is not None:
             return f"step {run.step} of {schedule.steps}"
         return f"epoch {run.epoch:.3g} of {schedule.epochs}"

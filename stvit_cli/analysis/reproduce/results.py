@@ -254,7 +254,7 @@ def known_parts(content: Mapping[str, Any], runs: Mapping[str, object]) -> dict[
     speed = {label: line for label, line in content.get("speed", {}).items() if label in labels}
     parts: dict[str, Any] = {"pairs": pairs, "speed": speed}
     names = ("superpixels", "superpixel_differences", "superpixel_notes", "superpixel_runs")
-    if all("components" in line for line in content.get("superpixels", {}).values()):  # otherwise of an earlier version: anew
+    if all("components" in line for line in content.get("superpixels", {}).values()):  # files of earlier versions lack it
         parts |= {name: content.get(name, {}) for name in names}
     return {name: part for name, part in parts.items() if part}
 

@@ -15,7 +15,7 @@ from stvit_cli.errors import UserError
 from stvit_cli.models import create_model
 from stvit_cli.models.isotropic_rows import FULL, MINI, ROWS, VARIANTS
 from stvit_cli.models.stvit import GridSizes
-from stvit_cli.utils.shipped import recipes_folder
+from stvit_cli.recipe.files import list_recipes
 from stvit_cli.utils.text import did_you_mean
 
 # In the order of the table; accuracies in percent, on ImageNet.
@@ -141,7 +141,7 @@ def family_of(model: str) -> str:
         UserError: the model is not a row of Table II.
     """
     if model not in VARIANTS:
-        shipped = sorted(path.stem for path in recipes_folder().glob("isotropic*.yaml"))
+        shipped = [path.stem for path in list_recipes() if path.stem.startswith("isotropic")]
         raise UserError(
             f"model.name: found {model}, expected a row of Table II, such as isotropic-stvit-20 "
             f"(or isotropic-mini-stvit-20).{did_you_mean(model, VARIANTS)}\n"
